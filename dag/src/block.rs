@@ -1,0 +1,146 @@
+//! Blocks: bytes under the CID that they hash to.
+
+use bytes::Bytes;
+use multihash_codetable::{Code, MultihashDigest};
+
+pub use cid::Cid;
+
+/// Largest block that is ever made or accepted, in bytes: the limit of Bitswap 1.2 peers.
+pub const MAX_BLOCK_SIZE: usize = 2 << 20;
+
+/// Longest identity digest that is accepted, in bytes: a CID that carries its content must stay a name.
+pub const MAX_IDENTITY_SIZE: usize = 128;
+
+/// Multihash code of the identity function.
+const IDENTITY: u64 = 0x00;
+
+/// Content codecs that the lab reads, by their multicodec numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Codec {
+    /// Plain bytes (`0x55`).
+    Raw,
+    /// Protobuf nodes of UnixFS (`0x70`).
+    DagPb,
+    /// Structured data (`0x71`).
+    DagCbor,
+    /// Structured data as JSON (`0x0129`).
+    DagJson,
+}
+
+impl Codec {
+    /// Returns the multicodec number.
+    pub const fn number(self) -> u64 {
+        match self {
+            Codec::Raw => 0x55,
+            Codec::DagPb => 0x70,
+            Codec::DagCbor => 0x71,
+            Codec::DagJson => 0x0129,
+        }
+    }
+
+    /// Returns the codec of a CID, or `None` where the lab cannot read it.
+    pub const fn of(cid: &Cid) -> Option<Codec> {
+        match cid.codec() {
+            0x55 => Some(Codec::Raw),
+            0x70 => Some(Codec::DagPb),
+            0x71 => Some(Codec::DagCbor),
+            0x0129 => Some(Codec::DagJson),
+            _ => None,
+        }
+    }
+}
+
+/// Why bytes were not accepted as a block.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HashError {
+    /// The bytes hash to something else.
+    #[error("bytes offered as {cid} do not hash to it")]
+    Mismatch {
+        /// The CID under which the bytes were offered.
+        cid: Cid,
+    },
+    /// The CID names a hash function that cannot be verified here.
+    #[error("{cid} uses hash function {code:#x}, which cannot be verified")]
+    UnknownHash {
+        /// The CID in question.
+        cid: Cid,
+        /// Multihash code of the function.
+        code: u64,
+    },
+    /// The block is larger than any block may be.
+    #[error("block of {size} bytes is larger than {MAX_BLOCK_SIZE}")]
+    TooLarge {
+        /// Size in bytes.
+        size: usize,
+    },
+}
+
+/// Bytes that have been checked against their CID.
+///
+/// A value of this type cannot be made from unchecked bytes, so whoever holds one need not check again.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Block {
+    cid: Cid,
+    data: Bytes,
+}
+
+impl Block {
+    /// Makes a block under BLAKE3-256, the lab's own hash.
+    ///
+    /// # Panics
+    ///
+    /// Panics where `data` is larger than [`MAX_BLOCK_SIZE`]: whoever makes blocks splits them first.
+    pub fn new(codec: Codec, data: impl Into<Bytes>) -> Block {
+        let data = data.into();
+        assert!(data.len() <= MAX_BLOCK_SIZE, "a block of {} bytes was made; split it first", data.len());
+        Block { cid: Cid::new_v1(codec.number(), Code::Blake3_256.digest(&data)), data }
+    }
+
+    /// Accepts bytes from elsewhere after checking size and hash.
+    pub fn verify(cid: Cid, data: impl Into<Bytes>) -> Result<Block, HashError> {
+        let data = data.into();
+        check(&cid, &data)?;
+        Ok(Block { cid, data })
+    }
+
+    /// Returns the CID.
+    pub fn cid(&self) -> &Cid {
+        &self.cid
+    }
+
+    /// Returns the bytes.
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// Splits into CID and bytes.
+    pub fn into_parts(self) -> (Cid, Bytes) {
+        (self.cid, self.data)
+    }
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Block({}, {} bytes)", self.cid, self.data.len())
+    }
+}
+
+/// Checks that `data` is what `cid` names, within the size of a block.
+pub fn check(cid: &Cid, data: &[u8]) -> Result<(), HashError> {
+    if data.len() > MAX_BLOCK_SIZE {
+        return Err(HashError::TooLarge { size: data.len() });
+    }
+    let code = cid.hash().code();
+    let matches = if code == IDENTITY {
+        data.len() <= MAX_IDENTITY_SIZE && cid.hash().digest() == data
+    } else {
+        let function = Code::try_from(code).map_err(|_| HashError::UnknownHash { cid: *cid, code })?;
+        function.digest(data) == *cid.hash()
+    };
+    if matches { Ok(()) } else { Err(HashError::Mismatch { cid: *cid }) }
+}
+
+/// Returns the BLAKE3 digest of a CID that uses BLAKE3-256, the only ones that iroh-blobs can move.
+pub fn blake3_digest(cid: &Cid) -> Option<[u8; 32]> {
+    (cid.hash().code() == u64::from(Code::Blake3_256)).then(|| cid.hash().digest().try_into().ok()).flatten()
+}

@@ -1,0 +1,118 @@
+//! The nodes of the lab, each a version of one union.
+//!
+//! [`plan`] says what can be run, [`run`] is one experiment as a pure value, [`execution`] one carrying-out of it with
+//! its [`placement`] and the [`fact`]s of its log; [`receipt`]s are lablets' statements, [`outcome`] what the software
+//! did, and [`result`] ties them together. `schemas/*.ipldsch` is the normative text.
+
+pub mod execution;
+pub mod fact;
+pub mod outcome;
+pub mod placement;
+pub mod plan;
+pub mod receipt;
+pub mod result;
+pub mod run;
+pub mod signed;
+
+use serde::{Deserialize, Serialize};
+
+pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
+pub use fact::{Fact, FactKind};
+pub use outcome::{
+    Counts, GroupOutcome, InstanceOutcome, Outcome, OutcomeShard, Termination, ThresholdOutcome, Verdict,
+};
+pub use placement::{Assignment, Placement, Refusal};
+pub use plan::{
+    Affinity, Case, Comparison, Count, Engine, GroupSpec, ParamKind, ParamSpec, Plan, Requirements, Resources,
+    Statistic, Subject, Threshold, Value, Workload, WorkloadKind,
+};
+pub use receipt::{Exit, Receipt, ReceiptShard, Usage};
+pub use result::{Attestation, Distortion, LabletRecord, ResultNode, ResultVerdict};
+pub use run::{GroupRun, LossPolicy, Network, Run};
+pub use signed::Signed;
+
+use crate::codec::{DecodeError, decode_canonical};
+use crate::{Block, codec};
+
+macro_rules! nodes {
+    ($($(#[$doc:meta])* $variant:ident($body:ty) = $tag:literal;)*) => {
+        /// Every structured node that the lab stores.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub enum Node {
+            $($(#[$doc])* #[serde(rename = $tag)] $variant($body),)*
+        }
+
+        impl Node {
+            /// Returns the tag under which the node is stored, with its version.
+            pub fn tag(&self) -> &'static str {
+                match self { $(Node::$variant(_) => $tag,)* }
+            }
+        }
+
+        $(
+            impl From<$body> for Node {
+                fn from(body: $body) -> Node { Node::$variant(body) }
+            }
+
+            impl TryFrom<Node> for $body {
+                type Error = DecodeError;
+
+                fn try_from(node: Node) -> Result<$body, DecodeError> {
+                    let found = node.tag();
+                    match node {
+                        Node::$variant(body) => Ok(body),
+                                        #[allow(unreachable_patterns, reason = "the macro also serves a union of one")]
+                        _ => Err(DecodeError::WrongKind { expected: $tag, found }),
+                    }
+                }
+            }
+        )*
+    };
+}
+
+nodes! {
+    /// A plan.
+    Plan(Plan) = "iptl.plan/1";
+    /// A workload: what an instance executes.
+    Workload(Workload) = "iptl.workload/1";
+    /// A run.
+    Run(Run) = "iptl.run/1";
+    /// An execution.
+    Execution(Execution) = "iptl.execution/1";
+    /// A placement.
+    Placement(Placement) = "iptl.placement/1";
+    /// A fact of an execution's log.
+    Fact(Signed<Fact>) = "iptl.fact/1";
+    /// A chunk of receipts.
+    Receipts(ReceiptShard) = "iptl.receipts/1";
+    /// An outcome.
+    Outcome(Outcome) = "iptl.outcome/1";
+    /// A chunk of the instances of an outcome.
+    OutcomeShard(OutcomeShard) = "iptl.outcome-shard/1";
+    /// An attestation.
+    Attestation(Signed<Attestation>) = "iptl.attestation/1";
+    /// A result.
+    Result(ResultNode) = "iptl.result/1";
+}
+
+impl Node {
+    /// Encodes the node as a block.
+    pub fn to_block(&self) -> Block {
+        codec::to_block(self)
+    }
+
+    /// Decodes a node from the bytes of a block; refuses encodings that are not canonical.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Node, DecodeError> {
+        decode_canonical(bytes)
+    }
+}
+
+/// Encodes a body as the block of its node.
+pub fn to_block<T: Into<Node>>(body: T) -> Block {
+    body.into().to_block()
+}
+
+/// Decodes the bytes of a block as a node of one kind.
+pub fn from_bytes<T: TryFrom<Node, Error = DecodeError>>(bytes: &[u8]) -> Result<T, DecodeError> {
+    T::try_from(Node::from_bytes(bytes)?)
+}

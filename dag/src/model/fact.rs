@@ -1,0 +1,109 @@
+//! Facts: what an orchestrator wrote down before it acted on it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::execution::{Epoch, ExecutionId, InstanceId};
+use crate::model::placement::Assignment;
+use crate::model::signed::Signable;
+use crate::{Cid, PeerId};
+
+/// One entry of an execution's log; each links the one before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fact {
+    /// Execution.
+    pub execution: ExecutionId,
+    /// Position in the log, from zero.
+    pub seq: u64,
+    /// The fact before; none at zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prev: Option<Cid>,
+    /// Term in which it was written.
+    pub epoch: Epoch,
+    /// Wall time in milliseconds since 1970, for people.
+    pub at_ms: u64,
+    /// What happened.
+    pub kind: FactKind,
+}
+
+impl Signable for Fact {
+    const DOMAIN: &'static str = "iptl/fact/1";
+}
+
+/// What a fact says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum FactKind {
+    /// The run was accepted for execution.
+    Submitted {
+        /// The [`Execution`](crate::model::Execution) node.
+        execution: Cid,
+        /// The run.
+        run: Cid,
+        /// Who asked.
+        by: PeerId,
+    },
+    /// Instances were placed; links the Placement.
+    Placed {
+        /// The placement.
+        placement: Cid,
+    },
+    /// A lablet was granted instances; it counts as theirs from here on.
+    Granted {
+        /// Lablet.
+        lablet: PeerId,
+        /// What it got.
+        assignments: Vec<Assignment>,
+        /// Attempt of these instances, from one.
+        attempt: u32,
+    },
+    /// A lablet took its grant.
+    Accepted {
+        /// Lablet.
+        lablet: PeerId,
+    },
+    /// A lablet gave its grant back before anything started.
+    Refused {
+        /// Lablet.
+        lablet: PeerId,
+        /// Why.
+        reason: String,
+    },
+    /// Every cell was prepared and the start was given.
+    Started {},
+    /// Receipts of a lablet were fetched, verified and pinned.
+    Received {
+        /// Lablet.
+        lablet: PeerId,
+        /// Chunk of receipts.
+        shard: Cid,
+        /// How many.
+        count: u32,
+    },
+    /// Instances were lost with their lablet, or never ran.
+    Lost {
+        /// Lablet that held them, where one did.
+        lablet: Option<PeerId>,
+        /// Which.
+        instances: Vec<InstanceId>,
+        /// Why.
+        reason: String,
+    },
+    /// Someone asked for the end.
+    Cancelled {
+        /// Who.
+        by: PeerId,
+    },
+    /// The wall time of the run was over.
+    TimedOut {},
+    /// The result was sealed.
+    Sealed {
+        /// The result.
+        result: Cid,
+    },
+    /// It ended without anything to seal.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}

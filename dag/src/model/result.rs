@@ -1,0 +1,110 @@
+//! Results: run, execution, outcome and attestation under one CID.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::execution::ExecutionId;
+use crate::model::outcome::Counts;
+use crate::model::signed::Signable;
+use crate::{Cid, PeerId};
+
+/// The root of everything that an execution left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResultNode {
+    /// The run.
+    pub run: Cid,
+    /// The execution.
+    pub execution: ExecutionId,
+    /// What the software did.
+    pub outcome: Cid,
+    /// What the lab states about it.
+    pub attestation: Cid,
+    /// UnixFS directory for people and data tools.
+    pub files: Cid,
+    /// Verdict over run and lab together.
+    pub verdict: ResultVerdict,
+    /// Instances by how they ended.
+    pub counts: Counts,
+}
+
+/// Verdict over run and lab together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResultVerdict {
+    /// The software passed.
+    Pass,
+    /// The software failed.
+    Fail,
+    /// The lab lost too much to tell, or the run was cancelled.
+    Inconclusive,
+}
+
+/// What the orchestrator states about an execution.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attestation {
+    /// Execution.
+    pub execution: ExecutionId,
+    /// The lab's key as a peer ID.
+    pub lab: PeerId,
+    /// Outcome that this vouches for.
+    pub outcome: Cid,
+    /// Directory that this vouches for.
+    pub files: Cid,
+    /// Chunks of receipts; each links a [`ReceiptShard`](crate::model::ReceiptShard).
+    pub receipts: Vec<Cid>,
+    /// Placements, oldest first.
+    pub placements: Vec<Cid>,
+    /// Last fact of the log before the result was sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<Cid>,
+    /// Lablets that took part.
+    pub lablets: Vec<LabletRecord>,
+    /// Wall times in milliseconds since 1970.
+    pub submitted_ms: u64,
+    /// When all cells were told to start; zero where none was.
+    pub started_ms: u64,
+    /// When the last receipt was in.
+    pub ended_ms: u64,
+    /// Instances that have no receipt, with the reason: `group/index` to reason.
+    pub missing: BTreeMap<String, String>,
+    /// What the lab itself did to the figures.
+    pub distortions: Vec<Distortion>,
+    /// Why the verdict is inconclusive; empty where it is not.
+    pub inconclusive: Vec<String>,
+}
+
+impl Signable for Attestation {
+    const DOMAIN: &'static str = "iptl/attestation/1";
+}
+
+/// A lablet that took part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabletRecord {
+    /// Its key.
+    pub peer: PeerId,
+    /// Name that its owner gave.
+    pub name: String,
+    /// Version of its software.
+    pub version: String,
+    /// Logical processors.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Its wall clock less the orchestrator's in microseconds, from the heartbeat with the shortest round trip.
+    pub clock_offset_us: i64,
+    /// That round trip in microseconds, the bound of the offset's error.
+    pub clock_error_us: u64,
+}
+
+/// Something that the lab did to the figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Distortion {
+    /// Lablet or link that it concerns.
+    pub place: String,
+    /// What and how much.
+    pub what: String,
+}

@@ -1,0 +1,81 @@
+//! Runs: the pure specification of one experiment.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Cid;
+use crate::model::plan::{Engine, Requirements, Resources, Threshold, Value, WorkloadKind};
+
+/// One experiment: no time, no name of a machine, no nonce, so that equal runs have equal CIDs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Plan that it was made from.
+    pub plan: Cid,
+    /// Case of the plan.
+    pub case: String,
+    /// Groups by name; their order is the order of lab addresses.
+    pub groups: BTreeMap<String, GroupRun>,
+    /// Values of all parameters, defaults included.
+    pub params: BTreeMap<String, Value>,
+    /// Seed of everything random that the lab controls.
+    pub seed: u64,
+    /// Kind of time.
+    pub engine: Engine,
+    /// Network between the instances.
+    pub network: Network,
+    /// Faults that are injected; links fault schedules, of which there are none yet.
+    pub faults: Vec<Cid>,
+    /// What happens to lost instances.
+    pub loss: LossPolicy,
+    /// Conditions under which it passes.
+    pub thresholds: Vec<Threshold>,
+    /// Longest wall time from start, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// One group of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupRun {
+    /// The [`Workload`](crate::model::Workload) node.
+    pub workload: Cid,
+    /// How it is executed, repeated here so that a lablet can decide on an offer without fetching it.
+    pub kind: WorkloadKind,
+    /// Number of instances.
+    pub count: u32,
+    /// Arguments after the program name.
+    pub args: Vec<String>,
+    /// Environment beside what the lab sets.
+    pub env: BTreeMap<String, String>,
+    /// What each instance may use.
+    pub resources: Resources,
+    /// Where instances may be placed.
+    pub requires: Requirements,
+}
+
+/// Network between instances.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Every instance reaches every other one, with no delay or loss but the machines' own.
+    #[default]
+    Clean,
+    /// A network node, as links and realms describe it.
+    Model(Cid),
+}
+
+/// What happens when instances are lost with their lablet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossPolicy {
+    /// Attempts per instance, the first included; 1 is at-most-once.
+    pub max_attempts: u32,
+    /// Share of instances that may be lost before the verdict is inconclusive, in parts per million.
+    pub max_lost_ppm: u32,
+}
+
+impl Run {
+    /// Returns the number of instances over all groups.
+    pub fn instances(&self) -> u64 {
+        self.groups.values().map(|g| u64::from(g.count)).sum()
+    }
+}

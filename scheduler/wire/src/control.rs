@@ -1,0 +1,469 @@
+//! The control API: one request enum between a command line and a node, over a local socket or a swarm stream.
+//!
+//! A connection carries one [`Request`] and then [`Reply`] frames until [`Reply::End`] or [`Reply::Error`]. `Put` alone
+//! is followed by more frames of the asker: [`Upload`]s.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Counts, ResultVerdict};
+use iptl_dag::{Cid, PeerId};
+use serde::{Deserialize, Serialize};
+
+use crate::lab::Role;
+use crate::session::OutputLine;
+
+/// Protocol ID of the control stream.
+pub const PROTOCOL: &str = "/iptl/control/1";
+
+/// Largest frame of the control API, in bytes: a block with its wrapping.
+pub const MAX_FRAME_SIZE: usize = (2 << 20) + (64 << 10);
+
+/// What is asked of a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What is going on. Answer: `Status`.
+    Status {},
+    /// Stores the blocks that follow as [`Upload`] frames. Answer: `End`.
+    Put {},
+    /// Pins a root and announces it. Answer: `End`.
+    Publish {
+        /// Root.
+        root: Cid,
+        /// Kind for lists: `plan`, `workload`, `data`, `result`.
+        kind: String,
+        /// Name for lists.
+        name: String,
+    },
+    /// Executes a run whose blocks the node has or can fetch. Answer: `Submitted`, then `End`.
+    Submit {
+        /// The run.
+        run: Cid,
+        /// Peer that has the run's blocks, where it is not the node itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<PeerId>,
+        /// Addresses of that peer.
+        #[serde(default)]
+        source_addrs: Vec<String>,
+    },
+    /// Computes the placement that a run would get now. Answer: `Placement`, then `End`.
+    DryRun {
+        /// The run.
+        run: Cid,
+    },
+    /// Follows an execution from its first event. Answers: `Event`s, ended by `Event::Finished`, then `End`.
+    Watch {
+        /// Execution: CID, alias, or `last`.
+        execution: String,
+    },
+    /// Ends an execution; a partial result is sealed. Answer: `End`.
+    Cancel {
+        /// Execution: CID, alias, or `last`.
+        execution: String,
+    },
+    /// Output of instances, from the execution while it runs and from its result afterwards. Answers: `Output`s.
+    Logs {
+        /// Execution: CID, alias, or `last`.
+        execution: String,
+        /// Group; none means all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
+        /// Index in the group; none means all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        index: Option<u32>,
+        /// Goes on until the execution ends.
+        follow: bool,
+    },
+    /// Lists things. Answers: one `Row` each, then `End`.
+    List {
+        /// What: `runs`, `plans`, `results`, `lablets`, `pins`.
+        what: ListKind,
+    },
+    /// Finds the CID behind a name: CID, alias of an execution with a result, `last`. Answer: `Resolved`, then `End`.
+    Resolve {
+        /// Name.
+        name: String,
+    },
+    /// Fetches what `root` reaches, within the store and then from providers. Answers: `Progress`, then `Fetched`.
+    Fetch {
+        /// Root.
+        root: Cid,
+        /// Multiaddrs of peers to ask first.
+        peers: Vec<String>,
+        /// Gives up after so long without a provider, in milliseconds.
+        timeout_ms: u64,
+        /// Only the root block.
+        shallow: bool,
+    },
+    /// Reads blocks out of the node's store. Answers: one `Block` each in the order asked, then `End`.
+    Blocks {
+        /// CIDs.
+        cids: Vec<Cid>,
+    },
+    /// Makes a lab of which this node is the orchestrator. Answer: `End`.
+    LabInit {
+        /// Name for people.
+        name: String,
+        /// Everybody who asks is let in.
+        open: bool,
+    },
+    /// Makes a ticket. Answer: `Ticket`, then `End`.
+    Invite {
+        /// Role of who joins by it.
+        role: Role,
+        /// Lapses after so long, in milliseconds.
+        ttl_ms: u64,
+    },
+    /// Joins a lab by ticket or peer ID. Answers: `Note`s while it waits, then `Joined`, then `End`.
+    Join {
+        /// Ticket, peer ID or multiaddr with a peer ID.
+        target: String,
+        /// Name of this machine.
+        name: String,
+        /// Role that is asked for where there is no ticket.
+        role: Role,
+    },
+    /// Lets a peer in that asked. Answer: `End`.
+    Approve {
+        /// Peer.
+        peer: PeerId,
+    },
+    /// Leaves the lab. Answer: `End`.
+    Leave {},
+    /// Stops the node. Answer: `End`, before it stops.
+    Shutdown {
+        /// Finishes running cells first.
+        finish: bool,
+    },
+}
+
+/// Frames after `Request::Put`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Upload {
+    /// A block.
+    Block {
+        /// Its CID.
+        cid: Cid,
+        /// Its bytes.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// No more.
+    End {},
+}
+
+/// Kinds of lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ListKind {
+    /// Executions.
+    Runs,
+    /// Published plans.
+    Plans,
+    /// Sealed results.
+    Results,
+    /// Lablets of the lab.
+    Lablets,
+    /// Pinned roots.
+    Pins,
+}
+
+/// What a node answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reply {
+    /// What is going on.
+    Status(Status),
+    /// The execution that a submission made.
+    Submitted {
+        /// CID of the execution.
+        execution: Cid,
+        /// Name for people.
+        alias: String,
+    },
+    /// A placement that would be made.
+    Placement {
+        /// Rows: lablet name and peer, group, first index, count.
+        rows: Vec<PlacementRow>,
+        /// Lablets left out, with reasons.
+        refused: Vec<(String, String)>,
+        /// Instances without a place; zero where all have one.
+        unplaced: u64,
+    },
+    /// Something happened in a watched execution.
+    Event(Event),
+    /// Output of an instance.
+    Output(OutputLine),
+    /// One thing of a list: columns by name.
+    Row(BTreeMap<String, String>),
+    /// CID behind a name.
+    Resolved {
+        /// The CID.
+        cid: Cid,
+    },
+    /// A fetch goes on.
+    Progress(FetchProgress),
+    /// A fetch is complete.
+    Fetched(FetchReport),
+    /// A block.
+    Block {
+        /// Its CID.
+        cid: Cid,
+        /// Its bytes.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// A ticket, complete, to be shown once.
+    Ticket {
+        /// The ticket.
+        ticket: String,
+    },
+    /// What a long request waits for.
+    Note {
+        /// For people.
+        text: String,
+    },
+    /// Joined a lab.
+    Joined {
+        /// The lab.
+        lab: PeerId,
+        /// Its name.
+        name: String,
+        /// Role in it.
+        role: Role,
+    },
+    /// All was answered.
+    End {},
+    /// The request failed; nothing follows.
+    Error(Failure),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// What kind; decides the exit code.
+    pub kind: FailureKind,
+    /// Stable code: `lab.no-lablets`, `fetch.no-provider`.
+    pub code: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+}
+
+/// Kinds of failures, one for each exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The tool broke (exit 1).
+    Broken,
+    /// The request makes no sense (exit 2).
+    Usage,
+    /// Content or peer not found in time (exit 3).
+    NotFound,
+    /// Not authorised (exit 4).
+    Denied,
+    /// The lab cannot (exit 5).
+    LabUnable,
+}
+
+/// What is going on at a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// The node.
+    pub peer: PeerId,
+    /// Its addresses, each with `/p2p/…`.
+    pub addrs: Vec<String>,
+    /// Version of its software.
+    pub version: String,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Role in the lab; none without a lab.
+    pub role: Option<Role>,
+    /// The lab.
+    pub lab: Option<PeerId>,
+    /// Name of the lab.
+    pub lab_name: String,
+    /// Whether the lab can be reached: on an orchestrator always, else whether a session is up.
+    pub online: bool,
+    /// Peers connected.
+    pub peers: u32,
+    /// Lablets known, on an orchestrator.
+    pub lablets: u32,
+    /// Lablets with a valid lease.
+    pub lablets_ready: u32,
+    /// Free Wasm slots over all lablets, or of this lablet.
+    pub free_slots: u64,
+    /// Executions that are not over.
+    pub running: Vec<RunningRow>,
+    /// Peers that ask to join.
+    pub asking: Vec<(PeerId, String)>,
+}
+
+/// An execution that is not over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunningRow {
+    /// Name for people.
+    pub alias: String,
+    /// Phase, with what it waits for.
+    pub phase: String,
+    /// Instances in all.
+    pub instances: u64,
+    /// Instances that ended.
+    pub ended: u64,
+}
+
+/// One row of a placement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlacementRow {
+    /// Name of the lablet.
+    pub lablet: String,
+    /// Its peer ID.
+    pub peer: PeerId,
+    /// Group.
+    pub group: String,
+    /// First index.
+    pub start: u32,
+    /// Instances.
+    pub count: u32,
+}
+
+/// How far a fetch is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FetchProgress {
+    /// Blocks that are here.
+    pub blocks: u64,
+    /// Blocks known to be wanted.
+    pub wanted: u64,
+    /// Bytes that came over the network.
+    pub bytes_fetched: u64,
+    /// What it waits for, where it waits.
+    pub waiting: String,
+}
+
+/// What a fetch did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FetchReport {
+    /// Blocks under the root, the root included.
+    pub blocks: u64,
+    /// Bytes of these blocks.
+    pub bytes: u64,
+    /// Bytes that came over the network.
+    pub bytes_fetched: u64,
+    /// Bytes by provider.
+    pub providers: Vec<(PeerId, u64)>,
+    /// Providers that were dropped, with the reason.
+    pub dropped: Vec<(PeerId, String)>,
+}
+
+/// Something that happened in an execution, as its narrative tells it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Event {
+    /// Accepted.
+    Submitted {
+        /// CID of the execution.
+        execution: Cid,
+        /// Name for people.
+        alias: String,
+        /// The run.
+        run: Cid,
+        /// Name of the lab.
+        lab: String,
+        /// Instances by group.
+        groups: BTreeMap<String, u32>,
+    },
+    /// Placed, wholly or as far as there was room.
+    Placed {
+        /// Lablets that match.
+        matching: u32,
+        /// Lablets in all.
+        lablets: u32,
+        /// Lablets left out, by name, with reasons.
+        refused: Vec<(String, String)>,
+        /// Instances placed.
+        instances: u64,
+        /// Milliseconds since submission.
+        after_ms: u64,
+    },
+    /// Waits for something; repeated when it changes and at least every second.
+    Waiting {
+        /// For what.
+        reason: String,
+    },
+    /// A lablet prepares: it fetches blocks and makes instances.
+    Preparing {
+        /// Cells that are prepared.
+        prepared: u32,
+        /// Cells in all.
+        cells: u32,
+    },
+    /// All cells were told to start.
+    Started {
+        /// Milliseconds since submission.
+        after_ms: u64,
+    },
+    /// Counts of instances by group changed.
+    Progress {
+        /// Running instances by group.
+        running: BTreeMap<String, u32>,
+        /// Ended instances by group.
+        ended: BTreeMap<String, u32>,
+    },
+    /// A barrier filled up, or has been waited for over a second.
+    Barrier {
+        /// State.
+        state: String,
+        /// Signals so far.
+        count: u64,
+        /// Signals that open it.
+        target: u64,
+        /// Instances or lablets that are missing, where some are known.
+        missing: Vec<String>,
+        /// Milliseconds since start.
+        after_ms: u64,
+    },
+    /// A lablet was lost, came back, or gave a grant back.
+    Lablet {
+        /// Name and short peer ID.
+        lablet: String,
+        /// What happened.
+        what: String,
+    },
+    /// Sealed. Nothing follows.
+    Finished {
+        /// The run.
+        run: Cid,
+        /// The execution.
+        execution: Cid,
+        /// The result.
+        result: Cid,
+        /// Verdict.
+        verdict: ResultVerdict,
+        /// Instances by how they ended.
+        counts: Counts,
+        /// Thresholds: text, what was measured, whether it holds.
+        thresholds: Vec<(String, Option<f64>, bool)>,
+        /// Why it is inconclusive.
+        inconclusive: Vec<String>,
+        /// Instances that failed or were lost, at most twenty, with their causes.
+        failures: Vec<(String, String)>,
+        /// Milliseconds since submission.
+        after_ms: u64,
+    },
+    /// Ended with nothing sealed. Nothing follows.
+    Failed {
+        /// The execution.
+        execution: Cid,
+        /// Why.
+        failure: Failure,
+    },
+}

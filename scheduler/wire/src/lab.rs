@@ -1,0 +1,121 @@
+//! Joining a lab: certificates, member tokens, tickets as they travel.
+
+use iptl_dag::PeerId;
+use iptl_dag::model::signed::{Signable, Signed};
+use serde::{Deserialize, Serialize};
+
+use crate::time::WallTime;
+
+/// Protocol ID of the stream on which a peer asks to join, one request and its answers.
+pub const JOIN_PROTOCOL: &str = "/iptl/join/1";
+
+/// Largest message of a join stream, in bytes.
+pub const MAX_JOIN_SIZE: usize = 16 << 10;
+
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Accepts runs and schedules them.
+    Orchestrator,
+    /// Lends its machine.
+    Lablet,
+    /// Submits runs.
+    Developer,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Orchestrator => "orchestrator",
+            Role::Lablet => "lablet",
+            Role::Developer => "developer",
+        })
+    }
+}
+
+/// The lab's word that a peer is an orchestrator of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// The lab; it signs.
+    pub lab: PeerId,
+    /// The orchestrator.
+    pub orchestrator: PeerId,
+    /// Name of the lab, for people.
+    pub name: String,
+    /// When it lapses.
+    pub expires: WallTime,
+}
+
+impl Signable for Certificate {
+    const DOMAIN: &'static str = "iptl/certificate/1";
+}
+
+/// The lab's word that a peer is a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberToken {
+    /// The lab; it signs.
+    pub lab: PeerId,
+    /// The member.
+    pub member: PeerId,
+    /// What the member is.
+    pub role: Role,
+    /// When it lapses.
+    pub expires: WallTime,
+}
+
+impl Signable for MemberToken {
+    const DOMAIN: &'static str = "iptl/member/1";
+}
+
+/// First message of a join stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum JoinRequest {
+    /// Joins by a ticket's secret.
+    Ticket {
+        /// The lab that the ticket names.
+        lab: PeerId,
+        /// The secret.
+        #[serde(with = "serde_bytes")]
+        secret: Vec<u8>,
+        /// Name that the owner gives the machine.
+        name: String,
+    },
+    /// Asks to be let in.
+    Ask {
+        /// Role that is asked for.
+        role: Role,
+        /// Name that the owner gives the machine.
+        name: String,
+    },
+}
+
+/// Answers on a join stream: any number of `Waiting`, then one of the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum JoinAnswer {
+    /// The owner has to approve.
+    Waiting {
+        /// Certificate of the orchestrator, so that the asker sees whom it asks.
+        certificate: Signed<Certificate>,
+    },
+    /// Let in.
+    Joined {
+        /// Certificate of the orchestrator.
+        certificate: Signed<Certificate>,
+        /// Membership.
+        token: Signed<MemberToken>,
+        /// Addresses of the lab's orchestrators.
+        addrs: Vec<String>,
+    },
+    /// Not let in.
+    Refused {
+        /// Stable code: `ticket-unknown`, `ticket-used`, `ticket-expired`, `ticket-other-lab`, `denied`, `no-lab`.
+        code: String,
+        /// For people.
+        reason: String,
+    },
+}

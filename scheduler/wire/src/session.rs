@@ -1,0 +1,331 @@
+//! The session between a lablet and an orchestrator: one stream, opened by the lablet, messages both ways.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::signed::{Signable, Signed};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, Run};
+use iptl_dag::{Cid, PeerId};
+use serde::{Deserialize, Serialize};
+
+use crate::lab::{Certificate, MemberToken};
+use crate::offer::Offer;
+
+/// Protocol ID of the session stream.
+pub const PROTOCOL: &str = "/iptl/session/1";
+
+/// Largest message of a session, in bytes: a grant of 10,000 instances over 1,000 lablets fits many times.
+pub const MAX_MESSAGE_SIZE: usize = 4 << 20;
+
+/// What a lablet says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ToOrchestrator {
+    /// First message: who it is and what it holds.
+    Hello(Hello),
+    /// Sign of life; asks for the lease to be renewed.
+    Heartbeat(Heartbeat),
+    /// Wants instances of an offer.
+    Bid(Bid),
+    /// Takes a grant.
+    Accept(CellRef),
+    /// Gives a grant back, before or while it prepares.
+    Refuse(CellRef, String),
+    /// Has every block and every instance of the cell ready to start.
+    Prepared(CellRef),
+    /// Started the cell.
+    Started(CellRef),
+    /// Receipts of finished instances are ready to be pulled.
+    Receipts(ReceiptsReady),
+    /// Sync of the cell's instances; opaque here, `iptl-sync` reads it.
+    Sync(ExecutionId, SyncUp),
+    /// Output of instances that somebody follows.
+    Output(ExecutionId, Vec<OutputLine>),
+}
+
+/// What an orchestrator says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ToLablet {
+    /// Answer to hello: the orchestrator's certificate, the lease and all open offers.
+    Welcome(Welcome),
+    /// Answer to hello: the lablet is not served, and why.
+    Turned(String),
+    /// The lease is renewed; answers the heartbeat of this number.
+    Lease(LeaseRenewal),
+    /// Instances are granted.
+    Grant(Signed<Grant>),
+    /// The bid is not needed; sent after the winners accepted.
+    NotNeeded(ExecutionId),
+    /// All cells are prepared: start.
+    Start(CellRef),
+    /// End the cell's instances and send receipts.
+    Stop(CellRef, String),
+    /// Receipts are pinned by the orchestrator.
+    Kept(CellRef, Cid),
+    /// The execution is over: drop its pins.
+    Finished(ExecutionId, Option<Cid>),
+    /// Sync for the cell's instances.
+    Sync(ExecutionId, SyncDown),
+    /// Send the output of these instances from now on, or stop sending it.
+    Follow(ExecutionId, bool),
+}
+
+/// A cell of an execution in a term: one per lablet and execution.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellRef {
+    /// Execution.
+    pub execution: ExecutionId,
+    /// Term of the grant.
+    pub epoch: Epoch,
+}
+
+/// First message of a lablet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// Its membership.
+    pub token: Signed<MemberToken>,
+    /// Version of its software.
+    pub version: String,
+    /// Differs at each start of the lablet: tells two machines with one identity from one that reconnects.
+    #[serde(with = "serde_bytes")]
+    pub boot: [u8; 16],
+    /// What it can do.
+    pub inventory: Inventory,
+    /// Cells that it still holds from before.
+    pub cells: Vec<CellStatus>,
+}
+
+/// What a lablet can do and has free.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inventory {
+    /// Name that its owner gave.
+    pub name: String,
+    /// Labels that its owner gave.
+    pub labels: BTreeMap<String, String>,
+    /// Logical processors.
+    pub cpus: u32,
+    /// Memory of the machine in bytes.
+    pub memory_bytes: u64,
+    /// Memory in bytes that instances may still take.
+    pub free_memory_bytes: u64,
+    /// Wasm instances that it can hold in all; zero means that it has no such runner.
+    pub wasm_slots: u32,
+    /// Wasm instances that it can still take.
+    pub free_wasm_slots: u32,
+    /// Addresses at which other lablets may dial it.
+    pub addrs: Vec<String>,
+    /// Whether its owner lets it take new work.
+    pub draining: bool,
+}
+
+/// Sign of life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Number, rising.
+    pub seq: u64,
+    /// Wall time of sending in microseconds since 1970, for the clock offset.
+    pub wall_us: u64,
+    /// What it can do now.
+    pub inventory: Inventory,
+    /// Cells that it holds.
+    pub cells: Vec<CellStatus>,
+}
+
+/// A cell as its lablet sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellStatus {
+    /// Which.
+    pub cell: CellRef,
+    /// What it was granted.
+    pub assignments: Vec<Assignment>,
+    /// How far it is.
+    pub phase: CellPhase,
+    /// Instances that run.
+    pub running: u32,
+    /// Instances that have ended.
+    pub ended: u32,
+}
+
+/// How far a cell is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CellPhase {
+    /// Fetching blocks or making instances.
+    Preparing,
+    /// Ready to start.
+    Prepared,
+    /// Started.
+    Running,
+    /// All instances ended; receipts may still be on their way.
+    Ended,
+}
+
+/// Wants instances of an offer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bid {
+    /// Execution of the offer.
+    pub execution: ExecutionId,
+    /// Term of the offer.
+    pub epoch: Epoch,
+    /// Instances that it would take; zero declines with `reason`.
+    pub slots: u32,
+    /// Why it takes none; empty where it takes some.
+    pub reason: String,
+}
+
+/// Instances for a lablet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
+    /// Cell that it makes.
+    pub cell: CellRef,
+    /// Lablet that gets it.
+    pub lablet: PeerId,
+    /// CID of the run.
+    pub run: Cid,
+    /// Instances.
+    pub assignments: Vec<Assignment>,
+    /// Attempt of these instances, from one.
+    pub attempt: u32,
+    /// Placement of the whole execution: the cell's directory of the lab network.
+    pub placement: Vec<Assignment>,
+    /// Addresses of the lablets in `placement`, for the lab network.
+    pub roster: BTreeMap<String, Vec<String>>,
+}
+
+impl Signable for Grant {
+    const DOMAIN: &'static str = "iptl/grant/1";
+}
+
+/// Receipts are ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptsReady {
+    /// Cell.
+    pub cell: CellRef,
+    /// Chunk of receipts; links everything that they name.
+    pub shard: Cid,
+    /// Receipts in it.
+    pub count: u32,
+}
+
+/// Answer to hello.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Welcome {
+    /// What makes the orchestrator one of this lab.
+    pub certificate: Signed<Certificate>,
+    /// Time between heartbeats in milliseconds.
+    pub heartbeat_ms: u32,
+    /// Lease in milliseconds from the sending of a heartbeat.
+    pub lease_ms: u32,
+    /// Offers that are open.
+    pub offers: Vec<Signed<Offer>>,
+}
+
+/// Answer to a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRenewal {
+    /// Number of the heartbeat.
+    pub seq: u64,
+    /// Time between heartbeats in milliseconds.
+    pub heartbeat_ms: u32,
+    /// Lease in milliseconds from the sending of that heartbeat.
+    pub lease_ms: u32,
+    /// Wall time of the answer in microseconds since 1970, for the clock offset.
+    pub wall_us: u64,
+}
+
+/// A line that an instance wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputLine {
+    /// Instance.
+    pub instance: InstanceId,
+    /// `out`, `err` or `event`.
+    pub stream: String,
+    /// Time in microseconds since the instance's start.
+    pub at_us: u64,
+    /// The line without its end.
+    pub line: String,
+}
+
+/// What a cell contributes to sync since it last spoke.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncUp {
+    /// Signals given by the cell's instances in all, by state: totals, so that a repetition does no harm.
+    pub signals: BTreeMap<String, u64>,
+    /// Barriers that the cell's instances wait for.
+    pub barriers: Vec<BarrierAsk>,
+    /// Messages published by the cell's instances, each with the cell's own number for it.
+    pub published: Vec<Publication>,
+    /// Topics that the cell's instances subscribe to, with the number of messages already received.
+    pub subscribed: BTreeMap<String, u64>,
+}
+
+/// A barrier that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BarrierAsk {
+    /// State whose signals are counted.
+    pub state: String,
+    /// Count at which the barrier opens.
+    pub target: u64,
+}
+
+/// A published message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publication {
+    /// Number within its cell, from one, without gaps.
+    pub seq: u64,
+    /// Topic.
+    pub topic: String,
+    /// Payload.
+    #[serde(with = "serde_bytes")]
+    pub payload: Vec<u8>,
+}
+
+/// What sync tells a cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncDown {
+    /// Totals of states over the execution, where the cell asked for them or they opened one of its barriers.
+    pub states: BTreeMap<String, u64>,
+    /// Messages of subscribed topics, in the one order that all cells see.
+    pub messages: Vec<TopicMessage>,
+    /// Publications of this cell that are recorded: all up to this number.
+    pub acked: u64,
+    /// Positions given to this cell's publications: `(seq, position in its topic)`.
+    pub positions: Vec<(u64, u64)>,
+}
+
+/// A message of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicMessage {
+    /// Topic.
+    pub topic: String,
+    /// Position in the topic, from one.
+    pub position: u64,
+    /// Payload.
+    #[serde(with = "serde_bytes")]
+    pub payload: Vec<u8>,
+}
+
+/// A run with its CID, as the driver hands it to a core after checking it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KnownRun {
+    /// CID.
+    pub cid: Cid,
+    /// What it says.
+    pub run: Run,
+}
