@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use iptl_dag::model::signed::{Signable, Signed};
 use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, Run};
 use iptl_dag::{Cid, PeerId};
@@ -258,17 +259,51 @@ pub struct OutputLine {
 }
 
 /// What a cell contributes to sync since it last spoke.
+///
+/// Every number is a total or a name for one thing, so that repetition and late arrival do no harm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncUp {
+    /// Number of this message within its cell, rising from one.
+    pub number: u64,
+    /// Highest number of a [`SyncDown`] that the cell has taken in; what it held need not be kept.
+    pub heard: u64,
+    /// First message after a session came up: what was not heard is sent again.
+    pub resume: bool,
+    /// Part of the answer to [`SyncDown::again`]: everything that the cell ever contributed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
     /// Signals given by the cell's instances in all, by state: totals, so that a repetition does no harm.
     pub signals: BTreeMap<String, u64>,
     /// Barriers that the cell's instances wait for.
     pub barriers: Vec<BarrierAsk>,
     /// Messages published by the cell's instances, each with the cell's own number for it.
     pub published: Vec<Publication>,
-    /// Topics that the cell's instances subscribe to, with the number of messages already received.
+    /// Topics that the cell's instances subscribe to, with the position of the last message received.
     pub subscribed: BTreeMap<String, u64>,
+    /// Answers to [`SyncDown::inquire`]: instances that have not signalled a state.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub absent: BTreeMap<String, Absent>,
+}
+
+/// What a cell had been told before its orchestrator lost it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Numbers that the cell's signals have got.
+    pub numbers: Vec<SignalNumbers>,
+    /// Nothing of it follows.
+    pub last: bool,
+}
+
+/// Instances of a cell that have not signalled a state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Absent {
+    /// How many.
+    pub count: u64,
+    /// The first of them.
+    pub instances: Vec<InstanceId>,
 }
 
 /// A barrier that is waited for.
@@ -289,23 +324,50 @@ pub struct Publication {
     pub seq: u64,
     /// Topic.
     pub topic: String,
+    /// Position that it has got in the topic; zero where it has none yet, or was refused.
+    pub position: u64,
     /// Payload.
-    #[serde(with = "serde_bytes")]
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
 }
 
 /// What sync tells a cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncDown {
-    /// Totals of states over the execution, where the cell asked for them or they opened one of its barriers.
+    /// Number of this message for its cell, rising from one.
+    pub number: u64,
+    /// Highest number of a [`SyncUp`] that was taken in.
+    pub heard: u64,
+    /// What the cell contributed is lost here: send all of it again, with the numbers and positions it got.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
+    /// Totals of states over the execution, where they opened one of the cell's barriers.
     pub states: BTreeMap<String, u64>,
+    /// Numbers over the execution of the cell's signals.
+    pub numbers: Vec<SignalNumbers>,
     /// Messages of subscribed topics, in the one order that all cells see.
     pub messages: Vec<TopicMessage>,
     /// Publications of this cell that are recorded: all up to this number.
     pub acked: u64,
-    /// Positions given to this cell's publications: `(seq, position in its topic)`.
+    /// Positions given to this cell's publications: `(seq, position in its topic)`; position zero refuses it.
     pub positions: Vec<(u64, u64)>,
+    /// States of which the cell is asked who has not signalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inquire: Vec<String>,
+}
+
+/// Numbers over the execution for a range of a cell's signals of one state.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalNumbers {
+    /// State.
+    pub state: String,
+    /// First of the cell's signals, counted from one within the cell.
+    pub from: u64,
+    /// How many.
+    pub count: u64,
+    /// Number over the execution of the first; the others follow it.
+    pub number: u64,
 }
 
 /// A message of a topic.
@@ -316,9 +378,10 @@ pub struct TopicMessage {
     pub topic: String,
     /// Position in the topic, from one.
     pub position: u64,
+    /// Position of the message before it: one less, but where messages were lost with a lablet and an orchestrator.
+    pub after: u64,
     /// Payload.
-    #[serde(with = "serde_bytes")]
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
 }
 
 /// A run with its CID, as the driver hands it to a core after checking it.
