@@ -140,6 +140,14 @@ pub fn check(cid: &Cid, data: &[u8]) -> Result<(), HashError> {
     if matches { Ok(()) } else { Err(HashError::Mismatch { cid: *cid }) }
 }
 
+/// Hashes `data` with the function of a multihash code, or returns `None` where it cannot be computed here.
+pub fn digest(code: u64, data: &[u8]) -> Option<crate::Multihash> {
+    if code == IDENTITY {
+        return (data.len() <= MAX_IDENTITY_SIZE).then(|| crate::Multihash::wrap(IDENTITY, data).ok()).flatten();
+    }
+    Code::try_from(code).ok().map(|function| function.digest(data))
+}
+
 /// Returns the BLAKE3 digest of a CID that uses BLAKE3-256, the only ones that iroh-blobs can move.
 pub fn blake3_digest(cid: &Cid) -> Option<[u8; 32]> {
     (cid.hash().code() == u64::from(Code::Blake3_256)).then(|| cid.hash().digest().try_into().ok()).flatten()
