@@ -1,1 +1,18 @@
+//! Blocks at rest: where they are kept, how files become blocks and blocks become files again, and what may be dropped.
+//!
+//! [`BlobStore`] is the one seam: blocks by multihash, verified before they enter. [`MemStore`] is the back end of tests
+//! and of short-lived work; the one on disk lives in a crate of its own, and [`contract`] is what each must pass.
+//! [`import`] makes UnixFS out of files and directories, [`export`] writes them back, [`car`] streams a whole DAG,
+//! [`Pins`] says what is kept, and [`gc`] drops the rest.
+//!
+//! Nothing here opens a connection: fetching is the node's work. Start reading at [`BlobStore`].
 
+pub mod contract;
+mod mem;
+mod pins;
+mod store;
+
+pub use iptl_dag::Multihash;
+pub use mem::MemStore;
+pub use pins::{Pin, PinKind, PinMode, Pins, PinsError};
+pub use store::{BlobStore, HashName, StoreError, blake3_of, identity_of, read_block};

@@ -1,0 +1,242 @@
+//! Pins: the roots that garbage collection starts from, in one small file.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use iptl_dag::model::ExecutionId;
+use iptl_dag::{Cid, codec};
+use serde::{Deserialize, Serialize};
+
+/// Largest pin file that is read, in bytes: some 400,000 pins; a larger one is not ours.
+const MAX_FILE_SIZE: u64 = 64 << 20;
+
+/// How much of a DAG a pin keeps, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinMode {
+    /// The root and everything that it links to, until someone removes the pin.
+    Recursive,
+    /// The root alone, until someone removes the pin.
+    Direct,
+    /// The root and everything that it links to, until the execution is over.
+    Temporary(ExecutionId),
+}
+
+/// What a pinned root is, for people and for listings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinKind {
+    /// A plan.
+    Plan,
+    /// A workload's program.
+    Workload,
+    /// Files that plans use.
+    Data,
+    /// A result.
+    Result,
+    /// Blocks that a running execution needs: its run, placement, receipts.
+    Execution,
+}
+
+impl PinKind {
+    /// Returns the word for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            PinKind::Plan => "plan",
+            PinKind::Workload => "workload",
+            PinKind::Data => "data",
+            PinKind::Result => "result",
+            PinKind::Execution => "execution",
+        }
+    }
+}
+
+/// One pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The pinned root.
+    pub root: Cid,
+    /// How much is kept, and for how long.
+    pub mode: PinMode,
+    /// What the root is.
+    pub kind: PinKind,
+    /// Name for people; need not be unique.
+    pub name: String,
+    /// When it was pinned, in milliseconds since 1970, as the caller knows it.
+    pub pinned_ms: u64,
+}
+
+/// What went wrong with the pin file.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// The file is not a pin file, or is damaged.
+    #[error("{} is not a list of pins: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder met.
+        reason: String,
+    },
+    /// The disk is full; the pins are as they were.
+    #[error("the disk that holds {} is full", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Anything else that the operating system reports.
+    #[error("pins in {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The file, as DAG-CBOR.
+#[derive(Serialize, Deserialize)]
+enum PinFile {
+    #[serde(rename = "pins/1")]
+    V1(Vec<Pin>),
+}
+
+type Key = (Cid, PinMode);
+
+/// The pins of one node, in memory and in one file.
+///
+/// Every change is durable on return: the new list is written beside the old one, synced, and renamed over it, so that a
+/// crash leaves the one or the other. The calls block for these few milliseconds; from async code use
+/// [`spawn_blocking`](tokio::task::spawn_blocking) or accept it. One process at a time: whoever opens pins holds the
+/// lock of the store beside them.
+pub struct Pins {
+    path: PathBuf,
+    pins: Mutex<BTreeMap<Key, Pin>>,
+}
+
+impl Pins {
+    /// Reads the pins in `path`; a file that does not exist is an empty list.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Pins, PinsError> {
+        let path = path.into();
+        let bytes = match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > MAX_FILE_SIZE => {
+                return Err(PinsError::Corrupt { path, reason: format!("{} bytes are too many", metadata.len()) });
+            }
+            Ok(_) => fs::read(&path).map_err(|source| PinsError::Io { path: path.clone(), source })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(PinsError::Io { path, source }),
+        };
+        let mut pins = BTreeMap::new();
+        if !bytes.is_empty() {
+            let file: PinFile = codec::decode(&bytes)
+                .map_err(|error| PinsError::Corrupt { path: path.clone(), reason: error.to_string() })?;
+            let PinFile::V1(list) = file;
+            pins.extend(list.into_iter().map(|pin| (key(&pin), pin)));
+        }
+        Ok(Pins { path, pins: Mutex::new(pins) })
+    }
+
+    /// Adds pins, in one write; one with the same root and mode is replaced.
+    pub fn add(&self, new: impl IntoIterator<Item = Pin>) -> Result<(), PinsError> {
+        self.change(|pins| pins.extend(new.into_iter().map(|pin| (key(&pin), pin))))
+    }
+
+    /// Removes the lasting pins of a root; says whether there were any. Those of executions stay.
+    pub fn remove(&self, root: &Cid) -> Result<bool, PinsError> {
+        let mut removed = false;
+        self.change(|pins| {
+            for mode in [PinMode::Recursive, PinMode::Direct] {
+                removed |= pins.remove(&(*root, mode)).is_some();
+            }
+        })?;
+        Ok(removed)
+    }
+
+    /// Removes the temporary pins of an execution; returns how many there were.
+    pub fn release(&self, execution: &ExecutionId) -> Result<usize, PinsError> {
+        let mut released = 0;
+        self.change(|pins| {
+            let before = pins.len();
+            pins.retain(|(_, mode), _| *mode != PinMode::Temporary(*execution));
+            released = before - pins.len();
+        })?;
+        Ok(released)
+    }
+
+    /// Adds and removes in one write: the temporary pins of `execution` go, `new` ones come.
+    pub fn replace(&self, execution: &ExecutionId, new: impl IntoIterator<Item = Pin>) -> Result<(), PinsError> {
+        self.change(|pins| {
+            pins.retain(|(_, mode), _| *mode != PinMode::Temporary(*execution));
+            pins.extend(new.into_iter().map(|pin| (key(&pin), pin)));
+        })
+    }
+
+    /// Returns every pin, ordered by root.
+    pub fn list(&self) -> Vec<Pin> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Returns the lasting pin of a root, or one of its temporary pins.
+    pub fn get(&self, root: &Cid) -> Option<Pin> {
+        let pins = self.lock();
+        pins.range((*root, PinMode::Recursive)..).next().filter(|((cid, _), _)| cid == root).map(|(_, pin)| pin.clone())
+    }
+
+    /// Returns each root once, with whether everything below it is kept.
+    pub fn roots(&self) -> Vec<(Cid, bool)> {
+        let mut roots: BTreeMap<Cid, bool> = BTreeMap::new();
+        for (root, mode) in self.lock().keys() {
+            let recursive = match mode {
+                PinMode::Recursive | PinMode::Temporary(_) => true,
+                PinMode::Direct => false,
+            };
+            *roots.entry(*root).or_default() |= recursive;
+        }
+        roots.into_iter().collect()
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut BTreeMap<Key, Pin>)) -> Result<(), PinsError> {
+        let mut pins = self.lock();
+        let mut changed = pins.clone();
+        edit(&mut changed);
+        if changed == *pins {
+            return Ok(());
+        }
+        let bytes = codec::encode(&PinFile::V1(changed.values().cloned().collect()));
+        write_durably(&self.path, &bytes).map_err(|source| {
+            if crate::store::is_full(&source) {
+                PinsError::Full { path: self.path.clone() }
+            } else {
+                PinsError::Io { path: self.path.clone(), source }
+            }
+        })?;
+        *pins = changed;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Pin>> {
+        // The map is replaced whole after the file was written, so a panic leaves it as it was.
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(pin: &Pin) -> Key {
+    (pin.root, pin.mode)
+}
+
+/// Replaces a file so that a crash at any moment leaves the old or the new content.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        Some(_) | None => Path::new("."),
+    };
+    fs::create_dir_all(dir)?;
+    let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
+    temporary.write_all(bytes)?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    File::open(dir)?.sync_all()
+}

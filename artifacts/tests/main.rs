@@ -1,0 +1,4 @@
+//! One binary for every integration test of the crate.
+
+mod mem;
+mod pins;
