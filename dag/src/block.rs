@@ -96,6 +96,17 @@ impl Block {
         Block { cid: Cid::new_v1(codec.number(), Code::Blake3_256.digest(&data)), data }
     }
 
+    /// Makes a block under another hash function, for content that has its CID from elsewhere.
+    ///
+    /// # Panics
+    ///
+    /// Panics where `data` is larger than [`MAX_BLOCK_SIZE`]: whoever makes blocks splits them first.
+    pub(crate) fn with_hash(codec: Codec, code: Code, data: impl Into<Bytes>) -> Block {
+        let data = data.into();
+        assert!(data.len() <= MAX_BLOCK_SIZE, "a block of {} bytes was made; split it first", data.len());
+        Block { cid: Cid::new_v1(codec.number(), code.digest(&data)), data }
+    }
+
     /// Accepts bytes from elsewhere after checking size and hash.
     pub fn verify(cid: Cid, data: impl Into<Bytes>) -> Result<Block, HashError> {
         let data = data.into();
@@ -151,4 +162,9 @@ pub fn digest(code: u64, data: &[u8]) -> Option<crate::Multihash> {
 /// Returns the BLAKE3 digest of a CID that uses BLAKE3-256, the only ones that iroh-blobs can move.
 pub fn blake3_digest(cid: &Cid) -> Option<[u8; 32]> {
     (cid.hash().code() == u64::from(Code::Blake3_256)).then(|| cid.hash().digest().try_into().ok()).flatten()
+}
+
+/// Returns the content that a CID carries in itself, where it has the identity hash; check it before use.
+pub fn identity_data(cid: &Cid) -> Option<&[u8]> {
+    (cid.hash().code() == IDENTITY).then(|| cid.hash().digest())
 }

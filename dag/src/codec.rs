@@ -1,8 +1,11 @@
-//! DAG-CBOR, the codec of everything structured.
+//! DAG-CBOR, the codec of everything structured, and DAG-JSON, its form for people.
+
+use std::collections::BTreeMap;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Block, Cid, Codec};
+use crate::unixfs::pb::{PbLink, PbNode};
+use crate::{Block, Cid, Codec, Ipld};
 
 /// Why bytes are not the value that was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,50 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
 pub fn decode_canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     let value = decode::<T>(bytes)?;
     if encode(&value) == bytes { Ok(value) } else { Err(DecodeError::NotCanonical { expected: short_name::<T>() }) }
+}
+
+/// Decodes DAG-JSON; never panics, whatever the bytes.
+pub fn from_dag_json(bytes: &[u8]) -> Result<Ipld, DecodeError> {
+    serde_ipld_dagjson::from_slice(bytes)
+        .map_err(|e| DecodeError::Shape { expected: "DAG-JSON value", reason: e.to_string() })
+}
+
+/// Writes a value as DAG-JSON, on one line.
+///
+/// # Panics
+///
+/// Panics on values that no codec can hold (NaN, infinities): no decoder gives one.
+pub fn to_dag_json(value: &Ipld) -> Vec<u8> {
+    serde_ipld_dagjson::to_vec(value).expect("decoded values have a form in DAG-JSON")
+}
+
+/// Reads any block as a value: structured ones as they are, dag-pb by its logical form, raw ones as bytes.
+pub fn to_ipld(block: &Block) -> Result<Ipld, DecodeError> {
+    match Codec::of(block.cid()) {
+        Some(Codec::Raw) => Ok(Ipld::Bytes(block.data().to_vec())),
+        Some(Codec::DagCbor) => decode(block.data()),
+        Some(Codec::DagJson) => from_dag_json(block.data()),
+        Some(Codec::DagPb) => PbNode::decode(block.data())
+            .map(pb_value)
+            .map_err(|e| DecodeError::Shape { expected: "dag-pb node", reason: e.to_string() }),
+        None => Err(DecodeError::Shape {
+            expected: "block of a known codec",
+            reason: format!("its codec is {:#x}", block.cid().codec()),
+        }),
+    }
+}
+
+/// The logical form of a dag-pb node, as its specification gives it.
+fn pb_value(node: PbNode) -> Ipld {
+    let link = |link: PbLink| {
+        let mut map = BTreeMap::from([("Hash".to_owned(), Ipld::Link(link.cid))]);
+        map.extend(link.name.map(|name| ("Name".to_owned(), Ipld::String(name))));
+        map.extend(link.tsize.map(|size| ("Tsize".to_owned(), Ipld::Integer(size.into()))));
+        Ipld::Map(map)
+    };
+    let mut map = BTreeMap::from([("Links".to_owned(), Ipld::List(node.links.into_iter().map(link).collect()))]);
+    map.extend(node.data.map(|data| ("Data".to_owned(), Ipld::Bytes(data))));
+    Ipld::Map(map)
 }
 
 fn short_name<T>() -> &'static str {

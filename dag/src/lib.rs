@@ -2,15 +2,19 @@
 //!
 //! Everything that matters in the lab has a CID: plans, workloads, runs, placements, facts, receipts, outcomes and
 //! results are the [`model`]; files and directories are [`unixfs`]; [`codec`] and [`block`] turn values into verified
-//! blocks and back; [`walk`] follows links within bounds; [`car`] writes them to a stream.
+//! blocks and back; [`walk`] follows links within bounds; [`path`] resolves names below a CID; [`car`] writes them to a stream.
 //!
 //! Nothing here touches a file, a socket or a clock. Start reading at [`model`]: the schemas in `schemas/` are the
 //! normative text of what it encodes.
 
 pub mod block;
+pub mod car;
 pub mod codec;
 pub mod model;
+pub mod path;
 pub mod peer;
+pub mod unixfs;
+pub mod walk;
 
 pub use block::{Block, Cid, Codec, HashError, MAX_BLOCK_SIZE};
 pub use codec::{DecodeError, decode, encode};

@@ -1,0 +1,206 @@
+//! Paths below a CID: `CID/files/logs/a/0.jsonl`.
+//!
+//! [`Resolve`] is a step function: it names the block that it needs, takes it, and ends at a block or at a value
+//! within one. Names go through UnixFS directories; keys and indices through maps and lists of DAG-CBOR and DAG-JSON.
+
+use crate::codec::DecodeError;
+use crate::unixfs::{UnixFs, UnixFsError};
+use crate::{Block, Cid, Codec, Ipld, codec};
+
+/// Most segments of a path.
+pub const MAX_SEGMENTS: usize = 256;
+
+/// Where a path leads.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// To a whole block, which need not have been read.
+    Block {
+        /// Its CID.
+        cid: Cid,
+    },
+    /// To a value inside a block.
+    Value {
+        /// CID of the block.
+        cid: Cid,
+        /// The value.
+        value: Ipld,
+    },
+}
+
+/// What a resolution needs, or where it ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The block to [`supply`](Resolve::supply) next.
+    Need(Cid),
+    /// The end.
+    Found(Target),
+}
+
+/// Why a path leads nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum PathError {
+    /// The path has too many segments.
+    #[error("a path of more than {MAX_SEGMENTS} segments")]
+    TooLong,
+    /// There is nothing of this name.
+    #[error("no {segment:?} in {at}")]
+    NotFound {
+        /// Segment that is not there.
+        segment: String,
+        /// Path up to it, from the root's CID.
+        at: String,
+    },
+    /// The path goes on below something that has nothing below it.
+    #[error("{at} is {what}, so there is no {segment:?} in it")]
+    NotATree {
+        /// Segment that was looked for.
+        segment: String,
+        /// Path up to it, from the root's CID.
+        at: String,
+        /// What is there: `a file`, `a symbolic link`, `a number`.
+        what: &'static str,
+    },
+    /// The block is not valid in its codec.
+    #[error("{at} cannot be read")]
+    Decode {
+        /// Path of the block, from the root's CID.
+        at: String,
+        /// What the decoder met.
+        #[source]
+        source: DecodeError,
+    },
+    /// The block is not a UnixFS node that can be read.
+    #[error("{at} cannot be read")]
+    UnixFs {
+        /// Path of the block, from the root's CID.
+        at: String,
+        /// What the decoder met.
+        #[source]
+        source: UnixFsError,
+    },
+    /// The block has a codec that the lab does not read.
+    #[error("{at} has codec {codec:#x}, which cannot be read")]
+    Codec {
+        /// Path of the block, from the root's CID.
+        at: String,
+        /// Multicodec number.
+        codec: u64,
+    },
+    /// The block that was supplied is not the one that was needed.
+    #[error("expected block {expected} and got {got}")]
+    WrongBlock {
+        /// CID that was needed.
+        expected: Cid,
+        /// CID of the block that was supplied.
+        got: Cid,
+    },
+}
+
+/// State of the resolution of one path.
+#[derive(Clone, Debug)]
+pub struct Resolve {
+    root: Cid,
+    segments: Vec<String>,
+    /// How many segments are behind us.
+    done: usize,
+    step: Step,
+}
+
+impl Resolve {
+    /// Starts at `root`. Empty segments are passed over, so that `a//b/` is `a/b`.
+    pub fn new(root: Cid, path: &str) -> Result<Resolve, PathError> {
+        let segments: Vec<String> = path.split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        if segments.len() > MAX_SEGMENTS {
+            return Err(PathError::TooLong);
+        }
+        let mut resolve = Resolve { root, segments, done: 0, step: Step::Need(root) };
+        resolve.arrive(root);
+        Ok(resolve)
+    }
+
+    /// Returns what is needed, or where the path ended.
+    pub fn step(&self) -> &Step {
+        &self.step
+    }
+
+    /// Takes the block that was needed. Has no effect at the end.
+    pub fn supply(&mut self, block: &Block) -> Result<(), PathError> {
+        let cid = match &self.step {
+            Step::Need(cid) if cid == block.cid() => *cid,
+            Step::Need(cid) => return Err(PathError::WrongBlock { expected: *cid, got: *block.cid() }),
+            Step::Found(_) => return Ok(()),
+        };
+        match Codec::of(&cid) {
+            Some(Codec::Raw | Codec::DagPb) => self.enter_directory(block),
+            Some(Codec::DagCbor) => self.enter_value(cid, codec::decode(block.data())),
+            Some(Codec::DagJson) => self.enter_value(cid, codec::from_dag_json(block.data())),
+            None => Err(PathError::Codec { at: self.here(), codec: cid.codec() }),
+        }
+    }
+
+    fn enter_directory(&mut self, block: &Block) -> Result<(), PathError> {
+        let node = UnixFs::of_block(block).map_err(|source| PathError::UnixFs { at: self.here(), source })?;
+        match node {
+            UnixFs::Directory(entries) => {
+                let segment = &self.segments[self.done];
+                let cid = entries.iter().find(|e| e.name == *segment).ok_or_else(|| self.not_found())?.cid;
+                self.done += 1;
+                self.arrive(cid);
+                Ok(())
+            }
+            UnixFs::File(_) => Err(self.not_a_tree("a file")),
+            UnixFs::Symlink(_) => Err(self.not_a_tree("a symbolic link")),
+        }
+    }
+
+    fn enter_value(&mut self, cid: Cid, value: Result<Ipld, DecodeError>) -> Result<(), PathError> {
+        let mut value = value.map_err(|source| PathError::Decode { at: self.here(), source })?;
+        while let Some(segment) = self.segments.get(self.done) {
+            let child = match value {
+                Ipld::Link(cid) => {
+                    self.arrive(cid);
+                    return Ok(());
+                }
+                Ipld::Map(mut entries) => entries.remove(segment),
+                Ipld::List(mut items) => {
+                    let index = segment.parse::<usize>().ok().filter(|i| *i < items.len());
+                    index.map(|i| items.swap_remove(i))
+                }
+                Ipld::Null => return Err(self.not_a_tree("null")),
+                Ipld::Bool(_) => return Err(self.not_a_tree("a truth value")),
+                Ipld::Integer(_) | Ipld::Float(_) => return Err(self.not_a_tree("a number")),
+                Ipld::String(_) => return Err(self.not_a_tree("a text")),
+                Ipld::Bytes(_) => return Err(self.not_a_tree("a byte string")),
+            };
+            value = child.ok_or_else(|| self.not_found())?;
+            self.done += 1;
+        }
+        self.step = Step::Found(match value {
+            Ipld::Link(cid) => Target::Block { cid },
+            value => Target::Value { cid, value },
+        });
+        Ok(())
+    }
+
+    /// Goes on at a block: it is the end where no segment is left.
+    fn arrive(&mut self, cid: Cid) {
+        self.step = if self.done == self.segments.len() { Step::Found(Target::Block { cid }) } else { Step::Need(cid) };
+    }
+
+    fn here(&self) -> String {
+        let mut path = self.root.to_string();
+        for segment in &self.segments[..self.done] {
+            path.push('/');
+            path.push_str(segment);
+        }
+        path
+    }
+
+    fn not_found(&self) -> PathError {
+        PathError::NotFound { segment: self.segments[self.done].clone(), at: self.here() }
+    }
+
+    fn not_a_tree(&self, what: &'static str) -> PathError {
+        PathError::NotATree { segment: self.segments[self.done].clone(), at: self.here(), what }
+    }
+}
