@@ -1,0 +1,183 @@
+//! The manifest: what its author wrote, checked, with workloads still as paths.
+//!
+//! [`parse`] reads a `plan.toml` and notes every mistake it can see in one pass; [`Manifest::to_plan`] makes the node
+//! once the workloads have CIDs. The parts of a manifest are read in [`workload`], [`case`], [`group`], [`param`] and
+//! [`threshold`]; `docs/spec/plan-manifest.md` says what may stand in each.
+
+mod case;
+mod group;
+mod param;
+mod threshold;
+mod workload;
+
+use std::collections::BTreeMap;
+
+use iptl_dag::Cid;
+use iptl_dag::model::{Case, Plan};
+use toml::de::DeTable;
+
+use crate::codes;
+use crate::diagnostic::Diagnostic;
+use crate::names;
+use crate::section::{Section, Sink, check_text};
+
+pub(crate) use param::MAX_TEXT_VALUE;
+pub use workload::{WorkloadDef, WorkloadSource};
+
+/// Largest manifest, in bytes: its plan must fit into a block of 2 MiB.
+pub const MAX_MANIFEST_BYTES: usize = 512 << 10;
+
+/// Most instances of one run: ten times what a lab is built for.
+pub const MAX_INSTANCES: u32 = 100_000;
+
+/// A manifest without mistakes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// Name of the file, for messages.
+    pub file: String,
+    /// Name of the plan.
+    pub name: String,
+    /// Version that the author gave.
+    pub version: String,
+    /// What the plan shows.
+    pub description: String,
+    /// Workloads by name.
+    pub workloads: BTreeMap<String, WorkloadDef>,
+    /// Cases by name.
+    pub cases: BTreeMap<String, Case>,
+}
+
+/// Why a manifest could not become a plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ToPlanError {
+    /// The caller has no CID for a workload that the manifest names.
+    #[error("workload `{name}` has no CID yet")]
+    MissingWorkload {
+        /// Name in the manifest.
+        name: String,
+    },
+}
+
+/// Reads a manifest. `file` is what messages call it.
+///
+/// # Errors
+///
+/// Returns every mistake, sorted by place; there is at least one.
+pub fn parse(source: &str, file: &str) -> Result<Manifest, Vec<Diagnostic>> {
+    if source.len() > MAX_MANIFEST_BYTES {
+        return Err(vec![Diagnostic::new(codes::TOO_LARGE, 0..0, format!("{file} is larger than any manifest")).help(
+            format!(
+                "it has {} KiB; there may be {} KiB. Put data that a plan needs beside it, not into it",
+                source.len() >> 10,
+                MAX_MANIFEST_BYTES >> 10
+            ),
+        )]);
+    }
+    let (table, errors) = DeTable::parse_recoverable(source);
+    let mut sink = Sink::default();
+    let mut broken = false;
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        if error.message().contains("duplicate key") {
+            let text = source.get(span.clone()).unwrap_or_default();
+            sink.push(
+                Diagnostic::new(codes::DUPLICATE, span, format!("{} is defined twice", crate::diagnostic::quote(text)))
+                    .label("defined again here")
+                    .help("keep one of them"),
+            );
+        } else {
+            broken = true;
+            // A place that is nowhere, as the end of the file, still is one that an excerpt can show.
+            let span = if span.is_empty() { span.start.saturating_sub(1)..span.start } else { span };
+            let message = error.message().lines().next().unwrap_or_default().to_owned();
+            sink.push(Diagnostic::new(codes::SYNTAX, span, "this is not TOML").label(message));
+        }
+    }
+    let manifest = if broken { None } else { read(&mut sink, &table, file) };
+    sink.found.sort_by(|a, b| (a.span.start, a.code).cmp(&(b.span.start, b.code)));
+    match manifest {
+        Some(manifest) if sink.found.is_empty() => Ok(manifest),
+        _ => Err(sink.found),
+    }
+}
+
+/// Reads the document; none where a part is missing without which there is no plan (which is then noted).
+fn read(sink: &mut Sink, table: &toml::Spanned<DeTable<'_>>, file: &str) -> Option<Manifest> {
+    // What is missing from the document as a whole is shown at its start.
+    let document = Section::new(String::new(), 0..1, table.get_ref());
+    document.only(sink, &["plan", "workloads", "cases"]);
+
+    let (name, version, description) = head(sink, &document);
+    let workloads = workloads(sink, &document);
+    let cases = cases(sink, &document, &workloads);
+    Some(Manifest { file: file.to_owned(), name: name?, version: version?, description, workloads, cases })
+}
+
+fn head(sink: &mut Sink, document: &Section<'_>) -> (Option<String>, Option<String>, String) {
+    if document.require(sink, "plan", "[plan]").is_none() {
+        return (None, None, String::new());
+    }
+    let Some(plan) = document.section(sink, "plan") else { return (None, None, String::new()) };
+    plan.only(sink, &["name", "version", "description"]);
+    plan.require(sink, "name", "name = \"my-plan\"");
+    let name = plan.string(sink, "name").map(|name| {
+        names::check(sink, "plan", &name.value, &name.span);
+        name.value
+    });
+    plan.require(sink, "version", "version = \"0.1.0\"");
+    let version = plan.string(sink, "version").map(|version| {
+        check_text(sink, "plan.version", &version, 1, 40);
+        version.value
+    });
+    (name, version, plan.text(sink, "description"))
+}
+
+fn workloads(sink: &mut Sink, document: &Section<'_>) -> BTreeMap<String, WorkloadDef> {
+    let named = document.named(sink, "workloads", "workload");
+    if named.is_empty() && document.get("workloads").is_none_or(|node| node.get_ref().is_table()) {
+        empty(sink, document, "workloads", "the plan has no workloads", "add `[workloads.NAME]`");
+    }
+    // A workload with a mistake stays known by its name, so that groups which use it do not add to the list.
+    named.into_iter().map(|(name, section)| (name.value, workload::read(sink, &section))).collect()
+}
+
+fn cases(sink: &mut Sink, document: &Section<'_>, workloads: &BTreeMap<String, WorkloadDef>) -> BTreeMap<String, Case> {
+    let named = document.named(sink, "cases", "case");
+    if named.is_empty() && document.get("cases").is_none_or(|node| node.get_ref().is_table()) {
+        empty(sink, document, "cases", "the plan has no cases", "add `[cases.NAME]`");
+    }
+    named.into_iter().map(|(name, section)| (name.value, case::read(sink, &section, workloads))).collect()
+}
+
+/// Notes that there is nothing where something must be.
+fn empty(sink: &mut Sink, section: &Section<'_>, key: &str, message: &str, help: &str) {
+    let span = section.key_span(key).unwrap_or_else(|| section.span.clone());
+    sink.push(Diagnostic::new(codes::EMPTY, span, message).help(help));
+}
+
+impl Manifest {
+    /// Makes the plan. `workloads` has the CID of a [`Workload`](iptl_dag::model::Workload) node for each name, and
+    /// `source` is the directory of the plan's source where it is published with it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first workload that has no CID; one that the manifest itself gives needs none.
+    pub fn to_plan(&self, workloads: &BTreeMap<String, Cid>, source: Option<Cid>) -> Result<Plan, ToPlanError> {
+        let mut linked = BTreeMap::new();
+        for (name, def) in &self.workloads {
+            let cid = match (&def.source, workloads.get(name)) {
+                (_, Some(cid)) | (WorkloadSource::Published(cid), None) => *cid,
+                (WorkloadSource::Path(_), None) => return Err(ToPlanError::MissingWorkload { name: name.clone() }),
+            };
+            linked.insert(name.clone(), cid);
+        }
+        Ok(Plan {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            description: self.description.clone(),
+            source,
+            workloads: linked,
+            cases: self.cases.clone(),
+        })
+    }
+}

@@ -1,0 +1,63 @@
+//! `[cases.NAME]`: one test case.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Case, Engine, Network};
+
+use super::{MAX_INSTANCES, WorkloadDef, empty, group, param, threshold};
+use crate::codes;
+use crate::diagnostic::Diagnostic;
+use crate::section::{Section, Sink, quantity};
+use crate::units;
+
+/// Longest wall time where the case does not say, in milliseconds: what an instance gets at most by default.
+const DEFAULT_TIMEOUT_MS: u64 = 300_000;
+
+/// Longest wall time that a case may ask for, in milliseconds: a week.
+const MAX_TIMEOUT_MS: u64 = 7 * 24 * 3_600_000;
+
+pub(super) fn read(sink: &mut Sink, section: &Section<'_>, workloads: &BTreeMap<String, WorkloadDef>) -> Case {
+    section.only(sink, &["description", "timeout", "max_lost", "engine", "groups", "params", "thresholds"]);
+    let description = section.text(sink, "description");
+    let timeout = section.duration_ms(sink, "timeout", 1, MAX_TIMEOUT_MS);
+    let max_lost = section
+        .get("max_lost")
+        .and_then(|node| quantity(sink, &section.path_of("max_lost"), node, "a share", "5%", units::share_ppm));
+    let engine = section.word(sink, "engine", &[("live", Engine::Live)]);
+
+    let mut groups = BTreeMap::new();
+    let mut smallest = 0u64;
+    for (name, group) in section.named(sink, "groups", "group") {
+        let group = group::read(sink, &group, workloads);
+        smallest += u64::from(group.count.min);
+        groups.insert(name.value, group);
+    }
+    if groups.is_empty() && section.get("groups").is_none_or(|node| node.get_ref().is_table()) {
+        let help = format!("add `[{}]`", section.path_of("groups.NAME"));
+        empty(sink, section, "groups", &format!("`{}` has no groups", section.path), &help);
+    }
+    if smallest > u64::from(MAX_INSTANCES) {
+        sink.push(
+            Diagnostic::new(codes::TOO_MANY, section.span.clone(), format!("`{}` is too large", section.path))
+                .label(format!("its groups have {smallest} instances at least; a run may have {MAX_INSTANCES}"))
+                .help("make `min` of its groups smaller"),
+        );
+    }
+
+    let params = section
+        .named(sink, "params", "parameter")
+        .into_iter()
+        .filter_map(|(name, param)| param::read(sink, &param).map(|spec| (name.value, spec)));
+    let params = params.collect();
+    let thresholds = threshold::read_all(sink, section, &groups);
+    Case {
+        description,
+        groups,
+        params,
+        thresholds,
+        timeout_ms: timeout.map_or(DEFAULT_TIMEOUT_MS, |timeout| timeout.value),
+        max_lost_ppm: max_lost.map_or(0, |share| share.value),
+        engine: engine.map_or(Engine::Live, |engine| engine.value),
+        network: Network::Clean,
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests of the manifest and of runs made from it.
+
+mod manifest;
+mod mistakes;
+mod run;

@@ -1,0 +1,134 @@
+//! What a manifest without mistakes means.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Affinity, Comparison, Count, ParamKind, Resources, Statistic, Subject, Value};
+use iptl_plans::{ToPlanError, WorkloadSource, parse};
+
+const FULL: &str = r#"
+[plan]
+name = "example"
+version = "1.2.0-rc1"
+description = "Everything that may stand in a manifest."
+
+[workloads.node]
+kind = "wasm"
+path = "target/wasm32-wasip2/release/node.wasm"
+build = ["cargo", "build", "--release", "--target", "wasm32-wasip2"]
+
+[workloads.old]
+kind = "wasm"
+cid = "bafyr4ifkgnumvzf6goyb2uxa2ge2sq4z6vsa2cpgc5dcq6y4erhs3n44pq"
+
+[cases.mesh]
+description = "All with all."
+timeout = "60s"
+max_lost = "2.5%"
+engine = "live"
+
+[cases.mesh.groups.node]
+workload = "node"
+count = { default = 30, min = 2, max = 1000 }
+args = ["--loud", ""]
+env = { LEVEL = "3" }
+labels = { nat = "none" }
+affinity = "spread"
+max_per_lablet = 50
+resources = { memory = "32MiB", cpu = "10s", wall = "2m", output = "1KiB", records = "2KiB", artifacts = "3KiB", sockets = 9 }
+
+[cases.mesh.groups.peer]
+workload = "old"
+count = 5
+
+[cases.mesh.params.pause]
+type = "duration"
+default = "5s"
+min = "1s"
+description = "Between rounds."
+
+[[cases.mesh.thresholds]]
+metric = "ping.rtt"
+stat = "p95"
+below = "50ms"
+group = "node"
+
+[[cases.mesh.thresholds]]
+success_rate = { at_least = "99.5%" }
+"#;
+
+#[test]
+fn every_key_ends_up_in_the_plan() {
+    let manifest = parse(FULL, "plan.toml").expect("it has no mistakes");
+    assert_eq!(manifest.workloads["node"].build.len(), 5);
+    let WorkloadSource::Published(old) = manifest.workloads["old"].source else { panic!("it has a CID") };
+    let plan = manifest.to_plan(&BTreeMap::from([("node".to_owned(), old)]), Some(old)).expect("CIDs for all");
+    assert_eq!(plan.workloads.len(), 2);
+
+    let case = &plan.cases["mesh"];
+    assert_eq!((case.timeout_ms, case.max_lost_ppm), (60_000, 25_000));
+    let node = &case.groups["node"];
+    assert_eq!(node.count, Count { default: 30, min: 2, max: 1000 });
+    assert_eq!(node.args, ["--loud", ""]);
+    assert_eq!(node.env["LEVEL"], "3");
+    assert_eq!(node.requires.labels["nat"], "none");
+    assert_eq!((node.requires.affinity, node.requires.max_per_lablet), (Affinity::Spread, 50));
+    assert_eq!(
+        node.resources,
+        Resources {
+            memory_bytes: 32 << 20,
+            cpu_ms: 10_000,
+            wall_ms: 120_000,
+            output_bytes: 1 << 10,
+            record_bytes: 2 << 10,
+            artifact_bytes: 3 << 10,
+            sockets: 9
+        }
+    );
+    assert_eq!(case.groups["peer"].count, Count { default: 5, min: 5, max: 5 });
+    assert_eq!(case.groups["peer"].resources, Resources::default());
+    assert!(matches!(case.params["pause"].kind, ParamKind::Duration { min_ms: 1000, .. }));
+    assert_eq!(case.params["pause"].default, Value::Int(5000));
+
+    let [rtt, rate] = case.thresholds.as_slice() else { panic!("two thresholds") };
+    assert_eq!(rtt.subject, Subject::Metric { name: "ping.rtt".to_owned(), statistic: Statistic::P95 });
+    assert_eq!((rtt.comparison, rtt.value, rtt.unit.as_str()), (Comparison::Less, 50.0, "ms"));
+    assert_eq!(rtt.group.as_deref(), Some("node"));
+    assert_eq!((rate.comparison, rate.value, rate.group.as_deref()), (Comparison::AtLeast, 0.995, None));
+}
+
+#[test]
+fn a_workload_without_a_cid_is_no_plan() {
+    let manifest = parse(FULL, "plan.toml").expect("it has no mistakes");
+    let error = manifest.to_plan(&BTreeMap::new(), None).expect_err("`node` has no CID");
+    assert_eq!(error, ToPlanError::MissingWorkload { name: "node".to_owned() });
+    assert_eq!(error.to_string(), "workload `node` has no CID yet");
+}
+
+/// A cheap fuzzer: every manifest with some bytes cut out, doubled or replaced parses or has mistakes, but never panics.
+#[test]
+fn damaged_manifests_do_not_panic() {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = |bound: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % bound.max(1) as u64) as usize
+    };
+    let pieces =
+        ["[", "]]", "\"", "=", "\n", "a.b", "{", "}", "\u{0}", "é", "1e999", "[[cases]]\n", "cases=1\n", "'''"];
+    for _ in 0..3_000 {
+        let mut text: String = FULL.to_owned();
+        for _ in 0..=next(3) {
+            let start = next(text.len());
+            let end = (start + next(40)).min(text.len());
+            let (Some(head), Some(tail)) = (text.get(..start), text.get(end..)) else { continue };
+            text = format!("{head}{}{tail}", pieces[next(pieces.len())]);
+        }
+        if let Err(mistakes) = parse(&text, "plan.toml") {
+            assert!(!mistakes.is_empty());
+            for mistake in mistakes {
+                let _ = mistake.render("plan.toml", &text);
+            }
+        }
+    }
+}
