@@ -1,0 +1,184 @@
+//! The client side of the control API: one request per connection over the node's local socket.
+//!
+//! A [`Client`] is a path and, where this process runs the node itself, the handle that keeps it alive. It is cheap to
+//! clone; every [`Client::call`] opens a connection of its own.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use iptl_wire::control::{MAX_FRAME_SIZE, Reply, Request, Upload};
+use iptl_wire::frame;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::exit::{Error, Exit, Result};
+
+/// Longest path that fits into a socket address on Linux, less the terminator.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// A node that can be asked.
+#[derive(Clone)]
+pub struct Client {
+    socket: PathBuf,
+    /// Keeps a node of this process alive as long as somebody can ask it.
+    _node: Option<Arc<dyn std::any::Any + Send + Sync>>,
+}
+
+impl Client {
+    /// Finds the daemon of a home; `None` where none answers.
+    pub async fn connect(home: &Path) -> Option<Client> {
+        let client = Client { socket: home.join("api.sock"), _node: None };
+        client.open().await.ok().map(|_| client)
+    }
+
+    /// Makes a client of a node that lives in this process as long as the client does.
+    pub fn of_node(home: &Path, node: Arc<dyn std::any::Any + Send + Sync>) -> Client {
+        Client { socket: home.join("api.sock"), _node: Some(node) }
+    }
+
+    /// Returns whether the node lives in this process.
+    pub fn is_temporary(&self) -> bool {
+        self._node.is_some()
+    }
+
+    async fn open(&self) -> std::io::Result<UnixStream> {
+        let length = self.socket.as_os_str().len();
+        if length <= MAX_SOCKET_PATH {
+            return UnixStream::connect(&self.socket).await;
+        }
+        // A home deep in the tree: its directory is reached through a descriptor, whose path is short.
+        let directory = std::fs::File::open(self.socket.parent().unwrap_or(Path::new("/")))?;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
+        UnixStream::connect(format!("/proc/self/fd/{fd}/api.sock")).await
+    }
+
+    /// Sends a request; its replies are read from what is returned.
+    ///
+    /// Dropping the replies half-way ends the request; the node lets go of it.
+    pub async fn call(&self, request: Request) -> Result<Replies> {
+        let stream = self.open().await.map_err(|e| no_node(&self.socket, e))?;
+        let mut replies = Replies { stream };
+        replies.send(&request).await?;
+        Ok(replies)
+    }
+
+    /// Sends a request and returns all its replies but the end.
+    pub async fn call_all(&self, request: Request) -> Result<Vec<Reply>> {
+        let mut replies = self.call(request).await?;
+        let mut all = Vec::new();
+        while let Some(reply) = replies.next().await? {
+            all.push(reply);
+        }
+        Ok(all)
+    }
+
+    /// Sends a request and returns the first reply.
+    pub async fn call_one(&self, request: Request) -> Result<Reply> {
+        let all = self.call_all(request).await?;
+        all.into_iter().next().ok_or_else(|| unexpected("nothing"))
+    }
+
+    /// Stores blocks at the node. When it returns, the node holds them.
+    pub async fn put(&self, blocks: &[iptl_dag::Block]) -> Result<()> {
+        let mut replies = self.call(Request::Put {}).await?;
+        for block in blocks {
+            replies.send(&Upload::Block { cid: *block.cid(), data: block.data().to_vec() }).await?;
+        }
+        replies.send(&Upload::End {}).await?;
+        while replies.next().await?.is_some() {}
+        Ok(())
+    }
+}
+
+/// The replies to one request.
+pub struct Replies {
+    stream: UnixStream,
+}
+
+impl Replies {
+    async fn send<T: Serialize>(&mut self, message: &T) -> Result<()> {
+        match self.stream.write_all(&frame::encode(message)).await {
+            Ok(()) => Ok(()),
+            // The node closed early: its reason is the better message.
+            Err(_) => match self.read::<Reply>().await? {
+                Reply::Error(failure) => Err(failure.into()),
+                _ => Err(gone()),
+            },
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut header = [0; frame::HEADER_SIZE];
+        self.stream.read_exact(&mut header).await.map_err(|_| gone())?;
+        let length = frame::length(header, MAX_FRAME_SIZE).map_err(|e| unexpected(&e.to_string()))?;
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await.map_err(|_| gone())?;
+        frame::decode(&body).map_err(|e| unexpected(&e.to_string()))
+    }
+
+    /// Returns the next reply, `None` at the end. Not cancel-safe: a dropped call may lose half a frame.
+    pub async fn next(&mut self) -> Result<Option<Reply>> {
+        match self.read::<Reply>().await? {
+            Reply::End {} => Ok(None),
+            Reply::Error(failure) => Err(failure.into()),
+            reply => Ok(Some(reply)),
+        }
+    }
+
+    /// Turns the replies into a channel, so that they can be awaited beside other things.
+    pub fn into_channel(mut self) -> tokio::sync::mpsc::Receiver<Result<Reply>> {
+        // Replies are shown as they come; the node's own queue pushes back behind these.
+        let (sender, receiver) = tokio::sync::mpsc::channel(64);
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    next = self.next() => next,
+                    () = sender.closed() => return,
+                };
+                match next {
+                    Ok(Some(reply)) => {
+                        if sender.send(Ok(reply)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => return,
+                    Err(error) => {
+                        // Nobody listens any more where this fails.
+                        let _ = sender.send(Err(error)).await;
+                        return;
+                    }
+                }
+            }
+        });
+        receiver
+    }
+}
+
+fn no_node(socket: &Path, error: std::io::Error) -> Error {
+    let home = socket.parent().unwrap_or(socket).display();
+    Error::new(
+        Exit::Broken,
+        "node.not-running",
+        format!("no node answers at {home}: {error}"),
+        format!("start it with `iptl up --home {home}`, or name another home with --home"),
+    )
+}
+
+fn gone() -> Error {
+    Error::broken(
+        "node.gone",
+        "the node closed the connection",
+        "see its log with `iptl doctor`; start it with `iptl up`",
+    )
+}
+
+/// The node answered something that the request does not allow.
+pub fn unexpected(what: &str) -> Error {
+    Error::broken(
+        "node.protocol",
+        format!("the node answered {what}, which this version does not understand"),
+        "use the same version of iptl for the node and the command line",
+    )
+}

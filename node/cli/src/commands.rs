@@ -1,0 +1,88 @@
+//! The commands, one file each. [`Command`] is the table; [`run`] is the only dispatch.
+
+pub mod approve;
+pub mod cancel;
+pub mod completions;
+pub mod dag;
+pub mod dev;
+pub mod doctor;
+pub mod down;
+pub mod explain;
+pub mod invite;
+pub mod join;
+pub mod lab;
+pub mod leave;
+pub mod logs;
+pub mod ls;
+pub mod overview;
+pub mod status;
+pub mod up;
+pub mod watch;
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::exit::Result;
+
+/// What can be asked of the program.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Follow an execution
+    Watch(watch::Args),
+    /// End an execution; a partial result is sealed
+    Cancel(cancel::Args),
+    /// Output of instances, live or out of the result
+    Logs(logs::Args),
+    /// What is going on
+    Status(status::Args),
+    /// List runs, plans, results, lablets or pins
+    Ls(ls::Args),
+    /// Look at the DAG itself
+    #[command(subcommand)]
+    Dag(dag::Command),
+    /// Make and manage a lab
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Make a ticket with which somebody joins
+    Invite(invite::Args),
+    /// Join a lab by ticket or by the peer ID of its orchestrator
+    Join(join::Args),
+    /// Run the node of this home in the foreground
+    Up(up::Args),
+    /// Stop the node of this home
+    Down(down::Args),
+    /// Leave the lab
+    Leave(leave::Args),
+    /// A whole lab on this computer
+    #[command(subcommand)]
+    Dev(dev::Command),
+    /// Check this computer and say how to mend what is wrong
+    Doctor(doctor::Args),
+    /// Completions for a shell
+    Completions(completions::Args),
+    /// Explain an error code
+    Explain(explain::Args),
+}
+
+/// Carries a command out.
+pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
+    match command {
+        None => overview::run(ctx).await,
+        Some(Command::Watch(args)) => watch::run(ctx, args).await,
+        Some(Command::Cancel(args)) => cancel::run(ctx, args).await,
+        Some(Command::Logs(args)) => logs::run(ctx, args).await,
+        Some(Command::Status(args)) => status::run(ctx, args).await,
+        Some(Command::Ls(args)) => ls::run(ctx, args).await,
+        Some(Command::Dag(command)) => dag::run(ctx, command).await,
+        Some(Command::Lab(command)) => lab::run(ctx, command).await,
+        Some(Command::Invite(args)) => invite::run(ctx, args).await,
+        Some(Command::Join(args)) => join::run(ctx, args).await,
+        Some(Command::Up(args)) => up::run(ctx, args).await,
+        Some(Command::Down(args)) => down::run(ctx, args).await,
+        Some(Command::Leave(args)) => leave::run(ctx, args).await,
+        Some(Command::Dev(command)) => dev::run(ctx, command).await,
+        Some(Command::Doctor(args)) => doctor::run(ctx, args).await,
+        Some(Command::Completions(args)) => completions::run(ctx, args),
+        Some(Command::Explain(args)) => explain::run(ctx, args),
+    }
+}

@@ -1,0 +1,108 @@
+//! `iptl status`: what is going on at the node and in its lab.
+
+use iptl_wire::control::{Reply, Request, Status};
+use iptl_wire::lab::Role;
+use serde_json::{Value, json};
+
+use crate::client::{Client, unexpected};
+use crate::context::Context;
+use crate::exit::{Exit, Result};
+use crate::{node, ui};
+
+/// Says what is going on; exits 5 where the lab is offline.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  iptl status\n  iptl status --json | jq .lablets_ready")]
+pub struct Args {}
+
+pub async fn run(ctx: &Context, _: Args) -> Result {
+    let client = node::daemon(ctx).await?;
+    let status = ask(&client).await?;
+    if ctx.json {
+        ctx.answer_json("status", to_json(&status));
+    } else {
+        for line in lines(&status) {
+            ctx.answer(line);
+        }
+        for (peer, name) in &status.asking {
+            ctx.next(format!("iptl lab approve {peer}    ({name} asks to join)"));
+        }
+    }
+    Ok(if status.lab.is_some() && !status.online { Exit::LabUnable } else { Exit::Ok })
+}
+
+/// Asks a node for its status.
+pub async fn ask(client: &Client) -> Result<Status> {
+    match client.call_one(Request::Status {}).await? {
+        Reply::Status(status) => Ok(status),
+        other => Err(unexpected(&format!("{other:?}"))),
+    }
+}
+
+/// Returns the word for a role.
+pub fn role_word(role: Option<Role>) -> &'static str {
+    match role {
+        Some(Role::Orchestrator) => "orchestrator",
+        Some(Role::Lablet) => "lablet",
+        Some(Role::Developer) => "developer",
+        None => "none",
+    }
+}
+
+/// Writes a status for people.
+pub fn lines(status: &Status) -> Vec<String> {
+    let mut lines = Vec::new();
+    match &status.lab {
+        Some(lab) => {
+            let state = if status.online { "online" } else { "offline" };
+            lines.push(format!("lab     {:<14} {state}    {}", status.lab_name, lab.short()));
+        }
+        None => {
+            lines.push("lab     none           make one with `iptl lab init`, or join one with `iptl join`".to_owned())
+        }
+    }
+    match status.role {
+        Some(Role::Orchestrator) => lines.push(format!(
+            "lablets {:<14} {} ready    {} free",
+            status.lablets,
+            status.lablets_ready,
+            ui::count(status.free_slots, "slot")
+        )),
+        Some(Role::Lablet) => lines.push(format!("slots   {} free", status.free_slots)),
+        Some(Role::Developer) | None => {}
+    }
+    let runs: Vec<String> = status
+        .running
+        .iter()
+        .map(|r| format!("{} {} ({} of {} ended)", r.alias, r.phase, r.ended, r.instances))
+        .collect();
+    lines.push(format!("runs    {:<14} {}", status.running.len(), runs.join("  ·  ")).trim_end().to_owned());
+    lines.push(format!(
+        "node    {:<14} {}    {}    up {}",
+        status.peer.short(),
+        role_word(status.role),
+        ui::count(u64::from(status.peers), "peer"),
+        ui::duration(status.uptime_ms)
+    ));
+    if let Some(addr) = status.addrs.first() {
+        lines.push(format!("address {addr}"));
+    }
+    lines
+}
+
+/// Returns a status as the body of a JSON object.
+pub fn to_json(status: &Status) -> Value {
+    let running: Vec<Value> = status
+        .running
+        .iter()
+        .map(|r| json!({"alias": r.alias, "phase": r.phase, "instances": r.instances, "ended": r.ended}))
+        .collect();
+    let asking: Vec<Value> =
+        status.asking.iter().map(|(peer, name)| json!({"peer": peer.to_string(), "name": name})).collect();
+    json!({
+        "peer": status.peer.to_string(), "addrs": status.addrs, "version": status.version,
+        "uptime_ms": status.uptime_ms, "role": status.role.map(|r| role_word(Some(r))),
+        "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online,
+        "peers": status.peers, "lablets": status.lablets, "lablets_ready": status.lablets_ready,
+        "free_slots": status.free_slots, "running": running, "asking": asking,
+    })
+}

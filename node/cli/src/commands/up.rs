@@ -1,0 +1,44 @@
+//! `iptl up`: runs the node of this home in the foreground.
+
+use crate::context::Context;
+use crate::exit::Result;
+use crate::node;
+
+/// Runs the node of this home until it is stopped; started again after a crash, it goes on.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  iptl up\n  iptl up --home /srv/iptl --listen /ip4/0.0.0.0/udp/4001/quic-v1")]
+pub struct Args {
+    /// Address to listen on, instead of those of node.toml; may be repeated
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<String>,
+    /// Do not look for or show up to peers on the local network
+    #[arg(long)]
+    no_mdns: bool,
+    /// Peer to stay connected to, with /p2p/…; may be repeated
+    #[arg(long, value_name = "MULTIADDR")]
+    known: Vec<String>,
+    /// Name of this machine, for lists of lablets
+    #[arg(long)]
+    name: Option<String>,
+    /// Most Wasm instances at a time; the machine's own bound where not given
+    #[arg(long, value_name = "N")]
+    slots: Option<u32>,
+    /// Leave the terminal: a session of its own, as `iptl dev up` starts nodes
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+pub async fn run(ctx: &Context, args: Args) -> Result {
+    if args.detached {
+        // Fails only where the process leads a group already, and then it has left the terminal.
+        let _ = nix::unistd::setsid();
+    }
+    let wishes = node::Wishes {
+        listen: args.listen,
+        mdns: !args.no_mdns,
+        known: args.known,
+        name: args.name,
+        slots: args.slots,
+    };
+    node::serve(ctx, wishes).await
+}

@@ -1,0 +1,198 @@
+//! How the program ends: the exit codes, all of them, and the error that carries one.
+//!
+//! The split that matters most is *tool broke* (1), *lab could not* (5), *software under test failed* (10) and *cannot
+//! tell* (12). The numbers are documented and stable.
+
+use std::fmt;
+
+use iptl_dag::model::ResultVerdict;
+use iptl_wire::control::{Failure, FailureKind};
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It did what was asked.
+    Ok = 0,
+    /// The tool broke.
+    Broken = 1,
+    /// The request makes no sense.
+    Usage = 2,
+    /// Content or peer not found in time.
+    NotFound = 3,
+    /// Not authorised, or a ticket that is not valid.
+    Denied = 4,
+    /// The lab cannot: no room, no lablets, offline.
+    LabUnable = 5,
+    /// The run finished and the software under test failed.
+    Failed = 10,
+    /// The lab lost too much to tell, or the run was cancelled.
+    Inconclusive = 12,
+    /// Interrupted; an attached run goes on.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// Returns the number that the shell sees.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Returns how a run with this verdict ends the program.
+    pub const fn of_verdict(verdict: ResultVerdict) -> Exit {
+        match verdict {
+            ResultVerdict::Pass => Exit::Ok,
+            ResultVerdict::Fail => Exit::Failed,
+            ResultVerdict::Inconclusive => Exit::Inconclusive,
+        }
+    }
+
+    /// Returns how a failed request ends the program.
+    pub const fn of_failure(kind: FailureKind) -> Exit {
+        match kind {
+            FailureKind::Broken => Exit::Broken,
+            FailureKind::Usage => Exit::Usage,
+            FailureKind::NotFound => Exit::NotFound,
+            FailureKind::Denied => Exit::Denied,
+            FailureKind::LabUnable => Exit::LabUnable,
+        }
+    }
+}
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+pub struct Error {
+    /// How the program ends.
+    pub exit: Exit,
+    /// Stable code: `fetch.no-provider`.
+    pub code: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it; may be empty.
+    pub help: String,
+    /// Mistakes in a plan file, shown with their spans.
+    pub diagnostics: Vec<PlanDiagnostic>,
+}
+
+/// Result of a command.
+pub type Result<T = Exit> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Makes an error with its exit, code, message and help.
+    pub fn new(exit: Exit, code: &str, message: impl fmt::Display, help: impl fmt::Display) -> Error {
+        Error {
+            exit,
+            code: code.to_owned(),
+            message: message.to_string(),
+            help: help.to_string(),
+            diagnostics: Vec::new(),
+        }
+    }
+
+    /// The request makes no sense.
+    pub fn usage(code: &str, message: impl fmt::Display, help: impl fmt::Display) -> Error {
+        Error::new(Exit::Usage, code, message, help)
+    }
+
+    /// The tool broke.
+    pub fn broken(code: &str, message: impl fmt::Display, help: impl fmt::Display) -> Error {
+        Error::new(Exit::Broken, code, message, help)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        Error {
+            exit: Exit::of_failure(failure.kind),
+            code: failure.code,
+            message: failure.message,
+            help: failure.help,
+            diagnostics: Vec::new(),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Error {
+        Error::broken("internal", format!("{error:#}"), "")
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Error {
+        if error.kind() == std::io::ErrorKind::StorageFull {
+            return Error::broken(
+                "disk.full",
+                error,
+                "free some space on the disk of the home, then repeat the command",
+            );
+        }
+        Error::broken("io", error, "")
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl miette::Diagnostic for Error {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(&self.code))
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        (!self.help.is_empty()).then(|| Box::new(&self.help) as Box<dyn fmt::Display>)
+    }
+}
+
+/// One mistake in a plan file.
+#[derive(Debug)]
+pub struct PlanDiagnostic {
+    /// Stable code: `E0203`.
+    pub code: String,
+    /// What is wrong.
+    pub message: String,
+    /// Where, in bytes.
+    pub span: std::ops::Range<usize>,
+    /// What stands there.
+    pub label: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// The file.
+    pub source: miette::NamedSource<String>,
+}
+
+impl fmt::Display for PlanDiagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for PlanDiagnostic {}
+
+impl miette::Diagnostic for PlanDiagnostic {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(format!("iptl::plan::{}", self.code)))
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        let more = format!("iptl explain {}", self.code);
+        Some(match &self.help {
+            Some(help) => Box::new(format!("{help}   More: {more}")),
+            None => Box::new(format!("more: {more}")),
+        })
+    }
+
+    fn source_code(&self) -> Option<&dyn miette::SourceCode> {
+        Some(&self.source)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = miette::LabeledSpan> + '_>> {
+        let label = (!self.label.is_empty()).then(|| self.label.clone());
+        let span = (self.span.start, self.span.len());
+        Some(Box::new(std::iter::once(miette::LabeledSpan::new(label, span.0, span.1))))
+    }
+}

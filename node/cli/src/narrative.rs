@@ -1,0 +1,286 @@
+//! Follows an execution and tells what happens: lines for people, NDJSON for programs.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use iptl_dag::model::ResultVerdict;
+use iptl_wire::control::{Event, Reply, Request};
+use serde_json::{Value, json};
+
+use crate::client::{Client, unexpected};
+use crate::context::{Context, millis};
+use crate::exit::{Error, Exit, Result};
+use crate::ui;
+
+/// Silence after which a follower says that it still waits.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long a second Ctrl-C counts as the wish to cancel.
+const SECOND_INTERRUPT: Duration = Duration::from_secs(2);
+
+/// Follows an execution to its end and returns the exit of its verdict.
+///
+/// Ctrl-C detaches: the execution goes on.
+pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
+    let mut replies = client.call(Request::Watch { execution: execution.to_owned() }).await?.into_channel();
+    let mut teller = Teller { ctx, alias: execution.to_owned(), last_wait: String::new(), last_progress: None };
+    let mut heard = Instant::now();
+    loop {
+        tokio::select! {
+            reply = replies.recv() => {
+                heard = Instant::now();
+                match reply.transpose()? {
+                    Some(Reply::Event(event)) => {
+                        if let Some(exit) = teller.tell(event)? {
+                            return Ok(exit);
+                        }
+                    }
+                    Some(Reply::Note { text }) => ctx.say(format!("… {text}")),
+                    Some(other) => return Err(unexpected(&format!("{other:?}"))),
+                    None => {
+                        return Err(Error::broken(
+                            "node.gone",
+                            "the node ended the narrative before the execution was over",
+                            format!("attach again with `iptl watch {}`", teller.alias),
+                        ));
+                    }
+                }
+            }
+            () = tokio::time::sleep_until((heard + SILENCE).into()) => {
+                heard = Instant::now();
+                if !ctx.json {
+                    ctx.say(format!("    … {} goes on; nothing new for 10 s", teller.alias));
+                }
+            }
+            _ = tokio::signal::ctrl_c() => return detach(ctx, client, &teller.alias).await,
+        }
+    }
+}
+
+async fn detach(ctx: &Context, client: &Client, alias: &str) -> Result {
+    ctx.say(format!("\ndetached; {alias} goes on"));
+    ctx.say(format!("  re-attach: iptl watch {alias}   cancel: iptl cancel {alias}"));
+    if !client.is_temporary() && !std::io::stderr().is_terminal() {
+        return Ok(Exit::Interrupted);
+    }
+    if client.is_temporary() {
+        ctx.say("  the node lives in this process: leaving ends the execution");
+    } else {
+        ctx.say("  Ctrl-C again within 2 s cancels it");
+    }
+    let again = tokio::time::timeout(SECOND_INTERRUPT, tokio::signal::ctrl_c()).await.is_ok();
+    if again || client.is_temporary() {
+        client.call_all(Request::Cancel { execution: alias.to_owned() }).await?;
+        ctx.say(format!("cancelled {alias}"));
+    }
+    Ok(Exit::Interrupted)
+}
+
+struct Teller<'a> {
+    ctx: &'a Context,
+    alias: String,
+    last_wait: String,
+    last_progress: Option<Instant>,
+}
+
+impl Teller<'_> {
+    /// Tells one event; returns the exit where it was the last.
+    fn tell(&mut self, event: Event) -> Result<Option<Exit>> {
+        if self.ctx.json {
+            let finished = matches!(event, Event::Finished { .. });
+            let body = to_json(&event);
+            self.ctx.answer_json(if finished { "result" } else { "event" }, body);
+        } else {
+            self.line(&event);
+        }
+        match event {
+            Event::Finished { verdict, result, .. } => {
+                if !self.ctx.json {
+                    let prefix = if std::io::stdout().is_terminal() && !self.ctx.quiet { "result    " } else { "" };
+                    self.ctx.answer(format!("{prefix}{result}"));
+                    self.ctx.next(format!("iptl show {} · iptl get {} -o out/", ui::short(&result), "last/files"));
+                }
+                Ok(Some(Exit::of_verdict(verdict)))
+            }
+            Event::Failed { failure, .. } => Err(failure.into()),
+            Event::Submitted { alias, .. } => {
+                self.alias = alias;
+                Ok(None)
+            }
+            Event::Placed { .. }
+            | Event::Waiting { .. }
+            | Event::Preparing { .. }
+            | Event::Started { .. }
+            | Event::Progress { .. }
+            | Event::Barrier { .. }
+            | Event::Lablet { .. } => Ok(None),
+        }
+    }
+
+    fn head(&self, text: impl std::fmt::Display) {
+        let mark = self.ctx.paint("1;36", "==>");
+        self.ctx.say(format!("{mark} {text}"));
+    }
+
+    fn line(&mut self, event: &Event) {
+        let ctx = self.ctx;
+        match event {
+            Event::Submitted { alias, lab, groups, .. } => {
+                let groups: Vec<String> = groups.iter().map(|(name, n)| format!("{name} {n}")).collect();
+                self.head(format!("scheduling {alias} on lab \"{lab}\"   {}", groups.join("  ")));
+            }
+            Event::Placed { matching, lablets, refused, instances, after_ms } => {
+                let reasons = tally(refused);
+                ctx.say(format!("    {matching} of {} match{reasons}", ui::count(u64::from(*lablets), "lablet")));
+                ctx.say(format!("    {} placed in {}", ui::count(*instances, "instance"), ui::duration(*after_ms)));
+            }
+            Event::Waiting { reason } => {
+                if *reason != self.last_wait {
+                    ctx.say(format!("    waiting: {reason}"));
+                    self.last_wait.clone_from(reason);
+                }
+            }
+            Event::Preparing { prepared, cells } => {
+                self.head(format!("preparing   {prepared}/{} ready", ui::count(u64::from(*cells), "cell")));
+            }
+            Event::Started { after_ms } => {
+                self.head(format!("running     started {} after submission", ui::duration(*after_ms)));
+            }
+            Event::Progress { running, ended } => {
+                // A line per second says as much as one per change.
+                if self.last_progress.is_some_and(|t| t.elapsed() < Duration::from_secs(1)) {
+                    return;
+                }
+                self.last_progress = Some(Instant::now());
+                let mut parts = Vec::new();
+                let names: std::collections::BTreeSet<&String> = running.keys().chain(ended.keys()).collect();
+                for name in names {
+                    let (r, e) = (running.get(name).unwrap_or(&0), ended.get(name).unwrap_or(&0));
+                    parts.push(format!("{name} {r} running, {e} ended"));
+                }
+                ctx.say(format!("    {}", parts.join("    ")));
+            }
+            Event::Barrier { state, count, target, missing, after_ms } => {
+                let missing =
+                    if missing.is_empty() { String::new() } else { format!("   missing: {}", some(missing, 5)) };
+                ctx.say(format!("    {}  barrier \"{state}\"  {count}/{target}{missing}", ui::clock(*after_ms)));
+            }
+            Event::Lablet { lablet, what } => ctx.say(format!("    lablet {lablet} {what}")),
+            Event::Finished { verdict, counts, thresholds, inconclusive, failures, after_ms, .. } => {
+                let (style, word) = match verdict {
+                    ResultVerdict::Pass => ("1;32", "PASS"),
+                    ResultVerdict::Fail => ("1;31", "FAIL"),
+                    ResultVerdict::Inconclusive => ("1;33", "INCONCLUSIVE"),
+                };
+                let took = format!("finished in {}", ui::duration(*after_ms));
+                self.head(format!("{took:<52} verdict  {}", ctx.paint(style, word)));
+                for (i, (text, measured, holds)) in thresholds.iter().enumerate() {
+                    let lead = if i == 0 { "thresholds" } else { "" };
+                    let glyph = if *holds { ctx.paint("32", "✓") } else { ctx.paint("31", "✗") };
+                    let measured = measured.map_or("nothing measured".to_owned(), number);
+                    ctx.say(format!("    {lead:<10}  {glyph} {text}   ({measured})"));
+                }
+                ctx.say(format!("    instances   {} ok · {} lost · {} failed", counts.ok, counts.lost, counts.failed));
+                for (instance, cause) in failures {
+                    ctx.say(format!("      {instance}: {cause}"));
+                }
+                for reason in inconclusive {
+                    ctx.say(format!("    cannot tell: {reason}"));
+                }
+            }
+            Event::Failed { .. } => {}
+        }
+    }
+}
+
+/// Writes a measured number without noise behind the point.
+pub fn number(value: f64) -> String {
+    if value == value.trunc() && value.abs() < 1e12 {
+        format!("{value:.0}")
+    } else {
+        let text = format!("{value:.4}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    }
+}
+
+/// Counts reasons: `   (1 draining, 2 without a free slot)`.
+fn tally(refused: &[(String, String)]) -> String {
+    if refused.is_empty() {
+        return String::new();
+    }
+    let mut reasons: BTreeMap<&str, u32> = BTreeMap::new();
+    for (_, reason) in refused {
+        *reasons.entry(reason).or_default() += 1;
+    }
+    let parts: Vec<String> = reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+    format!("   ({})", parts.join(", "))
+}
+
+fn some(items: &[String], most: usize) -> String {
+    let shown = items.iter().take(most).cloned().collect::<Vec<_>>().join(", ");
+    if items.len() > most { format!("{shown} and {} more", items.len() - most) } else { shown }
+}
+
+/// Returns an event as the body of a JSON line.
+pub fn to_json(event: &Event) -> Value {
+    match event {
+        Event::Submitted { execution, alias, run, lab, groups } => json!({
+            "event": "submitted", "execution": execution.to_string(), "alias": alias, "run": run.to_string(),
+            "lab": lab, "groups": groups,
+        }),
+        Event::Placed { matching, lablets, refused, instances, after_ms } => json!({
+            "event": "placed", "matching": matching, "lablets": lablets, "refused": pairs("lablet", "reason", refused),
+            "instances": instances, "after_ms": after_ms,
+        }),
+        Event::Waiting { reason } => json!({"event": "waiting", "reason": reason}),
+        Event::Preparing { prepared, cells } => json!({"event": "preparing", "prepared": prepared, "cells": cells}),
+        Event::Started { after_ms } => json!({"event": "started", "after_ms": after_ms}),
+        Event::Progress { running, ended } => json!({"event": "progress", "running": running, "ended": ended}),
+        Event::Barrier { state, count, target, missing, after_ms } => json!({
+            "event": "barrier", "state": state, "count": count, "target": target, "missing": missing,
+            "after_ms": after_ms,
+        }),
+        Event::Lablet { lablet, what } => json!({"event": "lablet", "lablet": lablet, "what": what}),
+        Event::Finished { run, execution, result, verdict, counts, thresholds, inconclusive, failures, after_ms } => {
+            let thresholds: Vec<Value> = thresholds
+                .iter()
+                .map(|(text, measured, holds)| json!({"threshold": text, "measured": measured, "holds": holds}))
+                .collect();
+            json!({
+                "run": run.to_string(), "execution": execution.to_string(), "result": result.to_string(),
+                "verdict": verdict_word(*verdict), "ok": counts.ok, "failed": counts.failed, "lost": counts.lost,
+                "thresholds": thresholds, "inconclusive": inconclusive,
+                "failures": pairs("instance", "cause", failures), "after_ms": after_ms,
+            })
+        }
+        Event::Failed { execution, failure } => json!({
+            "event": "failed", "execution": execution.to_string(), "code": failure.code, "message": failure.message,
+        }),
+    }
+}
+
+/// Returns the verdict as it is written in JSON.
+pub fn verdict_word(verdict: ResultVerdict) -> &'static str {
+    match verdict {
+        ResultVerdict::Pass => "pass",
+        ResultVerdict::Fail => "fail",
+        ResultVerdict::Inconclusive => "inconclusive",
+    }
+}
+
+fn pairs(first: &str, second: &str, rows: &[(String, String)]) -> Vec<Value> {
+    rows.iter()
+        .map(|(a, b)| {
+            let mut map = serde_json::Map::new();
+            map.insert(first.to_owned(), json!(a));
+            map.insert(second.to_owned(), json!(b));
+            Value::Object(map)
+        })
+        .collect()
+}
+
+/// Milliseconds since an instant, for lines that carry a time.
+pub fn since(start: Instant) -> u64 {
+    millis(start.elapsed())
+}
