@@ -31,6 +31,8 @@ pub enum ToOrchestrator {
     Accept(CellRef),
     /// Gives a grant back, before or while it prepares.
     Refuse(CellRef, String),
+    /// Found that the cell's content cannot run on any lablet: it is no component, or wants what nobody gives.
+    Unfit(CellRef, String),
     /// Has every block and every instance of the cell ready to start.
     Prepared(CellRef),
     /// Started the cell.
@@ -59,6 +61,8 @@ pub enum ToLablet {
     NotNeeded(ExecutionId),
     /// All cells are prepared: start.
     Start(CellRef),
+    /// Instances moved: the cell's directory of the lab network from now on.
+    Directory(CellRef, Directory),
     /// End the cell's instances and send receipts.
     Stop(CellRef, String),
     /// Receipts are pinned by the orchestrator.
@@ -134,6 +138,19 @@ pub struct Heartbeat {
     pub inventory: Inventory,
     /// Cells that it holds.
     pub cells: Vec<CellStatus>,
+    /// Best measurement of its clock so far; none before the first lease renewal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockSample>,
+}
+
+/// A lablet's clock compared with its orchestrator's, from a heartbeat and its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockSample {
+    /// The lablet's wall clock less the orchestrator's in microseconds.
+    pub offset_us: i64,
+    /// Round trip of the heartbeat in microseconds: the bound of the offset's error.
+    pub round_trip_us: u64,
 }
 
 /// A cell as its lablet sees it.
@@ -148,8 +165,22 @@ pub struct CellStatus {
     pub phase: CellPhase,
     /// Instances that run.
     pub running: u32,
-    /// Instances that have ended.
+    /// Instances that have ended; in phase `Ended` no other instance of the cell will get a receipt.
     pub ended: u32,
+    /// Version of the directory that it routes by.
+    pub directory: u64,
+}
+
+/// Where the instances of an execution are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Directory {
+    /// Version, rising with every change of placement; a grant's directory has its epoch's counter.
+    pub version: u64,
+    /// Placement of the whole execution.
+    pub placement: Vec<Assignment>,
+    /// Addresses of the lablets in `placement`, by the text of their peer IDs.
+    pub roster: BTreeMap<String, Vec<String>>,
 }
 
 /// How far a cell is.
@@ -194,6 +225,8 @@ pub struct Grant {
     pub assignments: Vec<Assignment>,
     /// Attempt of these instances, from one.
     pub attempt: u32,
+    /// Memory in bytes that these instances may take together.
+    pub memory_bytes: u64,
     /// Placement of the whole execution: the cell's directory of the lab network.
     pub placement: Vec<Assignment>,
     /// Addresses of the lablets in `placement`, for the lab network.
