@@ -1,0 +1,258 @@
+//! Cells: granted, promised, prepared, started, ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iptl_dag::model::{Epoch, ExecutionId, InstanceId};
+use iptl_dag::{Cid, PeerId};
+use iptl_wire::Timestamp;
+use iptl_wire::session::{CellPhase, CellRef, CellStatus, Directory, Grant, ToOrchestrator};
+
+use super::receipts::Shard;
+use super::{CellRecord, Lablet, LabletEffect};
+
+/// The instances of an execution that this lablet holds.
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub record: CellRecord,
+    pub phase: CellPhase,
+    /// Version of the directory.
+    pub directory: u64,
+    pub stopping: bool,
+    /// Instances that have ended in this life of the lablet.
+    pub ended: BTreeSet<InstanceId>,
+    /// Receipts in sealed chunks.
+    pub sealed: u32,
+    /// A seal is under way.
+    pub sealing: bool,
+    /// When the next seal may be made.
+    pub seal_at: Timestamp,
+    pub shards: BTreeMap<Cid, Shard>,
+    /// The cell came out of a restart: it has no instances any more.
+    pub restored: bool,
+}
+
+impl Cell {
+    fn new(record: CellRecord) -> Cell {
+        let directory = record.cell.epoch.counter;
+        Cell {
+            record,
+            phase: CellPhase::Preparing,
+            directory,
+            stopping: false,
+            ended: BTreeSet::new(),
+            sealed: 0,
+            sealing: false,
+            seal_at: Timestamp(0),
+            shards: BTreeMap::new(),
+            restored: false,
+        }
+    }
+
+    pub(super) fn orchestrator(&self) -> &PeerId {
+        &self.record.cell.epoch.peer
+    }
+
+    pub(super) fn slots(&self) -> u32 {
+        self.record.assignments.iter().map(|a| a.count).sum()
+    }
+
+    /// Whether instances may exist that need a lease.
+    pub(super) fn may_run(&self) -> bool {
+        self.phase != CellPhase::Ended && !self.stopping
+    }
+
+    /// Whether its instances take room of the machine.
+    pub(super) fn holds_room(&self) -> bool {
+        self.phase != CellPhase::Ended
+    }
+
+    pub(super) fn holds(&self, instance: &InstanceId) -> bool {
+        self.record
+            .assignments
+            .iter()
+            .any(|a| a.group == instance.group && instance.index >= a.start && instance.index - a.start < a.count)
+    }
+
+    pub(super) fn status(&self) -> CellStatus {
+        let ended = if self.restored { self.sealed } else { self.ended.len() as u32 };
+        CellStatus {
+            cell: self.record.cell.clone(),
+            assignments: self.record.assignments.clone(),
+            phase: self.phase,
+            running: if self.phase == CellPhase::Running { self.slots().saturating_sub(ended) } else { 0 },
+            ended,
+            directory: self.directory,
+        }
+    }
+}
+
+impl Lablet {
+    pub(super) fn grant(&mut self, now: Timestamp, from: PeerId, grant: Grant) {
+        let named = grant.cell.clone();
+        if grant.lablet != self.config.peer || named.epoch.peer != from {
+            return;
+        }
+        if let Some(held) = self.cells.get(&named.execution)
+            && held.record.cell == named
+        {
+            self.say_again(&from, &named);
+            return;
+        }
+        if let Err(reason) = self.check_grant(now, &from, &grant) {
+            self.send(&from, ToOrchestrator::Refuse(named, reason));
+            return;
+        }
+        if let Some(old) = self.cells.remove(&named.execution) {
+            self.effects.push_back(LabletEffect::Forget { cell: old.record.cell });
+        }
+        let record = CellRecord {
+            cell: named.clone(),
+            assignments: grant.assignments.clone(),
+            memory_bytes: grant.memory_bytes,
+        };
+        self.promise(named.execution, named.epoch.clone());
+        self.cells.insert(named.execution, Cell::new(record.clone()));
+        self.effects.push_back(LabletEffect::Promise(record));
+        self.send(&from, ToOrchestrator::Accept(named.clone()));
+        self.effects.push_back(LabletEffect::Prepare { cell: named, grant: Box::new(grant) });
+    }
+
+    /// Returns why a grant that is not held yet cannot be taken.
+    fn check_grant(&self, now: Timestamp, from: &PeerId, grant: &Grant) -> Result<(), String> {
+        let id = grant.cell.execution;
+        if let Some(promised) = self.promised.get(&id)
+            && *promised >= grant.cell.epoch
+        {
+            return Err(format!("promised term {} of this execution already", promised.counter));
+        }
+        if !self.leased(now, from) {
+            return Err("has no lease".into());
+        }
+        let mut free = self.inventory();
+        if free.draining {
+            return Err("draining: its owner lets it take no new work".into());
+        }
+        let distinct: BTreeSet<(&str, u32)> = grant.assignments.iter().map(|a| (a.group.as_str(), a.start)).collect();
+        let slots = grant.assignments.iter().try_fold(0u32, |sum, a| sum.checked_add(a.count));
+        let Some(slots) = slots.filter(|n| *n > 0 && distinct.len() == grant.assignments.len()) else {
+            return Err("the grant names no instances, or some twice".into());
+        };
+        if let Some(old) = self.cells.get(&id) {
+            if !matches!(old.phase, CellPhase::Preparing | CellPhase::Prepared) {
+                return Err("holds a cell of this execution that was started".into());
+            }
+            // The new cell takes the place of the old one.
+            free.free_wasm_slots = free.free_wasm_slots.saturating_add(old.slots()).min(self.machine.free_wasm_slots);
+            free.free_memory_bytes =
+                free.free_memory_bytes.saturating_add(old.record.memory_bytes).min(self.machine.free_memory_bytes);
+        }
+        if slots > free.free_wasm_slots {
+            return Err(format!("{slots} slots wanted, {} free", free.free_wasm_slots));
+        }
+        if grant.memory_bytes > free.free_memory_bytes {
+            let (want, have) = (grant.memory_bytes >> 20, free.free_memory_bytes >> 20);
+            return Err(format!("{want} MiB of memory wanted, {have} MiB free"));
+        }
+        Ok(())
+    }
+
+    fn say_again(&mut self, to: &PeerId, named: &CellRef) {
+        let Some(phase) = self.cell_mut(named).map(|c| c.phase) else { return };
+        match phase {
+            CellPhase::Preparing => self.send(to, ToOrchestrator::Accept(named.clone())),
+            CellPhase::Prepared => self.send(to, ToOrchestrator::Prepared(named.clone())),
+            CellPhase::Running | CellPhase::Ended => {}
+        }
+    }
+
+    pub(super) fn prepared(&mut self, named: &CellRef) {
+        let Some(cell) = self.cell_mut(named).filter(|c| c.phase == CellPhase::Preparing) else { return };
+        cell.phase = CellPhase::Prepared;
+        self.send(&named.epoch.peer, ToOrchestrator::Prepared(named.clone()));
+    }
+
+    pub(super) fn prepare_failed(&mut self, named: &CellRef, reason: String, unfit: bool) {
+        if self.cell_mut(named).is_none_or(|c| c.phase != CellPhase::Preparing) {
+            return;
+        }
+        self.forget(named.execution);
+        let message = if unfit { ToOrchestrator::Unfit } else { ToOrchestrator::Refuse };
+        self.send(&named.epoch.peer, message(named.clone(), reason));
+    }
+
+    pub(super) fn directory(&mut self, from: &PeerId, named: &CellRef, directory: Directory) {
+        let Some(cell) = self.cell_mut(named).filter(|c| c.orchestrator() == from) else { return };
+        if directory.version > cell.directory && cell.phase != CellPhase::Ended {
+            cell.directory = directory.version;
+            self.effects.push_back(LabletEffect::Directory { cell: named.clone(), directory });
+        }
+    }
+
+    pub(super) fn start(&mut self, from: &PeerId, named: &CellRef) {
+        if named.epoch.peer != *from {
+            return;
+        }
+        let Some(cell) = self.cell_mut(named) else {
+            let reason = "does not hold this cell".to_owned();
+            self.send(from, ToOrchestrator::Refuse(named.clone(), reason));
+            return;
+        };
+        // A start that overtakes the end of preparation is said again after the next heartbeat.
+        if cell.phase == CellPhase::Prepared {
+            cell.phase = CellPhase::Running;
+            self.effects.push_back(LabletEffect::Start { cell: named.clone() });
+            self.send(from, ToOrchestrator::Started(named.clone()));
+        }
+    }
+
+    pub(super) fn stop(&mut self, from: &PeerId, named: &CellRef, reason: String) {
+        if named.epoch.peer == *from && self.cell_mut(named).is_some() {
+            self.end_cell(named.execution, &reason);
+        }
+    }
+
+    /// Stops a cell that runs; forgets one that was never started.
+    pub(super) fn end_cell(&mut self, id: ExecutionId, reason: &str) {
+        let Some(cell) = self.cells.get_mut(&id) else { return };
+        match cell.phase {
+            CellPhase::Preparing | CellPhase::Prepared => self.forget(id),
+            CellPhase::Running if !cell.stopping => {
+                cell.stopping = true;
+                let named = cell.record.cell.clone();
+                self.effects.push_back(LabletEffect::Stop { cell: named, reason: reason.to_owned() });
+            }
+            CellPhase::Running | CellPhase::Ended => {}
+        }
+    }
+
+    pub(super) fn finished(&mut self, from: &PeerId, id: ExecutionId) {
+        if self.cells.get(&id).is_some_and(|c| c.orchestrator() == from) {
+            self.end_cell(id, "the execution is over");
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: ExecutionId) {
+        if let Some(cell) = self.cells.remove(&id) {
+            self.effects.push_back(LabletEffect::Forget { cell: cell.record.cell });
+        }
+    }
+
+    pub(super) fn restore(&mut self, promised: Vec<(ExecutionId, Epoch)>, cells: Vec<(CellRecord, Vec<(Cid, u32)>)>) {
+        for (execution, epoch) in promised {
+            self.promise(execution, epoch);
+        }
+        for (record, shards) in cells {
+            let id = record.cell.execution;
+            if self.promised.get(&id).is_none_or(|p| *p < record.cell.epoch) {
+                self.promise(id, record.cell.epoch.clone());
+            }
+            let mut cell = Cell::new(record);
+            cell.phase = CellPhase::Ended;
+            cell.restored = true;
+            cell.sealed = shards.iter().map(|(_, count)| *count).sum();
+            cell.shards = shards.into_iter().map(|(cid, count)| (cid, Shard::new(count))).collect();
+            self.cells.insert(id, cell);
+        }
+    }
+}

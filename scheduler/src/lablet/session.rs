@@ -1,0 +1,125 @@
+//! The session with the orchestrator: heartbeats, leases, the clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use iptl_dag::PeerId;
+use iptl_dag::model::ExecutionId;
+use iptl_wire::session::{ClockSample, Heartbeat, LeaseRenewal, ToOrchestrator, Welcome};
+use iptl_wire::{Timestamp, Verified};
+
+use super::Lablet;
+
+/// Heartbeats whose answers are waited for; what is older cannot renew anything any more.
+const MAX_UNANSWERED: usize = 64;
+
+/// A session that is up.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub orchestrator: PeerId,
+    pub heartbeat: Duration,
+    pub beat_at: Timestamp,
+    pub seq: u64,
+    /// Heartbeats that were not answered: number to time of sending and wall time of sending.
+    pub unanswered: BTreeMap<u64, (Timestamp, u64)>,
+    /// The measurement with the shortest round trip.
+    pub clock: Option<ClockSample>,
+    /// Number of answers so far.
+    pub answers: u64,
+}
+
+impl Lablet {
+    pub(super) fn session_up(&mut self, now: Timestamp, orchestrator: PeerId, hello_at: Timestamp, welcome: Welcome) {
+        self.session = Some(Session {
+            orchestrator: orchestrator.clone(),
+            heartbeat: Duration::from_millis(u64::from(welcome.heartbeat_ms.max(1))),
+            beat_at: now,
+            seq: 0,
+            unanswered: BTreeMap::new(),
+            clock: None,
+            answers: 0,
+        });
+        self.extend_lease(&orchestrator, hello_at, welcome.lease_ms);
+        for cell in self.cells.values_mut().filter(|c| *c.orchestrator() == orchestrator) {
+            cell.announce_again();
+        }
+        self.announce_receipts();
+        for offer in welcome.offers {
+            self.offer(now, Verified::vouch(offer.body).into_inner());
+        }
+    }
+
+    pub(super) fn session_down(&mut self, orchestrator: &PeerId) {
+        if self.session.as_ref().is_some_and(|s| s.orchestrator == *orchestrator) {
+            self.session = None;
+        }
+    }
+
+    /// Sends a heartbeat where it is time.
+    pub(super) fn beat(&mut self, now: Timestamp) {
+        let wall_us = self.wall_us(now);
+        let inventory = self.inventory();
+        let cells = self.cells();
+        let Some(session) = self.session.as_mut().filter(|s| s.beat_at <= now) else { return };
+        session.seq += 1;
+        session.beat_at = now.after(session.heartbeat);
+        session.unanswered.insert(session.seq, (now, wall_us));
+        while session.unanswered.len() > MAX_UNANSWERED {
+            session.unanswered.pop_first();
+        }
+        let heartbeat = Heartbeat { seq: session.seq, wall_us, inventory, cells, clock: session.clock };
+        let to = session.orchestrator.clone();
+        self.send(&to, ToOrchestrator::Heartbeat(heartbeat));
+        for cell in self.cells.values_mut() {
+            cell.announce_stale();
+        }
+        self.announce_receipts();
+    }
+
+    pub(super) fn renewed(&mut self, now: Timestamp, renewal: LeaseRenewal) {
+        let received_us = self.wall_us(now);
+        let Some(session) = &mut self.session else { return };
+        let Some((sent_at, sent_us)) = session.unanswered.remove(&renewal.seq) else { return };
+        session.unanswered = session.unanswered.split_off(&renewal.seq);
+        session.heartbeat = Duration::from_millis(u64::from(renewal.heartbeat_ms.max(1)));
+        session.answers += 1;
+        let round_trip_us = now.since(sent_at).as_micros() as u64;
+        // Half-way between sending and answer the two clocks are compared.
+        let middle_us = i128::from(sent_us) + (i128::from(received_us) - i128::from(sent_us)) / 2;
+        let offset_us = i64::try_from(middle_us - i128::from(renewal.wall_us)).unwrap_or(0);
+        if session.clock.is_none_or(|c| round_trip_us < c.round_trip_us) {
+            session.clock = Some(ClockSample { offset_us, round_trip_us });
+        }
+        if session.answers == 1 {
+            // The first measurement is told at once: short executions end before the next heartbeat.
+            session.beat_at = now;
+        }
+        let orchestrator = session.orchestrator.clone();
+        self.extend_lease(&orchestrator, sent_at, renewal.lease_ms);
+    }
+
+    fn extend_lease(&mut self, orchestrator: &PeerId, from: Timestamp, lease_ms: u32) {
+        let until = from.after(Duration::from_millis(u64::from(lease_ms)));
+        let lease = self.leases.entry(orchestrator.clone()).or_default();
+        *lease = (*lease).max(until);
+    }
+
+    pub(super) fn leased(&self, now: Timestamp, orchestrator: &PeerId) -> bool {
+        self.leases.get(orchestrator).is_some_and(|until| *until > now)
+    }
+
+    /// Stops what runs without a lease.
+    pub(super) fn expire_leases(&mut self, now: Timestamp) {
+        let fallen: Vec<ExecutionId> = self
+            .cells
+            .iter()
+            .filter(|(_, c)| c.may_run() && !self.leased(now, c.orchestrator()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in fallen {
+            self.end_cell(id, "the lease ran out: the orchestrator was not heard");
+        }
+        let needed: std::collections::BTreeSet<_> = self.cells.values().map(|c| c.orchestrator().clone()).collect();
+        self.leases.retain(|orchestrator, until| *until > now || needed.contains(orchestrator));
+    }
+}

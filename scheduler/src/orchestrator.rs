@@ -1,0 +1,265 @@
+//! The orchestrator core: from a submitted run to an order for its result.
+//!
+//! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission, the queue,
+//! placement and bids · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
+//! lablets hand in, and what is lost · [`seal`] the end · [`cancel`] ends that someone or the clock asks for ·
+//! [`replay`] the state as a fold over facts · [`view`] what people may see. [`state`] holds the types, [`api`] what
+//! goes in and out.
+//!
+//! **Terms.** The counter of an execution's epoch starts at one and rises with every later round of grants, never with
+//! a restart: it is part of each fact, so the fold finds it again, and a grant whose fact was not durable was never
+//! sent. A lablet holds at most one live cell of an execution; before the start a grant of a higher epoch replaces it.
+//!
+//! **Losses.** Nothing is sent again by a timer of its own. Every heartbeat lists the cells that a lablet holds; what
+//! it should hold and does not, or should have done and has not, is said again.
+
+mod api;
+mod cancel;
+mod grant;
+mod offer;
+mod receipts;
+mod replay;
+mod seal;
+mod session;
+mod start;
+mod state;
+mod view;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use iptl_dag::model::{Epoch, ExecutionId, FactKind};
+use iptl_dag::{Cid, PeerId};
+use iptl_wire::control::{Event, Failure, FailureKind};
+use iptl_wire::session::{CellRef, ToLablet, ToOrchestrator};
+use iptl_wire::{Timestamp, Verified};
+
+pub use api::{AssembledResult, AssemblyOrder, Effect, Input, OrchestratorConfig, ReceiptSummary, Submission};
+use state::{Exec, LabletState, Stage};
+pub use view::{ExecutionView, LabletView};
+
+/// Executions that are remembered after their end, to answer lablets that come back late.
+const MAX_REMEMBERED: usize = 4096;
+
+/// Whoever waits hears at least this often what for.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The orchestrator's half of the protocol, without IO.
+#[derive(Debug)]
+pub struct Orchestrator {
+    config: OrchestratorConfig,
+    /// Wall clock: monotonic time of reading and microseconds since 1970.
+    wall: (Timestamp, u64),
+    lablets: BTreeMap<PeerId, LabletState>,
+    executions: BTreeMap<ExecutionId, Exec>,
+    /// Executions that are over, with their results.
+    over: BTreeMap<ExecutionId, Option<Cid>>,
+    over_order: VecDeque<ExecutionId>,
+    effects: VecDeque<Effect>,
+    /// Rises with every submission: the order of the queue.
+    submissions: u64,
+    /// Something changed that may let a waiting execution be placed.
+    replan: bool,
+}
+
+impl Orchestrator {
+    /// Makes a core that knows nothing yet: replay logs, then say `Replayed`.
+    pub fn new(config: OrchestratorConfig) -> Orchestrator {
+        Orchestrator {
+            config,
+            wall: (Timestamp(0), 0),
+            lablets: BTreeMap::new(),
+            executions: BTreeMap::new(),
+            over: BTreeMap::new(),
+            over_order: VecDeque::new(),
+            effects: VecDeque::new(),
+            submissions: 0,
+            replan: false,
+        }
+    }
+
+    /// Takes in one thing that happened at `now`. Never panics, whatever the input.
+    pub fn handle(&mut self, now: Timestamp, input: Input) {
+        match input {
+            Input::Submit { execution, run, by } => self.submit(now, execution, run, by),
+            Input::Hello { from, session, hello } => self.hello(now, from, session, hello.into_inner()),
+            Input::Gone { from, session } => self.gone(from, session),
+            Input::Message { from, message } => self.message(now, from, message),
+            Input::Pulled { execution, lablet, shard, receipts } => {
+                self.pulled(now, execution, &lablet, shard, receipts);
+            }
+            Input::PullFailed { execution, lablet, shard, reason, retry } => {
+                self.pull_failed(now, execution, &lablet, shard, reason, retry);
+            }
+            Input::Assembled { execution, result } => self.assembled(now, execution, result),
+            Input::AssembleFailed { execution, reason } => self.assemble_failed(now, execution, reason),
+            Input::Cancel { execution, by } => self.cancel(now, execution, by),
+            Input::Wall { unix_us } => self.wall = (now, unix_us),
+            // Nothing is decided while logs are read: time and other inputs come after `Replayed`.
+            Input::Replay { fact, submission } => return self.replay(now, *fact, submission.map(|s| *s)),
+            Input::Replayed => self.replayed(now),
+            Input::Timeout => {}
+        }
+        self.expire_leases(now);
+        self.expire_stages(now);
+        if self.replan {
+            self.replan = false;
+            self.plan_queue(now);
+        }
+        self.notices(now);
+    }
+
+    /// Returns the next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Returns when `handle` wants to be called with `Timeout`, where nothing else happens before.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let leases = self.lablets.values().map(|l| l.lease_until);
+        let stages = self.executions.values().filter_map(Exec::next_timeout);
+        leases.chain(stages).min()
+    }
+
+    fn message(&mut self, now: Timestamp, from: PeerId, message: Verified<ToOrchestrator>) {
+        if !self.lablets.get(&from).is_some_and(|l| l.session.is_some()) {
+            return;
+        }
+        match message.into_inner() {
+            ToOrchestrator::Heartbeat(heartbeat) => self.heartbeat(now, from, heartbeat),
+            ToOrchestrator::Bid(bid) => self.bid(from, bid),
+            ToOrchestrator::Accept(cell) => self.accepted(now, &from, &cell),
+            ToOrchestrator::Refuse(cell, reason) => self.refused(now, &from, &cell, reason),
+            ToOrchestrator::Unfit(cell, reason) => self.unfit(&from, &cell, reason),
+            ToOrchestrator::Prepared(cell) => self.prepared(now, &from, &cell),
+            ToOrchestrator::Receipts(ready) => self.receipts_ready(&from, ready),
+            // A start shows in the next heartbeat; the others are not for the core.
+            ToOrchestrator::Started(_)
+            | ToOrchestrator::Hello(_)
+            | ToOrchestrator::Sync(..)
+            | ToOrchestrator::Output(..) => {}
+        }
+    }
+
+    fn wall_ms(&self, now: Timestamp) -> u64 {
+        (self.wall.1.saturating_add(now.since(self.wall.0).as_micros() as u64)) / 1000
+    }
+
+    fn epoch(&self, counter: u64) -> Epoch {
+        Epoch { counter, peer: self.config.peer.clone() }
+    }
+
+    fn cell_ref(&self, execution: ExecutionId, counter: u64) -> CellRef {
+        CellRef { execution, epoch: self.epoch(counter) }
+    }
+
+    fn persist(&mut self, execution: ExecutionId, kind: FactKind) {
+        let counter = self.executions.get(&execution).map_or(1, |e| e.epoch);
+        let epoch = self.epoch(counter);
+        self.effects.push_back(Effect::Persist { execution, epoch, kind });
+    }
+
+    fn send(&mut self, to: &PeerId, message: ToLablet) {
+        if self.lablets.get(to).is_some_and(|l| l.session.is_some()) {
+            self.effects.push_back(Effect::Send { to: to.clone(), message });
+        }
+    }
+
+    fn notify(&mut self, execution: ExecutionId, event: Event) {
+        self.effects.push_back(Effect::Notify { execution, event });
+    }
+
+    /// Names a lablet for people.
+    fn name_of(&self, lablet: &PeerId) -> String {
+        match self.lablets.get(lablet) {
+            Some(l) if !l.inventory.name.is_empty() => format!("{} ({})", l.inventory.name, lablet.short()),
+            _ => lablet.short(),
+        }
+    }
+
+    /// Ends an execution with nothing to seal.
+    fn fail(&mut self, execution: ExecutionId, failure: Failure) {
+        self.persist(execution, FactKind::Failed { reason: failure.message.clone() });
+        self.stop_cells(execution, &failure.message);
+        self.notify(execution, Event::Failed { execution: execution.0, failure });
+        self.finish(execution, None);
+    }
+
+    /// Lets go of an execution that is over and tells its lablets.
+    fn finish(&mut self, execution: ExecutionId, result: Option<Cid>) {
+        let Some(exec) = self.executions.remove(&execution) else { return };
+        let holders: std::collections::BTreeSet<_> = exec.cells.into_keys().chain(exec.former).collect();
+        for lablet in &holders {
+            self.send(lablet, ToLablet::Finished(execution, result));
+        }
+        for lablet in exec.bids.into_keys().filter(|l| !holders.contains(l)) {
+            self.send(&lablet, ToLablet::NotNeeded(execution));
+        }
+        self.remember(execution, result);
+        self.replan = true;
+    }
+
+    fn remember(&mut self, execution: ExecutionId, result: Option<Cid>) {
+        self.over.insert(execution, result);
+        self.over_order.push_back(execution);
+        while self.over_order.len() > MAX_REMEMBERED {
+            if let Some(oldest) = self.over_order.pop_front() {
+                self.over.remove(&oldest);
+            }
+        }
+    }
+
+    /// Acts on every stage whose time has come.
+    fn expire_stages(&mut self, now: Timestamp) {
+        let due: Vec<ExecutionId> = self
+            .executions
+            .iter()
+            .filter(|(_, exec)| exec.next_timeout().is_some_and(|at| at <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.retry_pulls(now, id);
+            let Some(exec) = self.executions.get(&id) else { continue };
+            match &exec.stage {
+                Stage::Waiting => self.expire_waiting(now, id),
+                Stage::Offered { .. } => self.expire_bids(now, id),
+                Stage::Granted => {
+                    self.expire_grants(now, id);
+                    self.expire_waiting(now, id);
+                }
+                Stage::Running { .. } => {
+                    self.expire_replacement(now, id);
+                    self.expire_run(now, id);
+                }
+                Stage::Stopping { .. } => self.expire_grace(now, id),
+                Stage::Assembling { .. } => self.retry_assembly(now, id),
+            }
+        }
+    }
+
+    /// Says what executions wait for.
+    fn notices(&mut self, now: Timestamp) {
+        let mut events = Vec::new();
+        for (id, exec) in &mut self.executions {
+            let Some(reason) = exec.waits_for() else { continue };
+            let changed = exec.noticed.as_deref() != Some(reason.as_str());
+            if exec.notice_at <= now || (changed && exec.noticed.is_some()) {
+                exec.notice_at = now.after(NOTICE_INTERVAL);
+                exec.noticed = Some(reason.clone());
+                events.push((*id, Event::Waiting { reason }));
+            }
+        }
+        for (id, event) in events {
+            self.notify(id, event);
+        }
+    }
+}
+
+/// Makes a failure that is the lab's.
+fn lab_unable(code: &str, message: String, help: &str) -> Failure {
+    Failure { kind: FailureKind::LabUnable, code: code.into(), message, help: help.into() }
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}

@@ -1,0 +1,93 @@
+//! Ends that someone or the clock asks for. Both are sealed: what is there counts, what is not is missing.
+
+use iptl_dag::PeerId;
+use iptl_dag::model::{ExecutionId, FactKind, InstanceId};
+use iptl_wire::Timestamp;
+use iptl_wire::session::ToLablet;
+
+use super::state::{Stage, instances_of};
+use super::{Orchestrator, ms};
+
+impl Orchestrator {
+    pub(super) fn cancel(&mut self, now: Timestamp, id: ExecutionId, by: PeerId) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if exec.cancelled.is_some() || matches!(exec.stage, Stage::Stopping { .. } | Stage::Assembling { .. }) {
+            return;
+        }
+        exec.cancelled = Some(by.clone());
+        self.persist(id, FactKind::Cancelled { by });
+        self.wind_down(now, id, "cancelled");
+    }
+
+    /// Ends a run whose time is over.
+    pub(super) fn expire_run(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if !matches!(exec.stage, Stage::Running { deadline } if deadline <= now) {
+            return;
+        }
+        exec.timed_out = true;
+        self.persist(id, FactKind::TimedOut {});
+        self.wind_down(now, id, "the run's time is over");
+    }
+
+    /// Stops what runs and waits for receipts; without anything that ran, the result is ordered at once.
+    pub(super) fn wind_down(&mut self, now: Timestamp, id: ExecutionId, reason: &str) {
+        self.stop_cells(id, reason);
+        let until = now.after(ms(self.config.stop_grace_ms));
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        exec.replace.clear();
+        if exec.started() {
+            exec.stage = Stage::Stopping { until };
+            self.settle(now, id);
+        } else {
+            self.lose_rest(id, &format!("{reason} before it was started"));
+            self.order_assembly(now, id);
+        }
+    }
+
+    /// Counts as lost what was not handed in after a stop.
+    pub(super) fn expire_grace(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        if !matches!(exec.stage, Stage::Stopping { until } if until <= now) {
+            return;
+        }
+        let reason = if exec.timed_out {
+            "no receipt in time after the run's time was over"
+        } else {
+            "no receipt in time after it was cancelled"
+        };
+        let instances = self.lose_rest(id, reason);
+        if !instances.is_empty() {
+            self.persist(id, FactKind::Lost { lablet: None, instances, reason: reason.into() });
+        }
+        self.settle(now, id);
+    }
+
+    fn lose_rest(&mut self, id: ExecutionId, reason: &str) -> Vec<InstanceId> {
+        let Some(exec) = self.executions.get_mut(&id) else { return Vec::new() };
+        let mut rest = Vec::new();
+        for (group, spec) in &exec.run.run.groups {
+            for index in 0..spec.count {
+                let instance = InstanceId { group: group.clone(), index };
+                if !exec.received.contains_key(&instance) && !exec.lost.contains_key(&instance) {
+                    exec.lost.insert(instance.clone(), reason.to_owned());
+                    rest.push(instance);
+                }
+            }
+        }
+        for cell in exec.cells.values_mut() {
+            cell.over = true;
+        }
+        debug_assert!(instances_of(&exec.assignments).all(|i| exec.run.run.groups.contains_key(&i.group)));
+        rest
+    }
+
+    pub(super) fn stop_cells(&mut self, id: ExecutionId, reason: &str) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let cells: Vec<(PeerId, u64)> = exec.live_cells().map(|(l, c)| (l.clone(), c.epoch)).collect();
+        for (lablet, epoch) in cells {
+            let named = self.cell_ref(id, epoch);
+            self.send(&lablet, ToLablet::Stop(named, reason.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The three-way grant: written down, sent, taken; or given back and placed elsewhere.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::PeerId;
+use iptl_dag::model::{Assignment, ExecutionId, FactKind, LabletRecord};
+use iptl_wire::Timestamp;
+use iptl_wire::control::Event;
+use iptl_wire::session::{CellRef, Directory, Grant, ToLablet};
+
+use super::offer::{bans, usage};
+use super::state::{Cell, Exec, Phase, Stage, memory_of};
+use super::{Effect, Orchestrator, lab_unable, ms};
+use crate::placement::{merge, placement};
+
+/// How long a lablet that gave a grant back gets nothing of the same execution, per round.
+const BAN_MS: u64 = 2_000;
+
+impl Orchestrator {
+    /// Grants the current placement to all lablets whose part of it changed.
+    pub(super) fn grant_round(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if exec.rounds > 0 {
+            exec.epoch += 1;
+        }
+        exec.rounds += 1;
+        exec.stage = Stage::Granted;
+        exec.unfit_since = None;
+        exec.reason = String::new();
+        let parts = parts(&exec.assignments);
+        let (changed, same): (Vec<_>, Vec<_>) = parts
+            .into_iter()
+            .partition(|(lablet, part)| !exec.cells.get(lablet).is_some_and(|c| !c.over && c.assignments == *part));
+        self.grant_cells(now, id, changed, 1);
+        for (lablet, _) in same {
+            self.send_directory(id, &lablet);
+        }
+        self.notify_preparing(id);
+    }
+
+    /// Makes cells: every fact before the first grant, so that one wait makes all of them durable.
+    pub(super) fn grant_cells(
+        &mut self,
+        now: Timestamp,
+        id: ExecutionId,
+        parts: Vec<(PeerId, Vec<Assignment>)>,
+        attempt: u32,
+    ) {
+        for (lablet, assignments) in &parts {
+            let record = self.record_of(lablet);
+            let Some(exec) = self.executions.get_mut(&id) else { return };
+            exec.records.insert(lablet.clone(), record);
+            exec.cells.insert(
+                lablet.clone(),
+                Cell {
+                    epoch: exec.epoch,
+                    assignments: assignments.clone(),
+                    attempt,
+                    phase: Phase::Granted,
+                    granted_at: now,
+                    absent: 0,
+                    over: false,
+                    shards: BTreeMap::new(),
+                },
+            );
+            self.persist(id, FactKind::Granted { lablet: lablet.clone(), assignments: assignments.clone(), attempt });
+        }
+        for (lablet, _) in &parts {
+            self.send_grant(id, lablet);
+        }
+    }
+
+    pub(super) fn send_grant(&mut self, id: ExecutionId, lablet: &PeerId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let Some(cell) = exec.cells.get(lablet) else { return };
+        if !self.lablets.get(lablet).is_some_and(|l| l.session.is_some()) {
+            return;
+        }
+        let directory = self.directory(exec);
+        let grant = Grant {
+            cell: self.cell_ref(id, cell.epoch),
+            lablet: lablet.clone(),
+            run: exec.run.cid,
+            assignments: cell.assignments.clone(),
+            attempt: cell.attempt,
+            memory_bytes: memory_of(&exec.run.run, &cell.assignments),
+            placement: directory.placement,
+            roster: directory.roster,
+        };
+        self.effects.push_back(Effect::SendGrant { to: lablet.clone(), grant });
+    }
+
+    pub(super) fn send_directory(&mut self, id: ExecutionId, lablet: &PeerId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let Some(cell) = exec.cells.get(lablet) else { return };
+        let message = ToLablet::Directory(self.cell_ref(id, cell.epoch), self.directory(exec));
+        self.send(lablet, message);
+    }
+
+    fn directory(&self, exec: &Exec) -> Directory {
+        let roster = exec
+            .assignments
+            .iter()
+            .filter_map(|a| Some((a.lablet.to_string(), self.lablets.get(&a.lablet)?.inventory.addrs.clone())))
+            .collect();
+        Directory { version: exec.epoch, placement: exec.assignments.clone(), roster }
+    }
+
+    pub(super) fn record_of(&self, lablet: &PeerId) -> LabletRecord {
+        let mut record = LabletRecord {
+            peer: lablet.clone(),
+            name: String::new(),
+            version: String::new(),
+            cpus: 0,
+            memory_bytes: 0,
+            clock_offset_us: 0,
+            clock_error_us: 0,
+        };
+        if let Some(state) = self.lablets.get(lablet) {
+            record.name = state.inventory.name.clone();
+            record.version = state.version.clone();
+            record.cpus = state.inventory.cpus;
+            record.memory_bytes = state.inventory.memory_bytes;
+            if let Some(clock) = state.clock {
+                record.clock_offset_us = clock.offset_us;
+                record.clock_error_us = clock.round_trip_us;
+            }
+        }
+        record
+    }
+
+    /// Returns the live cell that `named` means, where `from` holds it.
+    pub(super) fn live_cell(&mut self, from: &PeerId, named: &CellRef) -> Option<&mut Cell> {
+        if named.epoch.peer != self.config.peer {
+            return None;
+        }
+        let cell = self.executions.get_mut(&named.execution)?.cells.get_mut(from)?;
+        (!cell.over && cell.epoch == named.epoch.counter).then_some(cell)
+    }
+
+    pub(super) fn accepted(&mut self, now: Timestamp, from: &PeerId, named: &CellRef) {
+        let Some(cell) = self.live_cell(from, named) else { return };
+        if cell.phase > Phase::Granted {
+            return;
+        }
+        cell.phase = Phase::Accepted;
+        cell.granted_at = now;
+        let id = named.execution;
+        self.persist(id, FactKind::Accepted { lablet: from.clone() });
+        self.tell_losers(id);
+    }
+
+    /// Tells those who bid and got nothing, once nobody who got something can give it back unheard.
+    fn tell_losers(&mut self, id: ExecutionId) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if exec.losers_told || exec.open() > 0 || exec.live_cells().any(|(_, c)| c.phase == Phase::Granted) {
+            return;
+        }
+        exec.losers_told = true;
+        let losers: Vec<PeerId> = exec.bids.keys().filter(|l| !exec.cells.contains_key(*l)).cloned().collect();
+        for lablet in losers {
+            self.send(&lablet, ToLablet::NotNeeded(id));
+        }
+    }
+
+    pub(super) fn refused(&mut self, now: Timestamp, from: &PeerId, named: &CellRef, reason: String) {
+        if self.live_cell(from, named).is_some() {
+            self.lose_cell(now, named.execution, from, reason);
+        }
+    }
+
+    pub(super) fn unfit(&mut self, from: &PeerId, named: &CellRef, reason: String) {
+        let id = named.execution;
+        if self.live_cell(from, named).is_none() {
+            return;
+        }
+        if self.executions.get(&id).is_some_and(|e| matches!(e.stage, Stage::Granted)) {
+            self.persist(id, FactKind::Refused { lablet: from.clone(), reason: reason.clone() });
+            let help = "check what was built: `iptl check` names the component and what it imports";
+            self.fail(id, usage("workload.bad", &format!("the workload cannot run: {reason}"), help));
+        }
+    }
+
+    /// Takes a cell out before the start.
+    pub(super) fn give_back(&mut self, now: Timestamp, id: ExecutionId, from: &PeerId, reason: String) {
+        let lablet = self.name_of(from);
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if exec.cells.remove(from).is_none() {
+            return;
+        }
+        exec.former.insert(from.clone());
+        let until = now.after(ms(BAN_MS * u64::from(exec.rounds.max(1))));
+        exec.banned.insert(from.clone(), (until, reason.clone()));
+        exec.bids.remove(from);
+        exec.unfit_since.get_or_insert(now);
+        exec.reason = format!("waits for another lablet: {lablet} gave its grant back ({reason})");
+        let exhausted = exec.rounds >= self.config.max_rounds;
+        self.persist(id, FactKind::Refused { lablet: from.clone(), reason: reason.clone() });
+        self.notify(id, Event::Lablet { lablet: lablet.clone(), what: format!("gave its grant back: {reason}") });
+        self.replan = true;
+        if exhausted {
+            let message = format!("no set of lablets could prepare the run; last, {lablet}: {reason}");
+            self.fail(id, lab_unable("lab.cannot-prepare", message, "look at these lablets with `iptl doctor`"));
+        }
+    }
+
+    /// Places what was given back before the start; what others hold stays.
+    pub(super) fn place_open(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let kept = exec.kept();
+        let free = self.available(Some(id), &BTreeMap::new());
+        let banned = bans(exec, now);
+        let mut without_cells = banned.clone();
+        without_cells.extend(exec.cells.keys().map(|l| (l.clone(), "holds a cell of this execution".into())));
+        let mut placed = placement(&exec.run.run, &free, &kept, &without_cells);
+        if placed.missing() > 0 {
+            placed = placement(&exec.run.run, &free, &kept, &banned);
+        }
+        let missing = placed.missing();
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if missing > 0 {
+            exec.unfit_since.get_or_insert(now);
+            exec.reason = format!("waits for room for {missing} instances that were given back");
+            return;
+        }
+        self.record_placement(now, id, placed);
+        self.grant_round(now, id);
+    }
+
+    /// Places lost instances for another attempt, on lablets that have had no part in the execution.
+    pub(super) fn place_replacements(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let Some(attempt) = exec.replace.values().min().copied() else { return };
+        let due: std::collections::BTreeSet<_> =
+            exec.replace.iter().filter(|(_, a)| **a == attempt).map(|(i, _)| i.clone()).collect();
+        let kept = without(&exec.assignments, &due);
+        let mut excluded = bans(exec, now);
+        excluded.extend(exec.cells.keys().map(|l| (l.clone(), "had a part in this execution".into())));
+        let placed = placement(&exec.run.run, &self.available(Some(id), &BTreeMap::new()), &kept, &excluded);
+        if placed.missing() > 0 {
+            return;
+        }
+        let parts: Vec<_> =
+            parts(&placed.assignments).into_iter().filter(|(l, _)| !exec.cells.contains_key(l)).collect();
+        let others: Vec<PeerId> = exec.live_cells().map(|(l, _)| l.clone()).collect();
+        if let Some(exec) = self.executions.get_mut(&id) {
+            exec.epoch += 1;
+            for instance in &due {
+                exec.replace.remove(instance);
+                exec.lost.remove(instance);
+            }
+        }
+        self.record_placement(now, id, placed);
+        self.grant_cells(now, id, parts, attempt);
+        for lablet in others {
+            self.send_directory(id, &lablet);
+        }
+    }
+
+    /// Gives up on grants that nobody took, and on cells that do not get prepared.
+    pub(super) fn expire_grants(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let late: Vec<(PeerId, CellRef, &'static str)> = exec
+            .live_cells()
+            .filter_map(|(lablet, cell)| {
+                let waited = now.since(cell.granted_at);
+                let what = match cell.phase {
+                    Phase::Granted if waited >= ms(self.config.accept_timeout_ms) => "did not take its grant in time",
+                    Phase::Accepted if waited >= ms(self.config.prepare_timeout_ms) => "did not get prepared in time",
+                    Phase::Granted | Phase::Accepted | Phase::Prepared => return None,
+                };
+                Some((lablet.clone(), self.cell_ref(id, cell.epoch), what))
+            })
+            .collect();
+        for (lablet, named, what) in late {
+            self.send(&lablet, ToLablet::Stop(named, what.into()));
+            self.lose_cell(now, id, &lablet, what.into());
+        }
+    }
+
+    pub(super) fn notify_preparing(&mut self, id: ExecutionId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let prepared = exec.live_cells().filter(|(_, c)| c.phase == Phase::Prepared).count() as u32;
+        let cells = exec.live_cells().count() as u32;
+        self.notify(id, Event::Preparing { prepared, cells });
+    }
+}
+
+/// Splits assignments by lablet.
+pub(super) fn parts(assignments: &[Assignment]) -> BTreeMap<PeerId, Vec<Assignment>> {
+    let mut parts: BTreeMap<PeerId, Vec<Assignment>> = BTreeMap::new();
+    for assignment in assignments {
+        parts.entry(assignment.lablet.clone()).or_default().push(assignment.clone());
+    }
+    parts
+}
+
+/// Takes single instances out of assignments.
+fn without(
+    assignments: &[Assignment],
+    out: &std::collections::BTreeSet<iptl_dag::model::InstanceId>,
+) -> Vec<Assignment> {
+    let mut rest = Vec::new();
+    for a in assignments {
+        for instance in super::state::instances_of(std::slice::from_ref(a)).filter(|i| !out.contains(i)) {
+            let Assignment { group, lablet, .. } = a;
+            rest.push(Assignment { group: group.clone(), start: instance.index, count: 1, lablet: lablet.clone() });
+        }
+    }
+    merge(rest)
+}

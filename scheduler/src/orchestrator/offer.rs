@@ -1,0 +1,427 @@
+//! Submission, the queue, placement, offers and bids.
+//!
+//! Executions are placed in the order of their submission. One that waits because others hold the room keeps later ones
+//! waiting too, so that it is not starved; one that no lab of these lablets could hold does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iptl_dag::PeerId;
+use iptl_dag::model::{Assignment, Execution, ExecutionId, FactKind, Placement, WorkloadKind};
+use iptl_wire::control::{Event, Failure, FailureKind};
+use iptl_wire::offer::Offer;
+use iptl_wire::session::{Bid, Inventory, KnownRun, ToLablet};
+use iptl_wire::{Timestamp, WallTime};
+
+use super::state::{Exec, Stage, memory_of, slots_of};
+use super::{Effect, NOTICE_INTERVAL, Orchestrator, lab_unable, ms};
+use crate::placement::{Placed, placement};
+
+impl Orchestrator {
+    pub(super) fn submit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId) {
+        let id = node.id();
+        if self.executions.contains_key(&id) || self.over.contains_key(&id) {
+            return;
+        }
+        let fact = FactKind::Submitted { execution: id.0, run: run.cid, by };
+        let groups = run.run.groups.iter().map(|(name, g)| (name.clone(), g.count)).collect();
+        let event = Event::Submitted {
+            execution: id.0,
+            alias: id.alias(),
+            run: run.cid,
+            lab: self.config.lab_name.clone(),
+            groups,
+        };
+        let instances = run.run.instances();
+        self.admit(now, node, run, self.wall_ms(now));
+        self.persist(id, fact);
+        self.notify(id, event);
+        if instances == 0 {
+            self.fail(id, usage("run.empty", "the run has no instances", "give at least one group an instance"));
+        } else if instances > self.config.max_instances {
+            let most = self.config.max_instances;
+            let message = format!("the run has {instances} instances, more than the {most} that this lab takes");
+            self.fail(id, usage("run.too-large", &message, "run fewer instances"));
+        }
+    }
+
+    /// Takes an execution into the state.
+    pub(super) fn admit(&mut self, now: Timestamp, node: Execution, run: KnownRun, submitted_ms: u64) {
+        self.submissions += 1;
+        let id = node.id();
+        self.executions.insert(
+            id,
+            Exec {
+                node,
+                run,
+                order: self.submissions,
+                submitted_at: now,
+                submitted_ms,
+                started_ms: 0,
+                ended_ms: 0,
+                stage: Stage::Waiting,
+                epoch: 1,
+                rounds: 0,
+                placements: Vec::new(),
+                assignments: Vec::new(),
+                bids: BTreeMap::new(),
+                losers_told: false,
+                banned: BTreeMap::new(),
+                cells: BTreeMap::new(),
+                former: BTreeSet::new(),
+                received: BTreeMap::new(),
+                lost: BTreeMap::new(),
+                replace: BTreeMap::new(),
+                replace_until: now,
+                unfit_since: None,
+                reason: "waits to be placed".into(),
+                cancelled: None,
+                timed_out: false,
+                records: BTreeMap::new(),
+                distortions: Vec::new(),
+                notice_at: now.after(NOTICE_INTERVAL),
+                noticed: None,
+                progress: 0,
+            },
+        );
+        self.replan = true;
+    }
+
+    /// Tries to place whatever waits for a place.
+    pub(super) fn plan_queue(&mut self, now: Timestamp) {
+        let mut queue: Vec<(u64, ExecutionId)> = self
+            .executions
+            .iter()
+            .filter(|(_, exec)| match exec.stage {
+                Stage::Waiting => true,
+                Stage::Granted => exec.open() > 0,
+                Stage::Running { .. } => !exec.replace.is_empty(),
+                Stage::Offered { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => false,
+            })
+            .map(|(id, exec)| (exec.order, *id))
+            .collect();
+        queue.sort_unstable();
+        let mut blocked_by: Option<String> = None;
+        for (_, id) in queue {
+            match self.executions.get(&id).map(|e| e.stage.clone()) {
+                Some(Stage::Granted) => self.place_open(now, id),
+                Some(Stage::Running { .. }) => self.place_replacements(now, id),
+                Some(Stage::Waiting) => {
+                    if let Some(first) = &blocked_by {
+                        let reason = format!("waits for its turn behind {first}, which waits for room");
+                        if let Some(exec) = self.executions.get_mut(&id) {
+                            exec.reason = reason;
+                        }
+                    } else if self.place_waiting(now, id) == Fit::Later {
+                        blocked_by = Some(id.alias());
+                    }
+                }
+                Some(Stage::Offered { .. } | Stage::Stopping { .. } | Stage::Assembling { .. }) | None => {}
+            }
+        }
+    }
+
+    fn place_waiting(&mut self, now: Timestamp, id: ExecutionId) -> Fit {
+        let Some(exec) = self.executions.get(&id) else { return Fit::Now };
+        let placed = placement(&exec.run.run, &self.available(Some(id), &exec.bids), &[], &bans(exec, now));
+        if placed.missing() > 0 {
+            let fits_empty = placement(&exec.run.run, &self.emptied(), &[], &BTreeMap::new()).missing() == 0;
+            let reason = self.reason_to_wait(exec, &placed);
+            let Some(exec) = self.executions.get_mut(&id) else { return Fit::Now };
+            exec.reason = reason;
+            if fits_empty {
+                exec.unfit_since = None;
+                return Fit::Later;
+            }
+            exec.unfit_since.get_or_insert(now);
+            return Fit::Never;
+        }
+        self.record_placement(now, id, placed);
+        let offer = self.executions.get(&id).map(|e| self.offer_of(e, WallTime(self.wall_ms(now))));
+        self.effects.extend(offer.map(Effect::PublishOffer));
+        let bids_until = now.after(ms(self.config.bid_timeout_ms));
+        let repeat_at = now.after(ms(self.config.offer_repeat_ms));
+        if let Some(exec) = self.executions.get_mut(&id) {
+            exec.stage = Stage::Offered { bids_until, repeat_at };
+            exec.unfit_since = None;
+            exec.reason = String::new();
+        }
+        self.confirm(now, id);
+        Fit::Now
+    }
+
+    /// Stores a placement and makes it the execution's own.
+    pub(super) fn record_placement(&mut self, now: Timestamp, id: ExecutionId, placed: Placed) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let node = Placement {
+            execution: id,
+            parent: exec.placements.last().copied(),
+            assignments: placed.assignments.clone(),
+            refused: placed.refused.clone(),
+        };
+        let cid = *iptl_dag::model::to_block(node.clone()).cid();
+        exec.placements.push(cid);
+        exec.assignments = placed.assignments;
+        let instances = u64::from(slots_of(&exec.assignments));
+        let after_ms = now.since(exec.submitted_at).as_millis() as u64;
+        self.effects.push_back(Effect::StorePlacement(node));
+        self.persist(id, FactKind::Placed { placement: cid });
+        let refused = placed.refused.into_iter().map(|r| (self.name_of(&r.lablet), r.reason)).collect();
+        let lablets = self.lablets.values().filter(|l| l.session.is_some()).count() as u32;
+        self.notify(id, Event::Placed { matching: placed.matching, lablets, refused, instances, after_ms });
+    }
+
+    pub(super) fn bid(&mut self, from: PeerId, bid: Bid) {
+        let id = bid.execution;
+        let Some(exec) = self.executions.get_mut(&id) else {
+            self.send(&from, ToLablet::NotNeeded(id));
+            return;
+        };
+        match exec.stage {
+            Stage::Offered { .. } => {
+                exec.bids.insert(from, bid.slots);
+                // Whether all bids are in is looked at once per input, in `expire_stages`.
+                if let Stage::Offered { bids_until, .. } = &mut exec.stage
+                    && exec.assignments.iter().all(|a| exec.bids.contains_key(&a.lablet))
+                {
+                    *bids_until = Timestamp(0);
+                }
+            }
+            Stage::Waiting => {
+                exec.bids.insert(from, bid.slots);
+                self.replan = true;
+            }
+            Stage::Granted | Stage::Running { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => {
+                if !exec.cells.contains_key(&from) {
+                    if exec.losers_told {
+                        self.send(&from, ToLablet::NotNeeded(id));
+                    } else {
+                        exec.bids.insert(from, bid.slots);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Acts where all bids are in or were waited for long enough.
+    pub(super) fn expire_bids(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(Stage::Offered { bids_until, repeat_at }) = self.executions.get(&id).map(|e| e.stage.clone()) else {
+            return;
+        };
+        if bids_until <= now {
+            self.confirm(now, id);
+        }
+        let Some(exec) = self.executions.get(&id) else { return };
+        if repeat_at <= now && matches!(exec.stage, Stage::Offered { .. }) {
+            let offer = self.offer_of(exec, WallTime(self.wall_ms(now)));
+            self.effects.push_back(Effect::PublishOffer(offer));
+            let next = now.after(ms(self.config.offer_repeat_ms));
+            if let Some(Stage::Offered { repeat_at, .. }) = self.executions.get_mut(&id).map(|e| &mut e.stage) {
+                *repeat_at = next;
+            }
+        }
+    }
+
+    /// Grants what bids confirm, and places anew what they do not.
+    fn confirm(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let Stage::Offered { bids_until, .. } = exec.stage else { return };
+        let mut wanted: BTreeMap<&PeerId, u32> = BTreeMap::new();
+        for assignment in &exec.assignments {
+            *wanted.entry(&assignment.lablet).or_default() += assignment.count;
+        }
+        let there = |lablet: &PeerId| self.lablets.get(lablet).is_some_and(|l| l.session.is_some());
+        let short = wanted.iter().any(|(l, n)| !there(l) || exec.bids.get(*l).is_some_and(|bid| bid < n));
+        let silent: Vec<PeerId> =
+            wanted.keys().filter(|l| !exec.bids.contains_key(**l)).map(|l| (*l).clone()).collect();
+        if !short && silent.is_empty() {
+            self.grant_round(now, id);
+            return;
+        }
+        if !short && bids_until > now {
+            return;
+        }
+        // Others take the place of who bid too little, is gone or is silent, where there is room for that.
+        let excluded: BTreeMap<PeerId, String> = if bids_until <= now {
+            silent.iter().map(|l| (l.clone(), "did not bid in time".into())).collect()
+        } else {
+            BTreeMap::new()
+        };
+        let exec = &self.executions[&id];
+        let free = self.available(Some(id), &exec.bids);
+        let without = placement(&exec.run.run, &free, &[], &excluded);
+        let names: Vec<String> = silent.iter().map(|l| self.name_of(l)).collect();
+        if without.missing() == 0 && without.assignments != exec.assignments {
+            self.record_placement(now, id, without);
+            self.wait_for_bids(now, id, String::new());
+            self.confirm_if_all_bid(now, id);
+        } else if short {
+            // Not even the silent ones help: back to the queue.
+            if let Some(exec) = self.executions.get_mut(&id) {
+                exec.stage = Stage::Waiting;
+                exec.reason = "waits for room: lablets bid for less than they had announced".into();
+            }
+            self.replan = true;
+        } else {
+            self.wait_for_bids(now, id, format!("waits for bids of {}", names.join(", ")));
+            // Silence for long is inability.
+            if let Some(exec) = self.executions.get_mut(&id) {
+                let since = *exec.unfit_since.get_or_insert(now);
+                if now.since(since) >= ms(self.config.capacity_timeout_ms) {
+                    let message = format!("lablets did not answer the offer: {}", names.join(", "));
+                    self.fail(id, lab_unable("lab.no-capacity", message, NO_CAPACITY_HELP));
+                }
+            }
+        }
+    }
+
+    /// A placement over lablets that have all bid already needs no wait.
+    fn confirm_if_all_bid(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        if exec.assignments.iter().all(|a| exec.bids.contains_key(&a.lablet)) {
+            self.grant_round(now, id);
+        }
+    }
+
+    fn wait_for_bids(&mut self, now: Timestamp, id: ExecutionId, why: String) {
+        let until = now.after(ms(self.config.bid_timeout_ms));
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        exec.reason = why;
+        if let Stage::Offered { bids_until, .. } = &mut exec.stage {
+            *bids_until = until;
+        }
+    }
+
+    /// Ends a wait for lablets that goes on for too long.
+    pub(super) fn expire_waiting(&mut self, now: Timestamp, id: ExecutionId) {
+        self.replan = true;
+        let Some(exec) = self.executions.get(&id) else { return };
+        let Some(since) = exec.unfit_since else { return };
+        if now.since(since) >= ms(self.config.capacity_timeout_ms) {
+            let wanted = exec.reason.strip_prefix("waits for ").unwrap_or(&exec.reason);
+            let message = format!("no lablets to run this: waited {} s for {wanted}", now.since(since).as_secs());
+            self.fail(id, lab_unable("lab.no-capacity", message, NO_CAPACITY_HELP));
+        }
+    }
+
+    pub(super) fn offer_of(&self, exec: &Exec, wall: WallTime) -> Offer {
+        let kinds: BTreeSet<WorkloadKind> = exec.run.run.groups.values().map(|g| g.kind).collect();
+        Offer {
+            lab: self.config.lab.clone(),
+            execution: exec.node.id(),
+            run: exec.run.cid,
+            epoch: self.epoch(exec.epoch),
+            instances: u32::try_from(exec.run.run.instances()).unwrap_or(u32::MAX),
+            kinds: kinds.into_iter().collect(),
+            memory_bytes: exec.run.run.groups.values().map(|g| g.resources.memory_bytes).max().unwrap_or(0),
+            expires: WallTime(wall.0 + self.config.offer_ttl_ms),
+        }
+    }
+
+    /// Returns the offers that a lablet which joins now should know.
+    pub(super) fn open_offers(&self, wall: WallTime) -> Vec<Offer> {
+        self.executions
+            .values()
+            .filter(|e| matches!(e.stage, Stage::Offered { .. }))
+            .map(|e| self.offer_of(e, wall))
+            .collect()
+    }
+
+    /// Returns what lablets have free after all that was promised, within what they bid for `bids`' execution.
+    ///
+    /// What `except` was only offered is not counted; what its cells hold is.
+    pub(super) fn available(
+        &self,
+        except: Option<ExecutionId>,
+        bids: &BTreeMap<PeerId, u32>,
+    ) -> BTreeMap<PeerId, Inventory> {
+        let mut free: BTreeMap<PeerId, Inventory> = self
+            .lablets
+            .iter()
+            .filter(|(_, l)| l.session.is_some())
+            .map(|(peer, l)| (peer.clone(), l.inventory.clone()))
+            .collect();
+        let mut take = |lablet: &PeerId, exec: &Exec, assignments: &[Assignment]| {
+            if let Some(i) = free.get_mut(lablet) {
+                i.free_wasm_slots = i.free_wasm_slots.saturating_sub(slots_of(assignments));
+                i.free_memory_bytes = i.free_memory_bytes.saturating_sub(memory_of(&exec.run.run, assignments));
+            }
+        };
+        for (id, exec) in &self.executions {
+            for (lablet, cell) in exec.live_cells() {
+                let named = self.cell_ref(*id, cell.epoch);
+                let counted = self.lablets.get(lablet).is_some_and(|l| l.cells.iter().any(|s| s.cell == named));
+                if !counted {
+                    take(lablet, exec, &cell.assignments);
+                }
+            }
+            if matches!(exec.stage, Stage::Offered { .. }) && Some(*id) != except {
+                for assignment in &exec.assignments {
+                    take(&assignment.lablet, exec, std::slice::from_ref(assignment));
+                }
+            }
+        }
+        for (lablet, slots) in bids {
+            if let Some(i) = free.get_mut(lablet) {
+                i.free_wasm_slots = i.free_wasm_slots.min(*slots);
+            }
+        }
+        free
+    }
+
+    /// Returns what lablets would have free if they held nothing.
+    fn emptied(&self) -> BTreeMap<PeerId, Inventory> {
+        self.lablets
+            .iter()
+            .filter(|(_, l)| l.session.is_some())
+            .map(|(peer, l)| {
+                let mut inventory = l.inventory.clone();
+                inventory.free_wasm_slots = inventory.wasm_slots;
+                inventory.free_memory_bytes = inventory.memory_bytes;
+                (peer.clone(), inventory)
+            })
+            .collect()
+    }
+
+    fn reason_to_wait(&self, exec: &Exec, placed: &Placed) -> String {
+        let free = self.available(Some(exec.node.id()), &BTreeMap::new());
+        if free.is_empty() {
+            return "waits for a lablet: none is connected".into();
+        }
+        if placed.matching == 0 {
+            let why = placed.refused.first().map_or("", |r| r.reason.as_str());
+            return format!("waits for a lablet that matches: none of {} does ({why})", free.len());
+        }
+        let slots: u64 = free.values().map(|i| u64::from(i.free_wasm_slots)).sum();
+        let with_room = free.values().filter(|i| i.free_wasm_slots > 0).count();
+        let wanted = exec.run.run.instances();
+        if slots >= wanted {
+            let missing = placed.missing();
+            let why = placed.refused.first().map_or("memory, labels or a bound per lablet", |r| r.reason.as_str());
+            return format!("waits for room for {missing} of {wanted} instances ({why})");
+        }
+        format!("waits for {wanted} slots, {slots} free on {with_room} lablets")
+    }
+}
+
+/// Lablets that get nothing of this execution for now.
+pub(super) fn bans(exec: &Exec, now: Timestamp) -> BTreeMap<PeerId, String> {
+    exec.banned.iter().filter(|(_, (until, _))| *until > now).map(|(l, (_, why))| (l.clone(), why.clone())).collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    /// Placed.
+    Now,
+    /// Fits once others are done.
+    Later,
+    /// Does not fit on these lablets.
+    Never,
+}
+
+/// What to do about a lab without room.
+pub(super) const NO_CAPACITY_HELP: &str = "see what the lablets have with `iptl ls lablets`, run fewer instances, \
+     or let another machine join: `iptl invite`";
+
+pub(super) fn usage(code: &str, message: &str, help: &str) -> Failure {
+    Failure { kind: FailureKind::Usage, code: code.into(), message: message.into(), help: help.into() }
+}

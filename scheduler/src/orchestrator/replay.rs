@@ -1,0 +1,172 @@
+//! The state as a fold over facts, and how it goes on from there.
+//!
+//! A restart keeps the term: nothing was sent whose fact was not durable, so no two grants share a name. Lablets have
+//! two leases to come back before they count as lost.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Fact, FactKind};
+use iptl_dag::{Cid, PeerId};
+use iptl_wire::Timestamp;
+use iptl_wire::session::Inventory;
+
+use super::api::Submission;
+use super::state::{Cell, LabletState, Phase, Pull, Shard, Stage};
+use super::{Effect, Orchestrator, ms};
+use crate::placement::merge;
+
+/// Leases that a lablet has to come back after a restart of the orchestrator.
+const GRACE_LEASES: u64 = 2;
+
+impl Orchestrator {
+    pub(super) fn replay(&mut self, now: Timestamp, fact: Fact, submission: Option<Submission>) {
+        let id = fact.execution;
+        if let FactKind::Submitted { .. } = fact.kind {
+            if let Some(Submission { execution, run }) = submission.filter(|s| s.execution.id() == id) {
+                self.admit(now, execution, run, fact.at_ms);
+            }
+            return;
+        }
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        exec.epoch = exec.epoch.max(fact.epoch.counter);
+        match fact.kind {
+            FactKind::Submitted { .. } => {}
+            FactKind::Placed { placement } => exec.placements.push(placement),
+            FactKind::Granted { lablet, assignments, attempt } => {
+                exec.rounds = exec.rounds.max(u32::try_from(fact.epoch.counter).unwrap_or(u32::MAX));
+                let cell = Cell {
+                    epoch: fact.epoch.counter,
+                    assignments,
+                    attempt,
+                    phase: Phase::Granted,
+                    granted_at: now,
+                    absent: 0,
+                    over: false,
+                    shards: BTreeMap::new(),
+                };
+                for instance in cell.instances() {
+                    exec.lost.remove(&instance);
+                }
+                exec.cells.insert(lablet, cell);
+            }
+            FactKind::Accepted { lablet } => {
+                if let Some(cell) = exec.cells.get_mut(&lablet) {
+                    cell.phase = cell.phase.max(Phase::Accepted);
+                }
+            }
+            FactKind::Refused { lablet, .. } => {
+                exec.cells.remove(&lablet);
+                exec.former.insert(lablet);
+            }
+            FactKind::Started {} => exec.started_ms = fact.at_ms.max(1),
+            FactKind::Received { lablet, shard, count } => {
+                if let Some(cell) = exec.cells.get_mut(&lablet) {
+                    cell.shards.insert(shard, Shard { count, state: Pull::Recalled });
+                }
+            }
+            FactKind::Lost { lablet, instances, reason } => {
+                if let Some(cell) = lablet.and_then(|l| exec.cells.get_mut(&l)) {
+                    cell.over = true;
+                }
+                exec.lost.extend(instances.into_iter().map(|i| (i, reason.clone())));
+            }
+            FactKind::Cancelled { by } => exec.cancelled = Some(by),
+            FactKind::TimedOut {} => exec.timed_out = true,
+            FactKind::Sealed { result } => self.forget(id, Some(result)),
+            FactKind::Failed { .. } => self.forget(id, None),
+        }
+    }
+
+    fn forget(&mut self, id: iptl_dag::model::ExecutionId, result: Option<Cid>) {
+        self.executions.remove(&id);
+        self.remember(id, result);
+    }
+
+    pub(super) fn replayed(&mut self, now: Timestamp) {
+        let wall_ms = self.wall_ms(now);
+        let grace = ms(self.lease_ms() * GRACE_LEASES);
+        let stop_grace = ms(self.config.stop_grace_ms);
+        let mut expected: Vec<PeerId> = Vec::new();
+        let mut ended = Vec::new();
+        for (id, exec) in &mut self.executions {
+            let since_submission = ms(wall_ms.saturating_sub(exec.submitted_ms));
+            exec.submitted_at = Timestamp(now.0.saturating_sub(since_submission.as_nanos() as u64));
+            exec.assignments = merge(exec.kept());
+            let ending = exec.cancelled.is_some() || exec.timed_out;
+            exec.stage = if exec.started() && ending {
+                Stage::Stopping { until: now.after(grace).after(stop_grace) }
+            } else if exec.started() {
+                let ran_ms = wall_ms.saturating_sub(exec.started_ms);
+                Stage::Running { deadline: now.after(ms(exec.run.run.timeout_ms.saturating_sub(ran_ms))) }
+            } else if ending {
+                ended.push(*id);
+                Stage::Waiting
+            } else if exec.live_cells().next().is_some() {
+                if exec.open() > 0 {
+                    exec.unfit_since = Some(now);
+                }
+                Stage::Granted
+            } else {
+                Stage::Waiting
+            };
+            for cell in exec.cells.values_mut() {
+                // The grace of two leases comes before the time in which a grant must be taken.
+                cell.granted_at = now.after(grace);
+            }
+            expected.extend(exec.live_cells().map(|(l, _)| l.clone()));
+        }
+        for lablet in expected {
+            self.expect(now, lablet, now.after(grace));
+        }
+        let records: Vec<_> = self
+            .executions
+            .iter()
+            .flat_map(|(id, e)| e.cells.keys().map(|l| (*id, l.clone())).collect::<Vec<_>>())
+            .collect();
+        for (id, lablet) in records {
+            let record = self.record_of(&lablet);
+            if let Some(exec) = self.executions.get_mut(&id) {
+                exec.records.insert(lablet, record);
+            }
+        }
+        let recalled: Vec<Effect> = self
+            .executions
+            .iter()
+            .flat_map(|(id, exec)| {
+                exec.cells.iter().flat_map(|(lablet, cell)| {
+                    cell.shards.keys().map(|shard| Effect::Pull {
+                        execution: *id,
+                        lablet: lablet.clone(),
+                        shard: *shard,
+                    })
+                })
+            })
+            .collect();
+        self.effects.extend(recalled);
+        for id in ended {
+            self.wind_down(now, id, "ended");
+        }
+        let ids: Vec<_> = self.executions.keys().copied().collect();
+        for id in ids {
+            self.settle(now, id);
+        }
+        self.replan = true;
+    }
+
+    /// Keeps a place for a lablet that should come back: it is unknown, not lost.
+    fn expect(&mut self, now: Timestamp, lablet: PeerId, until: Timestamp) {
+        self.lablets.entry(lablet).or_insert(LabletState {
+            session: None,
+            boot: [0; 16],
+            version: String::new(),
+            inventory: Inventory::default(),
+            cells: Vec::new(),
+            seq: 0,
+            heard_at: now,
+            lease_until: until,
+            heartbeat_ms: self.config.heartbeat_ms,
+            clock: None,
+            away_since: Some(now),
+        });
+    }
+}

@@ -1,0 +1,115 @@
+//! The end: the result is ordered, made, and named by the last fact.
+
+use iptl_dag::model::{Distortion, ExecutionId, FactKind};
+use iptl_wire::Timestamp;
+use iptl_wire::control::{Event, Failure, FailureKind};
+
+use super::api::{AssembledResult, AssemblyOrder};
+use super::state::{Pull, Stage};
+use super::{Effect, Orchestrator, ms};
+
+/// Attempts to make a result before the execution ends without one.
+const MAX_ASSEMBLY_TRIES: u32 = 5;
+
+impl Orchestrator {
+    pub(super) fn order_assembly(&mut self, now: Timestamp, id: ExecutionId) {
+        let wall_ms = self.wall_ms(now);
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let tries = match exec.stage {
+            Stage::Assembling { tries, .. } => tries + 1,
+            Stage::Waiting
+            | Stage::Offered { .. }
+            | Stage::Granted
+            | Stage::Running { .. }
+            | Stage::Stopping { .. } => 1,
+        };
+        exec.stage = Stage::Assembling { tries, retry_at: None };
+        if exec.ended_ms == 0 {
+            exec.ended_ms = wall_ms;
+        }
+        let fresh: Vec<_> = exec.records.keys().filter(|l| self.lablets.contains_key(*l)).cloned().collect();
+        for lablet in fresh {
+            let record = self.record_of(&lablet);
+            if let Some(exec) = self.executions.get_mut(&id) {
+                exec.records.insert(lablet, record);
+            }
+        }
+        let Some(exec) = self.executions.get(&id) else { return };
+        let shards = exec
+            .cells
+            .iter()
+            .flat_map(|(lablet, cell)| {
+                cell.shards.iter().filter(|(_, s)| s.state == Pull::Kept).map(|(cid, _)| (lablet.clone(), *cid))
+            })
+            .collect();
+        let order = AssemblyOrder {
+            execution: id,
+            node: exec.node.clone(),
+            run: exec.run.clone(),
+            shards,
+            accepted: exec.received.clone(),
+            missing: exec.lost.clone(),
+            placements: exec.placements.clone(),
+            submitted_ms: exec.submitted_ms,
+            started_ms: exec.started_ms,
+            ended_ms: exec.ended_ms,
+            lablets: exec.records.values().cloned().collect(),
+            distortions: exec
+                .distortions
+                .iter()
+                .map(|(place, what)| Distortion { place: place.clone(), what: what.clone() })
+                .collect(),
+            cancelled: exec.cancelled.clone(),
+            timed_out: exec.timed_out,
+        };
+        self.effects.push_back(Effect::Assemble(Box::new(order)));
+    }
+
+    pub(super) fn assembled(&mut self, now: Timestamp, id: ExecutionId, result: AssembledResult) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        if !matches!(exec.stage, Stage::Assembling { .. }) {
+            return;
+        }
+        let event = Event::Finished {
+            run: exec.run.cid,
+            execution: id.0,
+            result: result.cid,
+            verdict: result.verdict,
+            counts: result.counts,
+            thresholds: result.thresholds,
+            inconclusive: result.inconclusive,
+            failures: result.failures,
+            after_ms: now.since(exec.submitted_at).as_millis() as u64,
+        };
+        self.persist(id, FactKind::Sealed { result: result.cid });
+        self.notify(id, event);
+        self.finish(id, Some(result.cid));
+    }
+
+    pub(super) fn assemble_failed(&mut self, now: Timestamp, id: ExecutionId, reason: String) {
+        let again = now.after(ms(self.config.retry_ms));
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let Stage::Assembling { tries, retry_at } = &mut exec.stage else { return };
+        if *tries < MAX_ASSEMBLY_TRIES {
+            *retry_at = Some(again);
+            return;
+        }
+        let failure = Failure {
+            kind: FailureKind::Broken,
+            code: "result.not-written".into(),
+            message: format!("the result could not be written: {reason}"),
+            help: "look at the orchestrator's disk with `iptl doctor`".into(),
+        };
+        self.fail(id, failure);
+    }
+
+    pub(super) fn retry_assembly(&mut self, now: Timestamp, id: ExecutionId) {
+        let due = self
+            .executions
+            .get(&id)
+            .is_some_and(|e| matches!(e.stage, Stage::Assembling { retry_at: Some(at), .. } if at <= now));
+        if due {
+            self.order_assembly(now, id);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Hello, heartbeats, leases: who is there, what they hold, and who is lost.
+
+use iptl_dag::PeerId;
+use iptl_dag::model::ExecutionId;
+use iptl_wire::control::Event;
+use iptl_wire::session::{CellPhase, CellStatus, Heartbeat, Hello, Inventory, LeaseRenewal, ToLablet};
+use iptl_wire::{Timestamp, WallTime};
+
+use super::state::{LabletState, Pull};
+use super::{Effect, Orchestrator, ms};
+
+/// Heartbeats in a row that do not list a cell before it counts as forgotten: one may have overtaken an accept.
+const MAX_ABSENT: u32 = 3;
+
+impl Orchestrator {
+    pub(super) fn hello(&mut self, now: Timestamp, from: PeerId, session: u64, hello: Hello) {
+        if let Some(known) = self.lablets.get(&from)
+            && known.session.is_some()
+            && known.boot != hello.boot
+            && now.since(known.heard_at) < ms(u64::from(known.heartbeat_ms) * 2)
+        {
+            // The first may also be a lablet that died a moment ago: then it falls silent, and the next try is served.
+            let reason = format!(
+                "two lablets use this identity: another one, started separately, was heard {} ms ago; \
+                 give each machine a home of its own, or try again if this one was just restarted",
+                now.since(known.heard_at).as_millis()
+            );
+            self.effects.push_back(Effect::Turn { to: from, session, reason });
+            return;
+        }
+        let before = self.lablets.remove(&from);
+        self.lablets.insert(
+            from.clone(),
+            LabletState {
+                session: Some(session),
+                boot: hello.boot,
+                version: hello.version,
+                inventory: hello.inventory,
+                cells: hello.cells,
+                seq: 0,
+                heard_at: now,
+                lease_until: now,
+                heartbeat_ms: 0,
+                clock: before.as_ref().and_then(|l| l.clock),
+                away_since: None,
+            },
+        );
+        let (heartbeat_ms, lease_ms) = self.dictate(&from, 0);
+        self.renew(now, &from, heartbeat_ms, lease_ms);
+        let wall = WallTime(self.wall_ms(now));
+        let offers = self.open_offers(wall);
+        self.effects.push_back(Effect::Welcome { to: from.clone(), session, heartbeat_ms, lease_ms, offers });
+        if let Some(away) = before.and_then(|l| l.away_since) {
+            self.note_absence(&from, now.since(away).as_millis() as u64);
+        }
+        self.reconcile(now, &from, true);
+        self.replan = true;
+    }
+
+    pub(super) fn gone(&mut self, from: PeerId, session: u64) {
+        if let Some(lablet) = self.lablets.get_mut(&from)
+            && lablet.session == Some(session)
+        {
+            lablet.session = None;
+            lablet.away_since = Some(lablet.heard_at);
+        }
+    }
+
+    pub(super) fn heartbeat(&mut self, now: Timestamp, from: PeerId, heartbeat: Heartbeat) {
+        let (heartbeat_ms, lease_ms) = self.dictate(&from, heartbeat.seq);
+        let Some(lablet) = self.lablets.get_mut(&from) else { return };
+        if heartbeat.seq <= lablet.seq {
+            return;
+        }
+        lablet.seq = heartbeat.seq;
+        let grew = more_room(&lablet.inventory, &heartbeat.inventory) || lablet.cells.len() != heartbeat.cells.len();
+        lablet.inventory = heartbeat.inventory;
+        lablet.cells = heartbeat.cells;
+        lablet.clock = match (lablet.clock, heartbeat.clock) {
+            (Some(old), Some(new)) if old.round_trip_us <= new.round_trip_us => Some(old),
+            (old, new) => new.or(old),
+        };
+        self.replan |= grew;
+        self.renew(now, &from, heartbeat_ms, lease_ms);
+        let renewal = LeaseRenewal { seq: heartbeat.seq, heartbeat_ms, lease_ms, wall_us: self.wall_ms(now) * 1000 };
+        self.send(&from, ToLablet::Lease(renewal));
+        self.reconcile(now, &from, false);
+    }
+
+    fn renew(&mut self, now: Timestamp, lablet: &PeerId, heartbeat_ms: u32, lease_ms: u32) {
+        if let Some(state) = self.lablets.get_mut(lablet) {
+            state.heard_at = now;
+            state.heartbeat_ms = heartbeat_ms;
+            // The lablet counts from its sending, which was earlier: its own timer runs out first.
+            state.lease_until = state.lease_until.max(now.after(ms(u64::from(lease_ms))));
+        }
+    }
+
+    /// Returns the heartbeat interval and the lease for a lablet: slower in a large lab, with jitter of a tenth.
+    fn dictate(&self, lablet: &PeerId, seq: u64) -> (u32, u32) {
+        let lablets = u32::try_from(self.lablets.len()).unwrap_or(u32::MAX);
+        let scaled = lablets.saturating_mul(1000) / self.config.heartbeats_per_s.max(1);
+        let base = self.config.heartbeat_ms.max(scaled).max(1);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.config.seed.to_le_bytes()).update(lablet.as_bytes()).update(&seq.to_le_bytes());
+        let mut draw = [0; 4];
+        draw.copy_from_slice(&hasher.finalize().as_bytes()[..4]);
+        let heartbeat = base - base / 10 + u32::from_le_bytes(draw) % (base / 5 + 1);
+        (heartbeat, base.saturating_mul(self.config.lease_heartbeats))
+    }
+
+    /// Longest lease that a lablet may hold, in milliseconds.
+    pub(super) fn lease_ms(&self) -> u64 {
+        let lablets = self.lablets.len() as u64;
+        let scaled = lablets * 1000 / u64::from(self.config.heartbeats_per_s.max(1));
+        scaled.max(u64::from(self.config.heartbeat_ms)) * u64::from(self.config.lease_heartbeats)
+    }
+
+    /// Compares what a lablet holds with what it should hold, and says again what it has not heard.
+    fn reconcile(&mut self, now: Timestamp, from: &PeerId, hello: bool) {
+        let listed: Vec<CellStatus> = self.lablets.get(from).map(|l| l.cells.clone()).unwrap_or_default();
+        for status in &listed {
+            self.reconcile_listed(now, from, status);
+        }
+        let expected: Vec<ExecutionId> = self
+            .executions
+            .iter()
+            .filter(|(id, exec)| {
+                exec.cells
+                    .get(from)
+                    .is_some_and(|c| !c.over && !listed.iter().any(|s| s.cell == self.cell_ref(**id, c.epoch)))
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in expected {
+            self.reconcile_absent(now, from, id, hello);
+        }
+    }
+
+    fn reconcile_listed(&mut self, now: Timestamp, from: &PeerId, status: &CellStatus) {
+        let id = status.cell.execution;
+        let Some(exec) = self.executions.get_mut(&id) else {
+            let result = self.over.get(&id).copied();
+            if status.phase != CellPhase::Ended {
+                let reason = "the orchestrator does not know this execution as one that runs".to_owned();
+                self.send(from, ToLablet::Stop(status.cell.clone(), reason));
+            }
+            self.send(from, ToLablet::Finished(id, result.flatten()));
+            return;
+        };
+        let stopping = exec.cancelled.is_some() || exec.timed_out;
+        let ours = status.cell.epoch.peer == self.config.peer;
+        let Some(cell) = exec.cells.get_mut(from).filter(|c| ours && c.epoch == status.cell.epoch.counter) else {
+            // An older term of a cell that is granted anew, or one that was given back: what counts is said elsewhere.
+            if status.phase != CellPhase::Ended {
+                self.send(from, ToLablet::Stop(status.cell.clone(), "the grant was replaced".into()));
+            }
+            return;
+        };
+        cell.absent = 0;
+        if cell.over {
+            if status.phase != CellPhase::Ended {
+                self.send(from, ToLablet::Stop(status.cell.clone(), "counted as lost".into()));
+            }
+            return;
+        }
+        let started = exec.started_ms > 0;
+        let directory = exec.epoch;
+        if !started {
+            match status.phase {
+                CellPhase::Preparing => self.accepted(now, from, &status.cell),
+                CellPhase::Prepared => {
+                    self.accepted(now, from, &status.cell);
+                    self.prepared(now, from, &status.cell);
+                }
+                CellPhase::Running => {}
+                CellPhase::Ended => {
+                    self.refused(now, from, &status.cell, "the cell died with its lablet before it was started".into());
+                    return;
+                }
+            }
+        } else if stopping {
+            if status.phase != CellPhase::Ended {
+                self.send(from, ToLablet::Stop(status.cell.clone(), "the execution ends".into()));
+            }
+        } else if status.phase == CellPhase::Prepared {
+            self.send(from, ToLablet::Start(status.cell.clone()));
+        } else if status.phase == CellPhase::Preparing {
+            // A replacement that still prepares.
+            self.accepted(now, from, &status.cell);
+        }
+        if status.directory < directory && status.phase < CellPhase::Ended {
+            self.send_directory(id, from);
+        }
+        if status.phase == CellPhase::Ended {
+            self.account_ended(now, id, from, status.ended);
+        }
+    }
+
+    /// An ended cell whose announced receipts are all here gives no more: what it did not hand in is lost.
+    pub(super) fn account_ended(&mut self, now: Timestamp, id: ExecutionId, from: &PeerId, ended: u32) {
+        let Some(cell) = self.executions.get(&id).and_then(|e| e.cells.get(from)) else { return };
+        let accounted: u32 =
+            cell.shards.values().filter(|s| matches!(s.state, Pull::Kept | Pull::Bad)).map(|s| s.count).sum();
+        if accounted >= ended {
+            self.lose_cell(now, id, from, "its lablet ended it without a receipt".into());
+        }
+    }
+
+    fn reconcile_absent(&mut self, now: Timestamp, from: &PeerId, id: ExecutionId, hello: bool) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let Some(cell) = exec.cells.get_mut(from) else { return };
+        if cell.phase == super::state::Phase::Granted {
+            self.send_grant(id, from);
+            return;
+        }
+        cell.absent += 1;
+        if hello || cell.absent >= MAX_ABSENT {
+            self.lose_cell(now, id, from, "its lablet holds the cell no more".into());
+        }
+    }
+
+    /// Ends the leases that ran out.
+    pub(super) fn expire_leases(&mut self, now: Timestamp) {
+        let gone: Vec<PeerId> =
+            self.lablets.iter().filter(|(_, l)| l.lease_until <= now).map(|(peer, _)| peer.clone()).collect();
+        for peer in gone {
+            let name = self.name_of(&peer);
+            let silent_ms = self.lablets.get(&peer).map_or(0, |l| now.since(l.heard_at).as_millis());
+            if self.lablets.remove(&peer).is_some_and(|l| l.session.is_some()) {
+                self.effects.push_back(Effect::Close { lablet: peer.clone(), reason: "its lease ran out".into() });
+            }
+            let reason = format!("lablet {name} was not heard for {silent_ms} ms");
+            let held: Vec<ExecutionId> = self
+                .executions
+                .iter()
+                .filter(|(_, e)| e.cells.get(&peer).is_some_and(|c| !c.over))
+                .map(|(id, _)| *id)
+                .collect();
+            for id in held {
+                let what = format!("lost: not heard for {silent_ms} ms");
+                self.notify(id, Event::Lablet { lablet: name.clone(), what });
+                self.lose_cell(now, id, &peer, reason.clone());
+            }
+            self.replan = true;
+        }
+    }
+
+    /// A lablet that was away while it ran instances may have starved them of sync and network.
+    fn note_absence(&mut self, lablet: &PeerId, away_ms: u64) {
+        let name = self.name_of(lablet);
+        let mut back = Vec::new();
+        for (id, exec) in &mut self.executions {
+            if exec.started_ms > 0 && exec.cells.get(lablet).is_some_and(|c| !c.over) {
+                exec.distortions.push((name.clone(), format!("no session with the orchestrator for {away_ms} ms")));
+                back.push(*id);
+            }
+        }
+        for id in back {
+            let what = format!("back after {away_ms} ms");
+            self.notify(id, Event::Lablet { lablet: name.clone(), what });
+        }
+    }
+}
+
+fn more_room(old: &Inventory, new: &Inventory) -> bool {
+    new.free_wasm_slots > old.free_wasm_slots
+        || new.free_memory_bytes > old.free_memory_bytes
+        || new.labels != old.labels
+        || new.draining != old.draining
+}

@@ -1,0 +1,275 @@
+//! What the orchestrator keeps of lablets and executions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iptl_dag::model::{Assignment, Execution, InstanceId, LabletRecord, Run};
+use iptl_dag::{Cid, PeerId};
+use iptl_wire::Timestamp;
+use iptl_wire::session::{CellStatus, ClockSample, Inventory, KnownRun};
+
+/// A lablet that has a lease, or is expected back after a restart.
+#[derive(Debug)]
+pub(super) struct LabletState {
+    /// The current session; none while it is away.
+    pub session: Option<u64>,
+    pub boot: [u8; 16],
+    pub version: String,
+    pub inventory: Inventory,
+    /// Cells that its last word listed.
+    pub cells: Vec<CellStatus>,
+    /// Number of the last heartbeat of this session; older ones are late.
+    pub seq: u64,
+    pub heard_at: Timestamp,
+    pub lease_until: Timestamp,
+    pub heartbeat_ms: u32,
+    pub clock: Option<ClockSample>,
+    /// When the session ended, where it did.
+    pub away_since: Option<Timestamp>,
+}
+
+/// An execution that is not over.
+#[derive(Debug)]
+pub(super) struct Exec {
+    pub node: Execution,
+    pub run: KnownRun,
+    /// Place in the queue.
+    pub order: u64,
+    pub submitted_at: Timestamp,
+    pub submitted_ms: u64,
+    pub started_ms: u64,
+    pub ended_ms: u64,
+    pub stage: Stage,
+    /// Counter of the term; that of the last round of grants once there was one.
+    pub epoch: u64,
+    /// Rounds of grants before the start.
+    pub rounds: u32,
+    /// Placements, oldest first.
+    pub placements: Vec<Cid>,
+    /// The last placement.
+    pub assignments: Vec<Assignment>,
+    /// Last bid of each lablet.
+    pub bids: BTreeMap<PeerId, u32>,
+    /// Whether those that bid and lost were told.
+    pub losers_told: bool,
+    /// Lablets that get nothing for a while, with the reason.
+    pub banned: BTreeMap<PeerId, (Timestamp, String)>,
+    /// The cell that each lablet holds or held.
+    pub cells: BTreeMap<PeerId, Cell>,
+    /// Lablets whose cell was given back before the start.
+    pub former: BTreeSet<PeerId>,
+    /// Receipts that count: lablet and attempt.
+    pub received: BTreeMap<InstanceId, (PeerId, u32)>,
+    /// Instances that are lost, with the reason.
+    pub lost: BTreeMap<InstanceId, String>,
+    /// Lost instances that wait for another attempt, with its number.
+    pub replace: BTreeMap<InstanceId, u32>,
+    pub replace_until: Timestamp,
+    /// Since when no lablets are there that could hold it, even if nothing else ran.
+    pub unfit_since: Option<Timestamp>,
+    /// What it waits for, where placement said so.
+    pub reason: String,
+    pub cancelled: Option<PeerId>,
+    pub timed_out: bool,
+    /// Lablets that were granted instances.
+    pub records: BTreeMap<PeerId, LabletRecord>,
+    pub distortions: Vec<(String, String)>,
+    pub notice_at: Timestamp,
+    pub noticed: Option<String>,
+    /// Ended instances at the last progress event.
+    pub progress: usize,
+}
+
+/// How far an execution is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not placed.
+    Waiting,
+    /// Placed; bids confirm.
+    Offered {
+        /// When lablets that did not bid are passed over.
+        bids_until: Timestamp,
+        /// When the offer is published again.
+        repeat_at: Timestamp,
+    },
+    /// Grants are out; cells get prepared.
+    Granted,
+    /// Started.
+    Running {
+        /// When the run's time is over.
+        deadline: Timestamp,
+    },
+    /// Cells were stopped; receipts come in.
+    Stopping {
+        /// When what is missing is lost.
+        until: Timestamp,
+    },
+    /// The result is being made.
+    Assembling {
+        /// Attempts so far.
+        tries: u32,
+        /// When it is ordered again; none while it is being made.
+        retry_at: Option<Timestamp>,
+    },
+}
+
+/// The instances of an execution on one lablet.
+#[derive(Debug)]
+pub(super) struct Cell {
+    /// Counter of its term.
+    pub epoch: u64,
+    pub assignments: Vec<Assignment>,
+    pub attempt: u32,
+    pub phase: Phase,
+    pub granted_at: Timestamp,
+    /// Heartbeats in a row that did not list it.
+    pub absent: u32,
+    /// Nothing more is expected of it.
+    pub over: bool,
+    pub shards: BTreeMap<Cid, Shard>,
+}
+
+/// How far a cell is, as the orchestrator knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Granted,
+    Accepted,
+    Prepared,
+}
+
+/// A chunk of receipts that was announced.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub count: u32,
+    pub state: Pull,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pull {
+    /// On its way.
+    Pulling,
+    /// Its fact is durable; read again after a restart.
+    Recalled,
+    /// Fetched again at this time.
+    Retry(Timestamp),
+    /// Its receipts are in the state, its fact was ordered.
+    Kept,
+    /// Cannot be had.
+    Bad,
+}
+
+impl Exec {
+    /// Whether cells were told to start.
+    pub(super) fn started(&self) -> bool {
+        self.started_ms > 0
+    }
+
+    pub(super) fn live_cells(&self) -> impl Iterator<Item = (&PeerId, &Cell)> {
+        self.cells.iter().filter(|(_, cell)| !cell.over)
+    }
+
+    /// Assignments that live cells hold.
+    pub(super) fn kept(&self) -> Vec<Assignment> {
+        self.live_cells().flat_map(|(_, cell)| cell.assignments.iter().cloned()).collect()
+    }
+
+    /// Instances that no live cell holds, before the start.
+    pub(super) fn open(&self) -> u64 {
+        let held: u64 = self.live_cells().map(|(_, c)| u64::from(c.slots())).sum();
+        self.run.run.instances().saturating_sub(held)
+    }
+
+    /// Whether every instance has a receipt or is lost for good.
+    pub(super) fn complete(&self) -> bool {
+        self.replace.is_empty() && (self.received.len() + self.lost.len()) as u64 >= self.run.run.instances()
+    }
+
+    /// What it waits for, before it runs.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        match &self.stage {
+            Stage::Waiting => Some(self.reason.clone()).filter(|r| !r.is_empty()),
+            Stage::Offered { .. } if self.reason.is_empty() => Some("waits for bids of lablets".into()),
+            Stage::Offered { .. } => Some(self.reason.clone()),
+            Stage::Granted if self.open() > 0 => Some(self.reason.clone()).filter(|r| !r.is_empty()),
+            Stage::Granted => {
+                let cells = self.live_cells().count();
+                let accepted = self.live_cells().filter(|(_, c)| c.phase >= Phase::Accepted).count();
+                let prepared = self.live_cells().filter(|(_, c)| c.phase >= Phase::Prepared).count();
+                Some(if accepted < cells {
+                    format!("waits for lablets to take their grants: {accepted} of {cells} did")
+                } else {
+                    format!("waits for lablets to prepare: {prepared} of {cells} are ready")
+                })
+            }
+            Stage::Running { .. } if !self.replace.is_empty() => {
+                Some(format!("waits for lablets to replace {} lost instances", self.replace.len()))
+            }
+            Stage::Running { .. } => None,
+            Stage::Stopping { .. } => Some("waits for receipts of stopped instances".into()),
+            Stage::Assembling { .. } => Some("waits for the result to be written".into()),
+        }
+    }
+
+    /// When this execution wants to be looked at.
+    pub(super) fn next_timeout(&self) -> Option<Timestamp> {
+        let stage = match &self.stage {
+            Stage::Waiting | Stage::Granted => None,
+            Stage::Offered { bids_until, repeat_at } => Some((*bids_until).min(*repeat_at)),
+            Stage::Running { deadline } => Some(*deadline),
+            Stage::Stopping { until } => Some(*until),
+            Stage::Assembling { retry_at, .. } => *retry_at,
+        };
+        let pulls = self.cells.values().flat_map(|c| c.shards.values()).filter_map(|s| match s.state {
+            Pull::Retry(at) => Some(at),
+            Pull::Pulling | Pull::Recalled | Pull::Kept | Pull::Bad => None,
+        });
+        let replace = (!self.replace.is_empty()).then_some(self.replace_until);
+        let notice = self.waits_for().map(|_| self.notice_at);
+        stage.into_iter().chain(pulls).chain(replace).chain(notice).min()
+    }
+}
+
+impl Cell {
+    pub(super) fn slots(&self) -> u32 {
+        slots_of(&self.assignments)
+    }
+
+    pub(super) fn holds(&self, instance: &InstanceId) -> bool {
+        self.assignments
+            .iter()
+            .any(|a| a.group == instance.group && instance.index >= a.start && instance.index - a.start < a.count)
+    }
+
+    pub(super) fn instances(&self) -> impl Iterator<Item = InstanceId> + '_ {
+        instances_of(&self.assignments)
+    }
+}
+
+pub(super) fn slots_of(assignments: &[Assignment]) -> u32 {
+    assignments.iter().map(|a| a.count).sum()
+}
+
+pub(super) fn instances_of(assignments: &[Assignment]) -> impl Iterator<Item = InstanceId> + '_ {
+    assignments
+        .iter()
+        .flat_map(|a| (a.start..a.start + a.count).map(|index| InstanceId { group: a.group.clone(), index }))
+}
+
+/// Memory in bytes that the assignments may take together.
+pub(super) fn memory_of(run: &Run, assignments: &[Assignment]) -> u64 {
+    assignments
+        .iter()
+        .map(|a| run.groups.get(&a.group).map_or(0, |g| g.resources.memory_bytes.saturating_mul(u64::from(a.count))))
+        .fold(0, u64::saturating_add)
+}
+
+/// Ranges of instances, without a lablet, out of single ones.
+pub(super) fn ranges<'a>(instances: impl Iterator<Item = &'a InstanceId>) -> Vec<(String, u32, u32)> {
+    let mut ranges: Vec<(String, u32, u32)> = Vec::new();
+    for instance in instances {
+        match ranges.last_mut() {
+            Some((group, start, count)) if *group == instance.group && *start + *count == instance.index => *count += 1,
+            _ => ranges.push((instance.group.clone(), instance.index, 1)),
+        }
+    }
+    ranges
+}
