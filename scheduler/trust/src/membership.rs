@@ -1,0 +1,109 @@
+//! Certificates of orchestrators and tokens of members: the lab's word, signed with the lab's own key.
+
+use iptl_dag::PeerId;
+use iptl_dag::model::Signed;
+use iptl_wire::WallTime;
+use iptl_wire::lab::{Certificate, MemberToken, Role};
+
+use crate::keys::{Keypair, SignatureError, sign, verify_by};
+
+/// Why a certificate or token is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// The lab has not signed it.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// It is of another lab.
+    #[error("it is of lab {lab}")]
+    OtherLab {
+        /// That lab.
+        lab: PeerId,
+    },
+    /// It is for another peer than the one that shows it.
+    #[error("it was given to {holder}")]
+    OtherPeer {
+        /// To whom it was given.
+        holder: PeerId,
+    },
+    /// It lapsed.
+    #[error("it lapsed")]
+    Lapsed {
+        /// When.
+        at: WallTime,
+    },
+    /// It gives another role than is needed.
+    #[error("it is for the role of a {has}, needed is that of a {needs}")]
+    Role {
+        /// Role that it gives.
+        has: Role,
+        /// Role that is needed.
+        needs: Role,
+    },
+}
+
+/// Makes `orchestrator` an orchestrator of the lab whose key this is.
+pub fn issue_certificate(lab: &Keypair, orchestrator: PeerId, name: String, expires: WallTime) -> Signed<Certificate> {
+    sign(lab, Certificate { lab: lab.peer().clone(), orchestrator, name, expires })
+}
+
+/// Checks that `lab` says at `now` that `orchestrator` is an orchestrator of it.
+pub fn check_certificate(
+    certificate: &Signed<Certificate>,
+    lab: &PeerId,
+    orchestrator: &PeerId,
+    now: WallTime,
+) -> Result<(), MembershipError> {
+    verify_by(certificate, lab)?;
+    let body = &certificate.body;
+    check(&body.lab, lab, &body.orchestrator, orchestrator, body.expires, now)
+}
+
+/// Makes `member` a member of the lab whose key this is.
+pub fn issue_token(lab: &Keypair, member: PeerId, role: Role, expires: WallTime) -> Signed<MemberToken> {
+    sign(lab, MemberToken { lab: lab.peer().clone(), member, role, expires })
+}
+
+/// Checks that `lab` says at `now` that `member` is a member of it, and returns as what.
+pub fn check_token(
+    token: &Signed<MemberToken>,
+    lab: &PeerId,
+    member: &PeerId,
+    now: WallTime,
+) -> Result<Role, MembershipError> {
+    verify_by(token, lab)?;
+    let body = &token.body;
+    check(&body.lab, lab, &body.member, member, body.expires, now)?;
+    Ok(body.role)
+}
+
+/// Checks a token as [`check_token`] does, and that it gives the role that is needed.
+pub fn check_role(
+    token: &Signed<MemberToken>,
+    lab: &PeerId,
+    member: &PeerId,
+    now: WallTime,
+    needs: Role,
+) -> Result<(), MembershipError> {
+    let has = check_token(token, lab, member, now)?;
+    if has == needs { Ok(()) } else { Err(MembershipError::Role { has, needs }) }
+}
+
+fn check(
+    named: &PeerId,
+    lab: &PeerId,
+    holder: &PeerId,
+    peer: &PeerId,
+    expires: WallTime,
+    now: WallTime,
+) -> Result<(), MembershipError> {
+    if named != lab {
+        return Err(MembershipError::OtherLab { lab: named.clone() });
+    }
+    if holder != peer {
+        return Err(MembershipError::OtherPeer { holder: holder.clone() });
+    }
+    if now >= expires {
+        return Err(MembershipError::Lapsed { at: expires });
+    }
+    Ok(())
+}
