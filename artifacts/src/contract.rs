@@ -198,18 +198,21 @@ async fn flushed_blocks_outlive_the_handle(harness: &mut dyn Harness) {
 
 /// Returns a raw block of `size` bytes that differs from those of other seeds.
 pub fn sample(seed: u64, size: usize) -> Block {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ size as u64;
+    // SplitMix64, started far apart for neighbouring seeds: with plain seeds one's words would be another's, shifted.
+    let mut state = mix(mix(seed) ^ size as u64);
     let mut data = Vec::with_capacity(size + 8);
     while data.len() < size {
-        // SplitMix64: no dependency, and no two seeds alike.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        data.extend_from_slice(&(word ^ (word >> 31)).to_le_bytes());
+        data.extend_from_slice(&mix(state).to_le_bytes());
     }
     data.truncate(size);
     Block::new(Codec::Raw, data)
+}
+
+fn mix(mut word: u64) -> u64 {
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
 }
 
 /// Returns a raw block under SHA2-256.

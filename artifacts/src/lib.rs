@@ -7,11 +7,16 @@
 //!
 //! Nothing here opens a connection: fetching is the node's work. Start reading at [`BlobStore`].
 
+pub mod car;
+mod collect;
 pub mod contract;
+pub mod export;
+pub mod import;
 mod mem;
 mod pins;
 mod store;
 
+pub use collect::{CollectError, Collected, gc};
 pub use iptl_dag::Multihash;
 pub use mem::MemStore;
 pub use pins::{Pin, PinKind, PinMode, Pins, PinsError};

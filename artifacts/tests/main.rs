@@ -1,4 +1,5 @@
 //! One binary for every integration test of the crate.
 
+mod files;
 mod mem;
 mod pins;
