@@ -1,0 +1,79 @@
+//! What the node tells, and the values of its questions.
+
+use std::sync::Arc;
+
+use iptl_dag::PeerId;
+
+/// Something that happened in the swarm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetEvent {
+    /// The first connection to a peer, or its first direct one after relayed ones.
+    Connected {
+        /// The peer.
+        peer: PeerId,
+        /// Address of the other end.
+        addr: String,
+        /// The connection runs through a relay.
+        relayed: bool,
+    },
+    /// The last connection to a peer ended.
+    Disconnected {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// A peer announced itself on the local network.
+    Discovered {
+        /// The peer.
+        peer: PeerId,
+        /// Its addresses.
+        addrs: Vec<String>,
+    },
+    /// The node listens on one more address.
+    Listening {
+        /// The address, with `/p2p/<self>`.
+        addr: String,
+    },
+    /// An address is known to reach this node from outside: its own, confirmed by others, or one at a relay.
+    External {
+        /// The address, with `/p2p/<self>`.
+        addr: String,
+    },
+}
+
+/// A connected peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The peer.
+    pub peer: PeerId,
+    /// Addresses of the other end, one for each connection, direct ones first.
+    pub addrs: Vec<String>,
+    /// All connections run through relays.
+    pub relayed: bool,
+    /// Name and version that the peer told, once it has.
+    pub agent: Option<String>,
+}
+
+/// What a validator says about a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GossipVerdict {
+    /// Deliver it here and forward it.
+    Accept,
+    /// Do neither, and hold it against those who forwarded it.
+    Reject,
+    /// Do neither, and hold it against nobody.
+    Ignore,
+}
+
+/// Judges a message before it is delivered or forwarded: `(signer, data)`.
+///
+/// It runs in the task that owns the swarm, so it must be quick and must not block.
+pub type Validate = Arc<dyn Fn(&PeerId, &[u8]) -> GossipVerdict + Send + Sync>;
+
+/// A message that the validator accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GossipMessage {
+    /// Who signed it; not necessarily who forwarded it.
+    pub source: PeerId,
+    /// The payload.
+    pub data: Vec<u8>,
+}

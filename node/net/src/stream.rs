@@ -1,0 +1,66 @@
+//! The stream that users hold, and the queue that they take accepted streams from.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use iptl_dag::PeerId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _};
+
+use crate::streams::Registration;
+
+/// A byte stream to a peer, in both directions.
+///
+/// Shutting the writing half down lets the peer read an end of file; this side can go on reading. Dropping the stream
+/// ends both directions. A connection that breaks, and a stream that is dropped half-way, can look like a clean end of
+/// file to the other side: what is sent must carry its own lengths.
+#[derive(Debug)]
+pub struct Stream {
+    inner: Compat<libp2p::Stream>,
+    /// The stream's place under the limit on streams; free again when the stream is dropped.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Stream {
+    pub(crate) fn new(inner: libp2p::Stream, place: OwnedSemaphorePermit) -> Stream {
+        Stream { inner: inner.compat(), _place: place }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Streams that peers opened on one protocol, in the order in which they were admitted.
+///
+/// Dropping it ends the registration: peers are then told that the protocol is not spoken here.
+#[derive(Debug)]
+pub struct Incoming {
+    pub(crate) queue: mpsc::Receiver<(PeerId, Stream)>,
+    pub(crate) _registration: Registration,
+}
+
+impl Incoming {
+    /// Waits for the next stream; `None` once the node was shut down. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<(PeerId, Stream)> {
+        self.queue.recv().await
+    }
+}

@@ -1,0 +1,210 @@
+//! Listeners, reservations at relays, and the node's own addresses.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use futures::{FutureExt as _, StreamExt as _};
+use libp2p::Multiaddr;
+use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use super::Task;
+use crate::addr::{self, is_circuit_listener, is_relayed, is_worth_telling, with_peer};
+use crate::error::{ListenError, StartError};
+use crate::event::NetEvent;
+
+/// Time for the first address of a listener: it comes from the system, not from the network.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause before a lost reservation is asked for again; doubled up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between requests for a reservation.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+type Reply = oneshot::Sender<Result<Vec<String>, ListenError>>;
+
+/// The listeners of the node, and the reservations to ask for again.
+#[derive(Default)]
+pub(super) struct Listeners {
+    active: HashMap<ListenerId, Listener>,
+    /// Relay addresses without a listener: when to ask, and the pause after that.
+    missing: BTreeMap<Multiaddr, (Instant, Duration)>,
+}
+
+struct Listener {
+    asked: Multiaddr,
+    addrs: Vec<Multiaddr>,
+    waiting: Option<Reply>,
+    /// Pause before a reservation that fails is asked for again; none for listeners that are not.
+    pause: Option<Duration>,
+}
+
+impl Listeners {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.missing.values().map(|(at, _)| *at).min()
+    }
+}
+
+impl Task {
+    /// Starts all listeners, and waits until each has an address.
+    pub(super) async fn start_listening(&mut self, addrs: &[String]) -> Result<(), StartError> {
+        let mut waiting = Vec::new();
+        for text in addrs {
+            let asked = addr::parse(text)?;
+            if is_circuit_listener(&asked) {
+                self.listeners.missing.insert(asked, (Instant::now(), MIN_PAUSE));
+                continue;
+            }
+            probe(&asked).map_err(|error| refused(text, &error))?;
+            match self.swarm.listen_on(asked.clone()) {
+                Ok(id) => {
+                    self.listeners.active.insert(id, Listener { asked, addrs: Vec::new(), waiting: None, pause: None });
+                    waiting.push((id, text));
+                }
+                Err(error) => return Err(StartError::Listen { addr: text.clone(), reason: error.to_string() }),
+            }
+        }
+        for (id, text) in waiting {
+            let listen_error = |reason: &str| StartError::Listen { addr: text.clone(), reason: reason.into() };
+            while self.listeners.active.get(&id).ok_or_else(|| listen_error("the listener closed"))?.addrs.is_empty() {
+                let event = timeout(LISTEN_TIMEOUT, self.swarm.select_next_some());
+                let event = event.await.map_err(|_| listen_error("the system gave no address"))?;
+                self.on_event(event);
+            }
+        }
+        // A listener on all interfaces has more addresses, known by now.
+        while let Some(event) = self.swarm.select_next_some().now_or_never() {
+            self.on_event(event);
+        }
+        Ok(())
+    }
+
+    /// Starts one more listener; the reply comes with its first address.
+    pub(super) fn listen(&mut self, asked: Multiaddr, reply: Reply) {
+        let circuit = is_circuit_listener(&asked);
+        let started = match circuit {
+            true => Ok(()),
+            false => probe(&asked).map_err(|error| error.to_string()),
+        };
+        match started.and_then(|()| self.swarm.listen_on(asked.clone()).map_err(|error| error.to_string())) {
+            Ok(id) => {
+                let pause = circuit.then_some(MIN_PAUSE);
+                let listener = Listener { asked, addrs: Vec::new(), waiting: Some(reply), pause };
+                self.listeners.active.insert(id, listener);
+            }
+            // A caller that is gone does not want to know.
+            Err(reason) => drop(reply.send(Err(ListenError::Refused { addr: asked.to_string(), reason }))),
+        }
+    }
+
+    pub(super) fn on_listen_deadline(&mut self, now: Instant) {
+        let due = self.listeners.missing.iter().filter(|(_, (at, _))| *at <= now);
+        let due = due.map(|(addr, (_, pause))| (addr.clone(), *pause)).collect::<Vec<_>>();
+        for (asked, pause) in due {
+            match self.swarm.listen_on(asked.clone()) {
+                Ok(id) => {
+                    self.listeners.missing.remove(&asked);
+                    let listener = Listener { asked, addrs: Vec::new(), waiting: None, pause: Some(pause) };
+                    self.listeners.active.insert(id, listener);
+                }
+                Err(error) => {
+                    tracing::warn!(addr = %asked, %error, "no reservation at the relay");
+                    self.listeners.missing.insert(asked, (now + pause, MAX_PAUSE.min(pause * 2)));
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_listen_addr(&mut self, id: ListenerId, address: Multiaddr) {
+        let told = with_peer(address.clone(), *self.local_peer());
+        if let Some(listener) = self.listeners.active.get_mut(&id) {
+            listener.addrs.push(address.clone());
+            listener.pause = listener.pause.map(|_| MIN_PAUSE);
+            if let Some(reply) = listener.waiting.take() {
+                // A caller that is gone does not want to know.
+                let _ = reply.send(Ok(vec![told.to_string()]));
+            }
+        }
+        // Provider records carry confirmed addresses only, so that a node that is reachable by configuration must say
+        // so itself. Reservations are confirmed by the relay client.
+        if !is_relayed(&address) && is_worth_telling(&address, self.private_addrs_ok) {
+            self.swarm.add_external_address(address);
+            self.on_own_addrs_changed();
+        }
+        self.emit(NetEvent::Listening { addr: told.to_string() });
+    }
+
+    pub(super) fn on_listen_addr_gone(&mut self, id: ListenerId, address: &Multiaddr) {
+        if let Some(listener) = self.listeners.active.get_mut(&id) {
+            listener.addrs.retain(|known| known != address);
+        }
+        self.swarm.remove_external_address(address);
+        self.on_own_addrs_changed();
+    }
+
+    pub(super) fn on_listener_closed(&mut self, id: ListenerId, reason: Result<(), io::Error>) {
+        let Some(listener) = self.listeners.active.remove(&id) else { return };
+        let reason = match reason {
+            Ok(()) => "closed".into(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(addr = %listener.asked, reason, "listener ended");
+        if let Some(reply) = listener.waiting {
+            // A caller that is gone does not want to know. One that waits decides itself whether to ask again.
+            let _ = reply.send(Err(ListenError::Refused { addr: listener.asked.to_string(), reason }));
+        } else if let Some(pause) = listener.pause {
+            let next = (Instant::now() + pause, MAX_PAUSE.min(pause * 2));
+            self.listeners.missing.insert(listener.asked, next);
+        }
+    }
+
+    pub(super) fn on_external_addr(&mut self, address: &Multiaddr) {
+        let addr = with_peer(address.clone(), *self.local_peer()).to_string();
+        self.on_own_addrs_changed();
+        self.emit(NetEvent::External { addr });
+    }
+
+    pub(super) fn on_external_addr_gone(&mut self, address: &Multiaddr) {
+        tracing::debug!(addr = %address, "no longer reachable there");
+        self.on_own_addrs_changed();
+    }
+
+    /// Own addresses, confirmed ones first, in a stable order.
+    pub(super) fn own_addrs(&self) -> Vec<String> {
+        let local = *self.local_peer();
+        let text = |addr: &Multiaddr| with_peer(addr.clone(), local).to_string();
+        let mut addrs = self.swarm.external_addresses().map(text).collect::<Vec<_>>();
+        addrs.sort();
+        let mut listening = self.swarm.listeners().map(text).filter(|addr| !addrs.contains(addr)).collect::<Vec<_>>();
+        listening.sort();
+        listening.dedup();
+        addrs.extend(listening);
+        addrs
+    }
+}
+
+fn refused(addr: &str, error: &io::Error) -> StartError {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => StartError::PortInUse { addr: addr.into() },
+        _ => StartError::Listen { addr: addr.into(), reason: error.to_string() },
+    }
+}
+
+/// Finds out whether a port is free. libp2p listens on TCP with `SO_REUSEPORT`, so that a second node on the same port
+/// would start and get every other connection.
+fn probe(addr: &Multiaddr) -> io::Result<()> {
+    let mut parts = addr.iter();
+    let ip = match parts.next() {
+        Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
+        Some(Protocol::Ip6(ip)) => IpAddr::V6(ip),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind(SocketAddr::new(ip, port)).map(drop),
+        Some(Protocol::Udp(port)) if port != 0 => UdpSocket::bind(SocketAddr::new(ip, port)).map(drop),
+        _ => Ok(()),
+    }
+}
