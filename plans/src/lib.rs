@@ -2,7 +2,7 @@
 //!
 //! [`parse`] reads a `plan.toml` into a [`Manifest`] or a list of [`Diagnostic`]s with places and suggestions, all
 //! that one pass can see; [`Manifest::to_plan`] makes the plan's node, [`make_run`] a run of it with somebody's
-//! choices; [`explain`] has the long text of every code. `docs/spec/plan-manifest.md` is the format's page.
+//! choices; [`explain`] has the long text of every code; [`scaffold`] has the files of a new plan. `docs/spec/plan-manifest.md` is the format's page.
 //!
 //! Nothing here reads a file: the caller brings the text. Building workloads is the command line's work.
 
@@ -11,6 +11,7 @@ mod diagnostic;
 mod manifest;
 mod names;
 mod run;
+mod scaffold;
 mod section;
 mod units;
 
@@ -19,3 +20,4 @@ pub use diagnostic::{Diagnostic, Related};
 pub use manifest::{MAX_INSTANCES, MAX_MANIFEST_BYTES, Manifest, ToPlanError, WorkloadDef, WorkloadSource, parse};
 pub use names::{MAX_METRIC_NAME, MAX_NAME, is_metric_name, is_name, param_variable};
 pub use run::{DEFAULT_CASE, DEFAULT_SEED, RunOptions, make_run};
+pub use scaffold::{ScaffoldError, ScaffoldFile, scaffold};

@@ -3,3 +3,5 @@
 mod manifest;
 mod mistakes;
 mod run;
+mod scaffold;
+mod shipped;
