@@ -67,6 +67,26 @@ pub fn decode_canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result
     if encode(&value) == bytes { Ok(value) } else { Err(DecodeError::NotCanonical { expected: short_name::<T>() }) }
 }
 
+/// Returns whether `bytes` are the canonical encoding of a value that holds everything in `known`, and perhaps further
+/// entries of maps.
+pub(crate) fn is_extension(bytes: &[u8], known: &[u8]) -> Result<bool, DecodeError> {
+    let value: Ipld = decode(bytes)?;
+    Ok(encode(&value) == bytes && extends(&value, &decode(known)?))
+}
+
+/// The decoder bounds the depth of values, so recursion is safe.
+fn extends(value: &Ipld, known: &Ipld) -> bool {
+    match (value, known) {
+        (Ipld::Map(value), Ipld::Map(known)) => {
+            known.iter().all(|(key, known)| value.get(key).is_some_and(|value| extends(value, known)))
+        }
+        (Ipld::List(value), Ipld::List(known)) => {
+            value.len() == known.len() && value.iter().zip(known).all(|(value, known)| extends(value, known))
+        }
+        (value, known) => value == known,
+    }
+}
+
 /// Decodes DAG-JSON; never panics, whatever the bytes.
 pub fn from_dag_json(bytes: &[u8]) -> Result<Ipld, DecodeError> {
     serde_ipld_dagjson::from_slice(bytes)

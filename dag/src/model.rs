@@ -31,7 +31,7 @@ pub use result::{Attestation, Distortion, LabletRecord, ResultNode, ResultVerdic
 pub use run::{GroupRun, LossPolicy, Network, Run};
 pub use signed::Signed;
 
-use crate::codec::{DecodeError, decode_canonical};
+use crate::codec::DecodeError;
 use crate::{Block, codec};
 
 macro_rules! nodes {
@@ -101,9 +101,29 @@ impl Node {
         codec::to_block(self)
     }
 
+    /// Returns whether the node is a control record: something that the lab acts on or answers for. Those refuse
+    /// fields that they do not know; data nodes pass over them, so that older nodes can read what newer ones wrote.
+    pub fn is_control(&self) -> bool {
+        match self {
+            Node::Execution(_) | Node::Placement(_) | Node::Fact(_) | Node::Receipts(_) | Node::Attestation(_) => true,
+            Node::Plan(_)
+            | Node::Workload(_)
+            | Node::Run(_)
+            | Node::Outcome(_)
+            | Node::OutcomeShard(_)
+            | Node::Result(_) => false,
+        }
+    }
+
     /// Decodes a node from the bytes of a block; refuses encodings that are not canonical.
+    ///
+    /// A control record must be exactly what its value encodes to. A data node may hold more than is known here, but
+    /// what is known must be read as any reader of DAG-CBOR reads it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Node, DecodeError> {
-        decode_canonical(bytes)
+        let node: Node = codec::decode(bytes)?;
+        let known = codec::encode(&node);
+        let canonical = known == bytes || (!node.is_control() && codec::is_extension(bytes, &known)?);
+        if canonical { Ok(node) } else { Err(DecodeError::NotCanonical { expected: node.tag() }) }
     }
 }
 

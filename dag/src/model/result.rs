@@ -67,7 +67,7 @@ pub struct Attestation {
     pub started_ms: u64,
     /// When the last receipt was in.
     pub ended_ms: u64,
-    /// Instances that have no receipt, with the reason: `group/index` to reason.
+    /// Instances that have no receipt, with the reason: `group/index` or `group/first-last` to reason.
     pub missing: BTreeMap<String, String>,
     /// What the lab itself did to the figures.
     pub distortions: Vec<Distortion>,

@@ -179,7 +179,6 @@ impl FileReader {
     }
 
     /// Returns the block that comes next, or `None` at the end of the file.
-    #[expect(clippy::should_implement_trait, reason = "it does not advance; `supply` does")]
     pub fn next(&self) -> Option<&Cid> {
         self.pending.last().map(|p| &p.cid)
     }

@@ -1,0 +1,449 @@
+//! Doing it all again: what a reader of a result need not take on trust.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use iptl_dag::model::signed::signing_bytes;
+use iptl_dag::model::{
+    Attestation, Counts, Execution, Fact, InstanceId, Outcome, Placement, Receipt, ReceiptShard, ResultNode,
+    ResultVerdict, Run, Signed, ThresholdOutcome,
+};
+use iptl_dag::{Cid, PeerId};
+
+use crate::assemble::{Assembled, Assembly, assemble};
+use crate::choose::{is_instance, termination};
+use crate::judge;
+use crate::seal::parse_missing;
+use crate::source::{Source, SourceError};
+
+/// Checks an ed25519 signature: signer, signed bytes, signature.
+///
+/// The signed bytes are those of [`signing_bytes`], with their domain.
+pub type CheckSignature<'a> = dyn Fn(&PeerId, &[u8], &[u8]) -> bool + 'a;
+
+/// Most problems that are listed; further ones are counted in a last line.
+const MAX_PROBLEMS: usize = 100;
+
+/// Most facts that are followed back from the end of a log.
+const MAX_FACTS: u64 = 1_000_000;
+
+/// What a verification found.
+#[derive(Clone, Debug)]
+pub struct Verification {
+    /// The result.
+    pub result: ResultNode,
+    /// Its run.
+    pub run: Run,
+    /// Its outcome, as it was stored.
+    pub outcome: Outcome,
+    /// Its attestation.
+    pub attestation: Signed<Attestation>,
+    /// Receipts that were read, of all attempts.
+    pub receipts: u64,
+    /// Signatures that are good: of receipts, the attestation and facts.
+    pub signatures_good: u64,
+    /// Signatures that are bad; the receipts and facts under them count for nothing.
+    pub signatures_bad: u64,
+    /// Receipts of instances that the run does not have.
+    pub unknown_instances: u64,
+    /// Instances without a receipt.
+    pub missing_instances: u64,
+    /// Facts of the log that were followed, in their chain.
+    pub facts: u64,
+    /// Placements that were read, in their chain.
+    pub placements: u64,
+    /// Thresholds as they were recomputed.
+    pub thresholds: Vec<ThresholdOutcome>,
+    /// Whether the outcome, assembled again from the receipts, has the same CID.
+    pub outcome_equal: bool,
+    /// Whether the files directory does.
+    pub files_equal: bool,
+    /// Receipts by lablet.
+    pub lablets: BTreeMap<PeerId, LabletCount>,
+    /// Everything that is wrong, for people; empty where the result is what it says.
+    pub problems: Vec<String>,
+}
+
+impl Verification {
+    /// Returns whether the result is what it says.
+    pub fn is_good(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// What one lablet's receipts say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LabletCount {
+    /// Receipts with a good signature, of all attempts.
+    pub receipts: u64,
+    /// By how the attempts ended.
+    pub counts: Counts,
+}
+
+/// Why a result cannot even be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A node without which nothing can be checked.
+    #[error("the {what} cannot be read")]
+    Node {
+        /// `result`, `run`, `execution`, `outcome` or `attestation`.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: SourceError,
+    },
+}
+
+/// Verifies a result from its CID.
+///
+/// `read` gives the bytes of blocks, which are checked against their CIDs; `check_signature` checks a signature.
+/// What is wrong is listed in [`Verification::problems`]; an error means that there was nothing to look at.
+pub fn verify(
+    result: &Cid,
+    read: &mut dyn FnMut(&Cid) -> Option<Bytes>,
+    check_signature: &CheckSignature<'_>,
+) -> Result<Verification, VerifyError> {
+    let mut source = Source::new(read);
+    let of = |what| move |source| VerifyError::Node { what, source };
+    let node: ResultNode = source.node(result).map_err(of("result"))?;
+    let run: Run = source.node(&node.run).map_err(of("run"))?;
+    let execution: Execution = source.node(&node.execution.0).map_err(of("execution"))?;
+    let outcome: Outcome = source.node(&node.outcome).map_err(of("outcome"))?;
+    let attestation: Signed<Attestation> = source.node(&node.attestation).map_err(of("attestation"))?;
+
+    let mut check = Check {
+        source,
+        check_signature,
+        result: node,
+        run,
+        execution,
+        attestation,
+        problems: Problems::default(),
+        good: 0,
+        bad: 0,
+        lablets: BTreeMap::new(),
+    };
+    check.nodes(&outcome);
+    let placements = check.placements();
+    let (receipts, read, unknown_instances) = check.receipts(&placements);
+    let missing_instances = check.missing(&receipts);
+    let facts = check.log();
+    let assembled = check.assemble_again(receipts, &outcome);
+
+    let Check { result, run, attestation, problems, good, bad, lablets, .. } = check;
+    Ok(Verification {
+        outcome_equal: assembled.as_ref().is_some_and(|a| a.outcome == result.outcome),
+        files_equal: assembled.as_ref().is_some_and(|a| a.files == result.files),
+        thresholds: assembled.map(|a| a.thresholds).unwrap_or_default(),
+        result,
+        run,
+        outcome,
+        attestation,
+        receipts: read,
+        signatures_good: good,
+        signatures_bad: bad,
+        unknown_instances,
+        missing_instances,
+        facts,
+        placements: placements.len() as u64,
+        lablets,
+        problems: problems.into_list(),
+    })
+}
+
+/// Problems up to a bound: a hostile result could have millions.
+#[derive(Default)]
+struct Problems {
+    list: Vec<String>,
+    further: u64,
+}
+
+impl Problems {
+    fn add(&mut self, problem: impl Into<String>) {
+        if self.list.len() < MAX_PROBLEMS {
+            self.list.push(problem.into());
+        } else {
+            self.further += 1;
+        }
+    }
+
+    fn into_list(mut self) -> Vec<String> {
+        if self.further > 0 {
+            self.list.push(format!("and {} more problems", self.further));
+        }
+        self.list
+    }
+}
+
+/// Where an instance was placed: group to lablet to ranges. Every placement of the chain counts, since an attempt may
+/// have run under an earlier one.
+type Placed = BTreeSet<(String, PeerId, u32, u32)>;
+
+struct Check<'a> {
+    source: Source<'a>,
+    check_signature: &'a CheckSignature<'a>,
+    result: ResultNode,
+    run: Run,
+    execution: Execution,
+    attestation: Signed<Attestation>,
+    problems: Problems,
+    good: u64,
+    bad: u64,
+    lablets: BTreeMap<PeerId, LabletCount>,
+}
+
+impl Check<'_> {
+    fn signature(&mut self, signer: &PeerId, message: &[u8], signature: &[u8]) -> bool {
+        let good = (self.check_signature)(signer, message, signature);
+        if good {
+            self.good += 1;
+        } else {
+            self.bad += 1;
+        }
+        good
+    }
+
+    /// Checks that result, run, execution, outcome and attestation speak of the same thing.
+    fn nodes(&mut self, outcome: &Outcome) {
+        let signed = self.attestation.clone();
+        let body = &signed.body;
+        let message = signing_bytes(body);
+        if !self.signature(&signed.signer, &message, &signed.signature) {
+            self.problems.add(format!("the attestation's signature by {} is bad", signed.signer));
+        }
+        let rows = [
+            (self.execution.run == self.result.run, "the execution is of another run"),
+            (body.execution == self.result.execution, "the attestation is of another execution"),
+            (body.outcome == self.result.outcome, "the attestation vouches for another outcome"),
+            (body.files == self.result.files, "the attestation vouches for other files"),
+            (outcome.run == self.result.run, "the outcome is of another run"),
+        ];
+        for (holds, problem) in rows {
+            if !holds {
+                self.problems.add(problem);
+            }
+        }
+    }
+
+    fn placements(&mut self) -> Vec<Placement> {
+        let mut placements = Vec::new();
+        let mut parent = None;
+        for cid in self.attestation.body.placements.clone() {
+            let placement: Placement = match self.source.node(&cid) {
+                Ok(placement) => placement,
+                Err(e) => {
+                    self.problems.add(format!("placement: {}", chain(&e)));
+                    continue;
+                }
+            };
+            if placement.execution != self.result.execution {
+                self.problems.add(format!("placement {cid} is of another execution"));
+            }
+            if placement.parent != parent {
+                self.problems.add(format!("placement {cid} does not link the one before it"));
+            }
+            parent = Some(cid);
+            placements.push(placement);
+        }
+        placements
+    }
+
+    /// Reads all receipts and returns those that count, how many there were, and how many are of no instance.
+    fn receipts(&mut self, placements: &[Placement]) -> (Vec<Signed<Receipt>>, u64, u64) {
+        let placed: Placed = placements
+            .iter()
+            .flat_map(|p| &p.assignments)
+            .map(|a| (a.group.clone(), a.lablet.clone(), a.start, a.count))
+            .collect();
+        let (mut good, mut read, mut unknown) = (Vec::new(), 0, 0);
+        for cid in self.attestation.body.receipts.clone() {
+            let shard: ReceiptShard = match self.source.node(&cid) {
+                Ok(shard) => shard,
+                Err(e) => {
+                    self.problems.add(format!("receipts: {}", chain(&e)));
+                    continue;
+                }
+            };
+            for receipt in shard.receipts {
+                read += 1;
+                if !is_instance(&self.run, &receipt.body.instance) {
+                    unknown += 1;
+                    self.problems.add(format!("a receipt for {}, which the run does not have", receipt.body.instance));
+                } else if self.receipt(&receipt, &placed) {
+                    good.push(receipt);
+                }
+            }
+        }
+        (good, read, unknown)
+    }
+
+    /// Checks one receipt; one that fails is left out of the outcome.
+    fn receipt(&mut self, receipt: &Signed<Receipt>, placed: &Placed) -> bool {
+        let body = &receipt.body;
+        let message = signing_bytes(body);
+        if !self.signature(&receipt.signer, &message, &receipt.signature) {
+            self.problems.add(format!("the signature of {}'s receipt by {} is bad", body.instance, receipt.signer));
+            return false;
+        }
+        let lablet_known = self.attestation.body.lablets.iter().any(|l| l.peer == body.lablet);
+        let was_placed = placed
+            .range((body.instance.group.clone(), body.lablet.clone(), 0, 0)..)
+            .take_while(|(group, lablet, ..)| *group == body.instance.group && *lablet == body.lablet)
+            .any(|(_, _, start, count)| (*start..start.saturating_add(*count)).contains(&body.instance.index));
+        let workload = self.run.groups.get(&body.instance.group).map(|g| g.workload);
+        let rows = [
+            (receipt.signer == body.lablet, "is not signed by its lablet"),
+            (body.execution == self.result.execution, "is of another execution"),
+            (workload == Some(body.workload), "is of another workload"),
+            (lablet_known, "is by a lablet that took no part"),
+            (was_placed, "is by a lablet that it was not placed on"),
+        ];
+        let mut counts = true;
+        for (holds, problem) in rows {
+            if !holds {
+                self.problems.add(format!("the receipt of {} {problem}", body.instance));
+                counts = false;
+            }
+        }
+        let lablet = self.lablets.entry(body.lablet.clone()).or_default();
+        lablet.receipts += 1;
+        judge::count(&mut lablet.counts, &termination(&body.exit));
+        counts
+    }
+
+    /// Checks that whoever has no receipt is listed as missing, and nobody else.
+    fn missing(&mut self, receipts: &[Signed<Receipt>]) -> u64 {
+        let have: BTreeSet<&InstanceId> = receipts.iter().map(|r| &r.body.instance).collect();
+        let mut listed: BTreeMap<&str, Vec<std::ops::RangeInclusive<u32>>> = BTreeMap::new();
+        for key in self.attestation.body.missing.keys() {
+            match parse_missing(key) {
+                Some((group, range)) if self.run.groups.get(group).is_some_and(|g| *range.end() < g.count) => {
+                    listed.entry(group).or_default().push(range);
+                }
+                Some(_) | None => self.problems.add(format!("{key:?} is listed as missing and is not in the run")),
+            }
+        }
+        if self.run.instances() > crate::MAX_INSTANCES {
+            return self.run.instances();
+        }
+        let mut missing = 0;
+        for (name, group) in &self.run.groups {
+            let mut is_listed = vec![false; group.count as usize];
+            for range in listed.get(name.as_str()).into_iter().flatten() {
+                if let Some(part) = is_listed.get_mut(*range.start() as usize..=*range.end() as usize) {
+                    part.fill(true);
+                }
+            }
+            for (index, is_listed) in (0..group.count).zip(is_listed) {
+                let id = InstanceId { group: name.clone(), index };
+                match (have.contains(&id), is_listed) {
+                    (false, true) => missing += 1,
+                    (false, false) => {
+                        missing += 1;
+                        self.problems.add(format!("{id} has no receipt that counts and is not listed as missing"));
+                    }
+                    (true, true) => self.problems.add(format!("{id} is listed as missing and has a receipt")),
+                    (true, false) => {}
+                }
+            }
+        }
+        missing
+    }
+
+    /// Follows the log from its end to its first fact.
+    fn log(&mut self) -> u64 {
+        let mut next = self.attestation.body.log;
+        let mut expected_seq = None;
+        let mut facts = 0;
+        while let Some(cid) = next {
+            let fact: Signed<Fact> = match self.source.node(&cid) {
+                Ok(fact) => fact,
+                Err(e) => {
+                    self.problems.add(format!("log: {}", chain(&e)));
+                    break;
+                }
+            };
+            facts += 1;
+            let message = signing_bytes(&fact.body);
+            let body = &fact.body;
+            if !self.signature(&fact.signer, &message, &fact.signature) {
+                self.problems.add(format!("the signature of fact {} by {} is bad", body.seq, fact.signer));
+            }
+            let in_chain = expected_seq.is_none_or(|seq| seq == body.seq)
+                && body.execution == self.result.execution
+                && (body.seq == 0) == body.prev.is_none();
+            if !in_chain || facts > MAX_FACTS {
+                self.problems.add(format!("fact {} does not fit into the log", body.seq));
+                break;
+            }
+            expected_seq = body.seq.checked_sub(1);
+            next = body.prev;
+        }
+        facts
+    }
+
+    fn assemble_again(&mut self, receipts: Vec<Signed<Receipt>>, outcome: &Outcome) -> Option<Assembled> {
+        let input = Assembly {
+            run_cid: self.result.run,
+            run: self.run.clone(),
+            execution: self.result.execution,
+            receipts,
+            missing: BTreeMap::new(),
+            cancelled: false,
+            timed_out: false,
+        };
+        let assembled = match assemble(&input, self.source.reader()) {
+            Ok(assembled) => assembled,
+            Err(e) => {
+                self.problems.add(format!("the outcome cannot be assembled again: {}", chain(&e)));
+                return None;
+            }
+        };
+        if assembled.outcome != self.result.outcome {
+            self.problems.add(format!(
+                "the receipts give outcome {} and not {}: {}",
+                assembled.outcome,
+                self.result.outcome,
+                difference(&assembled, outcome)
+            ));
+        }
+        if assembled.files != self.result.files {
+            self.problems.add(format!("the receipts give files {} and not {}", assembled.files, self.result.files));
+        }
+        if assembled.counts != self.result.counts {
+            self.problems.add("the receipts give other counts than the result states");
+        }
+        let stated = &self.attestation.body.inconclusive;
+        if let Some(reason) = assembled.inconclusive.iter().find(|reason| !stated.contains(reason)) {
+            self.problems.add(format!("the attestation does not state that {reason}"));
+        }
+        let expected: ResultVerdict = judge::result_verdict(assembled.verdict, stated);
+        if expected != self.result.verdict {
+            self.problems.add(format!("the verdict should be {expected:?} and is {:?}", self.result.verdict));
+        }
+        Some(assembled)
+    }
+}
+
+/// Says in a word or two where two outcomes part.
+fn difference(assembled: &Assembled, outcome: &Outcome) -> &'static str {
+    if assembled.verdict != outcome.verdict {
+        "the verdicts differ"
+    } else if assembled.thresholds != outcome.thresholds {
+        "the thresholds differ"
+    } else {
+        "the groups differ"
+    }
+}
+
+/// Writes an error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

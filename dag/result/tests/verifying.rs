@@ -1,0 +1,198 @@
+//! Results verified from their CID, and results that are not what they say.
+
+use iptl_dag::Cid;
+use iptl_dag::model::{self, Exit, Node, Receipt, ResultNode, ResultVerdict};
+use iptl_result::{VerifyError, verify};
+use proptest::prelude::*;
+
+use crate::world::{World, check_signature, id, peer, sign};
+
+#[test]
+fn sealed_result_is_what_it_says() {
+    let mut world = measured();
+    let root = world.seal(|_| {});
+    let found = world.verify(&root);
+    assert_eq!(found.problems, [""; 0]);
+    assert!(found.is_good() && found.outcome_equal && found.files_equal);
+    assert_eq!((found.receipts, found.signatures_good, found.signatures_bad), (3, 3 + 1 + 3, 0));
+    assert_eq!((found.facts, found.placements, found.missing_instances), (3, 1, 0));
+    assert_eq!(found.lablets[&peer(1)].receipts, 3);
+    assert_eq!(found.lablets[&peer(1)].counts.failed, 1);
+    assert_eq!(found.result.verdict, ResultVerdict::Fail);
+}
+
+#[test]
+fn inconclusive_result_is_what_it_says() {
+    let mut world = World::new(&[("a", 9)], Vec::new());
+    world.end("a", 4, Exit::Exited { code: 0 });
+    world.cancelled = true;
+    let mut keys = Vec::new();
+    let root = world.seal(|a| keys = a.missing.keys().cloned().collect());
+    assert_eq!(keys, ["a/0-3", "a/5-8"]);
+    let found = world.verify(&root);
+    assert_eq!(found.problems, [""; 0]);
+    assert_eq!(found.missing_instances, 8);
+    assert_eq!(found.result.verdict, ResultVerdict::Inconclusive);
+}
+
+#[test]
+fn forged_receipt_counts_for_nothing() {
+    let mut world = measured();
+    world.receipts[0].body.exit = Exit::Exited { code: 1 };
+    expect(world, |_| {}, &["the signature of a/0's receipt", "a/0 has no receipt that counts"]);
+}
+
+#[test]
+fn receipt_signed_by_someone_else_counts_for_nothing() {
+    let mut world = measured();
+    world.receipts[0] = sign(peer(2), world.receipts[0].body.clone());
+    expect(world, |_| {}, &["the receipt of a/0 is not signed by its lablet"]);
+}
+
+#[test]
+fn receipt_of_a_lablet_that_was_not_there_counts_for_nothing() {
+    let mut world = measured();
+    let body = Receipt { lablet: peer(3), ..world.receipts[0].body.clone() };
+    world.receipts[0] = sign(peer(3), body);
+    expect(world, |_| {}, &["is by a lablet that took no part", "is by a lablet that it was not placed on"]);
+}
+
+#[test]
+fn receipt_of_another_workload_counts_for_nothing() {
+    let mut world = measured();
+    let body = Receipt { workload: world.execution.run, ..world.receipts[0].body.clone() };
+    world.receipts[0] = sign(peer(1), body);
+    expect(world, |_| {}, &["the receipt of a/0 is of another workload"]);
+}
+
+#[test]
+fn receipt_of_no_instance_is_reported() {
+    let mut world = measured();
+    world.end("a", 77, Exit::Exited { code: 0 });
+    let root = world.seal(|_| {});
+    let found = world.verify(&root);
+    assert_eq!(found.unknown_instances, 1);
+    assert_eq!(found.problems, ["a receipt for a/77, which the run does not have"]);
+}
+
+#[test]
+fn receipt_left_out_is_noticed() {
+    expect(measured(), |a| a.receipts.truncate(1), &["b/0 has no receipt", "the receipts give outcome"]);
+}
+
+#[test]
+fn instance_listed_as_missing_with_a_receipt_is_noticed() {
+    expect(measured(), |a| a.missing.extend([("a/0".into(), "lie".into())]), &["a/0 is listed as missing and has"]);
+    expect(measured(), |a| a.missing.extend([("a/9".into(), "lie".into())]), &["\"a/9\" is listed as missing"]);
+}
+
+#[test]
+fn placement_or_fact_left_out_is_noticed() {
+    expect(measured(), |a| a.placements.clear(), &["a lablet that it was not placed on"]);
+    expect(measured(), |a| a.log = Some(a.outcome), &["log: "]);
+}
+
+#[test]
+fn verdict_that_does_not_follow_is_noticed() {
+    let world = measured();
+    reseal(world, |node| node.verdict = ResultVerdict::Pass, &["the verdict should be Fail and is Pass"]);
+    reseal(measured(), |node| node.counts.ok += 1, &["the receipts give other counts"]);
+    reseal(measured(), |node| node.files = node.outcome, &["vouches for other files", "give files"]);
+}
+
+#[test]
+fn attestation_signed_by_another_key_is_noticed() {
+    let mut world = measured();
+    let root = world.seal(|_| {});
+    let mut node: ResultNode = model::from_bytes(&world.blocks[&root]).expect("a result");
+    let Node::Attestation(mut signed) = Node::from_bytes(&world.blocks[&node.attestation]).expect("a node") else {
+        panic!("not an attestation")
+    };
+    signed.signer = peer(7);
+    let block = model::to_block(signed);
+    node.attestation = *block.cid();
+    let root = model::to_block(node);
+    let cid = *root.cid();
+    world.keep(vec![block, root]);
+    check(&world, &cid, &["the attestation's signature"]);
+}
+
+#[test]
+fn attestation_that_hides_losses_is_noticed() {
+    let mut world = World::new(&[("a", 2)], Vec::new());
+    world.end("a", 0, Exit::Exited { code: 0 });
+    expect(
+        world,
+        |a| a.inconclusive.clear(),
+        &["does not state that the lab lost 1 of 2", "the verdict should be Pass"],
+    );
+}
+
+#[test]
+fn content_that_is_gone_is_noticed() {
+    let mut world = measured();
+    let root = world.seal(|_| {});
+    let metrics = world.receipts[0].body.metrics.expect("measured");
+    world.blocks.remove(&metrics);
+    check(&world, &root, &["the outcome cannot be assembled again: metrics of a/0: block"]);
+}
+
+#[test]
+fn result_that_nobody_has_is_an_error() {
+    let mut world = measured();
+    let root = world.seal(|_| {});
+    let error = verify(&root, &mut |_| None, &check_signature).expect_err("nothing there");
+    assert!(matches!(error, VerifyError::Node { what: "result", .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever block of a result is exchanged for whatever bytes, verification ends and is not deceived.
+    #[test]
+    fn exchanged_block_is_noticed(pick in any::<prop::sample::Index>(), bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+        let mut world = measured();
+        let root = world.seal(|_| {});
+        let read: std::cell::RefCell<Vec<Cid>> = Default::default();
+        verify(&root, &mut |cid| { read.borrow_mut().push(*cid); world.blocks.get(cid).cloned() }, &check_signature)
+            .expect("sealed");
+        let read = read.into_inner();
+        let cid = read[pick.index(read.len())];
+        world.blocks.insert(cid, bytes.into());
+        let good = verify(&root, &mut |cid| world.blocks.get(cid).cloned(), &check_signature)
+            .is_ok_and(|found| found.is_good());
+        prop_assert!(!good);
+    }
+}
+
+/// Three instances of two groups, one of which failed.
+fn measured() -> World {
+    let mut world = World::new(&[("a", 2), ("b", 1)], Vec::new());
+    world.measure("a", 0, "{\"t\":1,\"name\":\"v\",\"value\":1.5,\"unit\":\"ms\"}\n");
+    world.measure("a", 1, "{\"t\":1,\"name\":\"v\",\"value\":2.5,\"unit\":\"ms\"}\n");
+    world.add(world.receipt(id("b", 0), Exit::Exited { code: 2 }));
+    world
+}
+
+fn expect(mut world: World, edit: impl FnOnce(&mut model::Attestation), problems: &[&str]) {
+    let root = world.seal(edit);
+    check(&world, &root, problems);
+}
+
+fn reseal(mut world: World, edit: impl FnOnce(&mut ResultNode), problems: &[&str]) {
+    let root = world.seal(|_| {});
+    let mut node: ResultNode = model::from_bytes(&world.blocks[&root]).expect("a result");
+    edit(&mut node);
+    let block = model::to_block(node);
+    let cid = *block.cid();
+    world.keep(vec![block]);
+    check(&world, &cid, problems);
+}
+
+fn check(world: &World, root: &Cid, problems: &[&str]) {
+    let found = world.verify(root);
+    assert!(!found.is_good());
+    for problem in problems {
+        assert!(found.problems.iter().any(|p| p.contains(problem)), "no {problem:?} in {:#?}", found.problems);
+    }
+}
