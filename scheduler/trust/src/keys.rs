@@ -80,6 +80,13 @@ pub fn verify<T: Signable>(signed: &Signed<T>) -> Result<(), SignatureError> {
     key.verify_strict(&signing_bytes(&signed.body), &signature).map_err(|_| invalid())
 }
 
+/// Checks a signature over bytes that carry their domain already, for readers of many kinds of bodies.
+pub fn is_signature(signer: &PeerId, bytes: &[u8], signature: &[u8]) -> bool {
+    let key = signer.ed25519().and_then(|key| VerifyingKey::from_bytes(&key).ok());
+    let signature = Signature::from_slice(signature).ok();
+    key.zip(signature).is_some_and(|(key, signature)| key.verify_strict(bytes, &signature).is_ok())
+}
+
 /// Checks that `signer` has signed this body.
 pub fn verify_by<T: Signable>(signed: &Signed<T>, signer: &PeerId) -> Result<(), SignatureError> {
     if signed.signer != *signer {

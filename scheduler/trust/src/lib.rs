@@ -14,6 +14,6 @@ pub mod membership;
 pub mod ticket;
 
 pub use book::{RedeemError, TicketBook};
-pub use keys::{Keypair, SignatureError, sign, verified, verify, verify_by};
+pub use keys::{Keypair, SignatureError, is_signature, sign, verified, verify, verify_by};
 pub use membership::{MembershipError, check_certificate, check_role, check_token, issue_certificate, issue_token};
 pub use ticket::{Secret, Ticket, TicketError};
