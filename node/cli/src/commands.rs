@@ -2,19 +2,25 @@
 
 pub mod approve;
 pub mod cancel;
+pub mod check;
 pub mod completions;
 pub mod dag;
 pub mod dev;
 pub mod doctor;
 pub mod down;
 pub mod explain;
+pub mod get;
 pub mod invite;
 pub mod join;
 pub mod lab;
 pub mod leave;
 pub mod logs;
 pub mod ls;
+pub mod new;
 pub mod overview;
+pub mod publish;
+pub mod run;
+pub mod show;
 pub mod status;
 pub mod up;
 pub mod watch;
@@ -27,6 +33,14 @@ use crate::exit::Result;
 /// What can be asked of the program.
 #[derive(Subcommand)]
 pub enum Command {
+    /// Make a folder with a plan that builds and runs at once
+    New(new::Args),
+    /// Validate a plan offline
+    Check(check::Args),
+    /// Import a plan, a workload or data, announce it, and print its CID
+    Publish(publish::Args),
+    /// Run a plan; ends with the result's CID and the exit code of the verdict
+    Run(run::Args),
     /// Follow an execution
     Watch(watch::Args),
     /// End an execution; a partial result is sealed
@@ -37,6 +51,10 @@ pub enum Command {
     Status(status::Args),
     /// List runs, plans, results, lablets or pins
     Ls(ls::Args),
+    /// Fetch, verify and write out
+    Get(get::Args),
+    /// Summary of anything that has a CID; a result is verified
+    Show(show::Args),
     /// Look at the DAG itself
     #[command(subcommand)]
     Dag(dag::Command),
@@ -68,11 +86,17 @@ pub enum Command {
 pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
     match command {
         None => overview::run(ctx).await,
+        Some(Command::New(args)) => new::run(ctx, args),
+        Some(Command::Check(args)) => check::run(ctx, args),
+        Some(Command::Publish(args)) => publish::run(ctx, args).await,
+        Some(Command::Run(args)) => run::run(ctx, args).await,
         Some(Command::Watch(args)) => watch::run(ctx, args).await,
         Some(Command::Cancel(args)) => cancel::run(ctx, args).await,
         Some(Command::Logs(args)) => logs::run(ctx, args).await,
         Some(Command::Status(args)) => status::run(ctx, args).await,
         Some(Command::Ls(args)) => ls::run(ctx, args).await,
+        Some(Command::Get(args)) => get::run(ctx, args).await,
+        Some(Command::Show(args)) => show::run(ctx, args).await,
         Some(Command::Dag(command)) => dag::run(ctx, command).await,
         Some(Command::Lab(command)) => lab::run(ctx, command).await,
         Some(Command::Invite(args)) => invite::run(ctx, args).await,

@@ -159,6 +159,8 @@ pub struct PlanDiagnostic {
     pub span: std::ops::Range<usize>,
     /// What stands there.
     pub label: String,
+    /// Other places that have to do with it.
+    pub related: Vec<(std::ops::Range<usize>, String)>,
     /// What to do about it.
     pub help: Option<String>,
     /// The file.
@@ -187,12 +189,19 @@ impl miette::Diagnostic for PlanDiagnostic {
     }
 
     fn source_code(&self) -> Option<&dyn miette::SourceCode> {
-        Some(&self.source)
+        // A mistake in the choices of a run stands in no file.
+        if self.span.is_empty() { None } else { Some(&self.source) }
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = miette::LabeledSpan> + '_>> {
-        let label = (!self.label.is_empty()).then(|| self.label.clone());
-        let span = (self.span.start, self.span.len());
-        Some(Box::new(std::iter::once(miette::LabeledSpan::new(label, span.0, span.1))))
+        if self.span.is_empty() {
+            return None;
+        }
+        let first = std::iter::once((&self.span, &self.label));
+        let rest = self.related.iter().map(|(span, label)| (span, label));
+        Some(Box::new(first.chain(rest).map(|(span, label)| {
+            let label = (!label.is_empty()).then(|| label.clone());
+            miette::LabeledSpan::new(label, span.start, span.len())
+        })))
     }
 }

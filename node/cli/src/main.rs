@@ -10,8 +10,11 @@ mod client;
 mod commands;
 mod context;
 mod exit;
+mod fetch;
 mod narrative;
 mod node;
+mod plan;
+mod remote;
 mod ui;
 
 use std::path::PathBuf;

@@ -32,6 +32,11 @@ pub async fn reach(ctx: &Context) -> Result<Client> {
     daemon(ctx).await
 }
 
+/// Returns a whole lab in this process on a home of its own that goes away with it: no network.
+pub async fn local(ctx: &Context) -> Result<Client> {
+    daemon(ctx).await
+}
+
 /// Runs the node of the home until it is stopped.
 pub async fn serve(ctx: &Context, _wishes: Wishes) -> Result {
     Err(not_running(&ctx.home()))

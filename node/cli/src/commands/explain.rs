@@ -51,7 +51,7 @@ const CODES: &[(&str, &str)] = &[
 pub fn run(ctx: &Context, args: Args) -> Result {
     let code = args.code.trim().trim_start_matches("iptl::plan::");
     let own = CODES.iter().find(|(known, _)| *known == code).map(|(_, text)| *text);
-    let Some(text) = own else {
+    let Some(text) = own.or_else(|| iptl_plans::explain(code)) else {
         return Err(Error::usage(
             "explain.unknown",
             format!("no error has the code `{code}`"),

@@ -1,0 +1,233 @@
+//! `iptl run`: makes a run of a plan, has it executed and tells what happens.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use iptl_dag::model::{self, Node, Plan, Run, Workload};
+use iptl_dag::{Block, Cid};
+use iptl_plans::RunOptions;
+use iptl_wire::control::{Reply, Request};
+use serde_json::json;
+
+use super::{check, publish};
+use crate::client::{Client, unexpected};
+use crate::context::Context;
+use crate::exit::{Error, Exit, Result};
+use crate::fetch::{self, Sources};
+use crate::remote::RemoteStore;
+use crate::{narrative, node, plan, ui};
+
+/// Runs a plan and ends with the result's CID; the exit is that of the verdict.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  iptl run ./plans/ping -g peers=30 -p rounds=5\n  iptl run bafyrei… --seed 7 --detach\n  iptl run ./my-plan --local"
+)]
+pub struct Args {
+    /// Folder with a plan.toml, or the CID or name of a plan or run
+    plan: String,
+    /// Case of the plan; needed where there are several and none is called `default`
+    #[arg(long, value_name = "CASE")]
+    case: Option<String>,
+    /// Size of a group; may be repeated
+    #[arg(short, long = "group", value_name = "GROUP=N", value_parser = group)]
+    group: Vec<(String, u32)>,
+    /// Value of a parameter; may be repeated
+    #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = pair)]
+    param: Vec<(String, String)>,
+    /// Seed of everything random that the lab controls
+    #[arg(long, default_value_t = iptl_plans::DEFAULT_SEED)]
+    seed: u64,
+    /// Submit, print the execution, and leave
+    #[arg(long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Run on this computer alone: no lab, no network
+    #[arg(long, conflicts_with = "detach")]
+    local: bool,
+    /// Show where instances would be placed; nothing runs
+    #[arg(long)]
+    dry_run: bool,
+    /// Take the workloads as they are
+    #[arg(long)]
+    no_build: bool,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+fn group(text: &str) -> std::result::Result<(String, u32), String> {
+    let (name, size) = pair(text)?;
+    let size = size.parse().map_err(|_| format!("`{size}` is not a number of instances"))?;
+    Ok((name, size))
+}
+
+fn pair(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` has no `=`; write NAME=VALUE")),
+    }
+}
+
+pub async fn run(ctx: &Context, args: Args) -> Result {
+    // What can be wrong with the plan itself is said before a node is needed.
+    let source = if Path::new(&args.plan).exists() { Some(plan::load(Path::new(&args.plan))?) } else { None };
+    if let (Some(source), false) = (&source, args.no_build) {
+        plan::build(ctx, source).await?;
+    }
+    let client = if args.local { node::local(ctx).await? } else { node::reach(ctx).await? };
+    let run = match source {
+        Some(source) => from_source(ctx, &client, &args, &source).await?,
+        None => from_cid(ctx, &client, &args).await?,
+    };
+    if args.dry_run {
+        return dry_run(ctx, &client, run).await;
+    }
+    let request = Request::Submit { run, source: None, source_addrs: Vec::new() };
+    let (execution, alias) = match ctx.waiting("submitting", client.call_one(request)).await? {
+        Reply::Submitted { execution, alias } => (execution, alias),
+        other => return Err(unexpected(&format!("{other:?}"))),
+    };
+    if args.detach {
+        if ctx.json {
+            let body = json!({"execution": execution.to_string(), "alias": alias, "run": run.to_string()});
+            ctx.answer_json("submitted", body);
+        } else {
+            ctx.answer(execution);
+            ctx.say(format!("submitted as {alias}"));
+            ctx.next(format!("iptl watch {alias} · iptl logs {alias} -f · iptl cancel {alias}"));
+        }
+        return Ok(Exit::Ok);
+    }
+    narrative::attach(ctx, &client, &execution.to_string()).await
+}
+
+/// Imports a plan from disk into the node and makes the run.
+async fn from_source(ctx: &Context, client: &Client, args: &Args, source: &plan::Source) -> Result<Cid> {
+    let store = RemoteStore::new(client.clone());
+    let published = publish::published(ctx, source, Some(client)).await?;
+    let made = ctx.waiting("importing", plan::import(&store, source, &published, false)).await?;
+    let manifest = &source.manifest;
+    ctx.say(format!("plan      {}  {} {}", ui::short(&made.cid), manifest.name, manifest.version));
+    tracing::debug!(blocks = made.blocks, bytes = made.bytes, has = check::summary(source), "imported");
+    let request = Request::Publish { root: made.cid, kind: "plan".to_owned(), name: manifest.name.clone() };
+    ctx.waiting("announcing the plan", client.call_all(request)).await?;
+    make(client, args, &made.plan, made.cid, &made.workloads).await
+}
+
+/// Makes the run of a published plan, or takes a run as it is.
+async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Cid> {
+    let place = fetch::locate(ctx, client, &args.plan, &args.sources).await.map_err(|mut error| {
+        if error.code == "cid.garbled" || error.exit == Exit::NotFound {
+            error.help = format!("`{}` is neither a folder here nor a plan that is known. {}", args.plan, error.help);
+        }
+        error
+    })?;
+    let cid = place.block_cid()?;
+    let block = fetch::block(ctx, client, &cid, &args.sources).await?;
+    match decode(&block)? {
+        Node::Run(run) => {
+            if !args.group.is_empty() || !args.param.is_empty() || args.case.is_some() {
+                return Err(Error::usage(
+                    "run.fixed",
+                    format!("{} is a run: its choices are made", ui::short(&cid)),
+                    format!("leave -g, -p and --case out, or run its plan {}", run.plan),
+                ));
+            }
+            fetch::fetch(ctx, client, cid, &args.sources, false).await?;
+            Ok(cid)
+        }
+        Node::Plan(plan) => {
+            fetch::fetch(ctx, client, cid, &args.sources, false).await?;
+            let mut workloads = BTreeMap::new();
+            for (name, cid) in &plan.workloads {
+                let block = fetch::block(ctx, client, cid, &args.sources).await?;
+                let workload: Workload = model::from_bytes(block.data()).map_err(|e| {
+                    Error::usage("plan.broken", format!("workload {name} {cid}: {e}"), "publish it again")
+                })?;
+                workloads.insert(name.clone(), (*cid, workload));
+            }
+            ctx.say(format!("plan      {}  {} {}", ui::short(&cid), plan.name, plan.version));
+            make(client, args, &plan, cid, &workloads).await
+        }
+        other => Err(not_a_plan(&cid, other.tag())),
+    }
+}
+
+fn decode(block: &Block) -> Result<Node> {
+    Node::from_bytes(block.data()).map_err(|_| not_a_plan(block.cid(), "something else"))
+}
+
+fn not_a_plan(cid: &Cid, what: &str) -> Error {
+    Error::usage(
+        "run.not-a-plan",
+        format!("{} is no plan and no run, but {what}", ui::short(cid)),
+        "see it with `iptl show`",
+    )
+}
+
+/// Makes the run and gives it to the node.
+async fn make(
+    client: &Client,
+    args: &Args,
+    plan: &Plan,
+    cid: Cid,
+    workloads: &BTreeMap<String, (Cid, Workload)>,
+) -> Result<Cid> {
+    let options = RunOptions {
+        case: args.case.clone(),
+        groups: args.group.iter().cloned().collect(),
+        params: args.param.iter().cloned().collect(),
+        seed: args.seed,
+    };
+    let run: Run = iptl_plans::make_run(plan, cid, workloads, &options).map_err(|found| {
+        let mut error = plan::mistakes(&plan.name, "", found);
+        error.code = "run.invalid".to_owned();
+        error.message = format!("this run of {} cannot be made", plan.name);
+        error.help = format!("`iptl show {cid}` lists cases, groups and parameters");
+        error
+    })?;
+    let block = model::to_block(run);
+    client.put(std::slice::from_ref(&block)).await?;
+    Ok(*block.cid())
+}
+
+async fn dry_run(ctx: &Context, client: &Client, run: Cid) -> Result {
+    let reply = ctx.waiting("asking the scheduler", client.call_one(Request::DryRun { run })).await?;
+    let Reply::Placement { rows, refused, unplaced } = reply else {
+        return Err(unexpected(&format!("{reply:?}")));
+    };
+    if ctx.json {
+        let placed: Vec<_> = rows
+            .iter()
+            .map(|r| {
+                json!({
+                    "lablet": r.lablet, "peer": r.peer.to_string(), "group": r.group, "start": r.start,
+                    "count": r.count,
+                })
+            })
+            .collect();
+        let refused: Vec<_> = refused.iter().map(|(l, r)| json!({"lablet": l, "reason": r})).collect();
+        ctx.answer_json(
+            "placement",
+            json!({"run": run.to_string(), "rows": placed, "refused": refused, "unplaced": unplaced}),
+        );
+    } else {
+        let mut cells = vec![["LABLET", "PEER", "GROUP", "INSTANCES"].map(str::to_owned).to_vec()];
+        for row in &rows {
+            let last = row.start + row.count.saturating_sub(1);
+            let range = format!("{}..={last} ({})", row.start, row.count);
+            cells.push(vec![row.lablet.clone(), row.peer.short(), row.group.clone(), range]);
+        }
+        ctx.answer(ui::table(&cells).trim_end());
+        for (lablet, reason) in &refused {
+            ctx.say(format!("  left out {lablet}: {reason}"));
+        }
+    }
+    if unplaced > 0 {
+        return Err(Error::new(
+            Exit::LabUnable,
+            "lab.no-room",
+            format!("{} would have no place", ui::count(unplaced, "instance")),
+            "start more lablets, or ask for fewer instances with -g",
+        ));
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,137 @@
+//! A result: everything under it fetched, verified, and said in lines.
+
+use iptl_dag::Cid;
+use iptl_dag::model::{self, Node, Plan, ResultNode, ResultVerdict, Run};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use super::objects::threshold;
+use crate::client::Client;
+use crate::context::Context;
+use crate::exit::{Error, Exit, Result};
+use crate::fetch::{self, Sources};
+use crate::remote::RemoteStore;
+use crate::{narrative, ui};
+
+/// Fetches and verifies a result and shows it; exits 1 where it does not verify.
+pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, sources: &Sources) -> Result {
+    let report = fetch::fetch(ctx, &client, cid, sources, false).await?;
+    let store = RemoteStore::new(client.clone());
+    let plan = read::<Plan>(ctx, &client, &read::<Run>(ctx, &client, &result.run).await?.plan).await?;
+    let checking = tokio::task::spawn_blocking(move || {
+        // Verification is pure and asks for blocks one by one; this thread may wait for them.
+        let runtime = Handle::current();
+        let mut read = |cid: &Cid| {
+            let block = runtime.block_on(iptl_artifacts::read_block(&store, cid)).ok().flatten()?;
+            Some(block.data().clone())
+        };
+        iptl_result::verify(&cid, &mut read, &iptl_trust::is_signature)
+    });
+    let verified = ctx
+        .waiting("verifying", checking)
+        .await
+        .map_err(|e| Error::broken("internal", e, "report this: it is a mistake in iptl"))?
+        .map_err(|e| not_valid(std::error::Error::source(&e).map_or(e.to_string(), |s| format!("{e}: {s}"))))?;
+    let (run, outcome, attestation) = (&verified.run, &verified.outcome, &verified.attestation);
+    let sound = verified.is_good();
+    if ctx.json {
+        let thresholds: Vec<Value> = outcome
+            .thresholds
+            .iter()
+            .map(|t| json!({"threshold": threshold(&t.threshold), "measured": t.measured, "holds": t.holds}))
+            .collect();
+        ctx.answer_json(
+            "show",
+            json!({
+                "cid": cid.to_string(), "kind": "result", "verdict": narrative::verdict_word(result.verdict),
+                "run": result.run.to_string(), "execution": result.execution.to_string(),
+                "outcome": result.outcome.to_string(), "attestation": result.attestation.to_string(),
+                "files": result.files.to_string(), "plan": run.plan.to_string(), "plan_name": plan.name,
+                "case": run.case, "seed": run.seed,
+                "ok": result.counts.ok, "failed": result.counts.failed, "lost": result.counts.lost,
+                "thresholds": thresholds, "inconclusive": attestation.body.inconclusive,
+                "verified": sound, "problems": verified.problems, "signatures": verified.signatures_good,
+                "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
+                "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
+                "files_equal": verified.files_equal,
+                "fetch": fetch::report_json(&report),
+            }),
+        );
+    } else if !ctx.quiet {
+        let body = &attestation.body;
+        let (style, word) = match result.verdict {
+            ResultVerdict::Pass => ("1;32", "PASS"),
+            ResultVerdict::Fail => ("1;31", "FAIL"),
+            ResultVerdict::Inconclusive => ("1;33", "INCONCLUSIVE"),
+        };
+        ctx.answer(format!("result    {cid}"));
+        ctx.answer(format!("verdict   {}", ctx.paint(style, word)));
+        ctx.answer(format!("plan      {} {}   case {}   seed {}", plan.name, plan.version, run.case, run.seed));
+        ctx.answer(format!("run       {}   execution {}", result.run, result.execution.alias()));
+        let took = body.ended_ms.saturating_sub(body.started_ms);
+        ctx.answer(format!("lab       {}   took {}", body.lab.short(), ui::duration(took)));
+        let counts = result.counts;
+        ctx.answer(format!("instances {} ok · {} lost · {} failed", counts.ok, counts.lost, counts.failed));
+        for (name, group) in &outcome.groups {
+            let c = group.counts;
+            ctx.answer(format!("  {name:<10} {} ok · {} lost · {} failed", c.ok, c.lost, c.failed));
+        }
+        for t in &outcome.thresholds {
+            let glyph = if t.holds { ctx.paint("32", "✓") } else { ctx.paint("31", "✗") };
+            let measured = t.measured.map_or("nothing measured".to_owned(), narrative::number);
+            ctx.answer(format!("threshold {glyph} {}   ({measured})", threshold(&t.threshold)));
+        }
+        for lablet in &body.lablets {
+            let offset = lablet.clock_offset_us;
+            ctx.answer(format!(
+                "lablet    {:<12} {}   {}, {}   clock {offset:+} µs ± {}",
+                lablet.name,
+                lablet.peer.short(),
+                ui::count(lablet.cpus.into(), "cpu"),
+                ui::bytes(lablet.memory_bytes),
+                lablet.clock_error_us
+            ));
+        }
+        for (instance, reason) in &body.missing {
+            ctx.answer(format!("missing   {instance}: {reason}"));
+        }
+        for distortion in &body.distortions {
+            ctx.answer(format!("distorted {}: {}", distortion.place, distortion.what));
+        }
+        for reason in &body.inconclusive {
+            ctx.answer(format!("unclear   {reason}"));
+        }
+        let mark = if sound { ctx.paint("1;32", "verified") } else { ctx.paint("1;31", "NOT VALID") };
+        ctx.answer(format!(
+            "{mark}  {} · {} of {} receipts · outcome {} · {}, {}{}",
+            ui::count(verified.signatures_good, "signature"),
+            run.instances().saturating_sub(verified.missing_instances),
+            run.instances(),
+            if verified.outcome_equal { "recomputed, the same" } else { "not the same when recomputed" },
+            ui::count(report.blocks, "block"),
+            ui::bytes(report.bytes),
+            fetch::shares(&report)
+        ));
+        ctx.next(format!("iptl get {}/files -o out/ · iptl run {}", ui::short(&cid), ui::short(&result.run)));
+    }
+    if sound {
+        return Ok(Exit::Ok);
+    }
+    Err(not_valid(verified.problems.join("; ")))
+}
+
+fn not_valid(why: impl std::fmt::Display) -> Error {
+    Error::broken(
+        "result.not-valid",
+        format!("the result does not verify: {why}"),
+        "do not rely on it; fetch it from somebody else, or run it again",
+    )
+}
+
+async fn read<T>(ctx: &Context, client: &Client, cid: &Cid) -> Result<T>
+where
+    T: TryFrom<Node, Error = iptl_dag::DecodeError>,
+{
+    let block = fetch::block(ctx, client, cid, &Sources::default()).await?;
+    model::from_bytes(block.data()).map_err(|e| not_valid(format!("{cid}: {e}")))
+}
