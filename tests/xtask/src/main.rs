@@ -1,1 +1,76 @@
-fn main() {}
+//! The commands of the repository: `cargo xtask setup|demo|test|bench|fmt`.
+//!
+//! [`setup`] brings what is missing and says why, [`test`] is the gate, [`demo`] shows the whole path once. Every
+//! command starts with its own part of the set-up, so that each works on a machine that has only Rust and a C compiler.
+
+#![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
+
+mod demo;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::shell::Shell;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The commands of the repository", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need, each with its reason
+    Setup,
+    /// A lab of four processes, one run, and its result fetched and verified by a fifth
+    Demo,
+    /// Everything that must hold: format, lints, licences, plans, tests, documents
+    Test(test::Args),
+    /// Measure, and write docs/BENCHMARKS.md
+    Bench {
+        /// What the benchmark program gets
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Format all Rust code, that of the plans too
+    Fmt,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = Shell::new().and_then(|shell| match cli.command {
+        Command::Setup => setup::all(&shell),
+        Command::Demo => demo::run(&shell),
+        Command::Test(args) => test::run(&shell, &args),
+        Command::Bench { args } => bench(&shell, &args),
+        Command::Fmt => fmt(&shell),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(shell: &Shell, args: &[String]) -> anyhow::Result<()> {
+    setup::for_build(shell)?;
+    test::build_plans(shell)?;
+    shell.step("bench", "release build, then the measures");
+    shell.run(shell.cargo().args(["build", "--release", "--workspace"]))?;
+    shell.run(shell.cargo().args(["run", "--release", "--quiet", "-p", "iptl-bench", "--"]).args(args))
+}
+
+fn fmt(shell: &Shell) -> anyhow::Result<()> {
+    shell.run(shell.cargo().args(["fmt", "--all"]))?;
+    for guest in shell.guests()? {
+        shell.run(shell.cargo().arg("fmt").current_dir(guest))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! What building and testing need beside Rust and a C compiler. Each thing is looked for first, and installed with its
+//! reason where it is missing.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::Shell;
+
+/// Toolchain of the repository; `rust-toolchain.toml` says the same.
+const TOOLCHAIN: &str = "1.95.0";
+
+/// Target of plan code.
+const WASM: &str = "wasm32-wasip2";
+
+/// Version of cargo-deny whose rules `.cargo/deny.toml` is written for.
+const DENY: &str = "0.20.2";
+
+/// Installs everything.
+pub fn all(shell: &Shell) -> Result<()> {
+    for_build(shell)?;
+    for_checks(shell)?;
+    eprintln!("set-up: all is there");
+    Ok(())
+}
+
+/// Installs what building needs.
+pub fn for_build(shell: &Shell) -> Result<()> {
+    compiler(shell)?;
+    let libraries = sysroot(shell)?.join("lib/rustlib").join(WASM).join("lib");
+    if !libraries.is_dir() {
+        say(WASM, "plans are compiled to WASI 0.2 components");
+        rustup(shell, &["target", "add", WASM, "--toolchain", TOOLCHAIN])?;
+        if !libraries.is_dir() {
+            bail!("target {WASM} is still missing: run `rustup target add {WASM} --toolchain {TOOLCHAIN}` by hand");
+        }
+    }
+    Ok(())
+}
+
+/// Installs what the checks need beside that.
+pub fn for_checks(shell: &Shell) -> Result<()> {
+    for (component, program) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
+        if shell.ask(shell.cargo().args([program, "--version"])).is_none() {
+            say(component, "`cargo xtask test` checks format and lints");
+            rustup(shell, &["component", "add", component, "--toolchain", TOOLCHAIN])?;
+        }
+    }
+    deny(shell)?;
+    Ok(())
+}
+
+/// Returns cargo-deny, installed under the build folder where the machine has none of this version.
+pub fn deny(shell: &Shell) -> Result<PathBuf> {
+    let own = shell.target.join("tools/bin/cargo-deny");
+    for program in [Path::new("cargo-deny"), &own] {
+        let version = shell.ask(shell.command(program).arg("--version"));
+        if version.is_some_and(|v| v.ends_with(DENY)) {
+            return Ok(program.to_path_buf());
+        }
+    }
+    say(&format!("cargo-deny {DENY}"), "licences, banned crates and sources of dependencies; into the build folder");
+    let root = shell.target.join("tools");
+    shell.run(
+        shell
+            .cargo()
+            .args(["install", "cargo-deny", "--version", DENY, "--locked", "--quiet", "--root"])
+            .arg(&root)
+            // Its own build, not mixed with the workspace's.
+            .env("CARGO_TARGET_DIR", root.join("build")),
+    )?;
+    // Half a gigabyte that nobody needs any more.
+    std::fs::remove_dir_all(root.join("build")).context("removing the build of cargo-deny")?;
+    Ok(own)
+}
+
+/// Makes sure that there is a C compiler: blake3 and ring bring C and assembly, and Rust links with it.
+fn compiler(shell: &Shell) -> Result<()> {
+    if shell.ask(shell.command("cc").arg("--version")).is_some() {
+        return Ok(());
+    }
+    say("gcc, libc6-dev", "linking, and the C and assembly of blake3 and ring");
+    packages(shell, &["gcc", "libc6-dev"])
+}
+
+/// Installs system packages where that needs nobody; else says the one command that does it.
+fn packages(shell: &Shell, names: &[&str]) -> Result<()> {
+    let list = names.join(" ");
+    let by_hand = format!("sudo apt-get update && sudo apt-get install -y {list}");
+    if shell.ask(shell.command("apt-get").arg("--version")).is_none() {
+        bail!("install {list} with the package manager of this system");
+    }
+    let prefix: &[&str] = if shell.ask(shell.command("id").arg("-u")).as_deref() == Some("0") {
+        &[]
+    } else if shell.ask(shell.command("sudo").args(["-n", "true"])).is_some() {
+        &["sudo", "-n"]
+    } else {
+        bail!("this needs an administrator; run:  {by_hand}");
+    };
+    for args in [vec!["apt-get", "update"], [vec!["apt-get", "install", "-y"], names.to_vec()].concat()] {
+        let line = [prefix, &args].concat();
+        let (program, args) = line.split_first().context("the line names apt-get")?;
+        shell
+            .run(shell.command(program).args(args).env("DEBIAN_FRONTEND", "noninteractive"))
+            .with_context(|| format!("run it by hand:  {by_hand}"))?;
+    }
+    Ok(())
+}
+
+fn rustup(shell: &Shell, args: &[&str]) -> Result<()> {
+    shell
+        .run(shell.command("rustup").args(args))
+        .with_context(|| format!("install Rust with rustup (https://rustup.rs), then run:  rustup {}", args.join(" ")))
+}
+
+fn sysroot(shell: &Shell) -> Result<PathBuf> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let root = shell.ask(shell.command(rustc).args(["--print", "sysroot"])).context("rustc does not run")?;
+    Ok(PathBuf::from(root))
+}
+
+fn say(what: &str, why: &str) {
+    eprintln!("set-up: installing {what}: {why}");
+}

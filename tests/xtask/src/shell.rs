@@ -1,0 +1,93 @@
+//! Running programs from the root of the repository, and saying so.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The repository, and how programs are run in it.
+pub struct Shell {
+    /// Root of the repository.
+    pub root: PathBuf,
+    /// Where builds go.
+    pub target: PathBuf,
+}
+
+impl Shell {
+    /// Finds the repository.
+    pub fn new() -> Result<Shell> {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = manifest.ancestors().nth(2).context("xtask stands two levels below the root")?.to_path_buf();
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let target = if target.is_absolute() { target } else { root.join(target) };
+        Ok(Shell { root, target })
+    }
+
+    /// Announces a step.
+    pub fn step(&self, name: &str, what: &str) {
+        eprintln!("\n── {name}: {what}");
+    }
+
+    /// Returns a command that runs at the root.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.root);
+        command
+    }
+
+    /// Returns cargo, at the root.
+    pub fn cargo(&self) -> Command {
+        self.command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    }
+
+    /// Runs a command to its end; fails where it does.
+    pub fn run(&self, command: &mut Command) -> Result<()> {
+        let shown = show(command);
+        let status = command.status().with_context(|| format!("cannot run `{shown}`"))?;
+        if !status.success() {
+            bail!("`{shown}` failed ({status})");
+        }
+        Ok(())
+    }
+
+    /// Returns what a command prints, trimmed; none where it fails or is not there.
+    pub fn ask(&self, command: &mut Command) -> Option<String> {
+        let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Runs a command whose output is passed on line by line and also read; returns whether it succeeded.
+    pub fn watch(&self, command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+        let shown = show(command);
+        let (reader, writer) = std::io::pipe()?;
+        command.stdout(writer.try_clone()?).stderr(writer);
+        let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
+        // The pipe ends when the last writer is gone, and the command holds two.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        for text in BufReader::new(reader).split(b'\n') {
+            let text = String::from_utf8_lossy(&text?).into_owned();
+            eprintln!("{text}");
+            line(&text);
+        }
+        Ok(child.wait()?.success())
+    }
+
+    /// Lists the folders whose Rust code is a workspace of its own, built for the lab.
+    pub fn guests(&self) -> Result<Vec<PathBuf>> {
+        let mut guests = Vec::new();
+        for entry in std::fs::read_dir(self.root.join("plans"))? {
+            let path = entry?.path();
+            if path.join("Cargo.toml").exists() {
+                guests.push(path);
+            }
+        }
+        guests.sort();
+        Ok(guests)
+    }
+}
+
+fn show(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    std::iter::once(program).chain(command.get_args()).map(|s| s.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}

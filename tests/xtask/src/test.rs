@@ -1,0 +1,269 @@
+//! `cargo xtask test`: everything that must hold, in one pass over one set of builds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::setup;
+use crate::shell::Shell;
+
+/// Budget of the whole on a cold machine with two cores.
+const WHOLE: Duration = Duration::from_secs(40 * 60);
+
+/// Budget of a test suite that is not listed below, from its first test to its last.
+const SUITE: Duration = Duration::from_secs(30);
+
+/// Budgets of suites that need more, by crate, each with its reason.
+const SUITES: &[(&str, u64)] = &[
+    // Real processes; every test starts a lab.
+    ("iptl_e2e", 600),
+    // Compiles guests and runs thousands of instances.
+    ("iptl_runner_wasm", 180),
+    // Many seeds of whole labs.
+    ("iptl_sim", 120),
+    // A whole node with its swarm.
+    ("iptl_node", 120),
+    ("iptl_net", 120),
+    // Stores of many thousand blocks, killed and opened again.
+    ("iptl_artifacts_iroh", 120),
+];
+
+/// Which part of the checks.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only steps whose name contains this: fmt, deny, plans, clippy, build, test, doc
+    #[arg(long)]
+    only: Option<String>,
+}
+
+/// Runs every step, the later ones too where one fails, and says what each took.
+pub fn run(shell: &Shell, args: &Args) -> Result<()> {
+    let started = Instant::now();
+    setup::for_build(shell)?;
+    setup::for_checks(shell)?;
+    let mut tests = Tests::default();
+    let mut report = Report { rows: vec![Row::new("setup", 300, started.elapsed(), true)], only: args.only.clone() };
+    report.step("fmt", 30, || fmt(shell));
+    report.step("deny", 30, || deny(shell));
+    report.step("plans", 300, || build_plans(shell));
+    report.step("clippy", 600, || clippy(shell));
+    report.step("build", 900, || build(shell));
+    report.step("test", 900, || test(shell, &mut tests));
+    report.step("doc", 240, || doc(shell));
+    report.print(&tests, started.elapsed())
+}
+
+fn fmt(shell: &Shell) -> Result<()> {
+    shell.run(shell.cargo().args(["fmt", "--all", "--check"]))?;
+    for guest in shell.guests()? {
+        shell.run(shell.cargo().args(["fmt", "--check"]).current_dir(guest))?;
+    }
+    Ok(())
+}
+
+fn deny(shell: &Shell) -> Result<()> {
+    let program = setup::deny(shell)?;
+    // Advisories need a database from the network; where there is one, run `cargo deny check advisories`.
+    let config = shell.root.join(".cargo/deny.toml");
+    let mut command = shell.command(program);
+    command.args(["--offline", "check", "--config"]).arg(config).args(["licenses", "bans", "sources"]);
+    shell.run(&mut command)
+}
+
+/// Builds the guests of every plan that ships, each in its own workspace, as a user's plan is built.
+pub fn build_plans(shell: &Shell) -> Result<()> {
+    for guest in shell.guests()? {
+        if !guest.join("plan.toml").exists() {
+            continue;
+        }
+        let name = guest.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        eprintln!("   plan {name}");
+        let mut cargo = shell.cargo();
+        cargo.args(["build", "--quiet", "--release", "--locked", "--target", "wasm32-wasip2"]).current_dir(&guest);
+        // A plan's manifest says where its build goes.
+        cargo.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
+        shell.run(&mut cargo)?;
+    }
+    Ok(())
+}
+
+fn clippy(shell: &Shell) -> Result<()> {
+    let args = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"];
+    shell.run(shell.cargo().args(args))
+}
+
+/// Programs and tests in one build: the same flags and features as the tests after it, so nothing is compiled twice.
+fn build(shell: &Shell) -> Result<()> {
+    shell.run(shell.cargo().args(["build", "--workspace", "--bins", "--tests", "--locked"]))
+}
+
+fn doc(shell: &Shell) -> Result<()> {
+    let mut cargo = shell.cargo();
+    cargo.args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings");
+    shell.run(&mut cargo)
+}
+
+fn test(shell: &Shell, tests: &mut Tests) -> Result<()> {
+    let mut cargo = shell.cargo();
+    cargo.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    let ok = shell.watch(&mut cargo, |line| tests.read(line))?;
+    if !ok || tests.failed > 0 {
+        bail!("{} tests failed", tests.failed);
+    }
+    if tests.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// What cargo's test output says, read line by line.
+#[derive(Default)]
+struct Tests {
+    suite: String,
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    /// Seconds by suite.
+    suites: BTreeMap<String, f64>,
+    /// Tests of bad input: passed, all.
+    bad_input: (u64, u64),
+    failures: Vec<String>,
+}
+
+impl Tests {
+    fn read(&mut self, line: &str) {
+        let line = line.trim();
+        if let Some(rest) = line.strip_prefix("Running ") {
+            self.suite = suite_name(rest);
+        } else if let Some(rest) = line.strip_prefix("Doc-tests ") {
+            self.suite = format!("{rest} (doc)");
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
+            let number = |word: &str| {
+                let before = rest.split(word).next().unwrap_or_default().trim_end();
+                before.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+            };
+            self.passed += number("passed");
+            self.failed += number("failed;");
+            self.ignored += number("ignored");
+            let took = rest.rsplit("finished in ").next().and_then(|t| t.trim_end_matches('s').parse::<f64>().ok());
+            *self.suites.entry(self.suite.clone()).or_default() += took.unwrap_or(0.0);
+        } else if let Some(rest) = line.strip_prefix("test ") {
+            let bad_input = rest.starts_with("bad_input::");
+            self.bad_input.1 += u64::from(bad_input);
+            if rest.ends_with("... ok") {
+                self.bad_input.0 += u64::from(bad_input);
+            } else if rest.ends_with("FAILED") {
+                self.failures.push(format!("{}: {}", self.suite, rest.split(" ...").next().unwrap_or(rest)));
+            }
+        }
+    }
+}
+
+/// Returns the crate behind `unittests src/lib.rs (target/debug/deps/iptl_dag-0123)`.
+fn suite_name(running: &str) -> String {
+    let program = running.rsplit('(').next().unwrap_or(running).trim_end_matches(')');
+    let file = Path::new(program).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name).to_owned();
+    // Integration tests are all called `main`: the folder tells them apart only in cargo's own order, so they are
+    // counted with the unit tests that ran before.
+    if name == "main" { format!("{name} (integration)") } else { name }
+}
+
+struct Row {
+    name: &'static str,
+    budget: Duration,
+    took: Duration,
+    ok: bool,
+}
+
+impl Row {
+    fn new(name: &'static str, budget_s: u64, took: Duration, ok: bool) -> Row {
+        Row { name, budget: Duration::from_secs(budget_s), took, ok }
+    }
+}
+
+struct Report {
+    rows: Vec<Row>,
+    only: Option<String>,
+}
+
+impl Report {
+    fn step(&mut self, name: &'static str, budget_s: u64, work: impl FnOnce() -> Result<()>) {
+        if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            return;
+        }
+        eprintln!("\n── {name}");
+        let started = Instant::now();
+        let result = work();
+        if let Err(error) = &result {
+            eprintln!("{name}: {error:#}");
+        }
+        self.rows.push(Row::new(name, budget_s, started.elapsed(), result.is_ok()));
+    }
+
+    fn print(&self, tests: &Tests, whole: Duration) -> Result<()> {
+        println!("\nstep         took   budget");
+        for row in &self.rows {
+            let late = if row.took > row.budget { "  over budget" } else { "" };
+            let failed = if row.ok { "" } else { "  FAILED" };
+            println!("{:<8} {:>6} s  {:>5} s{late}{failed}", row.name, row.took.as_secs(), row.budget.as_secs());
+        }
+        if !tests.suites.is_empty() {
+            println!("\nsuite                                took   budget");
+            for (name, seconds) in &tests.suites {
+                let budget = SUITES.iter().find(|(n, _)| name.starts_with(n)).map_or(SUITE.as_secs(), |(_, s)| *s);
+                let late = if *seconds > budget as f64 { "  over budget" } else { "" };
+                println!("{name:<32} {seconds:>6.1} s  {budget:>5} s{late}");
+            }
+        }
+        for failure in &tests.failures {
+            println!("failed  {failure}");
+        }
+        if tests.bad_input.1 > 0 {
+            println!("\nbad input: {} of {}", tests.bad_input.0, tests.bad_input.1);
+        }
+        let failed: Vec<&str> = self.rows.iter().filter(|r| !r.ok).map(|r| r.name).collect();
+        let late = if whole > WHOLE { ", over the budget of 40 m" } else { "" };
+        println!(
+            "\n{}: {} tests passed, {} failed, {} ignored in {} suites; {} m {} s{late}",
+            if failed.is_empty() { "ok" } else { "FAILED" },
+            tests.passed,
+            tests.failed,
+            tests.ignored,
+            tests.suites.len(),
+            whole.as_secs() / 60,
+            whole.as_secs() % 60
+        );
+        if failed.is_empty() {
+            return Ok(());
+        }
+        bail!("failed: {}", failed.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_of_cargo_is_counted() {
+        let mut tests = Tests::default();
+        for line in [
+            "     Running unittests src/lib.rs (target/debug/deps/iptl_dag-0a1b)",
+            "test block::wrong ... ok",
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.42s",
+            "     Running tests/main.rs (target/debug/deps/iptl_e2e-99)",
+            "test bad_input::garbled_ticket ... ok",
+            "test bad_input::full_disk ... FAILED",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 9.50s",
+        ] {
+            tests.read(line);
+        }
+        assert_eq!((tests.passed, tests.failed, tests.ignored), (13, 1, 1));
+        assert_eq!(tests.bad_input, (1, 2));
+        assert_eq!(tests.suites["iptl_e2e"], 9.5);
+        assert_eq!(tests.failures, ["iptl_e2e: bad_input::full_disk"]);
+    }
+}
