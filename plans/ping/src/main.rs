@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     iptl_sdk::signal("done")?;
     let gives_up = Instant::now() + config.patience;
     while done.try_take().is_none() && Instant::now() < gives_up {
-        node.serve(Duration::from_millis(20))?;
+        node.serve(Duration::from_millis(5))?;
     }
     outcome
 }

@@ -6,7 +6,7 @@ mod order;
 
 use std::time::Instant;
 
-use iptl_sdk::{Env, Error, Result, metric, subscribe};
+use iptl_sdk::{Env, Error, Pending, Result, metric, pending, subscribe, wait_any};
 use order::{Order, decode, encode};
 
 fn main() -> Result<()> {
@@ -35,17 +35,27 @@ fn topics(env: &Env) -> Result<()> {
     let mut order = Order::new(env.total, publishes);
     for number in 0..publishes {
         let started = Instant::now();
-        iptl_sdk::publish("storm", &encode(env.ordinal, number, payload))?;
-        record("publish.time", started)?;
-        // Until it comes back, as to any other instance.
-        loop {
-            let message = messages.next()?;
-            order.see(message.position, &message.payload).map_err(Error::Refused)?;
-            if decode(&message.payload) == Some((env.ordinal, number)) {
-                break;
+        let mut answer = Some(pending::publish("storm", &encode(env.ordinal, number, payload))?);
+        let mut is_back = false;
+        // Others publish meanwhile, and what is not read waits in the lab: so read while waiting for the answer.
+        while answer.is_some() || !is_back {
+            match &answer {
+                Some(answer) => wait_any(&[answer, &messages]),
+                None => wait_any(&[&messages]),
+            };
+            if let Some(position) = answer.as_mut().and_then(Pending::try_take) {
+                position?;
+                record("publish.time", started)?;
+                answer = None;
+            }
+            while let Some(message) = messages.try_next().transpose()? {
+                order.see(message.position, &message.payload).map_err(Error::Refused)?;
+                if decode(&message.payload) == Some((env.ordinal, number)) {
+                    is_back = true;
+                    record("message.time", started)?;
+                }
             }
         }
-        record("message.time", started)?;
     }
     while !order.is_complete() {
         let message = messages.next()?;
