@@ -297,12 +297,12 @@ pub struct OutputLine {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncUp {
-    /// Number of this message within its cell, rising from one.
+    /// Session of the cell, rising from one: with a new one, what was not heard in the last is said again.
+    pub session: u64,
+    /// Number of this message within its session, from one.
     pub number: u64,
-    /// Highest number of a [`SyncDown`] that the cell has taken in; what it held need not be kept.
+    /// Number of the last [`SyncDown`] of this session that was taken in; what it held need not be kept.
     pub heard: u64,
-    /// First message after a session came up: what was not heard is sent again.
-    pub resume: bool,
     /// Part of the answer to [`SyncDown::again`]: everything that the cell ever contributed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
@@ -355,9 +355,9 @@ pub struct BarrierAsk {
 pub struct Publication {
     /// Number within its cell, from one, without gaps.
     pub seq: u64,
-    /// Topic.
+    /// Topic; empty where the publication was refused and only keeps its number.
     pub topic: String,
-    /// Position that it has got in the topic; zero where it has none yet, or was refused.
+    /// Position that it has got in the topic; zero where it has none yet.
     pub position: u64,
     /// Payload.
     pub payload: Bytes,
@@ -367,9 +367,11 @@ pub struct Publication {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncDown {
-    /// Number of this message for its cell, rising from one.
+    /// Session of the cell that it answers.
+    pub session: u64,
+    /// Number of this message within its session, from one.
     pub number: u64,
-    /// Highest number of a [`SyncUp`] that was taken in.
+    /// Number of the last [`SyncUp`] of this session that was taken in.
     pub heard: u64,
     /// What the cell contributed is lost here: send all of it again, with the numbers and positions it got.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -380,9 +382,8 @@ pub struct SyncDown {
     pub numbers: Vec<SignalNumbers>,
     /// Messages of subscribed topics, in the one order that all cells see.
     pub messages: Vec<TopicMessage>,
-    /// Publications of this cell that are recorded: all up to this number.
-    pub acked: u64,
-    /// Positions given to this cell's publications: `(seq, position in its topic)`; position zero refuses it.
+    /// Positions given to this cell's publications, which are recorded thereby: `(seq, position in its topic)`;
+    /// position zero refuses it.
     pub positions: Vec<(u64, u64)>,
     /// States of which the cell is asked who has not signalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -1,0 +1,7 @@
+//! Tests of sync: rows of facts, and random schedules against a model.
+
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
+
+mod facts;
+mod schedules;
+mod world;

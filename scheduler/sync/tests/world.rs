@@ -1,0 +1,182 @@
+//! Cells and an orchestrator with links between them that a test can hold up, repeat and break.
+
+use std::collections::VecDeque;
+
+use iptl_dag::PeerId;
+use iptl_dag::model::InstanceId;
+use iptl_sync::{CellSync, Reply, RunSync, SyncOp};
+use iptl_wire::frame;
+use iptl_wire::session::{MAX_MESSAGE_SIZE, SyncDown, SyncUp};
+
+pub(crate) struct World {
+    pub(crate) run: RunSync,
+    pub(crate) cells: Vec<Cell>,
+    /// Messages in all.
+    pub(crate) ups: usize,
+    pub(crate) downs: usize,
+    /// Instance, call, answer: as they came.
+    pub(crate) replies: Vec<(InstanceId, u64, Reply)>,
+}
+
+pub(crate) struct Cell {
+    pub(crate) peer: PeerId,
+    pub(crate) instances: u32,
+    pub(crate) sync: CellSync,
+    pub(crate) connected: bool,
+    pub(crate) up: VecDeque<SyncUp>,
+    pub(crate) down: VecDeque<SyncDown>,
+}
+
+pub(crate) fn peer(n: usize) -> PeerId {
+    PeerId::from_ed25519(&[n as u8; 32])
+}
+
+/// An instance: its group is its cell.
+pub(crate) fn instance(cell: usize, index: u32) -> InstanceId {
+    InstanceId { group: format!("g{cell}"), index }
+}
+
+pub(crate) fn signal(state: &str) -> SyncOp {
+    SyncOp::Signal { state: state.into() }
+}
+
+pub(crate) fn barrier(state: &str, target: u64) -> SyncOp {
+    SyncOp::Barrier { state: state.into(), target }
+}
+
+pub(crate) fn publish(topic: &str, payload: impl Into<Vec<u8>>) -> SyncOp {
+    SyncOp::Publish { topic: topic.into(), payload: payload.into().into() }
+}
+
+pub(crate) fn subscribe(topic: &str) -> SyncOp {
+    SyncOp::Subscribe { topic: topic.into() }
+}
+
+impl World {
+    /// Makes connected cells with so many instances each.
+    pub(crate) fn new(sizes: &[u32]) -> World {
+        let cells: Vec<Cell> = sizes
+            .iter()
+            .enumerate()
+            .map(|(n, size)| Cell {
+                peer: peer(n),
+                instances: *size,
+                sync: CellSync::new((0..*size).map(|index| instance(n, index))),
+                connected: false,
+                up: VecDeque::new(),
+                down: VecDeque::new(),
+            })
+            .collect();
+        let run = RunSync::new(cells.iter().map(|cell| (cell.peer.clone(), u64::from(cell.instances))));
+        let mut world = World { run, cells, ups: 0, downs: 0, replies: Vec::new() };
+        for cell in 0..sizes.len() {
+            world.connect(cell);
+        }
+        world
+    }
+
+    pub(crate) fn call(&mut self, cell: usize, index: u32, call: u64, op: SyncOp) {
+        self.cells[cell].sync.call(&instance(cell, index), call, op);
+    }
+
+    pub(crate) fn connect(&mut self, cell: usize) {
+        self.disconnect(cell);
+        self.cells[cell].connected = true;
+        self.cells[cell].sync.session_up();
+    }
+
+    /// Breaks a session: what is under way is lost.
+    pub(crate) fn disconnect(&mut self, cell: usize) {
+        let cell = &mut self.cells[cell];
+        cell.connected = false;
+        cell.up.clear();
+        cell.down.clear();
+        cell.sync.session_down();
+        self.run.session_down(&cell.peer);
+    }
+
+    /// Loses the orchestrator with all that it knew.
+    pub(crate) fn restart(&mut self) {
+        for cell in 0..self.cells.len() {
+            self.disconnect(cell);
+        }
+        self.run = RunSync::recovering(self.cells.iter().map(|c| (c.peer.clone(), u64::from(c.instances))));
+    }
+
+    /// Puts what a cell says on its link.
+    pub(crate) fn say_up(&mut self, cell: usize) {
+        let cell = &mut self.cells[cell];
+        while let Some(up) = cell.sync.poll_up() {
+            assert!(frame::encode(&up).len() <= MAX_MESSAGE_SIZE);
+            self.ups += 1;
+            cell.up.push_back(up);
+        }
+    }
+
+    /// Puts what the orchestrator says on the links.
+    pub(crate) fn say_down(&mut self) {
+        while let Some((peer, down)) = self.run.poll_down() {
+            assert!(frame::encode(&down).len() <= MAX_MESSAGE_SIZE);
+            self.downs += 1;
+            let cell = self.cells.iter_mut().find(|cell| cell.peer == peer).unwrap();
+            if cell.connected {
+                cell.down.push_back(down);
+            }
+        }
+    }
+
+    pub(crate) fn hear_up(&mut self, cell: usize, again: bool) {
+        let cell = &mut self.cells[cell];
+        if let Some(up) = cell.up.pop_front() {
+            self.run.handle(&cell.peer, up.clone()).unwrap();
+            if again {
+                self.run.handle(&cell.peer, up).unwrap();
+            }
+        }
+    }
+
+    pub(crate) fn hear_down(&mut self, cell: usize, again: bool) {
+        let cell = &mut self.cells[cell];
+        if let Some(down) = cell.down.pop_front() {
+            cell.sync.handle(down.clone());
+            if again {
+                cell.sync.handle(down);
+            }
+        }
+    }
+
+    pub(crate) fn take_replies(&mut self, cell: usize) {
+        while let Some(reply) = self.cells[cell].sync.poll_reply() {
+            self.replies.push(reply);
+        }
+    }
+
+    /// Carries messages until nobody has anything to say.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            let before = (self.ups, self.downs);
+            for cell in 0..self.cells.len() {
+                self.say_up(cell);
+                while !self.cells[cell].up.is_empty() {
+                    self.hear_up(cell, false);
+                }
+            }
+            self.say_down();
+            for cell in 0..self.cells.len() {
+                while !self.cells[cell].down.is_empty() {
+                    self.hear_down(cell, false);
+                }
+                self.take_replies(cell);
+            }
+            if before == (self.ups, self.downs) {
+                return;
+            }
+        }
+    }
+
+    /// Returns the answers to one call.
+    pub(crate) fn answers(&self, cell: usize, index: u32, call: u64) -> Vec<Reply> {
+        let id = instance(cell, index);
+        self.replies.iter().filter(|(i, c, _)| *i == id && *c == call).map(|(_, _, reply)| reply.clone()).collect()
+    }
+}
