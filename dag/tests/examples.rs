@@ -1,0 +1,313 @@
+//! One node of every kind, with every variant of every union and every optional field somewhere set and somewhere not.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{
+    Affinity, Assignment, Attestation, Case, Comparison, Count, Counts, Distortion, Engine, Epoch, Execution,
+    ExecutionId, Exit, Fact, FactKind, GroupOutcome, GroupRun, GroupSpec, InstanceId, InstanceOutcome, LabletRecord,
+    LossPolicy, Network, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, Receipt, ReceiptShard,
+    Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, Statistic, Subject, Termination,
+    Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
+};
+use iptl_dag::{Block, Cid, Codec, PeerId};
+
+/// Returns every example under the name of its fixture.
+pub(crate) fn nodes() -> Vec<(String, Node)> {
+    let mut nodes: Vec<(String, Node)> = vec![
+        ("plan".into(), plan().into()),
+        ("plan-without-source".into(), Plan { source: None, cases: BTreeMap::new(), ..plan() }.into()),
+        ("workload".into(), workload().into()),
+        ("run".into(), run().into()),
+        (
+            "run-with-network".into(),
+            Run { network: Network::Model(raw("network")), faults: vec![raw("fault")], ..run() }.into(),
+        ),
+        ("execution".into(), execution().into()),
+        ("placement".into(), placement(None).into()),
+        ("placement-child".into(), placement(Some(cid(placement(None)))).into()),
+        ("receipts".into(), receipts().into()),
+        ("outcome".into(), outcome(Verdict::Pass).into()),
+        ("outcome-failed".into(), outcome(Verdict::Fail).into()),
+        ("outcome-shard".into(), outcome_shard().into()),
+        ("attestation".into(), sign(attestation(Some(raw("fact")))).into()),
+        ("attestation-without-log".into(), sign(attestation(None)).into()),
+    ];
+    for (name, verdict) in [
+        ("result", ResultVerdict::Pass),
+        ("result-failed", ResultVerdict::Fail),
+        ("result-inconclusive", ResultVerdict::Inconclusive),
+    ] {
+        nodes.push((name.into(), result(verdict).into()));
+    }
+    for (seq, (name, kind)) in fact_kinds().into_iter().enumerate() {
+        let prev = (seq > 0).then(|| raw("fact before"));
+        let fact =
+            Fact { execution: execution_id(), seq: seq as u64, prev, epoch: epoch(), at_ms: 1_790_000_000_000, kind };
+        nodes.push((format!("fact-{name}"), sign(fact).into()));
+    }
+    nodes
+}
+
+pub(crate) fn raw(text: &'static str) -> Cid {
+    *Block::new(Codec::Raw, text).cid()
+}
+
+pub(crate) fn cid(node: impl Into<Node>) -> Cid {
+    *node.into().to_block().cid()
+}
+
+fn peer(number: u8) -> PeerId {
+    PeerId::from_ed25519(&[number; 32])
+}
+
+fn sign<T>(body: T) -> Signed<T> {
+    Signed { body, signer: peer(1), signature: vec![0x5a; 64] }
+}
+
+fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> BTreeMap<String, T> {
+    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn workload() -> Workload {
+    Workload { name: "pinger".into(), kind: WorkloadKind::Wasm, content: raw("component"), size: 9 }
+}
+
+fn plan() -> Plan {
+    let groups = [("balanced", Affinity::Balance), ("spread", Affinity::Spread), ("packed", Affinity::Pack)];
+    let group = |affinity| GroupSpec {
+        workload: "pinger".into(),
+        count: Count { default: 2, min: 1, max: 10_000 },
+        args: vec!["--verbose".into()],
+        env: map([("RUST_LOG", "info".to_owned())]),
+        resources: Resources::default(),
+        requires: Requirements { labels: map([("zone", "home".to_owned())]), affinity, max_per_lablet: 5 },
+    };
+    let param = |kind, default| ParamSpec { kind, default, description: "what it does".into() };
+    let params = [
+        ("bool", param(ParamKind::Bool {}, Value::Bool(true))),
+        ("int", param(ParamKind::Int { min: i64::MIN, max: i64::MAX }, Value::Int(-5))),
+        ("float", param(ParamKind::Float { min: -1.5, max: 2.0 }, Value::Float(2.0))),
+        ("text", param(ParamKind::Text { choices: vec!["tcp".into(), "udp".into()] }, Value::Text("tcp".into()))),
+        ("duration", param(ParamKind::Duration { min_ms: 0, max_ms: 60_000 }, Value::Int(250))),
+        ("size", param(ParamKind::Size { min_bytes: 1, max_bytes: 1 << 40 }, Value::Int(1 << 20))),
+    ];
+    let case = Case {
+        description: "everyone reaches everyone".into(),
+        groups: groups.into_iter().map(|(name, affinity)| (name.to_owned(), group(affinity))).collect(),
+        params: map(params),
+        thresholds: thresholds(),
+        timeout_ms: 60_000,
+        max_lost_ppm: 10_000,
+        engine: Engine::Live,
+        network: Network::Clean,
+    };
+    Plan {
+        name: "ping".into(),
+        version: "1.0.0".into(),
+        description: "measures round trips".into(),
+        source: Some(raw("source")),
+        workloads: map([("pinger", cid(workload()))]),
+        cases: map([("all", case)]),
+    }
+}
+
+fn thresholds() -> Vec<Threshold> {
+    let metric = |statistic| Subject::Metric { name: "ping.rtt".into(), statistic };
+    let rows = [
+        (Subject::SuccessRate {}, Comparison::AtLeast),
+        (metric(Statistic::Count), Comparison::More),
+        (metric(Statistic::Sum), Comparison::Less),
+        (metric(Statistic::Mean), Comparison::AtMost),
+        (metric(Statistic::Min), Comparison::Equal),
+        (metric(Statistic::Max), Comparison::AtMost),
+        (metric(Statistic::P50), Comparison::AtMost),
+        (metric(Statistic::P90), Comparison::AtMost),
+        (metric(Statistic::P95), Comparison::AtMost),
+        (metric(Statistic::P99), Comparison::AtMost),
+    ];
+    let threshold = |(i, (subject, comparison))| Threshold {
+        subject,
+        group: (i % 2 == 0).then(|| "spread".to_owned()),
+        comparison,
+        value: 0.5 * i as f64,
+        unit: "ms".into(),
+    };
+    rows.into_iter().enumerate().map(threshold).collect()
+}
+
+fn run() -> Run {
+    let group = GroupRun {
+        workload: cid(workload()),
+        kind: WorkloadKind::Wasm,
+        count: 30,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        resources: Resources::default(),
+        requires: Requirements::default(),
+    };
+    Run {
+        plan: cid(plan()),
+        case: "all".into(),
+        groups: map([("spread", group)]),
+        params: map([
+            ("bool", Value::Bool(false)),
+            ("int", Value::Int(i64::MIN)),
+            ("float", Value::Float(2.0)),
+            ("text", Value::Text(String::new())),
+        ]),
+        seed: u64::MAX,
+        engine: Engine::Live,
+        network: Network::Clean,
+        faults: Vec::new(),
+        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        thresholds: thresholds(),
+        timeout_ms: 60_000,
+    }
+}
+
+fn execution() -> Execution {
+    Execution { run: cid(run()), orchestrator: peer(1), nonce: *b"sixteen bytes ok" }
+}
+
+fn execution_id() -> ExecutionId {
+    execution().id()
+}
+
+fn epoch() -> Epoch {
+    Epoch { counter: 1, peer: peer(1) }
+}
+
+fn instance(index: u32) -> InstanceId {
+    InstanceId { group: "spread".into(), index }
+}
+
+fn assignments() -> Vec<Assignment> {
+    vec![Assignment { group: "spread".into(), start: 0, count: 30, lablet: peer(2) }]
+}
+
+fn placement(parent: Option<Cid>) -> Placement {
+    let refused = vec![Refusal { lablet: peer(3), reason: "no room".into() }];
+    Placement { execution: execution_id(), parent, assignments: assignments(), refused }
+}
+
+fn fact_kinds() -> Vec<(&'static str, FactKind)> {
+    let lablet = peer(2);
+    let reason = || "why".to_owned();
+    vec![
+        ("submitted", FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4) }),
+        ("placed", FactKind::Placed { placement: cid(placement(None)) }),
+        ("granted", FactKind::Granted { lablet: lablet.clone(), assignments: assignments(), attempt: 1 }),
+        ("accepted", FactKind::Accepted { lablet: lablet.clone() }),
+        ("refused", FactKind::Refused { lablet: lablet.clone(), reason: reason() }),
+        ("started", FactKind::Started {}),
+        ("received", FactKind::Received { lablet: lablet.clone(), shard: cid(receipts()), count: 10 }),
+        ("lost", FactKind::Lost { lablet: Some(lablet), instances: vec![instance(4)], reason: reason() }),
+        ("lost-by-nobody", FactKind::Lost { lablet: None, instances: vec![instance(5)], reason: reason() }),
+        ("cancelled", FactKind::Cancelled { by: peer(4) }),
+        ("timed-out", FactKind::TimedOut {}),
+        ("sealed", FactKind::Sealed { result: cid(result(ResultVerdict::Pass)) }),
+        ("failed", FactKind::Failed { reason: reason() }),
+    ]
+}
+
+fn receipts() -> ReceiptShard {
+    let reason = || "signal 9".to_owned();
+    let exits = [
+        Exit::Exited { code: 0 },
+        Exit::Exited { code: -1 },
+        Exit::Trapped { trap: "unreachable".into() },
+        Exit::StackOverflow {},
+        Exit::OutOfMemory {},
+        Exit::OutOfCpu {},
+        Exit::OutOfTime {},
+        Exit::TooMuchOutput { what: "output".into() },
+        Exit::Stopped { reason: reason() },
+        Exit::WorkerDied { reason: reason() },
+        Exit::NotStarted { reason: reason() },
+    ];
+    let receipt = |(index, exit)| {
+        let file = |text| (index == 0).then(|| raw(text));
+        sign(Receipt {
+            execution: execution_id(),
+            instance: instance(index),
+            attempt: 1,
+            epoch: epoch(),
+            workload: cid(workload()),
+            lablet: peer(2),
+            runner: "wasm wasmtime-48.0.8".into(),
+            started_ms: 1_790_000_000_000,
+            ended_ms: 1_790_000_001_000,
+            exit,
+            usage: Usage { cpu_us: 1000, memory_bytes: 1 << 20, sent_bytes: 64, received_bytes: 65 },
+            logs: file("logs"),
+            events: file("events"),
+            metrics: file("metrics"),
+            artifacts: file("artifacts"),
+        })
+    };
+    ReceiptShard { receipts: (0..).zip(exits).map(receipt).collect() }
+}
+
+fn outcome(verdict: Verdict) -> Outcome {
+    let group = GroupOutcome {
+        counts: Counts { ok: 1, failed: 2, lost: 3 },
+        instances: vec![cid(outcome_shard())],
+        histograms: map([("ping.rtt", raw("histogram"))]),
+    };
+    let thresholds = thresholds()
+        .into_iter()
+        .enumerate()
+        .map(|(i, threshold)| ThresholdOutcome { threshold, measured: (i > 0).then_some(1.25), holds: i > 0 })
+        .collect();
+    Outcome { run: cid(run()), groups: map([("spread", group)]), thresholds, verdict }
+}
+
+fn outcome_shard() -> OutcomeShard {
+    let instance = |(index, termination): (u32, Termination)| InstanceOutcome {
+        index,
+        events: (index == 0).then(|| raw("events")),
+        metrics: (index == 0).then(|| raw("metrics")),
+        termination,
+    };
+    let terminations = [Termination::Ok {}, Termination::Failed { cause: "exit 3".into() }, Termination::Lost {}];
+    OutcomeShard { instances: (0..).zip(terminations).map(instance).collect() }
+}
+
+fn attestation(log: Option<Cid>) -> Attestation {
+    Attestation {
+        execution: execution_id(),
+        lab: peer(5),
+        outcome: cid(outcome(Verdict::Pass)),
+        files: raw("files"),
+        receipts: vec![cid(receipts())],
+        placements: vec![cid(placement(None))],
+        log,
+        lablets: vec![LabletRecord {
+            peer: peer(2),
+            name: "attic".into(),
+            version: "0.1.0".into(),
+            cpus: 2,
+            memory_bytes: 1 << 33,
+            clock_offset_us: -1500,
+            clock_error_us: 200,
+        }],
+        submitted_ms: 1_790_000_000_000,
+        started_ms: 1_790_000_000_100,
+        ended_ms: 1_790_000_002_000,
+        missing: map([("spread/20-29", "lablet lost".to_owned())]),
+        distortions: vec![Distortion { place: "attic".into(), what: "overloaded for 2 s".into() }],
+        inconclusive: vec!["the run was cancelled".into()],
+    }
+}
+
+fn result(verdict: ResultVerdict) -> ResultNode {
+    ResultNode {
+        run: cid(run()),
+        execution: execution_id(),
+        outcome: cid(outcome(Verdict::Pass)),
+        attestation: cid(sign(attestation(None))),
+        files: raw("files"),
+        verdict,
+        counts: Counts { ok: 1, failed: 2, lost: 3 },
+    }
+}
