@@ -51,6 +51,23 @@ pub(crate) fn is_relayed(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| matches!(part, Protocol::P2pCircuit))
 }
 
+/// Returns whether an address leads to the machine that uses it.
+pub(crate) fn is_loopback(addr: &Multiaddr) -> bool {
+    match addr.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
+
+/// Returns an address without the `/p2p/<peer>` at its end.
+pub(crate) fn without_peer(mut addr: Multiaddr) -> Multiaddr {
+    if peer_of(&addr).is_some() {
+        addr.pop();
+    }
+    addr
+}
+
 /// Returns whether an address asks for a reservation at a relay.
 pub(crate) fn is_circuit_listener(addr: &Multiaddr) -> bool {
     matches!(addr.iter().last(), Some(Protocol::P2pCircuit))
@@ -126,6 +143,7 @@ impl AddressBook {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 mod tests {
     use super::*;
 

@@ -176,6 +176,9 @@ pub enum AcceptError {
         /// The name.
         protocol: &'static str,
     },
+    /// The node was shut down.
+    #[error("the node was shut down")]
+    Closed,
 }
 
 /// Why a topic is not subscribed to.

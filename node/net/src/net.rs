@@ -16,7 +16,7 @@ use crate::error::{
 };
 use crate::event::{GossipMessage, NetEvent, PeerInfo, Validate};
 use crate::stream::{Incoming, Stream};
-use crate::streams::{ADMITTED, NoStream, Opened, Protocols, REFUSED, is_admitted};
+use crate::streams::{ADMITTED, NoStream, NotRegistered, Opened, Protocols, REFUSED, is_admitted};
 use crate::task::{Command, Task};
 
 /// Commands on their way to the swarm task; callers wait beyond them.
@@ -96,7 +96,8 @@ impl Net {
     /// Makes a connection to a peer, unless there is one.
     ///
     /// Tries `addrs` with whatever is known here (mDNS, identify, earlier lookups); when that fails, the addresses in
-    /// the peer's own provider record.
+    /// the peer's own provider record. Where there is a relayed connection only, a direct one is tried at those of
+    /// `addrs` that are direct; the relayed one is enough when that fails.
     pub async fn connect(&self, peer: &PeerId, addrs: &[String]) -> Result<(), DialError> {
         let addrs = addrs.iter().map(|addr| addr::parse(addr)).collect::<Result<Vec<_>, _>>()?;
         let error = match self.dial(peer, addrs).await {
@@ -199,8 +200,9 @@ impl Net {
             StreamProtocol::try_from_owned(protocol.into()).map_err(|_| AcceptError::BadProtocol { protocol })?;
         let (sender, queue) = mpsc::channel(queue.max(1));
         match self.protocols.register(name, sender) {
-            Some(registration) => Ok(Incoming { queue, _registration: registration }),
-            None => Err(AcceptError::Taken { protocol }),
+            Ok(registration) => Ok(Incoming { queue, _registration: registration }),
+            Err(NotRegistered::Taken) => Err(AcceptError::Taken { protocol }),
+            Err(NotRegistered::Closed) => Err(AcceptError::Closed),
         }
     }
 

@@ -57,7 +57,23 @@ type Acceptors = HashMap<StreamProtocol, mpsc::Sender<(OurPeerId, Stream)>>;
 
 /// The protocols accepted by this node; shared by all connections, changed by `accept`.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Protocols(Arc<RwLock<Arc<Acceptors>>>);
+pub(crate) struct Protocols(Arc<RwLock<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    acceptors: Arc<Acceptors>,
+    /// The node was shut down: nothing is registered any more.
+    closed: bool,
+}
+
+/// Why a protocol is not registered.
+#[derive(Debug)]
+pub(crate) enum NotRegistered {
+    /// It is already.
+    Taken,
+    /// The node was shut down.
+    Closed,
+}
 
 impl Protocols {
     /// Registers a protocol, unless it is registered.
@@ -65,37 +81,41 @@ impl Protocols {
         &self,
         protocol: StreamProtocol,
         queue: mpsc::Sender<(OurPeerId, Stream)>,
-    ) -> Option<Registration> {
-        let mut guard = self.0.write().unwrap_or_else(|poison| poison.into_inner());
-        if guard.contains_key(&protocol) {
-            return None;
+    ) -> Result<Registration, NotRegistered> {
+        let mut table = self.0.write().unwrap_or_else(|poison| poison.into_inner());
+        if table.closed {
+            return Err(NotRegistered::Closed);
         }
-        Arc::make_mut(&mut guard).insert(protocol.clone(), queue);
-        Some(Registration { protocols: Arc::downgrade(&self.0), protocol })
+        if table.acceptors.contains_key(&protocol) {
+            return Err(NotRegistered::Taken);
+        }
+        Arc::make_mut(&mut table.acceptors).insert(protocol.clone(), queue);
+        Ok(Registration { protocols: Arc::downgrade(&self.0), protocol })
     }
 
     /// Ends all registrations, and with them the queues, for a node that is shut down.
-    pub(crate) fn clear(&self) {
-        *self.0.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::default();
+    pub(crate) fn close(&self) {
+        let closed = Table { acceptors: Arc::default(), closed: true };
+        *self.0.write().unwrap_or_else(|poison| poison.into_inner()) = closed;
     }
 
     fn snapshot(&self) -> Arc<Acceptors> {
-        self.0.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+        self.0.read().unwrap_or_else(|poison| poison.into_inner()).acceptors.clone()
     }
 }
 
 /// Keeps a protocol registered until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
-    protocols: Weak<RwLock<Arc<Acceptors>>>,
+    protocols: Weak<RwLock<Table>>,
     protocol: StreamProtocol,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(protocols) = self.protocols.upgrade() {
-            let mut guard = protocols.write().unwrap_or_else(|poison| poison.into_inner());
-            Arc::make_mut(&mut guard).remove(&self.protocol);
+            let mut table = protocols.write().unwrap_or_else(|poison| poison.into_inner());
+            Arc::make_mut(&mut table.acceptors).remove(&self.protocol);
         }
     }
 }

@@ -40,6 +40,11 @@ const MAX_PENDING_CONNECTIONS: u32 = 256;
 const MAX_YAMUX_STREAMS: usize = 4_096;
 /// Inbound streams of a QUIC connection; the opener waits beyond them. Ours and those of other protocols.
 const MAX_QUIC_STREAMS: u32 = MAX_INBOUND_STREAMS_PER_PEER as u32 + 128;
+/// Silence after which a QUIC connection is dead, in ms; with a sign of life every 5 s. A machine that starts thousands
+/// of instances may not come to its packets for longer than libp2p's 10 s.
+const QUIC_IDLE_TIMEOUT_MS: u32 = 30_000;
+/// As TCP's, and for the same reason.
+const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections are closed by their users, or when the peer is gone: a lab's peers come back to each other.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// A relay's word for "unlimited": the lab's own relays carry what the lab needs.
@@ -82,7 +87,11 @@ pub(crate) fn build(config: &Config, protocols: Protocols) -> Result<Swarm<Behav
         identify: identify::Behaviour::new(
             identify::Config::new(IDENTIFY_PROTOCOL.into(), key.public())
                 .with_agent_version(config.agent.clone())
-                .with_push_listen_addr_updates(true),
+                .with_push_listen_addr_updates(true)
+                // `task/listen.rs` chooses what is told: every address that others can use, and none that leads them to
+                // themselves. `task/identify.rs` keeps what is heard.
+                .with_hide_listen_addrs(true)
+                .with_cache_size(0),
         ),
         ping: ping::Behaviour::new(ping::Config::new()),
         kad: kad(config, peer),
@@ -135,6 +144,8 @@ fn direct_transport(key: &Keypair, noise: noise::Config) -> Transport {
     // libp2p's TLS names its crypto provider itself: no process-wide default is needed or asked.
     let mut config = quic::Config::new(key);
     config.max_concurrent_stream_limit = MAX_QUIC_STREAMS;
+    config.max_idle_timeout = QUIC_IDLE_TIMEOUT_MS;
+    config.handshake_timeout = QUIC_HANDSHAKE_TIMEOUT;
     let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     tcp.or_transport(quic).map(|either, _| either.into_inner()).boxed()
 }
@@ -234,6 +245,7 @@ fn setup(part: &'static str, reason: impl ToString) -> StartError {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 mod tests {
     use super::*;
 

@@ -175,7 +175,7 @@ impl Task {
                 }
             }
         };
-        self.protocols.clear();
+        self.protocols.close();
         self.say_goodbye().await;
         drop(self);
         if let Some(reply) = reply {
@@ -222,7 +222,7 @@ impl Task {
         match command {
             Command::Addrs(reply) => drop(reply.send(self.own_addrs())),
             Command::Listen { addr, reply } => self.listen(addr, reply),
-            Command::Dial { peer, addrs, reply } => self.dial(peer, addrs, reply),
+            Command::Dial { peer, addrs, reply } => self.dial(peer, addrs, Some(reply)),
             Command::DialAddr { addr, reply } => self.dial_addr(addr, reply),
             Command::Open { peer, protocol, reply } => self.swarm.behaviour_mut().streams.open(peer, protocol, reply),
             Command::Subscribe { topic, validate, reply } => drop(reply.send(self.subscribe(topic, validate))),

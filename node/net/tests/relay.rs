@@ -13,7 +13,7 @@ async fn relay(listen: &str) -> (Node, String) {
     (relay, circuit)
 }
 
-/// Serves one byte per stream: whether the connection it came on is the only one, told by the serving side's peers.
+/// Echoes each stream once it is complete.
 async fn serve(net: &Net) {
     let mut incoming = net.accept(ECHO, 16).await.unwrap();
     tokio::spawn(async move {
@@ -51,7 +51,8 @@ async fn check_relayed_then_direct(listen: &str) {
     // A reservation confirms an address, and must not make the hidden node a server of the DHT.
     assert!(!hidden.net.is_kad_server().await);
     serve(&hidden.net).await;
-    let mut open = node(config(&[listen])).await;
+    // A client of the DHT, or the hidden node would find it there and dial it.
+    let mut open = node(Config { kad: KadMode::Client, ..config(&[listen]) }).await;
     open.net.connect(hidden.net.peer(), &[external]).await.unwrap();
     let relayed = open
         .wait("the relayed connection", |event| match event {
@@ -62,19 +63,28 @@ async fn check_relayed_then_direct(listen: &str) {
     assert!(relayed);
     echo(&open.net, &hidden.net, &vec![1; 1 << 20]).await;
 
-    // The hidden node dials out; from then on new streams take the direct connection, which shows when the relay ends.
-    hidden.net.disconnect(open.net.peer()).await;
-    open.wait("the end", |event| {
-        matches!(event, NetEvent::Disconnected { peer } if peer == hidden.net.peer()).then_some(())
-    })
-    .await;
+    // The hidden node dials out as well: both connections are there now, and new streams of either side take the direct
+    // one, which shows when the relay ends.
     hidden.net.connect(open.net.peer(), &open.net.addrs().await).await.unwrap();
-    until("the direct connection", || async {
-        let peers = open.net.peers().await;
-        peers.iter().any(|peer| &peer.peer == hidden.net.peer() && !peer.relayed).then_some(())
-    })
-    .await;
+    let direct = |node: &Node, other: &Node| {
+        let (net, other) = (node.net.clone(), other.net.peer().clone());
+        async move {
+            let peers = net.peers().await;
+            peers.into_iter().find(|peer| peer.peer == other && !peer.relayed)
+        }
+    };
+    for (node, other) in [(&open, &hidden), (&hidden, &open)] {
+        let peer = until("the direct connection", || direct(node, other)).await;
+        assert!(peer.addrs.len() >= 2, "{:?}", peer.addrs);
+    }
+    let mut stream = open.net.open(hidden.net.peer(), ECHO).await.unwrap();
+    stream.write_all(b"before the relay ends").await.unwrap();
     relay.net.shutdown().await;
+    stream.write_all(b" and after").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    within("the echo", stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"before the relay ends and after");
     echo(&open.net, &hidden.net, b"direct").await;
 }
 
@@ -108,4 +118,18 @@ async fn reservation_can_be_asked_for_later() {
     let stranger = node(config(&[QUIC])).await;
     let no_relay = format!("{}/p2p-circuit", stranger.net.addrs().await[0]);
     within("the refusal", hidden.net.listen(&no_relay)).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn reservation_is_made_again_after_the_relay_came_back() {
+    let relay_config = Config { relay_server: true, kad: KadMode::Server, ..config(&[TCP]) };
+    let relay = node(relay_config.clone()).await;
+    let addr = relay.net.addrs().await.remove(0);
+    let mut hidden = node(Config { listen: vec![format!("{addr}/p2p-circuit")], ..config(&[]) }).await;
+    let reserved = |event: &NetEvent| matches!(event, NetEvent::External { .. }).then_some(());
+    hidden.wait("the reservation", reserved).await;
+    relay.net.shutdown().await;
+    let listen = addr.rsplit_once("/p2p/").unwrap().0.to_owned();
+    let _relay = node(Config { listen: vec![listen], ..relay_config }).await;
+    hidden.wait("the second reservation", reserved).await;
 }

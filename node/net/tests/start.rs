@@ -47,8 +47,8 @@ async fn bad_addresses_are_named() {
     assert!(matches!(&error, StartError::BadAddr(bad) if bad.addr == "nonsense"), "{error}");
     let error = start(Config { known: vec![TCP.into()], ..config(&[TCP]) }).await.unwrap_err();
     assert!(matches!(&error, StartError::BadAddr(bad) if bad.addr == TCP), "{error}");
-    // TEST-NET-1: no machine has it.
-    let error = start(config(&["/ip4/192.0.2.1/tcp/0"])).await.unwrap_err();
+    // TEST-NET-2: no machine has it.
+    let error = start(config(&["/ip4/198.51.100.1/tcp/0"])).await.unwrap_err();
     assert!(matches!(error, StartError::Listen { .. }), "{error}");
 }
 
@@ -107,6 +107,24 @@ async fn dials_that_cannot_work_say_why() {
     let error = a.net.connect(c.net.peer(), &[format!("/ip4/127.0.0.1/tcp/{}", unused.port())]).await.unwrap_err();
     assert!(matches!(error, DialError::Unreachable { tried: 1, .. }), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn address_that_leads_home_does_not_spoil_the_others() {
+    for listen in [TCP, QUIC] {
+        let (a, b) = (node(config(&[listen])).await, node(config(&[listen])).await);
+        let own = a.net.addrs().await.remove(0).rsplit_once("/p2p/").unwrap().0.to_owned();
+        let addrs = [vec![own], b.net.addrs().await].concat();
+        a.net.connect(b.net.peer(), &addrs).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn loopback_is_dialled_when_nothing_else_answers() {
+    let (a, b) = (node(config(&[TCP])).await, node(config(&[TCP])).await);
+    // TCP to the broadcast address fails at once.
+    let addrs = [b.net.addrs().await, vec!["/ip4/255.255.255.255/tcp/1".into()]].concat();
+    a.net.connect(b.net.peer(), &addrs).await.unwrap();
 }
 
 #[tokio::test]

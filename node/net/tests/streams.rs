@@ -245,4 +245,5 @@ async fn accepted_streams_end_with_the_node() {
     assert!(within("the end", incoming.next()).await.is_none());
     let error = b.net.open(a.net.peer(), ECHO).await.unwrap_err();
     assert!(matches!(error, OpenError::Closed), "{error}");
+    assert_eq!(b.net.accept(ECHO, 1).await.unwrap_err(), AcceptError::Closed);
 }

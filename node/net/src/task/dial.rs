@@ -1,6 +1,6 @@
 //! Connections, and those who wait for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -8,8 +8,8 @@ use libp2p::swarm::{ConnectionError, ConnectionId, DialError as SwarmDialError};
 use libp2p::{Multiaddr, PeerId, ping};
 use tokio::sync::oneshot;
 
-use super::{Connection, Task};
-use crate::addr::{is_relayed, peer_of, to_peer, with_peer};
+use super::{Connection, Peer, Task};
+use crate::addr::{is_loopback, is_relayed, peer_of, to_peer, with_peer, without_peer};
 use crate::error::DialError;
 use crate::event::NetEvent;
 
@@ -25,55 +25,79 @@ pub(super) struct Dials(BTreeMap<ConnectionId, Waiting>);
 struct Waiting {
     /// The peer that was dialled; none where only an address was given.
     peer: Option<PeerId>,
-    reply: Reply,
+    /// There is a relayed connection; the caller is content with it when no direct one comes.
+    relayed: bool,
+    /// Loopback addresses, to be dialled when the others have failed.
+    last_resort: Vec<Multiaddr>,
+    /// Who waits; nobody where the node itself keeps a connection up.
+    reply: Option<Reply>,
+}
+
+impl Waiting {
+    fn answer(self, result: Result<PeerId, DialError>) {
+        if let Some(reply) = self.reply {
+            // A caller that is gone does not want to know.
+            let _ = reply.send(result);
+        }
+    }
 }
 
 impl Task {
-    /// Dials a peer at the given addresses and those known here, unless it is connected.
-    pub(super) fn dial(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, reply: Reply) {
-        let result = if peer == *self.local_peer() {
-            Err(DialError::Own)
-        } else if self.swarm.is_connected(&peer) {
-            Ok(peer)
-        } else {
-            let opts = self.dial_opts(peer, addrs);
-            let connection = opts.connection_id();
-            match self.swarm.dial(opts) {
-                Ok(()) => {
-                    self.dials.0.insert(connection, Waiting { peer: Some(peer), reply });
-                    return;
-                }
-                Err(error) => Err(translate(Some(peer), error)),
-            }
+    /// Dials a peer at the given addresses and those known here, unless it is connected. A relayed connection does not
+    /// keep direct addresses from being tried.
+    pub(super) fn dial(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, reply: Option<Reply>) {
+        let connected = self.swarm.is_connected(&peer);
+        let relayed = connected && self.peers.get(&peer).is_some_and(Peer::is_relayed);
+        let mut waiting = Waiting { peer: Some(peer), relayed, last_resort: Vec::new(), reply };
+        if peer == *self.local_peer() {
+            return waiting.answer(Err(DialError::Own));
+        }
+        let mut addrs = match connected {
+            true => addrs.into_iter().filter(|addr| relayed && !is_relayed(addr)).collect(),
+            false => [addrs, self.known_addrs(&peer)].concat(),
         };
-        // A caller that is gone does not want to know.
-        let _ = reply.send(result);
+        self.make_dialable(peer, &mut addrs);
+        if addrs.is_empty() {
+            return waiting.answer(match connected {
+                true => Ok(peer),
+                false => Err(DialError::NoAddress { peer: to_peer(&peer) }),
+            });
+        }
+        if addrs.iter().any(|addr| !is_loopback(addr)) {
+            waiting.last_resort = addrs.extract_if(.., |addr| is_loopback(addr)).collect();
+        }
+        self.dial_now(peer, addrs, waiting);
     }
 
-    /// Dials a peer that nobody waits for.
-    pub(super) fn dial_in_background(&mut self, peer: PeerId) {
-        let opts = self.dial_opts(peer, Vec::new());
-        if let Err(error) = self.swarm.dial(opts) {
-            tracing::debug!(%peer, %error, "not dialled");
+    /// Dials addresses all at once. The first that answers decides: if that is another peer, the dial has failed.
+    fn dial_now(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, waiting: Waiting) {
+        let condition = if waiting.relayed { PeerCondition::Always } else { PeerCondition::Disconnected };
+        let opts = DialOpts::peer_id(peer).condition(condition).addresses(addrs).build();
+        let connection = opts.connection_id();
+        match self.swarm.dial(opts) {
+            Ok(()) => drop(self.dials.0.insert(connection, waiting)),
+            Err(_) if self.swarm.is_connected(&peer) => waiting.answer(Ok(peer)),
+            Err(error) => waiting.answer(Err(translate(Some(peer), error))),
         }
     }
 
-    fn dial_opts(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> DialOpts {
-        let mut all = addrs
+    /// Returns what the book and the DHT's routing table know of a peer.
+    fn known_addrs(&mut self, peer: &PeerId) -> Vec<Multiaddr> {
+        let mut addrs = self.book.get(peer);
+        addrs.extend(self.kad_addrs(peer));
+        addrs
+    }
+
+    /// Completes addresses with the peer, and drops repetitions, addresses of others and the node's own.
+    fn make_dialable(&self, peer: PeerId, addrs: &mut Vec<Multiaddr>) {
+        let mut seen = BTreeSet::new();
+        let own = self.swarm.listeners().collect::<BTreeSet<_>>();
+        *addrs = std::mem::take(addrs)
             .into_iter()
             .map(|addr| with_peer(addr, peer))
-            .filter(|addr| peer_of(addr) == Some(peer))
-            .collect::<Vec<_>>();
-        for addr in self.book.get(&peer) {
-            if !all.contains(&addr) {
-                all.push(addr);
-            }
-        }
-        DialOpts::peer_id(peer)
-            .condition(PeerCondition::Disconnected)
-            .addresses(all)
-            .extend_addresses_through_behaviour()
-            .build()
+            .filter(|addr| peer_of(addr) == Some(peer) && !own.contains(&without_peer(addr.clone())))
+            .filter(|addr| seen.insert(addr.clone()))
+            .collect();
     }
 
     /// Dials an address that does not say whose it is.
@@ -82,8 +106,10 @@ impl Task {
         let connection = opts.connection_id();
         match self.swarm.dial(opts) {
             Ok(()) => {
-                self.dials.0.insert(connection, Waiting { peer: None, reply });
+                let waiting = Waiting { peer: None, relayed: false, last_resort: Vec::new(), reply: Some(reply) };
+                self.dials.0.insert(connection, waiting);
             }
+            // A caller that is gone does not want to know.
             Err(error) => drop(reply.send(Err(translate(None, error)))),
         }
     }
@@ -103,9 +129,9 @@ impl Task {
         self.on_known_connected(&peer);
         let waiting = std::mem::take(&mut self.dials.0);
         for (connection, waiting) in waiting {
-            if connection == id || waiting.peer == Some(peer) {
-                // A caller that is gone does not want to know.
-                let _ = waiting.reply.send(Ok(peer));
+            let enough = !(waiting.relayed && relayed);
+            if connection == id || (waiting.peer == Some(peer) && enough) {
+                waiting.answer(Ok(peer));
             } else {
                 self.dials.0.insert(connection, waiting);
             }
@@ -127,10 +153,15 @@ impl Task {
         if let (Some(peer), SwarmDialError::WrongPeerId { address, .. }) = (peer, &error) {
             self.book.remove(&peer, address);
         }
-        match self.dials.0.remove(&id) {
-            // A caller that is gone does not want to know.
-            Some(waiting) => drop(waiting.reply.send(Err(translate(waiting.peer, error)))),
-            None => tracing::debug!(?peer, %error, "dial failed"),
+        let Some(mut waiting) = self.dials.0.remove(&id) else {
+            tracing::debug!(?peer, %error, "dial failed");
+            return;
+        };
+        let last_resort = std::mem::take(&mut waiting.last_resort);
+        match waiting.peer {
+            Some(peer) if !last_resort.is_empty() => self.dial_now(peer, last_resort, waiting),
+            Some(peer) if waiting.relayed && self.swarm.is_connected(&peer) => waiting.answer(Ok(peer)),
+            peer => waiting.answer(Err(translate(peer, error))),
         }
     }
 

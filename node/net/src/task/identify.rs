@@ -1,10 +1,9 @@
 //! What peers tell about themselves.
 
-use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, PeerId, identify};
+use libp2p::{PeerId, identify};
 
 use super::Task;
-use crate::addr::is_worth_telling;
+use crate::addr::{is_loopback, is_worth_telling};
 use crate::swarm::KAD_PROTOCOL;
 
 /// Longest name and version that is kept of a peer, in characters.
@@ -41,13 +40,5 @@ impl Task {
                 self.swarm.behaviour_mut().kad.add_address(&peer, addr);
             }
         }
-    }
-}
-
-fn is_loopback(addr: &Multiaddr) -> bool {
-    match addr.iter().next() {
-        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
-        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
-        _ => false,
     }
 }

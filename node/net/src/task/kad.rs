@@ -6,13 +6,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use libp2p::PeerId;
 use libp2p::core::Endpoint;
 use libp2p::kad::store::RecordStore as _;
 use libp2p::kad::{
     Event, GetProvidersOk, InboundRequest, Mode, ProviderRecord, QueryId, QueryResult, RecordKey, store,
 };
 use libp2p::swarm::{ConnectionId, NetworkBehaviour as _};
+use libp2p::{Multiaddr, PeerId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -185,11 +185,7 @@ impl Task {
         let counting = counting.collect::<Vec<_>>();
         let mut addressed = false;
         for peer in &counting {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            let no_connection = ConnectionId::new_unchecked(0);
-            let addrs = kad.handle_pending_outbound_connection(no_connection, Some(*peer), &[], Endpoint::Dialer);
-            let addrs = addrs.unwrap_or_default();
-            let addrs = addrs.into_iter().filter(|addr| is_worth_telling(addr, self.private_addrs_ok));
+            let addrs = self.kad_addrs(peer).into_iter().filter(|addr| is_worth_telling(addr, self.private_addrs_ok));
             for addr in addrs.take(MAX_RECORD_ADDRS) {
                 addressed = true;
                 self.book.add(*peer, addr);
@@ -203,6 +199,14 @@ impl Task {
         if wanted.is_some() && addressed {
             self.finish_lookup(id);
         }
+    }
+
+    /// Returns the addresses of a peer in the routing table and in the queries that run.
+    pub(super) fn kad_addrs(&mut self, peer: &PeerId) -> Vec<Multiaddr> {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        // What the swarm asks before it dials; it changes nothing.
+        let no_connection = ConnectionId::new_unchecked(0);
+        kad.handle_pending_outbound_connection(no_connection, Some(*peer), &[], Endpoint::Dialer).unwrap_or_default()
     }
 
     fn finish_lookup(&mut self, id: QueryId) {

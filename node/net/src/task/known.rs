@@ -61,7 +61,7 @@ impl Task {
             for (_, addr) in self.known.addrs.iter().filter(|(known, _)| *known == peer) {
                 self.book.add(peer, addr.clone());
             }
-            self.dial_in_background(peer);
+            self.dial(peer, Vec::new(), None);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Listeners, reservations at relays, and the node's own addresses.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::Task;
-use crate::addr::{self, is_circuit_listener, is_relayed, is_worth_telling, with_peer};
+use crate::addr::{self, is_circuit_listener, is_loopback, is_relayed, is_worth_telling, with_peer};
 use crate::error::{ListenError, StartError};
 use crate::event::NetEvent;
 
@@ -32,6 +32,8 @@ pub(super) struct Listeners {
     active: HashMap<ListenerId, Listener>,
     /// Relay addresses without a listener: when to ask, and the pause after that.
     missing: BTreeMap<Multiaddr, (Instant, Duration)>,
+    /// Addresses listened on that are told to others.
+    told: BTreeSet<Multiaddr>,
 }
 
 struct Listener {
@@ -128,12 +130,7 @@ impl Task {
                 let _ = reply.send(Ok(vec![told.to_string()]));
             }
         }
-        // Provider records carry confirmed addresses only, so that a node that is reachable by configuration must say
-        // so itself. Reservations are confirmed by the relay client.
-        if !is_relayed(&address) && is_worth_telling(&address, self.private_addrs_ok) {
-            self.swarm.add_external_address(address);
-            self.on_own_addrs_changed();
-        }
+        self.choose_told_addrs();
         self.emit(NetEvent::Listening { addr: told.to_string() });
     }
 
@@ -141,12 +138,37 @@ impl Task {
         if let Some(listener) = self.listeners.active.get_mut(&id) {
             listener.addrs.retain(|known| known != address);
         }
-        self.swarm.remove_external_address(address);
+        self.choose_told_addrs();
+    }
+
+    /// Chooses which of the addresses listened on are told to others, by identify and in provider records. These carry
+    /// confirmed addresses only, so that a node that is reachable by configuration must say so itself.
+    ///
+    /// Loopback is told only by a node that has nothing else: on another machine it leads somewhere else, to the very
+    /// node that dials it where all nodes of a lab use the same port, and the whole dial fails with it. Reservations are
+    /// confirmed by the relay client.
+    fn choose_told_addrs(&mut self) {
+        let listening = self.listeners.active.values().flat_map(|listener| &listener.addrs);
+        let worthy = listening.filter(|addr| !is_relayed(addr) && is_worth_telling(addr, self.private_addrs_ok));
+        let worthy = worthy.cloned().collect::<BTreeSet<_>>();
+        let elsewhere = worthy.iter().any(|addr| !is_loopback(addr));
+        let chosen = worthy.into_iter().filter(|addr| !elsewhere || !is_loopback(addr)).collect::<BTreeSet<_>>();
+        if chosen == self.listeners.told {
+            return;
+        }
+        for gone in self.listeners.told.difference(&chosen) {
+            self.swarm.remove_external_address(gone);
+        }
+        for new in chosen.difference(&self.listeners.told) {
+            self.swarm.add_external_address(new.clone());
+        }
+        self.listeners.told = chosen;
         self.on_own_addrs_changed();
     }
 
     pub(super) fn on_listener_closed(&mut self, id: ListenerId, reason: Result<(), io::Error>) {
         let Some(listener) = self.listeners.active.remove(&id) else { return };
+        self.choose_told_addrs();
         let reason = match reason {
             Ok(()) => "closed".into(),
             Err(error) => error.to_string(),
