@@ -122,6 +122,8 @@ fn test(shell: &Shell, tests: &mut Tests) -> Result<()> {
 #[derive(Default)]
 struct Tests {
     suite: String,
+    /// The crate whose tests run.
+    package: String,
     passed: u64,
     failed: u64,
     ignored: u64,
@@ -136,7 +138,12 @@ impl Tests {
     fn read(&mut self, line: &str) {
         let line = line.trim();
         if let Some(rest) = line.strip_prefix("Running ") {
-            self.suite = suite_name(rest);
+            let program = program(rest);
+            // Integration tests are all called `main` and come right after the unit tests of their crate.
+            self.suite = if program == "main" { format!("{} (tests)", self.package) } else { program.clone() };
+            if program != "main" {
+                self.package = program;
+            }
         } else if let Some(rest) = line.strip_prefix("Doc-tests ") {
             self.suite = format!("{rest} (doc)");
         } else if let Some(rest) = line.strip_prefix("test result: ") {
@@ -161,14 +168,11 @@ impl Tests {
     }
 }
 
-/// Returns the crate behind `unittests src/lib.rs (target/debug/deps/iptl_dag-0123)`.
-fn suite_name(running: &str) -> String {
-    let program = running.rsplit('(').next().unwrap_or(running).trim_end_matches(')');
-    let file = Path::new(program).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name).to_owned();
-    // Integration tests are all called `main`: the folder tells them apart only in cargo's own order, so they are
-    // counted with the unit tests that ran before.
-    if name == "main" { format!("{name} (integration)") } else { name }
+/// Returns the program behind `unittests src/lib.rs (target/debug/deps/iptl_dag-0123)`.
+fn program(running: &str) -> String {
+    let path = running.rsplit('(').next().unwrap_or(running).trim_end_matches(')');
+    let file = Path::new(path).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name).to_owned()
 }
 
 struct Row {
@@ -254,16 +258,18 @@ mod tests {
             "     Running unittests src/lib.rs (target/debug/deps/iptl_dag-0a1b)",
             "test block::wrong ... ok",
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.42s",
-            "     Running tests/main.rs (target/debug/deps/iptl_e2e-99)",
+            "     Running unittests src/lib.rs (target/debug/deps/iptl_e2e-77)",
+            "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "     Running tests/main.rs (target/debug/deps/main-99)",
             "test bad_input::garbled_ticket ... ok",
             "test bad_input::full_disk ... FAILED",
             "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 9.50s",
         ] {
             tests.read(line);
         }
-        assert_eq!((tests.passed, tests.failed, tests.ignored), (13, 1, 1));
+        assert_eq!((tests.passed, tests.failed, tests.ignored), (15, 1, 1));
         assert_eq!(tests.bad_input, (1, 2));
-        assert_eq!(tests.suites["iptl_e2e"], 9.5);
-        assert_eq!(tests.failures, ["iptl_e2e: bad_input::full_disk"]);
+        assert_eq!(tests.suites["iptl_e2e (tests)"], 9.5);
+        assert_eq!(tests.failures, ["iptl_e2e (tests): bad_input::full_disk"]);
     }
 }

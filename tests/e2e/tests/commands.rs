@@ -1,0 +1,89 @@
+//! Commands that need no lab, no daemon and no network.
+
+use iptl_e2e::{Foreground, Home};
+
+#[test]
+fn published_data_comes_back_the_same_with_no_daemon_running() {
+    let home = Home::new();
+    let dir = home.path().join("data");
+    std::fs::create_dir_all(dir.join("inner")).unwrap();
+    std::fs::write(dir.join("a.txt"), "hello\n").unwrap();
+    let big: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    std::fs::write(dir.join("inner/b.bin"), &big).unwrap();
+    let path = dir.display().to_string();
+
+    let hashed = home.run(&["publish", "data", &path, "--only-hash"]).exits(0).word();
+    let published = home.run(&["publish", "data", &path]).exits(0);
+    assert_eq!(published.word(), hashed);
+    assert_eq!(home.run(&["publish", "data", &path, "-q"]).exits(0).stderr, "");
+
+    let out = home.path().join("out").display().to_string();
+    home.run(&["get", &hashed, "-o", &out]).exits(0);
+    assert_eq!(std::fs::read(home.path().join("out/inner/b.bin")).unwrap(), big);
+    let text = home.run(&["get", &format!("{hashed}/a.txt"), "-o", "-"]).exits(0);
+    assert_eq!(text.stdout, "hello\n");
+
+    let car = home.path().join("data.car").display().to_string();
+    home.run(&["get", &hashed, "--car", "-o", &car]).exits(0);
+    assert!(std::fs::metadata(&car).unwrap().len() > 3_000_000);
+    let stat = home.run(&["dag", "stat", &hashed, "--json"]).exits(0).json();
+    assert!(stat["blocks"].as_u64().unwrap() > 10);
+    let tree = home.run(&["dag", "tree", &hashed]).exits(0).stdout;
+    assert!(tree.contains("inner  "), "{tree}");
+}
+
+#[test]
+fn a_node_is_started_asked_and_stopped() {
+    let home = Home::new();
+    let node = Foreground::start(home.path(), &[]);
+    let status = home.run(&["status", "--json"]).exits(0).json();
+    assert_eq!(status["schema"], "iptl.status/1");
+    assert_eq!(status["lab"], serde_json::Value::Null);
+    home.run(&["down", "--now"]).exits(0);
+    assert!(!std::path::Path::new(&format!("/proc/{}/fd", node.pid())).exists() || home.run(&["status"]).code == 5);
+    home.run(&["status"]).fails(5, "node.not-running");
+}
+
+#[test]
+fn a_member_joins_by_ticket_and_by_approval() {
+    let owner = Home::new();
+    let _orchestrator = Foreground::start(owner.path(), &["--name", "owner"]);
+    owner.run(&["lab", "init", "--name", "homelab"]).exits(0);
+    let address = owner.run(&["status", "--json"]).exits(0).json()["addrs"][0].as_str().unwrap().to_owned();
+
+    let by_ticket = Home::new();
+    let ticket = owner.run(&["invite", "-q"]).exits(0).word();
+    let joined = by_ticket.run(&["join", &ticket, "--name", "first", "--json"]).exits(0).json();
+    assert_eq!((joined["lab_name"].as_str(), joined["role"].as_str()), (Some("homelab"), Some("lablet")));
+
+    let by_asking = Home::new();
+    let mut asking = by_asking.iptl(&["join", &address, "--name", "second", "--json"]);
+    let asking = std::thread::spawn(move || iptl_e2e::run(&mut asking));
+    let peer = iptl_e2e::until("a peer that asks", || {
+        let status = owner.run(&["status", "--json"]).json();
+        status["asking"][0]["peer"].as_str().map(str::to_owned)
+    });
+    owner.run(&["lab", "approve", &peer]).exits(0);
+    let joined = asking.join().unwrap().exits(0).json();
+    assert_eq!(joined["lab_name"], "homelab");
+}
+
+#[test]
+fn a_new_plan_is_valid_and_its_name_is_checked() {
+    let home = Home::new();
+    let path = home.path().join("my-plan").display().to_string();
+    home.run(&["new", &path]).exits(0);
+    home.run(&["check", &path]).exits(0);
+    assert!(home.path().join("my-plan/sdk/src/lib.rs").exists());
+    home.run(&["new", &path]).fails(2, "new.exists");
+    home.run(&["new", "My Plan"]).fails(2, "new.name");
+}
+
+#[test]
+fn the_status_without_a_node_says_how_to_start_one() {
+    let home = Home::new();
+    let output = home.run(&["status"]).fails(5, "node.not-running");
+    assert!(output.stderr.contains("iptl up"), "{}", output.stderr);
+    home.run(&[]).exits(0);
+    home.run(&["doctor"]).exits(0);
+}

@@ -1,0 +1,9 @@
+//! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
+//! what needs no lab, [`manuals`] the documents that are executed.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
+
+mod bad_input;
+mod commands;
+mod first_light;
+mod manuals;
