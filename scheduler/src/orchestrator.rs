@@ -80,6 +80,27 @@ impl Orchestrator {
 
     /// Takes in one thing that happened at `now`. Never panics, whatever the input.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
+        let before = self.effects.len();
+        self.decide(now, input);
+        // All that one input makes durable comes first, what facts name before the facts: one sync for all of it.
+        let mut fresh: Vec<Effect> = self.effects.drain(before..).collect();
+        fresh.sort_by_key(|effect| match effect {
+            Effect::StorePlacement(_) => 0,
+            Effect::Persist { .. } => 1,
+            Effect::Send { .. }
+            | Effect::SendGrant { .. }
+            | Effect::Welcome { .. }
+            | Effect::Turn { .. }
+            | Effect::PublishOffer(_)
+            | Effect::Pull { .. }
+            | Effect::Assemble(_)
+            | Effect::Notify { .. }
+            | Effect::Close { .. } => 2,
+        });
+        self.effects.extend(fresh);
+    }
+
+    fn decide(&mut self, now: Timestamp, input: Input) {
         match input {
             Input::Submit { execution, run, by } => self.submit(now, execution, run, by),
             Input::Hello { from, session, hello } => self.hello(now, from, session, hello.into_inner()),

@@ -66,6 +66,16 @@ impl Cell {
         self.phase != CellPhase::Ended
     }
 
+    /// Whether a grant of a later term may take its place: it was never started, or died with an earlier life of the
+    /// lablet and left nothing that the orchestrator does not have.
+    pub(super) fn replaceable(&self) -> bool {
+        match self.phase {
+            CellPhase::Preparing | CellPhase::Prepared => true,
+            CellPhase::Running => false,
+            CellPhase::Ended => self.restored && self.all_kept(),
+        }
+    }
+
     pub(super) fn holds(&self, instance: &InstanceId) -> bool {
         self.record
             .assignments
@@ -138,7 +148,7 @@ impl Lablet {
             return Err("the grant names no instances, or some twice".into());
         };
         if let Some(old) = self.cells.get(&id) {
-            if !matches!(old.phase, CellPhase::Preparing | CellPhase::Prepared) {
+            if !old.replaceable() {
                 return Err("holds a cell of this execution that was started".into());
             }
             // The new cell takes the place of the old one.

@@ -16,7 +16,7 @@ impl Lablet {
         if offer.lab != self.config.lab || !served || stale || lapsed {
             return;
         }
-        if self.cells.contains_key(&offer.execution) {
+        if self.cells.get(&offer.execution).is_some_and(|c| !c.replaceable()) {
             return;
         }
         let (slots, reason) = self.what_fits(&offer);

@@ -5,7 +5,7 @@ use iptl_dag::model::{ExecutionId, FactKind, InstanceId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::ToLablet;
 
-use super::state::{Stage, instances_of};
+use super::state::Stage;
 use super::{Orchestrator, ms};
 
 impl Orchestrator {
@@ -35,7 +35,7 @@ impl Orchestrator {
         self.stop_cells(id, reason);
         let until = now.after(ms(self.config.stop_grace_ms));
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        exec.replace.clear();
+        exec.give_up_replacement();
         if exec.started() {
             exec.stage = Stage::Stopping { until };
             self.settle(now, id);
@@ -69,7 +69,12 @@ impl Orchestrator {
         for (group, spec) in &exec.run.run.groups {
             for index in 0..spec.count {
                 let instance = InstanceId { group: group.clone(), index };
-                if !exec.received.contains_key(&instance) && !exec.lost.contains_key(&instance) {
+                if exec.received.contains_key(&instance) || exec.lost.contains_key(&instance) {
+                    continue;
+                }
+                if let Some(earlier) = exec.evidence.remove(&instance) {
+                    exec.received.insert(instance, earlier);
+                } else {
                     exec.lost.insert(instance.clone(), reason.to_owned());
                     rest.push(instance);
                 }
@@ -78,7 +83,6 @@ impl Orchestrator {
         for cell in exec.cells.values_mut() {
             cell.over = true;
         }
-        debug_assert!(instances_of(&exec.assignments).all(|i| exec.run.run.groups.contains_key(&i.group)));
         rest
     }
 

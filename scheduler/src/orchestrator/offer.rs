@@ -69,6 +69,7 @@ impl Orchestrator {
                 cells: BTreeMap::new(),
                 former: BTreeSet::new(),
                 received: BTreeMap::new(),
+                evidence: BTreeMap::new(),
                 lost: BTreeMap::new(),
                 replace: BTreeMap::new(),
                 replace_until: now,
@@ -142,7 +143,6 @@ impl Orchestrator {
         let repeat_at = now.after(ms(self.config.offer_repeat_ms));
         if let Some(exec) = self.executions.get_mut(&id) {
             exec.stage = Stage::Offered { bids_until, repeat_at };
-            exec.unfit_since = None;
             exec.reason = String::new();
         }
         self.confirm(now, id);
@@ -250,6 +250,17 @@ impl Orchestrator {
         let free = self.available(Some(id), &exec.bids);
         let without = placement(&exec.run.run, &free, &[], &excluded);
         let names: Vec<String> = silent.iter().map(|l| self.name_of(l)).collect();
+        if !excluded.is_empty()
+            && let Some(exec) = self.executions.get_mut(&id)
+        {
+            // Silence for long is inability, whoever else is asked meanwhile.
+            let since = *exec.unfit_since.get_or_insert(now);
+            if now.since(since) >= ms(self.config.capacity_timeout_ms) {
+                let message = format!("lablets did not answer the offer: {}", names.join(", "));
+                return self.fail(id, lab_unable("lab.no-capacity", message, NO_CAPACITY_HELP));
+            }
+        }
+        let exec = &self.executions[&id];
         if without.missing() == 0 && without.assignments != exec.assignments {
             self.record_placement(now, id, without);
             self.wait_for_bids(now, id, String::new());
@@ -263,14 +274,6 @@ impl Orchestrator {
             self.replan = true;
         } else {
             self.wait_for_bids(now, id, format!("waits for bids of {}", names.join(", ")));
-            // Silence for long is inability.
-            if let Some(exec) = self.executions.get_mut(&id) {
-                let since = *exec.unfit_since.get_or_insert(now);
-                if now.since(since) >= ms(self.config.capacity_timeout_ms) {
-                    let message = format!("lablets did not answer the offer: {}", names.join(", "));
-                    self.fail(id, lab_unable("lab.no-capacity", message, NO_CAPACITY_HELP));
-                }
-            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Receipts that lablets hand in, and instances that are lost.
 
-use iptl_dag::model::{ExecutionId, FactKind, InstanceId};
+use iptl_dag::model::{ExecutionId, Exit, FactKind, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::control::Event;
@@ -61,29 +61,43 @@ impl Orchestrator {
         };
         entry.state = Pull::Kept;
         let epoch = cell.epoch;
-        let counts: Vec<InstanceId> = receipts
+        let valid: Vec<(InstanceId, bool)> = receipts
             .iter()
             .filter(|r| r.epoch.peer == me && r.epoch.counter == epoch && r.attempt == cell.attempt)
-            .map(|r| r.instance.clone())
-            .filter(|i| cell.holds(i) && !exec.received.contains_key(i))
+            .filter(|r| cell.holds(&r.instance))
+            .map(|r| (r.instance.clone(), by_itself(&r.exit)))
             .collect();
         let attempt = cell.attempt;
-        for instance in counts {
-            // A later attempt that was granted meanwhile is the one that counts; this one stays as evidence.
+        for (instance, by_itself) in valid {
+            if exec.received.contains_key(&instance) {
+                continue;
+            }
+            // What ended by itself counts, even where another attempt was granted meanwhile. What the lab stopped
+            // gives way to that attempt, and counts where that one is lost too.
             let replaced =
                 several_attempts && exec.cells.values().any(|c| !c.over && c.attempt > attempt && c.holds(&instance));
-            if !replaced {
+            if replaced && !by_itself {
+                exec.evidence.insert(instance, (lablet.clone(), attempt));
+            } else {
                 exec.lost.remove(&instance);
                 exec.replace.remove(&instance);
                 exec.received.insert(instance, (lablet.clone(), attempt));
             }
         }
-        if let Some(cell) = exec.cells.get_mut(lablet)
-            && !cell.over
-            && cell.instances().all(|i| exec.received.contains_key(&i))
-        {
-            cell.over = true;
-            self.replan = true;
+        let mut done = Vec::new();
+        for (holder, cell) in &mut exec.cells {
+            let candidate = holder == lablet || several_attempts;
+            if candidate && !cell.over && cell.instances().all(|i| exec.received.contains_key(&i)) {
+                cell.over = true;
+                self.replan = true;
+                if holder != lablet {
+                    done.push((holder.clone(), cell.epoch));
+                }
+            }
+        }
+        for (holder, counter) in done {
+            let named = self.cell_ref(id, counter);
+            self.send(&holder, ToLablet::Stop(named, "an earlier attempt had finished".into()));
         }
         if !recalled {
             let count = receipts.len() as u32;
@@ -149,7 +163,12 @@ impl Orchestrator {
         let next = cell.attempt + 1;
         let instances: Vec<InstanceId> = cell.instances().filter(|i| !exec.received.contains_key(i)).collect();
         let again = matches!(exec.stage, Stage::Running { .. }) && next <= exec.run.run.loss.max_attempts;
-        for instance in &instances {
+        let mut lost = Vec::new();
+        for instance in instances {
+            if !again && let Some(earlier) = exec.evidence.remove(&instance) {
+                exec.received.insert(instance, earlier);
+                continue;
+            }
             exec.lost.insert(instance.clone(), reason.clone());
             if again {
                 if exec.replace.is_empty() {
@@ -157,10 +176,12 @@ impl Orchestrator {
                 }
                 exec.replace.insert(instance.clone(), next);
             }
+            lost.push(instance);
         }
         self.replan = true;
-        if !instances.is_empty() {
-            self.persist(id, FactKind::Lost { lablet: Some(lablet.clone()), instances, reason });
+        if !lost.is_empty() {
+            let lablet = Some(lablet.clone());
+            self.persist(id, FactKind::Lost { lablet, instances: lost, reason });
         }
         self.settle(now, id);
     }
@@ -172,7 +193,7 @@ impl Orchestrator {
             self.replan = true;
         }
         if !exec.replace.is_empty() && exec.replace_until <= now {
-            exec.replace.clear();
+            exec.give_up_replacement();
             self.settle(now, id);
         }
     }
@@ -190,5 +211,19 @@ impl Orchestrator {
         if complete {
             self.order_assembly(now, id);
         }
+    }
+}
+
+/// Whether the software ended, rather than the lab under it.
+fn by_itself(exit: &Exit) -> bool {
+    match exit {
+        Exit::Exited { .. }
+        | Exit::Trapped { .. }
+        | Exit::StackOverflow {}
+        | Exit::OutOfMemory {}
+        | Exit::OutOfCpu {}
+        | Exit::OutOfTime {}
+        | Exit::TooMuchOutput { .. } => true,
+        Exit::Stopped { .. } | Exit::WorkerDied { .. } | Exit::NotStarted { .. } => false,
     }
 }

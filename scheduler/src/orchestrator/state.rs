@@ -59,6 +59,8 @@ pub(super) struct Exec {
     pub former: BTreeSet<PeerId>,
     /// Receipts that count: lablet and attempt.
     pub received: BTreeMap<InstanceId, (PeerId, u32)>,
+    /// Receipts of attempts that the lab stopped and replaced: they count where the replacement is lost.
+    pub evidence: BTreeMap<InstanceId, (PeerId, u32)>,
     /// Instances that are lost, with the reason.
     pub lost: BTreeMap<InstanceId, String>,
     /// Lost instances that wait for another attempt, with its number.
@@ -178,6 +180,16 @@ impl Exec {
         self.run.run.instances().saturating_sub(held)
     }
 
+    /// Takes lost instances as lost for good.
+    pub(super) fn give_up_replacement(&mut self) {
+        for instance in std::mem::take(&mut self.replace).into_keys() {
+            if let Some(earlier) = self.evidence.remove(&instance) {
+                self.lost.remove(&instance);
+                self.received.insert(instance, earlier);
+            }
+        }
+    }
+
     /// Whether every instance has a receipt or is lost for good.
     pub(super) fn complete(&self) -> bool {
         self.replace.is_empty() && (self.received.len() + self.lost.len()) as u64 >= self.run.run.instances()
@@ -260,16 +272,4 @@ pub(super) fn memory_of(run: &Run, assignments: &[Assignment]) -> u64 {
         .iter()
         .map(|a| run.groups.get(&a.group).map_or(0, |g| g.resources.memory_bytes.saturating_mul(u64::from(a.count))))
         .fold(0, u64::saturating_add)
-}
-
-/// Ranges of instances, without a lablet, out of single ones.
-pub(super) fn ranges<'a>(instances: impl Iterator<Item = &'a InstanceId>) -> Vec<(String, u32, u32)> {
-    let mut ranges: Vec<(String, u32, u32)> = Vec::new();
-    for instance in instances {
-        match ranges.last_mut() {
-            Some((group, start, count)) if *group == instance.group && *start + *count == instance.index => *count += 1,
-            _ => ranges.push((instance.group.clone(), instance.index, 1)),
-        }
-    }
-    ranges
 }

@@ -1,0 +1,626 @@
+//! The orchestrator core: happy path, refusals, cancellation, replay.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::signed::Signed;
+use iptl_dag::model::{
+    Counts, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GroupRun, InstanceId, LossPolicy, Network,
+    Requirements, Resources, ResultVerdict, Run, WorkloadKind,
+};
+use iptl_dag::{Cid, PeerId, codec};
+use iptl_scheduler::{
+    AssembledResult, AssemblyOrder, Effect, Input, Orchestrator, OrchestratorConfig, ReceiptSummary, Submission,
+};
+use iptl_wire::control::{Event, FailureKind};
+use iptl_wire::lab::{MemberToken, Role};
+use iptl_wire::session::{
+    Bid, CellPhase, CellRef, CellStatus, Grant, Heartbeat, Hello, Inventory, KnownRun, ReceiptsReady, ToLablet,
+    ToOrchestrator,
+};
+use iptl_wire::{Timestamp, Verified, WallTime};
+
+pub(crate) fn peer(n: u8) -> PeerId {
+    PeerId::from_ed25519(&[n; 32])
+}
+
+pub(crate) fn group(count: u32) -> GroupRun {
+    GroupRun {
+        workload: codec::cid_of(&"workload"),
+        kind: WorkloadKind::Wasm,
+        count,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        resources: Resources::default(),
+        requires: Requirements::default(),
+    }
+}
+
+pub(crate) fn run(groups: &[(&str, u32)]) -> Run {
+    Run {
+        plan: codec::cid_of(&"plan"),
+        case: "case".into(),
+        groups: groups.iter().map(|(name, count)| ((*name).to_owned(), group(*count))).collect(),
+        params: BTreeMap::new(),
+        seed: 1,
+        engine: Engine::Live,
+        network: Network::Clean,
+        faults: Vec::new(),
+        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        thresholds: Vec::new(),
+        timeout_ms: 10_000,
+    }
+}
+
+pub(crate) fn inventory(slots: u32) -> Inventory {
+    Inventory {
+        memory_bytes: 64 << 30,
+        free_memory_bytes: 64 << 30,
+        wasm_slots: slots,
+        free_wasm_slots: slots,
+        cpus: 4,
+        ..Inventory::default()
+    }
+}
+
+/// An orchestrator with its log and a clock.
+struct Bench {
+    core: Orchestrator,
+    now: Timestamp,
+    facts: Vec<Fact>,
+    submission: Option<Submission>,
+}
+
+const ORCHESTRATOR: u8 = 200;
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut OrchestratorConfig)) -> Bench {
+        let mut config = OrchestratorConfig::new(peer(ORCHESTRATOR), peer(201), "lab".into());
+        change(&mut config);
+        let mut bench = Bench {
+            core: Orchestrator::new(config),
+            now: Timestamp(1_000_000_000),
+            facts: Vec::new(),
+            submission: None,
+        };
+        bench.give(Input::Wall { unix_us: 1_800_000_000_000_000 });
+        bench.give(Input::Replayed);
+        bench
+    }
+
+    /// Says one thing and returns what came of it, facts written down.
+    fn give(&mut self, input: Input) -> Vec<Effect> {
+        self.core.handle(self.now, input);
+        let effects: Vec<Effect> = std::iter::from_fn(|| self.core.poll_effect()).collect();
+        for effect in &effects {
+            if let Effect::Persist { execution, epoch, kind } = effect {
+                let seq = self.facts.len() as u64;
+                self.facts.push(Fact {
+                    execution: *execution,
+                    seq,
+                    prev: None,
+                    epoch: epoch.clone(),
+                    at_ms: 1_800_000_000_000 + self.now.0 / 1_000_000,
+                    kind: kind.clone(),
+                });
+            }
+        }
+        effects
+    }
+
+    fn wait(&mut self, ms: u64) -> Vec<Effect> {
+        let end = self.now.0 + ms * 1_000_000;
+        let mut effects = Vec::new();
+        while let Some(at) = self.core.poll_timeout().filter(|at| at.0 <= end) {
+            self.now = Timestamp(at.0.max(self.now.0));
+            effects.extend(self.give(Input::Timeout));
+        }
+        self.now = Timestamp(end);
+        effects
+    }
+
+    fn hello(&mut self, n: u8, boot: u8, session: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
+        let hello = Hello {
+            token: Signed {
+                body: MemberToken { lab: peer(201), member: peer(n), role: Role::Lablet, expires: WallTime(u64::MAX) },
+                signer: peer(201),
+                signature: Vec::new(),
+            },
+            version: "1".into(),
+            boot: [boot; 16],
+            inventory: Inventory { name: format!("l{n}"), ..inventory(slots) },
+            cells,
+        };
+        self.give(Input::Hello { from: peer(n), session, hello: Verified::vouch(hello) })
+    }
+
+    fn say(&mut self, n: u8, message: ToOrchestrator) -> Vec<Effect> {
+        self.give(Input::Message { from: peer(n), message: Verified::vouch(message) })
+    }
+
+    fn submit(&mut self, run: Run) -> (ExecutionId, Vec<Effect>) {
+        let known = KnownRun { cid: codec::cid_of(&run), run };
+        let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [7; 16] };
+        let id = node.id();
+        self.submission = Some(Submission { execution: node.clone(), run: known.clone() });
+        let effects = self.give(Input::Submit { execution: node, run: known, by: peer(202) });
+        (id, effects)
+    }
+
+    fn bid(&mut self, n: u8, execution: ExecutionId, slots: u32) -> Vec<Effect> {
+        self.say(n, ToOrchestrator::Bid(Bid { execution, epoch: epoch(1), slots, reason: String::new() }))
+    }
+
+    fn heartbeat(&mut self, n: u8, seq: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
+        let inventory = inventory(slots);
+        self.say(n, ToOrchestrator::Heartbeat(Heartbeat { seq, wall_us: 0, inventory, cells, clock: None }))
+    }
+
+    fn receipts(&mut self, n: u8, cell: &CellRef, instances: &[(&str, u32)]) -> Vec<Effect> {
+        let shard = codec::cid_of(&(n, instances));
+        let count = instances.len() as u32;
+        let ready = ReceiptsReady { cell: cell.clone(), shard, count };
+        let mut effects = self.say(n, ToOrchestrator::Receipts(ready));
+        assert!(effects.iter().any(|e| matches!(e, Effect::Pull { .. })), "{effects:?}");
+        effects.extend(self.pulled(n, cell, shard, instances));
+        effects
+    }
+
+    fn pulled(&mut self, n: u8, cell: &CellRef, shard: Cid, instances: &[(&str, u32)]) -> Vec<Effect> {
+        let receipts = instances
+            .iter()
+            .map(|(group, index)| ReceiptSummary {
+                instance: InstanceId { group: (*group).to_owned(), index: *index },
+                attempt: 1,
+                epoch: cell.epoch.clone(),
+                exit: Exit::Exited { code: 0 },
+            })
+            .collect();
+        self.give(Input::Pulled { execution: cell.execution, lablet: peer(n), shard, receipts })
+    }
+
+    /// Brings an execution of two lablets with two instances each to its start.
+    fn started(&mut self) -> ExecutionId {
+        self.hello(1, 1, 1, 2, vec![]);
+        self.hello(2, 2, 2, 2, vec![]);
+        let (id, _) = self.submit(run(&[("a", 3), ("b", 1)]));
+        self.bid(1, id, 2);
+        self.bid(2, id, 2);
+        for n in [1, 2] {
+            self.say(n, ToOrchestrator::Accept(cell(id, 1)));
+        }
+        self.say(1, ToOrchestrator::Prepared(cell(id, 1)));
+        let effects = self.say(2, ToOrchestrator::Prepared(cell(id, 1)));
+        assert!(persisted(&effects).contains(&FactKind::Started {}));
+        id
+    }
+
+    /// Makes a new orchestrator out of the log.
+    fn restart(&mut self) -> Vec<Effect> {
+        let facts = std::mem::take(&mut self.facts);
+        let submission = self.submission.clone();
+        let mut next = Bench::with(|_| {});
+        next.now = self.now;
+        next.core = Orchestrator::new(OrchestratorConfig::new(peer(ORCHESTRATOR), peer(201), "lab".into()));
+        let unix_us = 1_800_000_000_000_000 + self.now.0 / 1_000;
+        next.give(Input::Wall { unix_us });
+        for fact in &facts {
+            let submission =
+                matches!(fact.kind, FactKind::Submitted { .. }).then(|| submission.clone().map(Box::new)).flatten();
+            let effects = next.give(Input::Replay { fact: Box::new(fact.clone()), submission });
+            assert!(effects.is_empty(), "a replayed fact is not acted on");
+        }
+        next.facts = facts;
+        next.submission = submission;
+        *self = next;
+        self.give(Input::Replayed)
+    }
+}
+
+pub(crate) fn epoch(counter: u64) -> Epoch {
+    Epoch { counter, peer: peer(ORCHESTRATOR) }
+}
+
+pub(crate) fn cell(execution: ExecutionId, counter: u64) -> CellRef {
+    CellRef { execution, epoch: epoch(counter) }
+}
+
+fn persisted(effects: &[Effect]) -> Vec<FactKind> {
+    effects
+        .iter()
+        .filter_map(|e| match e {
+            Effect::Persist { kind, .. } => Some(kind.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn sent_to(effects: &[Effect], n: u8) -> Vec<ToLablet> {
+    effects
+        .iter()
+        .filter_map(|e| match e {
+            Effect::Send { to, message } if *to == peer(n) => Some(message.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn grants(effects: &[Effect]) -> Vec<Grant> {
+    effects
+        .iter()
+        .filter_map(|e| match e {
+            Effect::SendGrant { grant, .. } => Some(grant.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn order(effects: &[Effect]) -> Option<AssemblyOrder> {
+    effects.iter().find_map(|e| match e {
+        Effect::Assemble(order) => Some((**order).clone()),
+        _ => None,
+    })
+}
+
+fn failure(effects: &[Effect]) -> Option<iptl_wire::control::Failure> {
+    effects.iter().find_map(|e| match e {
+        Effect::Notify { event: Event::Failed { failure, .. }, .. } => Some(failure.clone()),
+        _ => None,
+    })
+}
+
+fn result() -> AssembledResult {
+    AssembledResult {
+        cid: codec::cid_of(&"result"),
+        verdict: ResultVerdict::Pass,
+        counts: Counts { ok: 4, failed: 0, lost: 0 },
+        thresholds: Vec::new(),
+        inconclusive: Vec::new(),
+        failures: Vec::new(),
+    }
+}
+
+#[test]
+fn a_run_goes_from_submission_to_seal() {
+    let mut bench = Bench::new();
+    for n in [1, 2, 3] {
+        let slots = if n == 3 { 1 } else { 4 };
+        let effects = bench.hello(n, n, u64::from(n), slots, vec![]);
+        assert!(effects.iter().any(|e| matches!(e, Effect::Welcome { heartbeat_ms: 900..=1100, lease_ms: 5000, .. })));
+    }
+    let (id, effects) = bench.submit(run(&[("a", 8)]));
+    assert!(matches!(persisted(&effects)[..], [FactKind::Submitted { .. }, FactKind::Placed { .. }]));
+    assert!(matches!(effects[0], Effect::StorePlacement(_)), "a placement is stored before its fact");
+    assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(offer) if offer.instances == 8)));
+
+    assert!(grants(&bench.bid(3, id, 1)).is_empty());
+    assert!(grants(&bench.bid(1, id, 4)).is_empty());
+    let effects = bench.bid(2, id, 4);
+    let granted = grants(&effects);
+    assert_eq!(granted.iter().flat_map(|g| &g.assignments).map(|a| a.count).sum::<u32>(), 8);
+    assert_eq!(persisted(&effects).len(), granted.len());
+    assert!(granted.iter().all(|g| g.memory_bytes > 0 && g.placement.len() == granted.len()));
+
+    let named = cell(id, 1);
+    let lablets: Vec<u8> = (1..=3).filter(|n| granted.iter().any(|g| g.lablet == peer(*n))).collect();
+    for n in &lablets {
+        let effects = bench.say(*n, ToOrchestrator::Accept(named.clone()));
+        assert_eq!(persisted(&effects), [FactKind::Accepted { lablet: peer(*n) }]);
+        assert!(bench.say(*n, ToOrchestrator::Accept(named.clone())).is_empty(), "twice is once");
+    }
+    let (last, first) = lablets.split_last().unwrap();
+    for n in first {
+        let effects = bench.say(*n, ToOrchestrator::Prepared(named.clone()));
+        assert!(!effects.iter().any(|e| matches!(e, Effect::Send { message: ToLablet::Start(_), .. })));
+    }
+    let effects = bench.say(*last, ToOrchestrator::Prepared(named.clone()));
+    assert_eq!(persisted(&effects), [FactKind::Started {}]);
+    for n in &lablets {
+        assert!(sent_to(&effects, *n).contains(&ToLablet::Start(named.clone())));
+    }
+
+    let mut assembly = None;
+    for grant in &granted {
+        let n = lablets.iter().copied().find(|n| peer(*n) == grant.lablet).unwrap();
+        let mine: Vec<(&str, u32)> =
+            grant.assignments.iter().flat_map(|a| (a.start..a.start + a.count).map(|i| ("a", i))).collect();
+        let effects = bench.receipts(n, &named, &mine);
+        assert!(sent_to(&effects, n).iter().any(|m| matches!(m, ToLablet::Kept(..))));
+        assembly = order(&effects).or(assembly);
+    }
+    let assembly = assembly.expect("all receipts are in");
+    assert_eq!((assembly.accepted.len(), assembly.missing.len()), (8, 0));
+    assert!(assembly.started_ms > 0 && assembly.ended_ms >= assembly.started_ms);
+    assert_eq!(assembly.lablets.len(), lablets.len());
+
+    let effects = bench.give(Input::Assembled { execution: id, result: result() });
+    assert_eq!(persisted(&effects), [FactKind::Sealed { result: result().cid }]);
+    for n in &lablets {
+        assert!(sent_to(&effects, *n).contains(&ToLablet::Finished(id, Some(result().cid))));
+    }
+    assert!(effects.iter().any(|e| matches!(e, Effect::Notify { event: Event::Finished { .. }, .. })));
+    assert!(bench.core.executions().is_empty());
+    assert_eq!(bench.core.result(&id), Some(Some(result().cid)));
+}
+
+#[test]
+fn losers_are_told_after_the_winners_accepted() {
+    let mut bench = Bench::new();
+    bench.hello(1, 1, 1, 8, vec![]);
+    bench.hello(2, 2, 2, 8, vec![]);
+    let mut packed = run(&[("a", 4)]);
+    packed.groups.get_mut("a").unwrap().requires.affinity = iptl_dag::model::Affinity::Pack;
+    let (id, _) = bench.submit(packed);
+    bench.bid(1, id, 8);
+    let granted = grants(&bench.bid(2, id, 8));
+    // Whoever is placed first is granted as soon as it bid; the other one has lost.
+    let granted = if granted.is_empty() { vec![peer(1)] } else { vec![granted[0].lablet.clone()] };
+    let (winner, loser) = if granted[0] == peer(1) { (1, 2) } else { (2, 1) };
+    let effects = bench.say(winner, ToOrchestrator::Accept(cell(id, 1)));
+    assert_eq!(sent_to(&effects, loser), [ToLablet::NotNeeded(id)]);
+}
+
+#[test]
+fn a_missing_bid_moves_instances_to_others() {
+    let mut bench = Bench::new();
+    bench.hello(1, 1, 1, 8, vec![]);
+    bench.hello(2, 2, 2, 8, vec![]);
+    let (id, _) = bench.submit(run(&[("a", 4)]));
+    bench.bid(2, id, 8);
+    let effects = bench.wait(1_100);
+    let granted = grants(&effects);
+    assert_eq!(granted.len(), 1);
+    assert_eq!(granted[0].lablet, peer(2));
+    assert_eq!(granted[0].assignments[0].count, 4);
+    let children = effects.iter().filter_map(|e| match e {
+        Effect::StorePlacement(p) => Some(p.parent.is_some()),
+        _ => None,
+    });
+    assert_eq!(children.collect::<Vec<_>>(), [true]);
+}
+
+#[test]
+fn a_refused_grant_is_placed_elsewhere_and_the_rest_is_kept() {
+    let mut bench = Bench::new();
+    for n in [1, 2, 3] {
+        bench.hello(n, n, u64::from(n), 2, vec![]);
+    }
+    let (id, effects) = bench.submit(run(&[("a", 4)]));
+    let placed: Vec<PeerId> = effects
+        .iter()
+        .find_map(|e| match e {
+            Effect::StorePlacement(p) => Some(p.assignments.iter().map(|a| a.lablet.clone()).collect()),
+            _ => None,
+        })
+        .unwrap();
+    let mut granted = Vec::new();
+    for n in [1, 2, 3] {
+        granted.extend(grants(&bench.bid(n, id, 2)));
+    }
+    assert_eq!(granted.len(), placed.len());
+    let refuser = (1..=3).find(|n| peer(*n) == granted[0].lablet).unwrap();
+    let effects = bench.say(refuser, ToOrchestrator::Refuse(cell(id, 1), "no room".into()));
+    assert!(matches!(&persisted(&effects)[0], FactKind::Refused { .. } | FactKind::Placed { .. }));
+    let anew = grants(&effects);
+    assert!(!anew.is_empty() && anew.iter().all(|g| g.lablet != peer(refuser) && g.cell.epoch.counter == 2));
+    let kept: Vec<_> = granted[1..].iter().filter(|g| !anew.iter().any(|a| a.lablet == g.lablet)).collect();
+    for grant in kept {
+        let n = (1..=3).find(|n| peer(*n) == grant.lablet).unwrap();
+        assert!(
+            sent_to(&effects, n).iter().any(|m| matches!(m, ToLablet::Directory(..))),
+            "who keeps its cell hears where the others went"
+        );
+    }
+}
+
+#[test]
+fn an_unfit_workload_fails_the_run_as_a_mistake_of_its_author() {
+    let mut bench = Bench::new();
+    bench.hello(1, 1, 1, 8, vec![]);
+    let (id, _) = bench.submit(run(&[("a", 1)]));
+    bench.bid(1, id, 1);
+    bench.say(1, ToOrchestrator::Accept(cell(id, 1)));
+    let effects = bench.say(1, ToOrchestrator::Unfit(cell(id, 1), "a.wasm is no component".into()));
+    let failure = failure(&effects).unwrap();
+    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Usage, "workload.bad"));
+    assert!(failure.message.contains("a.wasm is no component"));
+    assert!(sent_to(&effects, 1).contains(&ToLablet::Finished(id, None)));
+}
+
+#[test]
+fn a_run_waits_for_room_with_a_reason_and_is_placed_when_a_lablet_joins() {
+    let mut bench = Bench::new();
+    let (_, effects) = bench.submit(run(&[("a", 20)]));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
+    let waiting = |effects: &[Effect]| {
+        effects.iter().rev().find_map(|e| match e {
+            Effect::Notify { event: Event::Waiting { reason }, .. } => Some(reason.clone()),
+            _ => None,
+        })
+    };
+    assert_eq!(waiting(&bench.wait(1_100)).as_deref(), Some("waits for a lablet: none is connected"));
+    bench.hello(1, 1, 1, 17, vec![]);
+    assert_eq!(waiting(&bench.wait(1_100)).as_deref(), Some("waits for 20 slots, 17 free on 1 lablets"));
+    let effects = bench.hello(2, 2, 2, 3, vec![]);
+    assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
+}
+
+#[test]
+fn a_run_that_never_fits_fails_as_the_labs_inability() {
+    let mut bench = Bench::new();
+    let (_, _) = bench.submit(run(&[("a", 20)]));
+    let effects = bench.wait(32_000);
+    let failure = failure(&effects).unwrap();
+    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::LabUnable, "lab.no-capacity"));
+    assert!(matches!(persisted(&effects)[..], [FactKind::Failed { .. }]));
+}
+
+#[test]
+fn two_executions_do_not_share_a_slot() {
+    let mut bench = Bench::new();
+    bench.hello(1, 1, 1, 4, vec![]);
+    let (first, _) = bench.submit(run(&[("a", 3)]));
+    let second = {
+        let run = run(&[("b", 2)]);
+        let known = KnownRun { cid: codec::cid_of(&run), run };
+        let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [8; 16] };
+        let id = node.id();
+        let effects = bench.give(Input::Submit { execution: node, run: known, by: peer(202) });
+        assert!(!effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
+        id
+    };
+    let effects = bench.give(Input::Cancel { execution: first, by: peer(202) });
+    assert!(order(&effects).is_some_and(|o| o.missing.len() == 3 && o.cancelled == Some(peer(202))));
+    let effects = bench.give(Input::Assembled { execution: first, result: result() });
+    assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(o) if o.execution == second)));
+}
+
+#[test]
+fn a_lost_lablets_instances_are_lost_under_at_most_once() {
+    let mut bench = Bench::new();
+    let id = bench.started();
+    bench.wait(500);
+    bench.receipts(1, &cell(id, 1), &[("a", 0), ("a", 1)]);
+    let mut effects = Vec::new();
+    for seq in 1..=8 {
+        bench.heartbeat(1, seq, 2, vec![]);
+        effects.extend(bench.wait(1_000));
+    }
+    assert!(persisted(&effects).iter().any(|f| matches!(
+        f,
+        FactKind::Lost { lablet: Some(l), instances, .. } if *l == peer(2) && instances.len() == 2
+    )));
+    let order = order(&effects).expect("nothing more is expected");
+    assert_eq!((order.accepted.len(), order.missing.len()), (2, 2));
+    assert!(order.missing.values().all(|why| why.contains("was not heard for")));
+}
+
+#[test]
+fn a_disconnected_lablet_is_not_lost_before_its_lease_is_over() {
+    let mut bench = Bench::new();
+    let id = bench.started();
+    bench.give(Input::Gone { from: peer(2), session: 2 });
+    assert!(persisted(&bench.wait(4_000)).is_empty());
+    let status = CellStatus {
+        cell: cell(id, 1),
+        assignments: Vec::new(),
+        phase: CellPhase::Running,
+        running: 2,
+        ended: 0,
+        directory: 1,
+    };
+    let effects = bench.hello(2, 2, 9, 2, vec![status]);
+    assert!(persisted(&effects).is_empty());
+    assert!(effects.iter().any(|e| matches!(e, Effect::Welcome { session: 9, .. })));
+    assert_eq!(bench.core.cells(&id).len(), 2);
+}
+
+#[test]
+fn a_second_lablet_with_the_same_identity_is_turned_away() {
+    let mut bench = Bench::new();
+    bench.hello(1, 1, 1, 2, vec![]);
+    bench.wait(500);
+    let effects = bench.hello(1, 99, 2, 2, vec![]);
+    let [Effect::Turn { session: 2, reason, .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert!(reason.starts_with("two lablets use this identity"));
+    // A restart is served as soon as the first life has fallen silent.
+    bench.wait(2_500);
+    assert!(bench.hello(1, 99, 3, 2, vec![]).iter().any(|e| matches!(e, Effect::Welcome { session: 3, .. })));
+}
+
+#[test]
+fn a_run_whose_time_is_over_is_stopped_and_sealed() {
+    let mut bench = Bench::new();
+    let id = bench.started();
+    let mut effects = Vec::new();
+    for seq in 1..=18 {
+        for n in [1, 2] {
+            let status = CellStatus {
+                cell: cell(id, 1),
+                assignments: Vec::new(),
+                phase: CellPhase::Running,
+                running: 2,
+                ended: 0,
+                directory: 1,
+            };
+            effects.extend(bench.heartbeat(n, seq, 0, vec![status]));
+        }
+        effects.extend(bench.wait(1_000));
+    }
+    assert!(persisted(&effects).contains(&FactKind::TimedOut {}));
+    assert!(sent_to(&effects, 1).iter().any(|m| matches!(m, ToLablet::Stop(..))));
+    let order = order(&effects).unwrap();
+    assert!(order.timed_out && order.missing.len() == 4);
+}
+
+#[test]
+fn an_execution_goes_on_after_a_restart_of_its_orchestrator() {
+    let mut bench = Bench::new();
+    let id = bench.started();
+    let named = cell(id, 1);
+    bench.receipts(1, &named, &[("a", 0), ("a", 1)]);
+    let effects = bench.restart();
+    // What was kept is read again, and nothing is written twice.
+    let [Effect::Pull { shard, .. }] = effects[..] else { panic!("{effects:?}") };
+    let effects = bench.pulled(1, &named, shard, &[("a", 0), ("a", 1)]);
+    assert!(persisted(&effects).is_empty());
+    let status = CellStatus {
+        cell: named.clone(),
+        assignments: Vec::new(),
+        phase: CellPhase::Ended,
+        running: 0,
+        ended: 2,
+        directory: 1,
+    };
+    bench.hello(2, 2, 1, 2, vec![status]);
+    let shard = codec::cid_of(&"late");
+    let ready = ReceiptsReady { cell: named.clone(), shard, count: 2 };
+    // The chunk was announced before the account of the ended cell was taken.
+    bench.say(2, ToOrchestrator::Receipts(ready));
+    let effects = bench.pulled(2, &named, shard, &[("a", 2), ("b", 0)]);
+    let order = order(&effects).expect("all receipts are in");
+    assert_eq!((order.accepted.len(), order.missing.len(), order.shards.len()), (4, 0, 2));
+}
+
+#[test]
+fn a_lablet_that_does_not_come_back_after_a_restart_is_lost_after_two_leases() {
+    let mut bench = Bench::new();
+    bench.started();
+    bench.restart();
+    assert!(persisted(&bench.wait(9_000)).iter().all(|f| !matches!(f, FactKind::Lost { .. })));
+    let effects = bench.wait(2_000);
+    assert!(order(&effects).is_some_and(|o| o.missing.len() == 4));
+}
+
+#[test]
+fn messages_of_strangers_and_of_nobody_do_nothing() {
+    let mut bench = Bench::new();
+    let id = bench.started();
+    let stranger = CellRef { execution: id, epoch: Epoch { counter: 9, peer: peer(77) } };
+    let messages = [
+        ToOrchestrator::Accept(stranger.clone()),
+        ToOrchestrator::Refuse(stranger.clone(), String::new()),
+        ToOrchestrator::Unfit(stranger.clone(), String::new()),
+        ToOrchestrator::Prepared(stranger.clone()),
+        ToOrchestrator::Receipts(ReceiptsReady { cell: stranger, shard: codec::cid_of(&1), count: 1 }),
+    ];
+    for message in messages {
+        for n in [1, 50] {
+            assert!(bench.say(n, message.clone()).is_empty(), "{message:?}");
+        }
+    }
+    let unknown = ExecutionId(codec::cid_of(&"unknown"));
+    assert!(bench.give(Input::Cancel { execution: unknown, by: peer(1) }).is_empty());
+    assert!(bench.give(Input::Assembled { execution: id, result: result() }).is_empty());
+}
+
+#[test]
+fn a_run_without_instances_is_a_mistake() {
+    let mut bench = Bench::new();
+    let (_, effects) = bench.submit(run(&[]));
+    assert_eq!(failure(&effects).unwrap().code, "run.empty");
+    assert!(bench.core.executions().is_empty());
+}

@@ -1,0 +1,5 @@
+//! The cores through their three verbs, and placement by properties.
+
+mod cores;
+mod lablet;
+mod placement;

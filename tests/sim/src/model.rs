@@ -1,0 +1,154 @@
+//! What must never happen, watched from outside of the cores.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iptl_dag::model::{ExecutionId, FactKind, InstanceId, Run};
+use iptl_dag::{Cid, PeerId};
+use iptl_scheduler::{AssemblyOrder, Effect};
+use iptl_wire::session::{CellRef, ToLablet};
+
+use crate::lablet::LabletNode;
+use crate::orchestrator::OrchestratorNode;
+
+/// The truth about what ran.
+#[derive(Debug, Default)]
+pub struct Model {
+    /// Runs by execution.
+    pub runs: BTreeMap<ExecutionId, Run>,
+    /// Where each instance was started, in order: lablet and attempt.
+    pub starts: BTreeMap<(ExecutionId, InstanceId), Vec<(PeerId, u32)>>,
+    /// Instances that were ready, by execution.
+    ready: BTreeMap<ExecutionId, BTreeSet<InstanceId>>,
+    /// Instances whose receipt a lablet was told to be kept.
+    kept: BTreeMap<ExecutionId, BTreeSet<InstanceId>>,
+    /// Ends by execution.
+    pub ended: BTreeMap<ExecutionId, String>,
+    /// What was found wrong.
+    pub violations: Vec<String>,
+}
+
+impl Model {
+    fn check(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.violations.push(what());
+        }
+    }
+
+    /// A cell reported that it is prepared.
+    pub fn prepared(&mut self, cell: &CellRef, instances: Vec<InstanceId>) {
+        self.ready.entry(cell.execution).or_default().extend(instances);
+    }
+
+    /// A cell begins to prepare on a lablet.
+    pub fn preparing(&mut self, lablet: &LabletNode) {
+        let (taken, has) = (lablet.slots_taken(), lablet.machine.wasm_slots);
+        self.check(taken <= has, || format!("{} holds {taken} instances in {has} slots", lablet.peer.short()));
+    }
+
+    /// A cell is started on a lablet.
+    pub fn started(&mut self, lablet: &PeerId, cell: &CellRef, attempt: u32, instances: &[InstanceId]) {
+        let id = cell.execution;
+        let Some((all, most)) = self.runs.get(&id).map(|r| (r.instances(), r.loss.max_attempts)) else {
+            return self.violations.push(format!("{} was started and never submitted", id.alias()));
+        };
+        let ready = self.ready.get(&id).map_or(0, |r| r.len() as u64);
+        self.check(ready == all, || format!("{} started with {ready} of {all} instances prepared", id.alias()));
+        for instance in instances {
+            let starts = self.starts.entry((id, instance.clone())).or_default();
+            starts.push((lablet.clone(), attempt));
+            let count = starts.len() as u32;
+            let repeated = starts.iter().filter(|(_, a)| *a == attempt).count() > 1;
+            self.check(count <= most && !repeated, || {
+                format!("{} {instance} started {count} times, {most} allowed, attempt {attempt}", id.alias())
+            });
+        }
+    }
+
+    /// The orchestrator's driver carries out an effect: the facts that it needs must be durable.
+    pub fn effect(&mut self, node: &OrchestratorNode, effect: &Effect) {
+        match effect {
+            Effect::SendGrant { to, grant } => {
+                let named = &grant.cell;
+                let known = node.has_fact(&named.execution, |f| {
+                    f.epoch == named.epoch && matches!(&f.kind, FactKind::Granted { lablet, .. } if lablet == to)
+                });
+                self.check(known, || format!("grant {named:?} sent before its fact was durable"));
+            }
+            Effect::Send { message: ToLablet::Start(named), .. } => {
+                let known = node.has_fact(&named.execution, |f| f.kind == FactKind::Started {});
+                self.check(known, || format!("start {named:?} sent before its fact was durable"));
+            }
+            Effect::Send { to, message: ToLablet::Kept(named, cid) } => {
+                let id = named.execution;
+                let known = node.has_fact(
+                    &id,
+                    |f| matches!(&f.kind, FactKind::Received { lablet, shard, .. } if lablet == to && shard == cid),
+                );
+                self.check(known, || format!("{cid} called kept before its fact was durable"));
+                for receipt in node.store.get(cid).into_iter().flatten() {
+                    self.kept.entry(id).or_default().insert(receipt.instance.clone());
+                }
+            }
+            Effect::Send { message: ToLablet::Finished(id, Some(cid)), .. } => {
+                let known = node.has_fact(id, |f| f.kind == FactKind::Sealed { result: *cid });
+                self.check(known, || format!("{} called finished before it was sealed", id.alias()));
+            }
+            Effect::Assemble(order) => self.assembling(node, order),
+            Effect::Persist { .. }
+            | Effect::Send { .. }
+            | Effect::Welcome { .. }
+            | Effect::Turn { .. }
+            | Effect::PublishOffer(_)
+            | Effect::StorePlacement(_)
+            | Effect::Pull { .. }
+            | Effect::Notify { .. }
+            | Effect::Close { .. } => {}
+        }
+    }
+
+    fn assembling(&mut self, node: &OrchestratorNode, order: &AssemblyOrder) {
+        let id = order.execution;
+        let all = order.run.run.instances();
+        let sum = (order.accepted.len() + order.missing.len()) as u64;
+        let both = order.accepted.keys().any(|i| order.missing.contains_key(i));
+        self.check(sum == all && !both, || format!("{}: {sum} of {all} instances accounted for", id.alias()));
+        let held: BTreeSet<(&InstanceId, u32)> = order
+            .shards
+            .iter()
+            .filter_map(|(_, cid)| node.store.get(cid))
+            .flatten()
+            .map(|r| (&r.instance, r.attempt))
+            .collect();
+        let invented: Vec<_> = order
+            .accepted
+            .iter()
+            .filter(|(i, (lablet, attempt))| {
+                let ran = self.starts.get(&(id, (*i).clone()));
+                !held.contains(&(*i, *attempt)) || !ran.is_some_and(|s| s.contains(&(lablet.clone(), *attempt)))
+            })
+            .map(|(i, _)| i.to_string())
+            .collect();
+        self.check(invented.is_empty(), || format!("{}: receipts invented: {invented:?}", id.alias()));
+        let dropped: Vec<_> = self
+            .kept
+            .get(&id)
+            .into_iter()
+            .flatten()
+            .filter(|i| !order.accepted.contains_key(*i))
+            .map(|i| i.to_string())
+            .collect();
+        self.check(dropped.is_empty(), || format!("{}: kept receipts dropped: {dropped:?}", id.alias()));
+    }
+
+    /// The log of an execution got its last fact.
+    pub fn over(&mut self, id: ExecutionId, how: String) {
+        if let Some(before) = self.ended.insert(id, how.clone()) {
+            self.violations.push(format!("{} ended twice: {before}, then {how}", id.alias()));
+        }
+    }
+
+    /// A chunk of receipts that was kept is on the orchestrator's disk.
+    pub fn kept_on_disk(&mut self, node: &OrchestratorNode, cid: &Cid) {
+        self.check(node.store.contains_key(cid), || format!("{cid} kept and not on disk"));
+    }
+}

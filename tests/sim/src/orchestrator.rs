@@ -1,0 +1,73 @@
+//! The orchestrator's node: a core, its disk, and a driver that carries out effects in order.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use iptl_dag::model::{ExecutionId, Fact, FactKind};
+use iptl_dag::{Cid, PeerId};
+use iptl_scheduler::{Effect, Orchestrator, OrchestratorConfig, ReceiptSummary, Submission};
+
+/// A node with the orchestrator's core.
+#[derive(Debug)]
+pub struct OrchestratorNode {
+    /// Its identity.
+    pub peer: PeerId,
+    /// Configuration of each life.
+    pub config: OrchestratorConfig,
+    /// The core; none while the node is down.
+    pub core: Option<Orchestrator>,
+    /// Rises with every start: events of an earlier life do nothing.
+    pub life: u64,
+    /// Effects that wait for a fact to be durable, or for their turn.
+    pub queue: VecDeque<Effect>,
+    /// Facts that are being made durable.
+    pub syncing: Vec<Fact>,
+    /// Current session of each lablet.
+    pub sessions: BTreeMap<PeerId, u64>,
+    /// Durable: logs.
+    pub log: BTreeMap<ExecutionId, Vec<Fact>>,
+    /// Durable: what first facts link.
+    pub submissions: BTreeMap<ExecutionId, Submission>,
+    /// Durable: chunks of receipts that were pulled.
+    pub store: BTreeMap<Cid, Vec<ReceiptSummary>>,
+    /// Durable: results.
+    pub results: BTreeSet<Cid>,
+    /// When the timer event that is in the queue fires.
+    pub timer: Option<u64>,
+}
+
+impl OrchestratorNode {
+    /// Makes a node that is down, with an empty disk.
+    pub fn new(config: OrchestratorConfig) -> OrchestratorNode {
+        OrchestratorNode {
+            peer: config.peer.clone(),
+            config,
+            core: None,
+            life: 0,
+            queue: VecDeque::new(),
+            syncing: Vec::new(),
+            sessions: BTreeMap::new(),
+            log: BTreeMap::new(),
+            submissions: BTreeMap::new(),
+            store: BTreeMap::new(),
+            results: BTreeSet::new(),
+            timer: None,
+        }
+    }
+
+    /// Appends a fact to the disk.
+    pub fn append(&mut self, mut fact: Fact) {
+        let log = self.log.entry(fact.execution).or_default();
+        fact.seq = log.len() as u64;
+        log.push(fact);
+    }
+
+    /// Whether a durable fact of the execution satisfies `wanted`.
+    pub fn has_fact(&self, execution: &ExecutionId, wanted: impl Fn(&Fact) -> bool) -> bool {
+        self.log.get(execution).is_some_and(|log| log.iter().any(wanted))
+    }
+
+    /// Whether the log of an execution has its last fact.
+    pub fn is_over(&self, execution: &ExecutionId) -> bool {
+        self.has_fact(execution, |f| matches!(f.kind, FactKind::Sealed { .. } | FactKind::Failed { .. }))
+    }
+}
