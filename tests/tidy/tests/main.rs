@@ -1,0 +1,5 @@
+//! The tests that hold the architecture.
+
+mod edges;
+mod files;
+mod purity;
