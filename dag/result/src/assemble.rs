@@ -75,7 +75,7 @@ pub enum AssembleError {
         /// Number of instances.
         instances: u64,
     },
-    /// Something that an instance's receipt links cannot be used. The caller can give the instance up and try again.
+    /// Something that an instance's receipt links cannot be used; [`give_up_unreadable`] finds all such instances.
     #[error("{what} of {instance}")]
     Content {
         /// Instance in question.
@@ -83,15 +83,6 @@ pub enum AssembleError {
         /// `logs`, `events`, `metrics`, `artifacts`.
         what: &'static str,
         /// What is wrong with it.
-        #[source]
-        source: SourceError,
-    },
-    /// Metrics of a group cannot be read.
-    #[error("metrics of group {group}")]
-    Metrics {
-        /// Group in question.
-        group: String,
-        /// What is wrong with them.
         #[source]
         source: SourceError,
     },
@@ -164,6 +155,59 @@ pub fn assemble(input: &Assembly, read: &mut dyn FnMut(&Cid) -> Option<Bytes>) -
     })
 }
 
+/// Takes out the receipts of every instance whose content cannot be used, and puts it among the missing with the
+/// reason: what an orchestrator does at its deadline. Returns how many there were.
+///
+/// The receipts may stay in the chunks that are attested: an instance that is attested as missing is lost, whatever
+/// receipts there are of it.
+pub fn give_up_unreadable(input: &mut Assembly, read: &mut dyn FnMut(&Cid) -> Option<Bytes>) -> usize {
+    let mut source = Source::new(read);
+    let chosen = choose(&input.run, &input.execution, &input.receipts);
+    let unreadable: BTreeMap<InstanceId, String> = chosen
+        .into_iter()
+        .filter_map(|(id, receipt)| {
+            let (what, error) = unusable(receipt, &mut source)?;
+            Some((id.clone(), format!("its {what} cannot be had: {}", chain(&error))))
+        })
+        .collect();
+    input.receipts.retain(|receipt| !unreadable.contains_key(&receipt.body.instance));
+    let count = unreadable.len();
+    input.missing.extend(unreadable);
+    count
+}
+
+fn unusable(receipt: &Receipt, source: &mut Source<'_>) -> Option<(&'static str, SourceError)> {
+    for (_, what, cid) in content(receipt) {
+        if let Some(error) = cid.and_then(|cid| source.entry(&cid).err()) {
+            return Some((what, error));
+        }
+    }
+    let metrics = instance_outcome(receipt).metrics?;
+    source.for_each_piece(&metrics, |_| {}).err().map(|error| ("metrics", error))
+}
+
+/// What a receipt links, with its name for people.
+fn content(receipt: &Receipt) -> [(Kind, &'static str, Option<Cid>); 4] {
+    [
+        (Kind::Logs, "logs", receipt.logs),
+        (Kind::Events, "events", receipt.events),
+        (Kind::Metrics, "metrics", receipt.metrics),
+        (Kind::Artifacts, "artifacts", receipt.artifacts),
+    ]
+}
+
+/// Writes an error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 /// Encodes a node whose size others decide; fails with the size where it exceeds a block.
 pub(crate) fn try_to_block(node: impl Into<Node>) -> Result<Block, usize> {
     let bytes = codec::encode(&node.into());
@@ -209,8 +253,12 @@ impl Assembler {
             outcomes.push(outcome);
         }
         let collected = metrics
-            .group(name, outcomes.iter().filter_map(|o| o.metrics.as_ref()), source)
-            .map_err(|source| AssembleError::Metrics { group: name.to_owned(), source })?;
+            .group(name, outcomes.iter().filter_map(|o| Some((o.index, o.metrics?))), source)
+            .map_err(|(index, source)| AssembleError::Content {
+                instance: InstanceId { group: name.to_owned(), index },
+                what: "metrics",
+                source,
+            })?;
         let mut histograms = BTreeMap::new();
         for (metric, bytes) in collected.histograms {
             let cid = self.files.add_histogram(name, &metric, &bytes, &mut self.blocks);
@@ -233,13 +281,7 @@ impl Assembler {
 
     fn link_files(&mut self, receipt: &Receipt, source: &mut Source<'_>) -> Result<(), AssembleError> {
         let id = &receipt.instance;
-        let links = [
-            (Kind::Logs, "logs", receipt.logs),
-            (Kind::Events, "events", receipt.events),
-            (Kind::Metrics, "metrics", receipt.metrics),
-            (Kind::Artifacts, "artifacts", receipt.artifacts),
-        ];
-        for (kind, what, cid) in links {
+        for (kind, what, cid) in content(receipt) {
             let Some(cid) = cid else { continue };
             let entry =
                 source.entry(&cid).map_err(|source| AssembleError::Content { instance: id.clone(), what, source })?;

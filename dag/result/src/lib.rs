@@ -7,8 +7,8 @@
 //! The rules, in the order in which they apply:
 //!
 //! * *Attempt.* Of an instance's receipts the one counts that ended by itself, under the highest epoch and then with
-//!   the highest attempt ([`choose`](assemble)). An instance without one is lost: the lab stopped it, lost it, or
-//!   never ran it.
+//!   the highest attempt (see [`assemble`]). An instance without one is lost: the lab stopped it, lost it, or
+//!   never ran it. So is one that the orchestrator attests as missing.
 //! * *Threshold.* A success rate is the share of instances that ended well among those that ended by themselves: what
 //!   the lab lost says nothing about the software. Statistics of metrics are over raw values, percentiles by nearest
 //!   rank, instances that were lost left out. A threshold with nothing to measure does not hold.
@@ -29,7 +29,7 @@ mod seal;
 mod source;
 mod verify;
 
-pub use assemble::{AssembleError, Assembled, Assembly, MAX_INSTANCES, assemble};
+pub use assemble::{AssembleError, Assembled, Assembly, MAX_INSTANCES, assemble, give_up_unreadable};
 pub use files::{GroupSummary, Summary};
 pub use judge::inconclusive;
 pub use metrics::{MAX_METRICS, MAX_METRICS_PER_GROUP, MAX_TRACKABLE, MetricSummary, MetricValue, parse_line};

@@ -182,23 +182,23 @@ impl Collector {
         Collector { samples: BTreeMap::new(), watched, metrics: 0 }
     }
 
-    /// Reads the files of a group in the order of their instances.
-    pub(crate) fn group<'f>(
+    /// Reads the files of a group, each with the index of its instance and in that order. An error names the index.
+    pub(crate) fn group(
         &mut self,
         group: &str,
-        files: impl IntoIterator<Item = &'f Cid>,
+        files: impl IntoIterator<Item = (u32, Cid)>,
         source: &mut Source<'_>,
-    ) -> Result<GroupMetrics, SourceError> {
+    ) -> Result<GroupMetrics, (u32, SourceError)> {
         let mut distributions: BTreeMap<String, Distribution> = BTreeMap::new();
         let mut malformed = 0;
-        for file in files {
+        for (index, file) in files {
             let mut lines = Lines::default();
             let mut on_line = |line: &[u8]| {
                 if !self.take(group, line, &mut distributions) {
                     malformed += 1;
                 }
             };
-            source.for_each_piece(file, |piece| lines.push(piece, &mut on_line))?;
+            source.for_each_piece(&file, |piece| lines.push(piece, &mut on_line)).map_err(|e| (index, e))?;
             lines.finish(&mut on_line);
         }
         self.metrics += distributions.len();

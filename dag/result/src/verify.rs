@@ -1,6 +1,7 @@
 //! Doing it all again: what a reader of a result need not take on trust.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use iptl_dag::model::signed::signing_bytes;
@@ -10,7 +11,7 @@ use iptl_dag::model::{
 };
 use iptl_dag::{Cid, PeerId};
 
-use crate::assemble::{Assembled, Assembly, assemble};
+use crate::assemble::{Assembled, Assembly, MAX_INSTANCES, assemble, chain};
 use crate::choose::{is_instance, termination};
 use crate::judge;
 use crate::seal::parse_missing;
@@ -38,7 +39,7 @@ pub struct Verification {
     pub outcome: Outcome,
     /// Its attestation.
     pub attestation: Signed<Attestation>,
-    /// Receipts that were read, of all attempts.
+    /// Receipts that were read, of all attempts, each once.
     pub receipts: u64,
     /// Signatures that are good: of receipts, the attestation and facts.
     pub signatures_good: u64,
@@ -46,7 +47,7 @@ pub struct Verification {
     pub signatures_bad: u64,
     /// Receipts of instances that the run does not have.
     pub unknown_instances: u64,
-    /// Instances without a receipt.
+    /// Instances that the orchestrator lists as missing: lost, whatever receipts there are of them.
     pub missing_instances: u64,
     /// Facts of the log that were followed, in their chain.
     pub facts: u64,
@@ -126,7 +127,8 @@ pub fn verify(
     check.nodes(&outcome);
     let placements = check.placements();
     let (receipts, read, unknown_instances) = check.receipts(&placements);
-    let missing_instances = check.missing(&receipts);
+    let (receipts, missing_instances) = check.missing(receipts);
+    check.leader(&receipts);
     let facts = check.log();
     let assembled = check.assemble_again(receipts, &outcome);
 
@@ -256,6 +258,8 @@ impl Check<'_> {
             .map(|a| (a.group.clone(), a.lablet.clone(), a.start, a.count))
             .collect();
         let (mut good, mut read, mut unknown) = (Vec::new(), 0, 0);
+        // A chunk that was sealed again repeats receipts of an earlier one.
+        let mut seen = BTreeSet::new();
         for cid in self.attestation.body.receipts.clone() {
             let shard: ReceiptShard = match self.source.node(&cid) {
                 Ok(shard) => shard,
@@ -265,6 +269,9 @@ impl Check<'_> {
                 }
             };
             for receipt in shard.receipts {
+                if !seen.insert((receipt.body.instance.clone(), receipt.signature.clone())) {
+                    continue;
+                }
                 read += 1;
                 if !is_instance(&self.run, &receipt.body.instance) {
                     unknown += 1;
@@ -311,43 +318,47 @@ impl Check<'_> {
         counts
     }
 
-    /// Checks that whoever has no receipt is listed as missing, and nobody else.
-    fn missing(&mut self, receipts: &[Signed<Receipt>]) -> u64 {
-        let have: BTreeSet<&InstanceId> = receipts.iter().map(|r| &r.body.instance).collect();
-        let mut listed: BTreeMap<&str, Vec<std::ops::RangeInclusive<u32>>> = BTreeMap::new();
+    /// Checks that whoever has no receipt is listed as missing. Returns the receipts that are left without those of
+    /// the missing, and the number of these.
+    fn missing(&mut self, receipts: Vec<Signed<Receipt>>) -> (Vec<Signed<Receipt>>, u64) {
+        let mut listed: BTreeMap<String, Vec<RangeInclusive<u32>>> = BTreeMap::new();
         for key in self.attestation.body.missing.keys() {
             match parse_missing(key) {
                 Some((group, range)) if self.run.groups.get(group).is_some_and(|g| *range.end() < g.count) => {
-                    listed.entry(group).or_default().push(range);
+                    listed.entry(group.to_owned()).or_default().push(range);
                 }
                 Some(_) | None => self.problems.add(format!("{key:?} is listed as missing and is not in the run")),
             }
         }
-        if self.run.instances() > crate::MAX_INSTANCES {
-            return self.run.instances();
+        listed.values_mut().for_each(merge);
+        let is_listed = |id: &InstanceId| listed.get(&id.group).is_some_and(|ranges| covers(ranges, id.index));
+        if self.run.instances() > MAX_INSTANCES {
+            return (receipts, self.run.instances());
         }
+        let counting: Vec<Signed<Receipt>> = receipts.into_iter().filter(|r| !is_listed(&r.body.instance)).collect();
+        let have: BTreeSet<&InstanceId> = counting.iter().map(|r| &r.body.instance).collect();
         let mut missing = 0;
         for (name, group) in &self.run.groups {
-            let mut is_listed = vec![false; group.count as usize];
-            for range in listed.get(name.as_str()).into_iter().flatten() {
-                if let Some(part) = is_listed.get_mut(*range.start() as usize..=*range.end() as usize) {
-                    part.fill(true);
-                }
-            }
-            for (index, is_listed) in (0..group.count).zip(is_listed) {
+            for index in 0..group.count {
                 let id = InstanceId { group: name.clone(), index };
-                match (have.contains(&id), is_listed) {
-                    (false, true) => missing += 1,
-                    (false, false) => {
-                        missing += 1;
-                        self.problems.add(format!("{id} has no receipt that counts and is not listed as missing"));
-                    }
-                    (true, true) => self.problems.add(format!("{id} is listed as missing and has a receipt")),
-                    (true, false) => {}
+                if have.contains(&id) {
+                    continue;
+                }
+                missing += 1;
+                if !is_listed(&id) {
+                    self.problems.add(format!("{id} has no receipt that counts and is not listed as missing"));
                 }
             }
         }
-        missing
+        (counting, missing)
+    }
+
+    /// Checks that the attestation is by the orchestrator, or by a successor under whom lablets worked.
+    fn leader(&mut self, receipts: &[Signed<Receipt>]) {
+        let signer = &self.attestation.signer;
+        if *signer != self.execution.orchestrator && !receipts.iter().any(|r| r.body.epoch.peer == *signer) {
+            self.problems.add(format!("the attestation is signed by {signer}, who did not lead the execution"));
+        }
     }
 
     /// Follows the log from its end to its first fact.
@@ -371,7 +382,8 @@ impl Check<'_> {
             }
             let in_chain = expected_seq.is_none_or(|seq| seq == body.seq)
                 && body.execution == self.result.execution
-                && (body.seq == 0) == body.prev.is_none();
+                && (body.seq == 0) == body.prev.is_none()
+                && body.epoch.peer == fact.signer;
             if !in_chain || facts > MAX_FACTS {
                 self.problems.add(format!("fact {} does not fit into the log", body.seq));
                 break;
@@ -436,14 +448,35 @@ fn difference(assembled: &Assembled, outcome: &Outcome) -> &'static str {
     }
 }
 
-/// Writes an error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
+/// Sorts ranges and joins those that overlap.
+fn merge(ranges: &mut Vec<RangeInclusive<u32>>) {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_unstable_by_key(|range| *range.start());
+    ranges.dedup_by(|later, earlier| {
+        let overlap = later.start() <= earlier.end();
+        if overlap {
+            *earlier = *earlier.start()..=*earlier.end().max(later.end());
+        }
+        overlap
+    });
+}
+
+/// Returns whether an index is in one of these disjoint, sorted ranges.
+fn covers(ranges: &[RangeInclusive<u32>], index: u32) -> bool {
+    let after = ranges.partition_point(|range| *range.start() <= index);
+    after.checked_sub(1).is_some_and(|last| ranges[last].contains(&index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merged_ranges_cover_what_the_ranges_covered() {
+        let mut ranges = vec![7..=9, 1..=2, 2..=4, 20..=20, 8..=8, 9..=12];
+        let covered: Vec<u32> = (0..30).filter(|i| ranges.iter().any(|range| range.contains(i))).collect();
+        merge(&mut ranges);
+        assert_eq!(ranges, [1..=4, 7..=12, 20..=20]);
+        assert_eq!((0..30).filter(|i| covers(&ranges, *i)).collect::<Vec<_>>(), covered);
     }
-    text
 }

@@ -2,7 +2,7 @@
 
 use iptl_dag::Cid;
 use iptl_dag::model::{self, Exit, Node, Receipt, ResultNode, ResultVerdict};
-use iptl_result::{VerifyError, verify};
+use iptl_result::{VerifyError, give_up_unreadable, verify};
 use proptest::prelude::*;
 
 use crate::world::{World, check_signature, id, peer, sign};
@@ -81,9 +81,47 @@ fn receipt_left_out_is_noticed() {
 }
 
 #[test]
-fn instance_listed_as_missing_with_a_receipt_is_noticed() {
-    expect(measured(), |a| a.missing.extend([("a/0".into(), "lie".into())]), &["a/0 is listed as missing and has"]);
+fn instance_attested_as_missing_is_lost_whatever_receipts_there_are() {
+    expect(
+        measured(),
+        |a| a.missing.extend([("a/0".into(), "lie".into())]),
+        &["the receipts give outcome", "the lab lost 1 of 3"],
+    );
     expect(measured(), |a| a.missing.extend([("a/9".into(), "lie".into())]), &["\"a/9\" is listed as missing"]);
+}
+
+#[test]
+fn instance_given_up_since_its_content_is_gone_leaves_a_result_that_is_what_it_says() {
+    let mut world = measured();
+    let metrics = world.receipts[1].body.metrics.expect("measured");
+    world.blocks.remove(&metrics);
+    let sealed = world.receipts.clone();
+    let mut assembly = world.assembly();
+    assert_eq!(give_up_unreadable(&mut assembly, &mut |cid| world.blocks.get(cid).cloned()), 1);
+    assert!(assembly.missing[&id("a", 1)].starts_with("its metrics cannot be had: block "));
+    world.receipts = assembly.receipts;
+    world.attested = Some(sealed);
+    let root = world.seal(|_| {});
+    let found = world.verify(&root);
+    assert_eq!(found.problems, [""; 0]);
+    assert_eq!((found.receipts, found.missing_instances), (3, 1));
+    assert_eq!(found.result.verdict, ResultVerdict::Inconclusive);
+}
+
+#[test]
+fn attestation_by_someone_who_did_not_lead_is_noticed() {
+    let mut world = measured();
+    world.leader = peer(7);
+    expect(world, |_| {}, &["who did not lead the execution"]);
+}
+
+#[test]
+fn receipts_sealed_twice_count_once() {
+    let mut world = measured();
+    let root = world.seal(|a| a.receipts.extend(a.receipts.clone()));
+    let found = world.verify(&root);
+    assert!(found.is_good(), "{:?}", found.problems);
+    assert_eq!((found.receipts, found.lablets[&peer(1)].receipts), (3, 3));
 }
 
 #[test]

@@ -5,8 +5,7 @@ use bytes::Bytes;
 use super::pb::{PbError, PbKind, PbLink, PbNode, PbUnixFs};
 use crate::{Block, Cid, Codec};
 
-/// Deepest tree of a file that is read: four levels of width 2 already hold more than any width 1024 needs, and some
-/// writers make narrow trees.
+/// Deepest tree of a file that is read: even of width 2, one this deep holds more than any store.
 pub const MAX_FILE_DEPTH: usize = 64;
 
 /// Why a node cannot be read as a file, directory or symlink.
