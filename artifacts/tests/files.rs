@@ -75,6 +75,22 @@ async fn tree_comes_back_as_it_was() {
 }
 
 #[tokio::test]
+async fn every_call_can_run_on_a_task_of_its_own() {
+    let temp = tempfile::tempdir().unwrap();
+    make_tree(&temp.path().join("from"));
+    let work = async move {
+        let store: std::sync::Arc<dyn BlobStore> = std::sync::Arc::new(MemStore::new());
+        let imported = import_path(&*store, &temp.path().join("from"), &ImportOptions::default()).await.unwrap();
+        export_path(&*store, &imported.cid, &temp.path().join("to")).await.unwrap();
+        resolve_path(&*store, &imported.cid, "src").await.unwrap();
+        car::export_car(&*store, &imported.cid, &mut tokio::io::sink()).await.unwrap();
+        let pins = Pins::open(temp.path().join("pins")).unwrap();
+        assert_eq!(gc(&*store, &pins).await.unwrap().kept, 0);
+    };
+    tokio::spawn(work).await.unwrap();
+}
+
+#[tokio::test]
 async fn same_tree_has_the_same_cid_whatever_its_times() {
     let temp = tempfile::tempdir().unwrap();
     let (a, b) = (temp.path().join("a"), temp.path().join("b"));

@@ -1,5 +1,7 @@
 //! One binary for every integration test of the crate.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod files;
 mod mem;
 mod pins;

@@ -42,7 +42,7 @@ impl Aliases {
         let mut aliases = Aliases { file, forward: BTreeMap::new(), backward: BTreeSet::new(), dirty: false };
         let mut rest = bytes.as_slice();
         let mut records = 0;
-        while let Some((hash, target, after)) = parse(rest) {
+        while let Some(((hash, target), after)) = parse(rest) {
             records += 1;
             rest = after;
             match target {
@@ -164,8 +164,11 @@ fn record(hash: &Multihash, target: Option<&[u8; DIGEST]>, out: &mut Vec<u8>) {
     out.extend_from_slice(&checksum);
 }
 
-/// Reads one record: the hash, what it leads to (`None` where it was removed), and the bytes after it.
-fn parse(bytes: &[u8]) -> Option<(Multihash, Option<[u8; DIGEST]>, &[u8])> {
+/// What one record says: `None` stands for a removal.
+type Record = (Multihash, Option<[u8; DIGEST]>);
+
+/// Reads one record and returns it with the bytes after it.
+fn parse(bytes: &[u8]) -> Option<(Record, &[u8])> {
     let length = usize::from(*bytes.first()?);
     let end = 2 + length + DIGEST;
     let (body, found) = (bytes.get(..end)?, bytes.get(end..end + CHECKSUM)?);
@@ -174,7 +177,7 @@ fn parse(bytes: &[u8]) -> Option<(Multihash, Option<[u8; DIGEST]>, &[u8])> {
     }
     let hash = Multihash::from_bytes(&body[2..2 + length]).ok()?;
     let target: [u8; DIGEST] = body[2 + length..].try_into().ok()?;
-    Some((hash, (body[1] == 1).then_some(target), &bytes[end + CHECKSUM..]))
+    Some(((hash, (body[1] == 1).then_some(target)), &bytes[end + CHECKSUM..]))
 }
 
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM] {
@@ -200,6 +203,7 @@ fn rewritten(path: &Path, forward: &BTreeMap<Multihash, [u8; DIGEST]>) -> io::Re
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -172,10 +172,16 @@ impl Provider {
         S: AsyncWrite + Unpin + Send,
     {
         let allowed = hashes.iter().position(|hash| !self.is_allowed(hash)).unwrap_or(hashes.len());
-        let mut batches = futures::stream::iter(hashes[..allowed].chunks(READ_BATCH))
-            .map(|batch| async move {
-                let keys: Vec<Multihash> = batch.iter().map(multihash).collect();
-                Ok::<_, StoreError>((batch, self.blocks.get_batch(&keys).await?))
+        // Owned, so that the future can be moved to another thread.
+        let batches: Vec<Vec<[u8; 32]>> = hashes[..allowed].chunks(READ_BATCH).map(<[_]>::to_vec).collect();
+        let mut batches = futures::stream::iter(batches)
+            .map(|batch| {
+                let blocks = self.blocks.clone();
+                async move {
+                    let keys: Vec<Multihash> = batch.iter().map(multihash).collect();
+                    let blocks = blocks.get_batch(&keys).await?;
+                    Ok::<_, StoreError>((batch, blocks))
+                }
             })
             .buffered(2);
         let mut sent = 0;

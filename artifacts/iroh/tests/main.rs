@@ -1,4 +1,6 @@
 //! One binary for every integration test of the crate.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod store;
 mod transfer;
