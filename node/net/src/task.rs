@@ -162,6 +162,7 @@ impl Task {
     pub(crate) async fn run(mut self) {
         let reply = loop {
             let deadline = self.next_deadline();
+            // Own work first; a busy swarm must hold up neither it nor what is due.
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
@@ -169,10 +170,10 @@ impl Task {
                     Some(Command::Shutdown(reply)) => break Some(reply),
                     Some(command) => self.on_command(command),
                 },
-                event = self.swarm.select_next_some() => self.on_event(event),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     self.on_deadline(Instant::now());
                 }
+                event = self.swarm.select_next_some() => self.on_event(event),
             }
         };
         self.protocols.close();

@@ -1,8 +1,7 @@
 //! Topics, validation, late subscribers.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use iptl_net::{GossipVerdict, PublishError, SubscribeError, Validate};
 
@@ -61,11 +60,11 @@ async fn topic_is_subscribed_once_and_free_again_after_its_end() {
 async fn five_nodes_deliver_what_validators_accept_and_nothing_else() {
     let mut nodes: Vec<Node> = Vec::new();
     let mut queues = Vec::new();
-    let judged = Arc::new(AtomicUsize::new(0));
-    for _ in 0..5 {
+    let judged = Arc::new(Mutex::new(BTreeMap::<_, usize>::new()));
+    for at in 0..5 {
         let judged = judged.clone();
-        let validate: Validate = Arc::new(move |_, data| {
-            judged.fetch_add(1, Ordering::SeqCst);
+        let validate: Validate = Arc::new(move |source, data| {
+            *judged.lock().unwrap().entry((at, source.clone(), data.to_vec())).or_default() += 1;
             match data {
                 [b'!', ..] => GossipVerdict::Reject,
                 [b'?', ..] => GossipVerdict::Ignore,
@@ -110,5 +109,7 @@ async fn five_nodes_deliver_what_validators_accept_and_nothing_else() {
             sources.insert(message.source);
         }
     }
-    assert!(judged.load(Ordering::SeqCst) > 0);
+    let judged = judged.lock().unwrap();
+    assert!(judged.values().all(|times| *times == 1), "{judged:?}");
+    assert!(judged.keys().any(|(_, _, data)| data == b"!bad"));
 }

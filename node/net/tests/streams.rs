@@ -247,3 +247,19 @@ async fn accepted_streams_end_with_the_node() {
     assert!(matches!(error, OpenError::Closed), "{error}");
     assert_eq!(b.net.accept(ECHO, 1).await.unwrap_err(), AcceptError::Closed);
 }
+
+#[tokio::test]
+async fn stream_ends_and_open_says_why_when_the_peer_is_gone() {
+    for listen in [TCP, QUIC] {
+        let (mut a, b) = pair(listen).await;
+        let mut incoming = b.net.accept(ECHO, 1).await.unwrap();
+        let mut stream = a.net.open(b.net.peer(), ECHO).await.unwrap();
+        let _served = within("the stream", incoming.next()).await.unwrap();
+        b.net.shutdown().await;
+        let end = within("the end of the stream", stream.read(&mut [0])).await;
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        a.wait("the loss", |event| matches!(event, iptl_net::NetEvent::Disconnected { .. }).then_some(())).await;
+        let error = within("the answer", a.net.open(b.net.peer(), ECHO)).await.unwrap_err();
+        assert!(matches!(error, OpenError::NotConnected { .. } | OpenError::Timeout { .. }), "{listen}: {error}");
+    }
+}

@@ -184,6 +184,11 @@ impl Task {
     }
 
     pub(super) fn on_external_addr(&mut self, address: &Multiaddr) {
+        // A peer on the same machine confirms loopback; that is no address for the others.
+        if is_loopback(address) && !is_relayed(address) && !self.listeners.told.contains(address) {
+            self.swarm.remove_external_address(address);
+            return;
+        }
         let addr = with_peer(address.clone(), *self.local_peer()).to_string();
         self.on_own_addrs_changed();
         self.emit(NetEvent::External { addr });
