@@ -1,5 +1,6 @@
 //! Tests of the data model through its public surface.
 
+mod block;
 mod car;
 mod decoding;
 mod examples;

@@ -84,7 +84,7 @@ pub enum AssembleError {
         what: &'static str,
         /// What is wrong with it.
         #[source]
-        source: SourceError,
+        source: Box<SourceError>,
     },
     /// The run has so many groups and thresholds that its outcome exceeds a block.
     #[error("an outcome of {size} bytes, more than a block holds")]
@@ -257,7 +257,7 @@ impl Assembler {
             .map_err(|(index, source)| AssembleError::Content {
                 instance: InstanceId { group: name.to_owned(), index },
                 what: "metrics",
-                source,
+                source: Box::new(source),
             })?;
         let mut histograms = BTreeMap::new();
         for (metric, bytes) in collected.histograms {
@@ -283,8 +283,11 @@ impl Assembler {
         let id = &receipt.instance;
         for (kind, what, cid) in content(receipt) {
             let Some(cid) = cid else { continue };
-            let entry =
-                source.entry(&cid).map_err(|source| AssembleError::Content { instance: id.clone(), what, source })?;
+            let entry = source.entry(&cid).map_err(|source| AssembleError::Content {
+                instance: id.clone(),
+                what,
+                source: Box::new(source),
+            })?;
             self.files.add(kind, &id.group, id.index, entry);
         }
         Ok(())

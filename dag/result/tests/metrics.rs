@@ -93,6 +93,8 @@ fn metric_of_negative_values_alone_has_an_empty_histogram() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn order_of_values_leaves_no_trace_in_the_histogram(values in prop::collection::vec(0.0_f64..1e12, 1..40)) {
         let text = |values: &mut dyn Iterator<Item = &f64>| {
