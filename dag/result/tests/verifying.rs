@@ -1,8 +1,11 @@
 //! Results verified from their CID, and results that are not what they say.
 
-use iptl_dag::Cid;
-use iptl_dag::model::{self, Exit, Node, Receipt, ResultNode, ResultVerdict};
-use iptl_result::{VerifyError, give_up_unreadable, verify};
+use iptl_dag::model::{self, Exit, Node, Receipt, ResultNode, ResultVerdict, Signed};
+use iptl_dag::{Block, Cid, Codec};
+use iptl_result::{
+    AssembleError, AttestationRecord, SealError, SourceError, VerifyError, attestation, give_up_unreadable, seal,
+    verify,
+};
 use proptest::prelude::*;
 
 use crate::world::{World, check_signature, id, peer, sign};
@@ -233,4 +236,58 @@ fn check(world: &World, root: &Cid, problems: &[&str]) {
     for problem in problems {
         assert!(found.problems.iter().any(|p| p.contains(problem)), "no {problem:?} in {:#?}", found.problems);
     }
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let cid = world_cid();
+    let missing = || SourceError::Missing { cid };
+    let rows = [
+        (VerifyError::Node { what: "run", source: missing() }.to_string(), "the run cannot be read"),
+        (missing().to_string(), "block CID is missing"),
+        (
+            AssembleError::Content { instance: id("a", 3), what: "logs", source: Box::new(missing()) }.to_string(),
+            "logs of a/3",
+        ),
+        (
+            AssembleError::TooManyInstances { instances: 2_000_000 }.to_string(),
+            "a run of 2000000 instances, of which 1000000 can be assembled",
+        ),
+        (
+            AssembleError::OutcomeTooLarge { size: 3_000_000 }.to_string(),
+            "an outcome of 3000000 bytes, more than a block holds",
+        ),
+        (
+            SealError::AttestationTooLarge { size: 3_000_000 }.to_string(),
+            "an attestation of 3000000 bytes, more than a block holds",
+        ),
+    ];
+    for (said, expected) in rows {
+        assert_eq!(said.replace(&cid.to_string(), "CID"), expected);
+    }
+}
+
+#[test]
+fn attestation_that_exceeds_a_block_is_an_error_and_not_a_panic() {
+    let world = measured();
+    let (assembly, assembled) = (world.assembly(), world.assemble());
+    let record = AttestationRecord {
+        lab: peer(8),
+        receipts: vec![world_cid(); 60_000],
+        placements: Vec::new(),
+        log: None,
+        lablets: Vec::new(),
+        submitted_ms: 0,
+        started_ms: 0,
+        ended_ms: 0,
+        distortions: Vec::new(),
+    };
+    let body = attestation(&assembly, &assembled, record);
+    let signed = Signed { body, signer: peer(9), signature: vec![0; 64] };
+    let sealed = seal(&assembly, &assembled, &world.execution, signed);
+    assert!(matches!(sealed, Err(SealError::AttestationTooLarge { .. })));
+}
+
+fn world_cid() -> Cid {
+    *Block::new(Codec::Raw, "x").cid()
 }
