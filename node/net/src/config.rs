@@ -12,7 +12,8 @@ pub enum KadMode {
     Server,
     /// Asks only; for nodes behind a NAT.
     Client,
-    /// Server when the node listens on an address of its own at start, client otherwise.
+    /// Server when the node listens, at start, on an address that it tells others (see [`Config::private_addrs_ok`]),
+    /// client otherwise.
     Auto,
 }
 

@@ -171,12 +171,10 @@ fn kad(config: &Config, peer: PeerId) -> kad::Behaviour<kad::store::MemoryStore>
         ..Default::default()
     };
     let mut kad = kad::Behaviour::with_config(peer, kad::store::MemoryStore::with_config(peer, store), kad_config);
-    let listens = config.listen.iter().any(|addr| !addr.contains("/p2p-circuit"));
     kad.set_mode(Some(match config.kad {
         KadMode::Server => kad::Mode::Server,
-        KadMode::Client => kad::Mode::Client,
-        KadMode::Auto if listens => kad::Mode::Server,
-        KadMode::Auto => kad::Mode::Client,
+        // `Task::start` decides when it knows the addresses.
+        KadMode::Client | KadMode::Auto => kad::Mode::Client,
     }));
     kad
 }

@@ -150,7 +150,7 @@ impl Task {
         };
         task.start_listening(&config.listen).await?;
         task.start_known();
-        task.start_kad();
+        task.start_kad(config.kad);
         Ok((task, receiver))
     }
 

@@ -79,3 +79,17 @@ async fn agent_is_told_to_peers() {
     let agent = until("the agent", || async { b.net.peers().await.first().and_then(|peer| peer.agent.clone()) }).await;
     assert_eq!(agent, "iptl/9 test");
 }
+
+#[tokio::test]
+async fn node_serves_the_dht_only_where_others_can_reach_it() {
+    for (listen, private_addrs_ok, kad, serves) in [
+        (vec![TCP], true, KadMode::Auto, true),
+        (vec![TCP], false, KadMode::Auto, false),
+        (vec![TCP], false, KadMode::Server, true),
+        (vec![TCP], true, KadMode::Client, false),
+        (vec![], true, KadMode::Auto, false),
+    ] {
+        let node = node(Config { private_addrs_ok, kad, ..config(&listen) }).await;
+        assert_eq!(node.net.is_kad_server().await, serves, "{listen:?} {private_addrs_ok} {kad:?}");
+    }
+}

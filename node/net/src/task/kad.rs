@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::Task;
 use crate::addr::is_worth_telling;
+use crate::config::KadMode;
 use crate::error::ProvideError;
 use crate::swarm::MAX_PROVIDED_KEYS;
 
@@ -63,8 +64,11 @@ impl Kad {
 }
 
 impl Task {
-    /// Announces the node's own record, first of all.
-    pub(super) fn start_kad(&mut self) {
+    /// Takes up the role in the DHT, and announces the node's own record first of all.
+    pub(super) fn start_kad(&mut self, mode: KadMode) {
+        if mode == KadMode::Auto && self.is_told_anywhere() {
+            self.swarm.behaviour_mut().kad.set_mode(Some(Mode::Server));
+        }
         self.kad.provided.insert(self.local_peer().to_bytes());
         self.on_own_addrs_changed();
     }

@@ -166,6 +166,11 @@ impl Task {
         self.on_own_addrs_changed();
     }
 
+    /// Returns whether the node listens on an address that others are told.
+    pub(super) fn is_told_anywhere(&self) -> bool {
+        !self.listeners.told.is_empty()
+    }
+
     pub(super) fn on_listener_closed(&mut self, id: ListenerId, reason: Result<(), io::Error>) {
         let Some(listener) = self.listeners.active.remove(&id) else { return };
         self.choose_told_addrs();
