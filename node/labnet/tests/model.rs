@@ -1,7 +1,7 @@
 //! Random operations on two cells joined by queues that keep the order of each connection and nothing else, held
 //! against a model: what is read is a prefix of what was written, all of it where nobody broke the connection off.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
@@ -34,6 +34,8 @@ struct End {
     socket: SocketId,
     name: Name,
     client: bool,
+    /// Whether it was readable and writable when last looked at.
+    could: (bool, bool),
 }
 
 struct World {
@@ -119,7 +121,7 @@ impl World {
         let name = (from, switch.local_addr(socket).unwrap().unwrap(), to);
         self.directions.insert((name, true), Direction::default());
         self.directions.insert((name, false), Direction::default());
-        self.ends.push(End { instance: from, socket, name, client: true });
+        self.ends.push(End { instance: from, socket, name, client: true, could: (true, true) });
     }
 
     fn accept(&mut self, instance: u32, listener: SocketId) {
@@ -129,7 +131,13 @@ impl World {
                 Some(client) => client.index,
                 None => instance,
             };
-            self.ends.push(End { instance, socket, name: (client, peer, instance), client: false });
+            self.ends.push(End {
+                instance,
+                socket,
+                name: (client, peer, instance),
+                client: false,
+                could: (true, true),
+            });
         }
     }
 
@@ -193,6 +201,8 @@ impl World {
         let end = &self.ends[at];
         if self.cells[cell(end.instance)].tcp_shutdown(end.socket, Half::Write).is_ok() {
             self.directions.get_mut(&(end.name, end.client)).unwrap().ended = true;
+            // That writing fails from now on is no news to who has ended it.
+            self.ends[at].could.1 = true;
         }
     }
 
@@ -219,8 +229,18 @@ impl World {
                 let key = (1 - from, packet.src(), packet.dst());
                 self.links.entry(key).or_default().push_back(packet.encode().into());
             }
+            let mut announced = BTreeSet::new();
             while let Some(ready) = self.cells[from].poll_ready() {
                 self.cells[from].local_addr(ready).unwrap();
+                announced.insert(ready);
+            }
+            // Who waits for something is told when it has become possible.
+            for end in self.ends.iter_mut().filter(|end| cell(end.instance) == from) {
+                let switch = &mut self.cells[from];
+                let can = (switch.is_readable(end.socket), switch.is_writable(end.socket));
+                let news = (can.0 && !end.could.0) || (can.1 && !end.could.1);
+                assert!(!news || announced.contains(&end.socket), "{:?} sleeps for ever", end.name);
+                end.could = can;
             }
         }
     }
@@ -289,9 +309,9 @@ impl World {
 #[test]
 fn streams_arrive_complete_and_in_order_on_every_schedule() {
     let mut read = 0;
-    for seed in 0..40 {
+    for seed in 0..16 {
         let mut world = World::new(seed);
-        for _ in 0..2_000 {
+        for _ in 0..1_500 {
             world.step();
         }
         world.settle();
@@ -299,7 +319,7 @@ fn streams_arrive_complete_and_in_order_on_every_schedule() {
         read += world.directions.values().map(|direction| direction.read).sum::<u64>();
         world.check_empty_after_close();
     }
-    assert!(read > 10 << 20, "the schedules moved too little to say anything: {read} bytes");
+    assert!(read > 4 << 20, "the schedules moved too little to say anything: {read} bytes");
 }
 
 #[test]

@@ -153,12 +153,15 @@ impl Switch {
         if stream.tx_end {
             return Err(NetError::Shutdown);
         }
+        let blocked = stream.blocked;
         let room = match stream.peer {
             Peer::Gone => return Err(NetError::ConnectionReset),
             Peer::Remote => stream.tx_credit,
             Peer::Local(peer) => {
                 let peer = self.stream(peer)?;
-                if peer.rx_off { WINDOW_SIZE } else { WINDOW_SIZE.saturating_sub(peer.rx.len()) }
+                let room = if peer.rx_off { WINDOW_SIZE } else { WINDOW_SIZE.saturating_sub(peer.rx.len()) };
+                // Who has met a full window waits for a step, as between cells: a slow reader would wake it for each byte.
+                if blocked && room < CREDIT_STEP { 0 } else { room }
             }
         };
         self.stream(id)?.blocked = room == 0;
