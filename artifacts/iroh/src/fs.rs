@@ -102,7 +102,7 @@ struct Inner {
     /// One flush at a time; the next one finds most of its work done.
     flushing: tokio::sync::Mutex<()>,
     sweeps: Mutex<Option<mpsc::Sender<Sweep>>>,
-    closed: Arc<AtomicBool>,
+    closed: AtomicBool,
     /// Holds the lock until the database is closed: declared last, so dropped last.
     _lock: File,
 }
@@ -128,11 +128,10 @@ impl FsBlobStore {
         let lock = lock(&dir)?;
         let aliases = Aliases::open(&dir.join("other-hashes")).map_err(io)?;
 
-        let closed = Arc::new(AtomicBool::new(false));
         let (sweeps, requests) = mpsc::channel(1);
         let mut options = Options::new(&dir);
         options.inline.max_data_inlined = INLINED as u64;
-        options.gc = Some(collector(requests, closed.clone()));
+        options.gc = Some(collector(requests));
         let paths = options.path.clone();
         let blobs = load(&dir, options).await?;
 
@@ -146,7 +145,7 @@ impl FsBlobStore {
             gate: Arc::default(),
             flushing: tokio::sync::Mutex::default(),
             sweeps: Mutex::new(Some(sweeps)),
-            closed,
+            closed: AtomicBool::new(false),
             _lock: lock,
         };
         Ok(FsBlobStore { inner: Arc::new(inner) })
@@ -174,9 +173,8 @@ impl FsBlobStore {
 impl Inner {
     /// Stops the database and lets the collector go. Harmless when repeated.
     async fn shut(&self) {
-        if self.blobs.shutdown().await.is_ok() {
-            self.closed.store(true, Ordering::SeqCst);
-        }
+        self.closed.store(true, Ordering::SeqCst);
+        self.blobs.shutdown().await.ok();
         lock_plain(&self.sweeps).take();
     }
 
@@ -444,28 +442,23 @@ impl BlobStore for FsBlobStore {
         self.inner.check_open()?;
         let _one = self.inner.flushing.lock().await;
         let io = |error| StoreError::io("syncing the store", &self.inner.dir, error);
-        let files = lock_plain(&self.inner.unsynced).clone();
-        let aliases = lock_plain(&self.inner.aliases).handle_to_sync().map_err(io)?;
-        if !files.is_empty() || aliases.is_some() {
+        let files = std::mem::take(&mut *lock_plain(&self.inner.unsynced));
+        let aliases = lock_plain(&self.inner.aliases).handle_to_sync();
+        if !files.is_empty() || !matches!(aliases, Ok(None)) {
             let inner = self.inner.clone();
-            let has_aliases = aliases.is_some();
-            let synced = tokio::task::spawn_blocking(move || {
-                inner.sync_files(&files)?;
-                if let Some(aliases) = aliases {
-                    aliases.sync_data()?;
+            // Runs to its end even where the caller goes away, so that what it could not sync is not forgotten.
+            let sync = move || {
+                let synced = inner.sync_files(&files);
+                if synced.is_err() {
+                    lock_plain(&inner.unsynced).extend(files);
                 }
-                let mut unsynced = lock_plain(&inner.unsynced);
-                unsynced.retain(|digest| !files.contains(digest));
-                Ok::<_, io::Error>(())
-            })
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error)));
-            if let Err(error) = synced {
-                if has_aliases {
-                    lock_plain(&self.inner.aliases).sync_failed();
+                let aliased = aliases.and_then(|file| file.map_or(Ok(()), |file| file.sync_data()));
+                if aliased.is_err() {
+                    lock_plain(&inner.aliases).sync_failed();
                 }
-                return Err(io(error));
-            }
+                synced.and(aliased)
+            };
+            tokio::task::spawn_blocking(sync).await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(io)?;
         }
         // Its arrival ends the batch of up to 500 ms that the database is in, and is answered after the commit.
         self.inner.blobs.sync_db().await.map_err(|error| self.inner.api_error("committing the store", error.into()))
@@ -558,10 +551,10 @@ async fn load(dir: &Path, options: Options) -> Result<FsStore, OpenError> {
 }
 
 /// Makes the collector that runs only when something is to be removed, and then removes just that.
-fn collector(requests: mpsc::Receiver<Sweep>, closed: Arc<AtomicBool>) -> GcConfig {
+fn collector(requests: mpsc::Receiver<Sweep>) -> GcConfig {
     let requests = Arc::new(tokio::sync::Mutex::new((requests, None::<Sweep>)));
     let add_protected: iroh_blobs::store::ProtectCb = Arc::new(move |live: &mut HashSet<Hash>| {
-        let (requests, closed) = (requests.clone(), closed.clone());
+        let requests = requests.clone();
         Box::pin(async move {
             let mut state = requests.lock().await;
             let (requests, current) = &mut *state;
@@ -570,9 +563,10 @@ fn collector(requests: mpsc::Receiver<Sweep>, closed: Arc<AtomicBool>) -> GcConf
                 sweep.done.send(()).ok();
             }
             let Some(sweep) = requests.recv().await else {
-                if closed.load(Ordering::SeqCst) {
-                    // The run fails at its first step, for the database is closed, and ends the collector's task.
-                    return ProtectOutcome::Continue;
+                // The store is closed. The collector holds a handle on it and ends by nothing but an error, which it
+                // logs as one; unwinding ends its task in silence, since no panic hook runs.
+                if cfg!(panic = "unwind") {
+                    std::panic::resume_unwind(Box::new("the store is closed"));
                 }
                 return std::future::pending().await;
             };
