@@ -89,6 +89,10 @@ fn extends(value: &Ipld, known: &Ipld) -> bool {
 
 /// Decodes DAG-JSON; never panics, whatever the bytes.
 pub fn from_dag_json(bytes: &[u8]) -> Result<Ipld, DecodeError> {
+    decode_dag_json(bytes)
+}
+
+pub(crate) fn decode_dag_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     serde_ipld_dagjson::from_slice(bytes)
         .map_err(|e| DecodeError::Shape { expected: "DAG-JSON value", reason: e.to_string() })
 }

@@ -6,9 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ipld_core::serde::ExtractLinks;
+
 use crate::codec::DecodeError;
 use crate::unixfs::pb::{PbError, PbNode};
-use crate::{Block, Cid, Codec, HashError, Ipld, codec};
+use crate::{Block, Cid, Codec, HashError, codec};
 
 /// Why the links of a block could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -51,26 +53,14 @@ pub fn links(cid: &Cid, bytes: &[u8]) -> Result<Vec<Cid>, LinkError> {
             .map(|node| node.links.into_iter().map(|l| l.cid).collect())
             .map_err(|source| LinkError::Pb { cid: *cid, source }),
         Some(Codec::DagCbor) => value_links(cid, codec::decode(bytes)),
-        Some(Codec::DagJson) => value_links(cid, codec::from_dag_json(bytes)),
+        Some(Codec::DagJson) => value_links(cid, codec::decode_dag_json(bytes)),
         None => Err(LinkError::Codec { cid: *cid, codec: cid.codec() }),
     }
 }
 
-fn value_links(cid: &Cid, value: Result<Ipld, DecodeError>) -> Result<Vec<Cid>, LinkError> {
-    let value = value.map_err(|source| LinkError::Decode { cid: *cid, source })?;
-    let mut links = Vec::new();
-    collect(&value, &mut links);
-    Ok(links)
-}
-
-/// The decoders bound the depth of values, so recursion is safe.
-fn collect(value: &Ipld, links: &mut Vec<Cid>) {
-    match value {
-        Ipld::Link(cid) => links.push(*cid),
-        Ipld::List(items) => items.iter().for_each(|item| collect(item, links)),
-        Ipld::Map(entries) => entries.values().for_each(|item| collect(item, links)),
-        Ipld::Null | Ipld::Bool(_) | Ipld::Integer(_) | Ipld::Float(_) | Ipld::String(_) | Ipld::Bytes(_) => {}
-    }
+/// Decodes to links alone: a value in memory takes up to a hundred times the bytes of its block.
+fn value_links(cid: &Cid, links: Result<ExtractLinks<64>, DecodeError>) -> Result<Vec<Cid>, LinkError> {
+    links.map(ExtractLinks::into_vec).map_err(|source| LinkError::Decode { cid: *cid, source })
 }
 
 /// Bounds of a walk.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use iptl_dag::codec::{self, DecodeError, decode_canonical};
 use iptl_dag::model::{self, Node, Plan, Run, Value};
-use iptl_dag::{Cid, Ipld};
+use iptl_dag::walk::links;
+use iptl_dag::{Cid, Codec, Ipld};
 use proptest::prelude::*;
 
 use crate::examples;
@@ -103,6 +104,8 @@ fn nesting_without_end_is_an_error_and_not_an_overflow() {
         for (name, bytes) in &bombs {
             assert!(codec::decode::<Ipld>(bytes).is_err(), "{name}");
             assert!(Node::from_bytes(bytes).is_err(), "{name}");
+            let cid = Cid::new_v1(Codec::DagCbor.number(), *examples::raw("x").hash());
+            assert!(links(&cid, bytes).is_err(), "{name}");
             for (tag, field) in [("iptl.plan/1", "unknown"), ("iptl.fact/1", "unknown"), ("iptl.run/1", "params")] {
                 let mut inside = vec![0xa1, 0x60 + tag.len() as u8];
                 inside.extend(tag.as_bytes());
@@ -114,6 +117,8 @@ fn nesting_without_end_is_an_error_and_not_an_overflow() {
         }
         for json in ["[".repeat(1 << 20), "{\"a\":".repeat(300_000), "{\"/\":".repeat(300_000)] {
             assert!(codec::from_dag_json(json.as_bytes()).is_err());
+            let cid = Cid::new_v1(Codec::DagJson.number(), *examples::raw("x").hash());
+            assert!(links(&cid, json.as_bytes()).is_err());
         }
         // As deep as is allowed can be written and dropped again.
         let deepest = (1..200).rev().map(|depth| [vec![0x81; depth], vec![0x80]].concat());

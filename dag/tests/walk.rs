@@ -30,6 +30,23 @@ fn links_are_listed_for_every_codec() {
 }
 
 #[test]
+fn links_come_in_the_order_of_the_block() {
+    // Canonical maps put shorter keys first.
+    let [first, second] = ["1", "2"].map(|text| *Block::new(Codec::Raw, text).cid());
+    let value = BTreeMap::from([("aaa".to_owned(), Ipld::Link(second)), ("b".to_owned(), Ipld::Link(first))]);
+    let block = codec::to_block(&Ipld::Map(value));
+    assert_eq!(links(block.cid(), block.data()).expect("valid"), [first, second]);
+}
+
+#[test]
+fn bytes_behind_a_value_are_refused() {
+    for (codec, bytes) in [(Codec::DagCbor, "\u{1}\u{1}"), (Codec::DagJson, "1 1")] {
+        let block = Block::new(codec, bytes);
+        assert!(links(block.cid(), block.data()).is_err());
+    }
+}
+
+#[test]
 fn codec_that_is_not_known_is_an_error() {
     let cid = Cid::new_v1(0x78, *Block::new(Codec::Raw, "git").cid().hash());
     assert!(links(&cid, b"git").is_err());
