@@ -97,7 +97,7 @@ pub enum CellInput {
 }
 
 /// What a cell says while it runs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CellEvent {
     /// An instance wrote a line.
     Output {
@@ -122,6 +122,7 @@ pub enum CellEvent {
         /// Lab address of that instance.
         dst: Ipv4Addr,
         /// The packet.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// An instance ended; exactly one of these for each.

@@ -131,6 +131,12 @@ impl Runner for FakeRunner {
         let (phase, phases) = watch::channel(Phase::Prepared);
         {
             let mut state = self.state();
+            let needed = cell.instances.len() as u64;
+            let available = u64::from(state.capacity.instances);
+            if needed > available {
+                let bound = state.capacity.bound.clone();
+                return Err(PrepareError::NoCapacity { what: "instances".to_owned(), needed, available, bound });
+            }
             if !state.refusals.is_empty() {
                 return Err(state.refusals.remove(0));
             }

@@ -1,0 +1,202 @@
+//! The life of one instance: made, held before its first instruction, released, ended.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use iptl_dag::model::{Exit, InstanceId, Resources, Usage};
+use iptl_runner::{Ended, InstanceSpec, OutputStream, environment};
+use wasmtime::component::ResourceTable;
+use wasmtime::{AsContextMut, Engine, Store};
+use wasmtime_wasi::p2::bindings::{Command, CommandPre};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::cell::{Cell, wall_ms};
+use super::engine::Code;
+use super::exit;
+use super::lab::Mailbox;
+use super::limits::{CpuMeter, MemoryLimiter, OutOfCpu};
+use super::output::{Lines, Output};
+
+/// Host handles that a guest may hold beside those of its sockets: calls of the lab, timers, streams.
+const MAX_HANDLES: usize = 8192;
+
+/// Handles that one socket may need: itself, two streams, a pollable for each.
+const HANDLES_PER_SOCKET: usize = 6;
+
+/// Bytes that the arguments of one host call may take on the host: the largest message several times.
+const HOSTCALL_FUEL: usize = 8 << 20;
+
+/// What an instance and its cell share.
+pub(crate) struct Instance {
+    /// Group and index.
+    pub(crate) id: InstanceId,
+    /// Lab address.
+    pub(crate) address: Ipv4Addr,
+    /// What it may use.
+    pub(crate) limits: Resources,
+    /// Answers of the lab.
+    pub(crate) mailbox: Mailbox,
+    /// Output that is no line yet.
+    pub(crate) lines: Mutex<Lines>,
+    /// Bytes of events and metrics so far.
+    pub(crate) record_bytes: AtomicU64,
+    /// Bytes of artifacts so far.
+    pub(crate) artifact_bytes: AtomicU64,
+    /// Artifacts so far.
+    pub(crate) artifact_paths: Mutex<BTreeSet<String>>,
+}
+
+impl Instance {
+    pub(crate) fn new(spec: &InstanceSpec, address: Ipv4Addr) -> Instance {
+        Instance {
+            id: spec.id.clone(),
+            address,
+            limits: spec.limits,
+            mailbox: Mailbox::default(),
+            lines: Mutex::new(Lines::default()),
+            record_bytes: AtomicU64::new(0),
+            artifact_bytes: AtomicU64::new(0),
+            artifact_paths: Mutex::new(BTreeSet::new()),
+        }
+    }
+}
+
+/// What host functions of a guest see.
+pub(crate) struct Guest {
+    wasi: WasiCtx,
+    pub(crate) table: ResourceTable,
+    limiter: MemoryLimiter,
+    pub(crate) cell: Arc<Cell>,
+    pub(crate) instance: Arc<Instance>,
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Lives the life of one instance, from its making to the last word about it.
+pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, spec: InstanceSpec, code: Arc<Code>) {
+    let mut meter = CpuMeter::default();
+    let mut store = store(&cell, &instance, &spec, &code.engine);
+    let command = &code.commands[&spec.artifact.cid];
+    drop(spec.args);
+    drop(spec.env);
+    let made = make(&mut store, command, &cell, &mut meter).await;
+    cell.instance_is_ready();
+    let released = cell.wait_for_release().await;
+    let started_ms = if released { cell.started_ms() } else { 0 };
+    let exit = match made {
+        Ok(_) if !released => cell.stopped().await,
+        Ok(command) => run(&mut store, &command, &cell, &mut meter).await,
+        Err(exit) => exit,
+    };
+    end(store, exit, started_ms, &meter);
+}
+
+/// Makes the store of an instance, with everything that it may use and nothing else.
+fn store(cell: &Arc<Cell>, instance: &Arc<Instance>, spec: &InstanceSpec, engine: &Engine) -> Store<Guest> {
+    let ordinal = cell.directory.ordinal(&instance.id).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    let output = |stream| Output { cell: Arc::clone(cell), instance: Arc::clone(instance), stream };
+    let mut wasi = WasiCtx::builder();
+    // Secure randomness and clocks stay the real ones in live runs; what std seeds its maps with follows the run.
+    wasi.stdout(output(OutputStream::Out))
+        .stderr(output(OutputStream::Err))
+        .insecure_random_seed(seed(cell.spec().seed, ordinal))
+        .arg("plan");
+    for arg in &spec.args {
+        wasi.arg(arg);
+    }
+    for (name, value) in environment(cell.spec(), spec, ordinal, instance.address) {
+        wasi.env(name, value);
+    }
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(MAX_HANDLES + HANDLES_PER_SOCKET * instance.limits.sockets as usize);
+    let limiter = MemoryLimiter::new(Arc::clone(&cell.memory), instance.limits.memory_bytes);
+    let guest = Guest { wasi: wasi.build(), table, limiter, cell: Arc::clone(cell), instance: Arc::clone(instance) };
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.limiter);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_async_yield_and_update(1);
+    store.as_context_mut().set_hostcall_fuel(HOSTCALL_FUEL);
+    store
+}
+
+/// Returns the seed of what a guest may treat as random but must not treat as secret.
+fn seed(run: u64, ordinal: u32) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"iptl insecure seed");
+    hasher.update(&run.to_le_bytes());
+    hasher.update(&ordinal.to_le_bytes());
+    let digest = hasher.finalize();
+    u128::from_le_bytes(digest.as_bytes()[..16].try_into().expect("a digest has 32 bytes"))
+}
+
+/// Instantiates; code of the guest may run here already, under the same limits.
+async fn make(
+    store: &mut Store<Guest>,
+    command: &CommandPre<Guest>,
+    cell: &Cell,
+    meter: &mut CpuMeter,
+) -> Result<Command, Exit> {
+    let limit = Duration::from_millis(store.data().instance.limits.cpu_ms);
+    let made = tokio::select! {
+        biased;
+        exit = cell.stopped() => return Err(exit),
+        made = meter.run(limit, command.instantiate_async(&mut *store)) => made,
+    };
+    match made {
+        Ok(Ok(command)) => Ok(command),
+        Ok(Err(error)) => Err(exit::of_error(&error, store.data().limiter.refused())),
+        Err(OutOfCpu) => Err(Exit::OutOfCpu {}),
+    }
+}
+
+/// Runs the program until it ends or something ends it.
+async fn run(store: &mut Store<Guest>, command: &Command, cell: &Cell, meter: &mut CpuMeter) -> Exit {
+    let limits = store.data().instance.limits;
+    let ran = tokio::select! {
+        biased;
+        exit = cell.stopped() => return exit,
+        () = tokio::time::sleep(Duration::from_millis(limits.wall_ms)) => return Exit::OutOfTime {},
+        ran = meter.run(
+            Duration::from_millis(limits.cpu_ms),
+            command.wasi_cli_run().call_run(&mut *store),
+        ) => ran,
+    };
+    match ran {
+        Ok(result) => exit::of_call(result, store.data().limiter.refused()),
+        Err(OutOfCpu) => Exit::OutOfCpu {},
+    }
+}
+
+/// Gives everything back and says how the instance ended.
+fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
+    let cell = Arc::clone(&store.data().cell);
+    let instance = Arc::clone(&store.data().instance);
+    let memory_bytes = store.data().limiter.peak();
+    drop(store);
+    let exit = match super::output::flush(&cell, &instance) {
+        Ok(()) => exit,
+        Err(ending) => exit::of_error(&ending.into(), false),
+    };
+    instance.mailbox.close();
+    let (sent_bytes, received_bytes) = cell.net.remove(instance.address);
+    let left = cell.files.left(&instance.id);
+    let cpu_us = u64::try_from(meter.used().as_micros()).unwrap_or(u64::MAX);
+    let ended = Ended {
+        exit,
+        usage: Usage { cpu_us, memory_bytes, sent_bytes, received_bytes },
+        started_ms,
+        ended_ms: wall_ms(),
+        logs: left.logs,
+        events: left.events,
+        metrics: left.metrics,
+        artifacts: left.artifacts,
+    };
+    cell.instance_ended(instance.id.clone(), ended);
+}

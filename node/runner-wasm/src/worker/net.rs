@@ -1,0 +1,279 @@
+//! The network of the guests: wasi:sockets over the [`Switch`] of the cell, and nothing of the host.
+//!
+//! Every operation takes the switch's lock, does its part, wakes the guests for which something has become possible,
+//! and hands packets for other cells to the outbox. A guest that waits has left its waker here; nobody polls in loops.
+
+mod dns;
+mod tcp;
+mod udp;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use iptl_dag::model::InstanceId;
+use iptl_labnet::{Directory, Limits, NetError, Packet, SocketId, Switch};
+use iptl_runner::{CellEvent, InstanceSpec};
+use tokio::sync::Notify;
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpSocketAddress, Network};
+use wasmtime_wasi::p2::{SocketError, SocketResult};
+
+use super::guest::{Guest, Instance};
+use super::outbox::Outbox;
+use crate::ipc::FromWorker;
+
+/// Longest backlog of a listening socket: Linux' `somaxconn`.
+const MAX_BACKLOG: u32 = 4096;
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "wit/net",
+        world: "iptl:net/net",
+        imports: { default: trappable },
+        trappable_error_type: { "wasi:sockets/network.error-code" => wasmtime_wasi::p2::SocketError },
+        with: {
+            "wasi:io/poll": wasmtime_wasi_io::bindings::wasi::io::poll,
+            "wasi:io/streams": wasmtime_wasi_io::bindings::wasi::io::streams,
+            "wasi:io/error": wasmtime_wasi_io::bindings::wasi::io::error,
+            "wasi:sockets/network": wasmtime_wasi::p2::bindings::sockets::network,
+            "wasi:sockets/udp.udp-socket": super::udp::UdpSocket,
+            "wasi:sockets/udp.incoming-datagram-stream": super::udp::Incoming,
+            "wasi:sockets/udp.outgoing-datagram-stream": super::udp::Outgoing,
+            "wasi:sockets/tcp.tcp-socket": super::tcp::TcpSocket,
+            "wasi:sockets/ip-name-lookup.resolve-address-stream": super::dns::Resolution,
+        },
+        require_store_data_send: true,
+    });
+}
+
+use bindings::wasi::sockets as wit;
+
+/// The sockets of all instances of a cell.
+pub(crate) struct Net {
+    hub: Mutex<Hub>,
+    outbox: Arc<Outbox>,
+    /// Notified when packets wait for room in the outbox.
+    waiting: Notify,
+}
+
+struct Hub {
+    switch: Switch,
+    wakers: BTreeMap<SocketId, Vec<Waker>>,
+}
+
+/// What a guest waits for on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interest {
+    /// Bytes, a datagram, a connection to accept.
+    Read,
+    /// Room to write.
+    Write,
+    /// The outcome of connecting.
+    Connected,
+}
+
+impl Net {
+    pub(crate) fn new(directory: Arc<Directory>, outbox: Arc<Outbox>, specs: &[InstanceSpec]) -> Net {
+        // The switch knows one limit; instances with a smaller one are held to it by `open`.
+        let sockets = specs.iter().map(|spec| spec.limits.sockets).max().unwrap_or(0);
+        let limits = Limits { sockets_per_instance: sockets, backlog: MAX_BACKLOG };
+        let hub = Hub { switch: Switch::new(directory, limits), wakers: BTreeMap::new() };
+        Net { hub: Mutex::new(hub), outbox, waiting: Notify::new() }
+    }
+
+    /// Adds an instance.
+    pub(crate) fn add(&self, id: &InstanceId) {
+        self.with(|switch| switch.add_instance(id));
+    }
+
+    /// Takes an instance out that ended; returns the bytes that it sent and received.
+    pub(crate) fn remove(&self, address: Ipv4Addr) -> (u64, u64) {
+        self.with(|switch| {
+            switch.remove_instance(address);
+            let stats = switch.stats(address);
+            (stats.sent_bytes, stats.received_bytes)
+        })
+    }
+
+    /// Takes a packet from another cell.
+    pub(crate) fn packet(&self, bytes: Vec<u8>) {
+        match Packet::decode(&bytes.into()) {
+            Ok(packet) => self.with(|switch| switch.handle_packet(packet)),
+            Err(e) => tracing::debug!(error = %e, "a packet of another cell was dropped"),
+        }
+    }
+
+    /// Sends what waited for room in the outbox, for as long as the cell lives. Safe to drop.
+    pub(crate) async fn pump(self: Arc<Self>) {
+        loop {
+            self.waiting.notified().await;
+            self.outbox.wait_for_room().await;
+            self.with(|_| {});
+        }
+    }
+
+    /// Does something with the switch and carries out what follows.
+    fn with<T>(&self, act: impl FnOnce(&mut Switch) -> T) -> T {
+        let mut hub = self.hub();
+        let result = act(&mut hub.switch);
+        let wakers = hub.take_wakers();
+        // Packets leave under the lock: those of one connection must not overtake each other.
+        while self.outbox.has_room() {
+            let Some((dst, packet)) = hub.switch.poll_packet() else { break };
+            let bytes = packet.encode();
+            self.outbox.push(&FromWorker::Event(CellEvent::Packet { dst, bytes }));
+        }
+        drop(hub);
+        if !self.outbox.has_room() {
+            self.waiting.notify_one();
+        }
+        for waker in wakers {
+            waker.wake();
+        }
+        result
+    }
+
+    /// Makes a socket for an instance, within the limit of its own.
+    fn open(
+        &self,
+        instance: &Instance,
+        make: impl FnOnce(&mut Switch) -> Result<SocketId, NetError>,
+    ) -> Result<SocketId, NetError> {
+        let limit = instance.limits.sockets;
+        self.with(|switch| {
+            if switch.stats(instance.address).sockets >= limit {
+                return Err(NetError::TooManySockets { limit });
+            }
+            make(switch)
+        })
+    }
+
+    /// Waits until something is possible on a socket.
+    fn poll(&self, id: SocketId, interest: Interest, cx: &mut Context<'_>) -> Poll<()> {
+        let mut hub = self.hub();
+        let ready = match interest {
+            Interest::Read => hub.switch.is_readable(id),
+            Interest::Write => hub.switch.is_writable(id),
+            Interest::Connected => !matches!(hub.switch.tcp_connected(id), Ok(false)),
+        };
+        if ready {
+            return Poll::Ready(());
+        }
+        let wakers = hub.wakers.entry(id).or_default();
+        if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            wakers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Closes a socket.
+    fn close(&self, id: SocketId) {
+        self.with(|switch| switch.close(id));
+        self.hub().wakers.remove(&id);
+    }
+
+    fn hub(&self) -> MutexGuard<'_, Hub> {
+        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hub {
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        while let Some(id) = self.switch.poll_ready() {
+            if let Some(waiting) = self.wakers.remove(&id) {
+                wakers.extend(waiting);
+            }
+        }
+        wakers
+    }
+}
+
+/// What the functions of wasi:sockets see of a guest.
+struct NetView<'a> {
+    table: &'a mut ResourceTable,
+    net: &'a Arc<Net>,
+    directory: &'a Directory,
+    instance: &'a Arc<Instance>,
+}
+
+struct HasNet;
+
+impl HasData for HasNet {
+    type Data<'a> = NetView<'a>;
+}
+
+fn view(guest: &mut Guest) -> NetView<'_> {
+    NetView {
+        table: &mut guest.table,
+        net: &guest.cell.net,
+        directory: &guest.cell.directory,
+        instance: &guest.instance,
+    }
+}
+
+/// Puts the lab's network into the place of the host's.
+pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    wit::udp::add_to_linker::<Guest, HasNet>(linker, view)?;
+    wit::udp_create_socket::add_to_linker::<Guest, HasNet>(linker, view)?;
+    wit::tcp::add_to_linker::<Guest, HasNet>(linker, view)?;
+    wit::tcp_create_socket::add_to_linker::<Guest, HasNet>(linker, view)?;
+    wit::ip_name_lookup::add_to_linker::<Guest, HasNet>(linker, view)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+impl network::Host for NetView<'_> {
+    fn convert_error_code(&mut self, error: SocketError) -> wasmtime::Result<ErrorCode> {
+        error.downcast()
+    }
+
+    fn network_error_code(&mut self, _: Resource<wasmtime::Error>) -> wasmtime::Result<Option<ErrorCode>> {
+        Ok(None)
+    }
+}
+
+impl network::HostNetwork for NetView<'_> {
+    fn drop(&mut self, network: Resource<Network>) -> wasmtime::Result<()> {
+        self.table.delete(network)?;
+        Ok(())
+    }
+}
+
+/// Returns what WASI calls an error of the lab network.
+fn code(error: &NetError) -> ErrorCode {
+    match error {
+        NetError::AddressInUse { .. } | NetError::NoPorts => ErrorCode::AddressInUse,
+        NetError::AddressNotAvailable { .. } => ErrorCode::AddressNotBindable,
+        NetError::InvalidDestination { .. } => ErrorCode::InvalidArgument,
+        NetError::ConnectionRefused => ErrorCode::ConnectionRefused,
+        NetError::ConnectionReset => ErrorCode::ConnectionReset,
+        NetError::Unreachable { .. } => ErrorCode::RemoteUnreachable,
+        NetError::Shutdown | NetError::InvalidState | NetError::NoInstance { .. } | NetError::NoSocket => {
+            ErrorCode::InvalidState
+        }
+        NetError::WouldBlock => ErrorCode::WouldBlock,
+        NetError::DatagramTooLong { .. } => ErrorCode::DatagramTooLarge,
+        NetError::TooManySockets { .. } => ErrorCode::NewSocketLimit,
+    }
+}
+
+/// Makes an error of WASI of one of the lab network.
+fn refuse(error: NetError) -> SocketError {
+    code(&error).into()
+}
+
+/// Returns an address that the lab network can have: IPv4.
+fn v4(address: IpSocketAddress) -> SocketResult<SocketAddrV4> {
+    match SocketAddr::from(address) {
+        SocketAddr::V4(address) => Ok(address),
+        SocketAddr::V6(_) => Err(ErrorCode::InvalidArgument.into()),
+    }
+}
+
+fn wasi(address: SocketAddrV4) -> IpSocketAddress {
+    SocketAddr::V4(address).into()
+}

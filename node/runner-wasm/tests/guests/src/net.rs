@@ -1,0 +1,201 @@
+//! Behaviours that need the network.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use crate::variable;
+
+const PORT: u16 = 4000;
+
+pub fn behave(what: &str, args: &[String]) {
+    match what {
+        "tcp-echo" => tcp_echo(),
+        "udp-ring" => udp_ring(),
+        "bulk" => bulk(args[0].parse().unwrap()),
+        "names" => names(),
+        "refused" => refused(),
+        "no-host" => no_host(args[0].parse().unwrap()),
+        "sockets" => sockets(),
+        "reset" => reset(),
+        "idle-poll" => idle_poll(),
+        other => panic!("unknown behaviour {other}"),
+    }
+}
+
+/// Connects until somebody listens.
+fn connect(name: &str) -> TcpStream {
+    loop {
+        match TcpStream::connect((name, PORT)) {
+            Ok(stream) => return stream,
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => std::thread::sleep(Duration::from_millis(5)),
+            Err(e) => panic!("{name}: {e}"),
+        }
+    }
+}
+
+/// Instance 0 serves; the others say hello and are answered.
+fn tcp_echo() {
+    let (index, total) = (variable("IPTL_INDEX"), variable("IPTL_TOTAL"));
+    if index == 0 {
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+        for _ in 1..total {
+            let (mut stream, peer) = listener.accept().unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), peer);
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            stream.write_all(text.to_uppercase().as_bytes()).unwrap();
+        }
+        println!("served");
+    } else {
+        let mut stream = connect("g-0");
+        stream.set_nodelay(true).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), SocketAddr::from((Ipv4Addr::new(10, 0, 0, 1), PORT)));
+        let local = stream.local_addr().unwrap();
+        assert_eq!(local.ip().to_string(), std::env::var("IPTL_ADDR").unwrap());
+        write!(stream, "hello from {index}").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        println!("{answer}");
+    }
+}
+
+/// A datagram goes round until everybody had it three times.
+fn udp_ring() {
+    let (index, total) = (variable("IPTL_INDEX"), variable("IPTL_TOTAL"));
+    let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+    let next = format!("g-{}", (index + 1) % total);
+    let mut buffer = [0; 64];
+    if index == 0 {
+        // Until it has come round once, nobody knows that the others listen yet.
+        socket.set_nonblocking(true).unwrap();
+        loop {
+            socket.send_to(&[0], (next.as_str(), PORT)).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+            if socket.recv_from(&mut buffer).is_ok() {
+                break;
+            }
+        }
+        socket.set_nonblocking(false).unwrap();
+        socket.send_to(&[1], (next.as_str(), PORT)).unwrap();
+    }
+    let mut lap = 0;
+    while lap < 3 {
+        let (_, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.port(), PORT);
+        match buffer[0] {
+            0 if index != 0 => {
+                socket.send_to(&[0], (next.as_str(), PORT)).unwrap();
+            }
+            0 => {}
+            n => {
+                lap = n;
+                if index == 0 && lap == 3 {
+                    break;
+                }
+                let n = if index == 0 { n + 1 } else { n };
+                socket.send_to(&[n], (next.as_str(), PORT)).unwrap();
+            }
+        }
+    }
+    println!("three laps");
+}
+
+/// Instance 1 sends megabytes to instance 0.
+fn bulk(megabytes: usize) {
+    if variable("IPTL_INDEX") == 0 {
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 64 << 10];
+        let (mut total, mut sum) = (0u64, 0u64);
+        loop {
+            match stream.read(&mut buffer).unwrap() {
+                0 => break,
+                n => {
+                    total += n as u64;
+                    sum += u64::from(buffer[0]);
+                }
+            }
+        }
+        println!("{total}");
+        std::hint::black_box(sum);
+    } else {
+        let mut stream = connect("g-0");
+        let buffer = vec![7; 1 << 20];
+        let started = Instant::now();
+        for _ in 0..megabytes {
+            stream.write_all(&buffer).unwrap();
+        }
+        println!("{:.0} MB/s", megabytes as f64 / started.elapsed().as_secs_f64());
+    }
+}
+
+fn names() {
+    use std::net::ToSocketAddrs;
+    let resolve = |name: &str| (name, 1).to_socket_addrs().map(|mut a| a.next().unwrap().ip().to_string()).ok();
+    for name in ["g-0", "g-1", "1.g.lab", "localhost", "g-2", "example.com"] {
+        println!("{name} {}", resolve(name).as_deref().unwrap_or("-"));
+    }
+}
+
+fn refused() {
+    let kind = |address: &str| {
+        let address: SocketAddr = address.parse().unwrap();
+        TcpStream::connect_timeout(&address, Duration::from_secs(2)).map(|_| ()).unwrap_err().kind()
+    };
+    println!("{:?}", kind("10.0.0.1:9"));
+    println!("{:?}", kind("127.0.0.1:9"));
+    println!("{:?}", kind("10.9.9.9:9"));
+}
+
+/// Nothing of the host can be reached, whatever is tried.
+fn no_host(port: u16) {
+    for address in [format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}"), "1.1.1.1:53".to_owned()] {
+        assert!(TcpStream::connect(&address).is_err(), "{address}");
+    }
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(socket.send_to(b"x", "8.8.8.8:53").is_err());
+    assert!(std::fs::read_dir("/").is_err() || std::fs::read_dir("/").unwrap().next().is_none());
+    assert!(std::fs::File::create("/tmp/x").is_err());
+    println!("nothing");
+}
+
+/// Opens sockets until it may not.
+fn sockets() {
+    let mut held = Vec::new();
+    let error = loop {
+        match UdpSocket::bind("0.0.0.0:0") {
+            Ok(socket) => held.push(socket),
+            Err(e) => break e,
+        }
+    };
+    println!("{} {:?}", held.len(), error.raw_os_error());
+    held.pop();
+    assert!(UdpSocket::bind("0.0.0.0:0").is_ok());
+}
+
+/// Instance 1 breaks; instance 0 sees its connection end.
+fn reset() {
+    if variable("IPTL_INDEX") == 0 {
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut byte = [0; 1];
+        stream.read_exact(&mut byte).unwrap();
+        let rest = stream.read(&mut byte);
+        println!("{}", if matches!(rest, Ok(0) | Err(_)) { "ended" } else { "data" });
+    } else {
+        let mut stream = connect("g-0");
+        stream.write_all(&[1]).unwrap();
+        std::process::abort();
+    }
+}
+
+/// Waits on a socket for a while; a host that polls would burn CPU time.
+fn idle_poll() {
+    let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    listener.set_nonblocking(false).unwrap();
+    let _ = listener.accept();
+}

@@ -1,0 +1,161 @@
+//! Sockets of the standard library over the lab network.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+
+use iptl_dag::model::{Exit, InstanceId};
+use iptl_runner::contract::{Behaviour, Lab, Outcome, instance};
+use iptl_runner::{CellEvent, CellInput, CellSpec, OutputStream, PreparedCell};
+
+use crate::fixture;
+
+#[tokio::test]
+async fn instances_talk_by_tcp() {
+    let outcome = run(5, &["tcp-echo"]).await;
+    assert_eq!(outcome.lines(0, OutputStream::Out), ["served"], "{outcome:?}");
+    for index in 1..5 {
+        assert_eq!(outcome.lines(index, OutputStream::Out), [format!("HELLO FROM {index}")]);
+    }
+    let usage = outcome.ended[&instance(1)].usage;
+    assert_eq!((usage.sent_bytes, usage.received_bytes), (12, 12));
+}
+
+#[tokio::test]
+async fn instances_talk_by_udp() {
+    let outcome = run(5, &["udp-ring"]).await;
+    for index in 0..5 {
+        assert_eq!(outcome.lines(index, OutputStream::Out), ["three laps"], "instance {index}: {outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn megabytes_arrive_whole() {
+    let outcome = run(2, &["bulk", "16"]).await;
+    assert_eq!(outcome.lines(0, OutputStream::Out), [(16u64 << 20).to_string()], "{outcome:?}");
+}
+
+#[tokio::test]
+async fn names_are_those_of_instances() {
+    let outcome = run(2, &["names"]).await;
+    let expected =
+        ["g-0 10.0.0.1", "g-1 10.0.0.2", "1.g.lab 10.0.0.2", "localhost 127.0.0.1", "g-2 -", "example.com -"];
+    assert_eq!(outcome.lines(0, OutputStream::Out), expected);
+}
+
+#[tokio::test]
+async fn connecting_to_nobody_fails_as_the_host_would() {
+    let outcome = run(1, &["refused"]).await;
+    assert_eq!(
+        outcome.lines(0, OutputStream::Out),
+        ["ConnectionRefused", "ConnectionRefused", "HostUnreachable"],
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn nothing_of_the_host_can_be_reached() {
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let outcome = run(1, &["no-host", &port]).await;
+    assert_eq!(outcome.lines(0, OutputStream::Out), ["nothing"], "{outcome:?}");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "a guest has reached the host");
+}
+
+#[tokio::test]
+async fn sockets_are_limited_and_given_back() {
+    let outcome = run(1, &["sockets"]).await;
+    // EMFILE of wasi-libc is 33.
+    assert_eq!(outcome.lines(0, OutputStream::Out), ["16 Some(33)"], "{outcome:?}");
+    assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 });
+}
+
+#[tokio::test]
+async fn connection_ends_with_its_instance() {
+    let outcome = run(2, &["reset"]).await;
+    assert_eq!(outcome.lines(0, OutputStream::Out), ["ended"], "{outcome:?}");
+    assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 });
+    assert_eq!(outcome.exit(1), &Exit::Trapped { trap: "unreachable".to_owned() });
+}
+
+#[tokio::test]
+async fn guest_that_waits_uses_no_cpu_time() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let mut cell = cell(&fixture, dir.path(), 1, &["idle-poll"]);
+    cell.instances[0].limits.wall_ms = 500;
+    let lab = Lab::prepare(&*fixture.runner, cell).await;
+    lab.control.start().await;
+    let outcome = lab.finish().await;
+    assert_eq!(outcome.exit(0), &Exit::OutOfTime {});
+    let cpu_us = outcome.ended[&instance(0)].usage.cpu_us;
+    assert!(cpu_us < 50_000, "{cpu_us} µs of CPU time");
+    fixture.runner.shutdown().await;
+}
+
+/// Two cells of one run, with their packets carried between them.
+#[tokio::test]
+async fn cells_talk_by_packets() {
+    for what in [vec!["tcp-echo"], vec!["udp-ring"], vec!["bulk", "8"]] {
+        let outcome = run_split(&what).await;
+        match what[0] {
+            "tcp-echo" => assert_eq!(outcome[&1], ["HELLO FROM 1"]),
+            "udp-ring" => assert_eq!(outcome[&1], ["three laps"]),
+            _ => assert_eq!(outcome[&0], [(8u64 << 20).to_string()]),
+        }
+    }
+}
+
+async fn run(size: usize, args: &[&str]) -> Outcome {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::prepare(&*fixture.runner, cell(&fixture, dir.path(), size, args)).await;
+    lab.control.start().await;
+    let outcome = lab.finish().await;
+    fixture.runner.shutdown().await;
+    outcome
+}
+
+fn cell(fixture: &iptl_runner::contract::Fixture, dir: &std::path::Path, size: usize, args: &[&str]) -> CellSpec {
+    let mut cell = fixture.cell(dir, &vec![Behaviour::Succeed; size]);
+    for instance in &mut cell.instances {
+        instance.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        instance.limits.cpu_ms = 20_000;
+    }
+    cell
+}
+
+async fn run_split(args: &[&str]) -> BTreeMap<u32, Vec<String>> {
+    let fixture = fixture();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut cells = Vec::new();
+    for (index, dir) in (0u32..).zip(&dirs) {
+        let mut cell = cell(&fixture, dir.path(), 2, args);
+        cell.instances.retain(|i| i.id == InstanceId { group: "g".to_owned(), index });
+        cells.push(fixture.runner.prepare(cell).await.unwrap());
+    }
+    let [a, b]: [PreparedCell; 2] = cells.try_into().ok().unwrap();
+    a.control.start().await;
+    b.control.start().await;
+    let (mut events_a, mut events_b) = (a.events, b.events);
+    let mut lines = BTreeMap::<u32, Vec<String>>::new();
+    let (mut over_a, mut over_b) = (false, false);
+    while !(over_a && over_b) {
+        let (event, other) = tokio::select! {
+            event = events_a.recv(), if !over_a => (event.unwrap(), &b.control),
+            event = events_b.recv(), if !over_b => (event.unwrap(), &a.control),
+        };
+        match event {
+            CellEvent::Output { id, line, .. } => lines.entry(id.index).or_default().push(line),
+            CellEvent::Packet { bytes, .. } => other.input(CellInput::Packet(bytes)).await,
+            CellEvent::Ended { id, ended } => {
+                assert_eq!(ended.exit, Exit::Exited { code: 0 }, "{id} {lines:?}");
+            }
+            CellEvent::CellOver if std::ptr::eq(other, &b.control) => over_a = true,
+            CellEvent::CellOver => over_b = true,
+            CellEvent::Sync { .. } => panic!("these guests call nobody"),
+        }
+    }
+    fixture.runner.shutdown().await;
+    lines
+}

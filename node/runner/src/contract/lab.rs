@@ -1,0 +1,171 @@
+//! A lab of one cell: answers sync calls, collects what is said.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use iptl_dag::model::{Exit, InstanceId};
+use tokio::sync::mpsc;
+
+use super::instance;
+use crate::cell::{CellControl, CellEvent, CellInput, CellSpec, Ended, OutputStream, PreparedCell};
+use crate::runner::Runner;
+use crate::sync::{SyncCall, SyncReply};
+
+/// Time in which every cell of the suite is over; ample, so that only a hang meets it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One prepared cell and everything that it has said so far.
+pub struct Lab {
+    /// The cell.
+    pub control: Box<dyn CellControl>,
+    events: mpsc::Receiver<CellEvent>,
+    states: BTreeMap<String, u64>,
+    barriers: Vec<(InstanceId, u64, String, u64)>,
+    topics: BTreeMap<String, Topic>,
+    /// What it has said.
+    pub outcome: Outcome,
+}
+
+#[derive(Default)]
+struct Topic {
+    messages: Vec<Vec<u8>>,
+    subscribers: Vec<(InstanceId, u64)>,
+}
+
+/// What a cell has said.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Ends by instance.
+    pub ended: BTreeMap<InstanceId, Ended>,
+    /// Lines in the order in which they were told.
+    pub output: Vec<(InstanceId, OutputStream, String)>,
+    /// Packets for other cells.
+    pub packets: Vec<(std::net::Ipv4Addr, Vec<u8>)>,
+    over: bool,
+}
+
+impl Outcome {
+    /// Returns how an instance of the suite's group ended.
+    pub fn exit(&self, index: u32) -> &Exit {
+        &self.ended[&instance(index)].exit
+    }
+
+    /// Returns the lines that it wrote to a stream.
+    pub fn lines(&self, index: u32, stream: OutputStream) -> Vec<String> {
+        let id = instance(index);
+        self.output.iter().filter(|(i, s, _)| *i == id && *s == stream).map(|(_, _, line)| line.clone()).collect()
+    }
+}
+
+impl Lab {
+    /// Prepares a cell, which must be possible.
+    pub async fn prepare(runner: &dyn Runner, cell: CellSpec) -> Lab {
+        let prepared = tokio::time::timeout(PATIENCE, runner.prepare(cell)).await.expect("prepare hangs");
+        let PreparedCell { control, events } = prepared.expect("the cell can be prepared");
+        Lab {
+            control,
+            events,
+            states: BTreeMap::new(),
+            barriers: Vec::new(),
+            topics: BTreeMap::new(),
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// Follows the cell until it is over.
+    pub async fn finish(mut self) -> Outcome {
+        let all = async { while self.step().await {} };
+        tokio::time::timeout(PATIENCE, all).await.expect("the cell hangs");
+        self.outcome
+    }
+
+    /// Drops the control and follows the cell until it is over.
+    pub async fn abandon(self) -> Outcome {
+        let Lab { control, mut events, mut outcome, .. } = self;
+        drop(control);
+        let all = async {
+            while let Some(event) = events.recv().await {
+                if let CellEvent::Ended { id, ended } = event {
+                    outcome.ended.insert(id, ended);
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.expect("the cell hangs");
+        outcome
+    }
+
+    /// Takes one event; false after the last one. Safe to drop half-way but for answers that were being handed over.
+    pub async fn step(&mut self) -> bool {
+        let Some(event) = self.events.recv().await else {
+            assert!(self.outcome.over, "the events ended before the cell was over");
+            return false;
+        };
+        assert!(!self.outcome.over, "an event after the cell was over: {event:?}");
+        match event {
+            CellEvent::Output { id, stream, line, .. } => self.outcome.output.push((id, stream, line)),
+            CellEvent::Sync { id, call } => self.answer(id, call).await,
+            CellEvent::Packet { dst, bytes } => self.outcome.packets.push((dst, bytes)),
+            CellEvent::Ended { id, ended } => {
+                let before = self.outcome.ended.insert(id, ended);
+                assert!(before.is_none(), "an instance ended twice: {before:?}");
+            }
+            CellEvent::CellOver => self.outcome.over = true,
+        }
+        true
+    }
+
+    async fn answer(&mut self, id: InstanceId, call: SyncCall) {
+        match call {
+            SyncCall::Signal { call, state } => {
+                let count = self.states.entry(state).or_default();
+                *count += 1;
+                let seq = *count;
+                self.reply(SyncReply::Signalled { id, call, seq }).await;
+                self.open_barriers().await;
+            }
+            SyncCall::Barrier { call, state, target } => {
+                self.barriers.push((id, call, state, target));
+                self.open_barriers().await;
+            }
+            SyncCall::Publish { call, topic, payload } => {
+                let topic = self.topics.entry(topic).or_default();
+                topic.messages.push(payload.clone());
+                let position = topic.messages.len() as u64;
+                let subscribers = topic.subscribers.clone();
+                self.reply(SyncReply::Published { id, call, position }).await;
+                for (id, call) in subscribers {
+                    self.reply(SyncReply::Message { id, call, position, payload: payload.clone() }).await;
+                }
+            }
+            SyncCall::Subscribe { call, topic } => {
+                let topic = self.topics.entry(topic).or_default();
+                topic.subscribers.push((id.clone(), call));
+                let messages = topic.messages.clone();
+                for (position, payload) in (1..).zip(messages) {
+                    self.reply(SyncReply::Message { id: id.clone(), call, position, payload }).await;
+                }
+            }
+            SyncCall::Cancel { call } => {
+                self.barriers.retain(|(i, c, _, _)| (i, c) != (&id, &call));
+                for topic in self.topics.values_mut() {
+                    topic.subscribers.retain(|(i, c)| (i, c) != (&id, &call));
+                }
+            }
+        }
+    }
+
+    async fn open_barriers(&mut self) {
+        let states = &self.states;
+        let open: Vec<_> = self
+            .barriers
+            .extract_if(.., |(_, _, state, target)| states.get(state).copied().unwrap_or(0) >= *target)
+            .collect();
+        for (id, call, _, _) in open {
+            self.reply(SyncReply::Opened { id, call }).await;
+        }
+    }
+
+    async fn reply(&self, reply: SyncReply) {
+        self.control.input(CellInput::Sync(reply)).await;
+    }
+}
