@@ -169,7 +169,12 @@ impl Lablet {
         if at_once {
             let held: Vec<ExecutionId> = self.cells.keys().copied().collect();
             for id in held {
-                self.end_cell(id, "its owner wants the machine back");
+                let reason = "its owner wants the machine back";
+                if let Some(cell) = self.cells.get(&id).filter(|c| c.phase < CellPhase::Running) {
+                    let (to, named) = (cell.orchestrator().clone(), cell.record.cell.clone());
+                    self.send(&to, ToOrchestrator::Refuse(named, reason.into()));
+                }
+                self.end_cell(id, reason);
             }
         }
     }

@@ -148,7 +148,7 @@ impl Orchestrator {
         }
         match message.into_inner() {
             ToOrchestrator::Heartbeat(heartbeat) => self.heartbeat(now, from, heartbeat),
-            ToOrchestrator::Bid(bid) => self.bid(from, bid),
+            ToOrchestrator::Bid(bid) => self.bid(now, from, bid),
             ToOrchestrator::Accept(cell) => self.accepted(now, &from, &cell),
             ToOrchestrator::Refuse(cell, reason) => self.refused(now, &from, &cell, reason),
             ToOrchestrator::Unfit(cell, reason) => self.unfit(&from, &cell, reason),

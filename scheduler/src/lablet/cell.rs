@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{Epoch, ExecutionId, InstanceId};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Directory, Grant, ToOrchestrator};
@@ -142,9 +142,7 @@ impl Lablet {
         if free.draining {
             return Err("draining: its owner lets it take no new work".into());
         }
-        let distinct: BTreeSet<(&str, u32)> = grant.assignments.iter().map(|a| (a.group.as_str(), a.start)).collect();
-        let slots = grant.assignments.iter().try_fold(0u32, |sum, a| sum.checked_add(a.count));
-        let Some(slots) = slots.filter(|n| *n > 0 && distinct.len() == grant.assignments.len()) else {
+        let Some(slots) = count_of(&grant.assignments) else {
             return Err("the grant names no instances, or some twice".into());
         };
         if let Some(old) = self.cells.get(&id) {
@@ -265,4 +263,21 @@ impl Lablet {
             self.cells.insert(id, cell);
         }
     }
+}
+
+/// Counts the instances of assignments; none where there are none, or where two ranges meet.
+fn count_of(assignments: &[Assignment]) -> Option<u32> {
+    let mut sorted: Vec<&Assignment> = assignments.iter().collect();
+    sorted.sort();
+    let mut total = 0u32;
+    let mut last: Option<(&str, u32)> = None;
+    for a in sorted {
+        let end = a.start.checked_add(a.count).filter(|_| a.count > 0)?;
+        if last.is_some_and(|(group, before)| group == a.group && before > a.start) {
+            return None;
+        }
+        last = Some((&a.group, end));
+        total = total.checked_add(a.count)?;
+    }
+    (total > 0).then_some(total)
 }

@@ -57,10 +57,13 @@ impl Lablet {
 
     /// Sends a heartbeat where it is time.
     pub(super) fn beat(&mut self, now: Timestamp) {
+        if self.session.as_ref().is_none_or(|s| s.beat_at > now) {
+            return;
+        }
         let wall_us = self.wall_us(now);
         let inventory = self.inventory();
         let cells = self.cells();
-        let Some(session) = self.session.as_mut().filter(|s| s.beat_at <= now) else { return };
+        let Some(session) = &mut self.session else { return };
         session.seq += 1;
         session.beat_at = now.after(session.heartbeat);
         session.unanswered.insert(session.seq, (now, wall_us));

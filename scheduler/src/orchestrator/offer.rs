@@ -122,7 +122,9 @@ impl Orchestrator {
     }
 
     fn place_waiting(&mut self, now: Timestamp, id: ExecutionId) -> Fit {
-        let Some(exec) = self.executions.get(&id) else { return Fit::Now };
+        let Some(exec) = self.executions.get_mut(&id) else { return Fit::Now };
+        exec.drop_stale_bids(now);
+        let exec = &self.executions[&id];
         let placed = placement(&exec.run.run, &self.available(Some(id), &exec.bids), &[], &bans(exec, now));
         if placed.missing() > 0 {
             let fits_empty = placement(&exec.run.run, &self.emptied(), &[], &BTreeMap::new()).missing() == 0;
@@ -170,7 +172,7 @@ impl Orchestrator {
         self.notify(id, Event::Placed { matching: placed.matching, lablets, refused, instances, after_ms });
     }
 
-    pub(super) fn bid(&mut self, from: PeerId, bid: Bid) {
+    pub(super) fn bid(&mut self, now: Timestamp, from: PeerId, bid: Bid) {
         let id = bid.execution;
         let Some(exec) = self.executions.get_mut(&id) else {
             self.send(&from, ToLablet::NotNeeded(id));
@@ -178,7 +180,7 @@ impl Orchestrator {
         };
         match exec.stage {
             Stage::Offered { .. } => {
-                exec.bids.insert(from, bid.slots);
+                exec.bids.insert(from, (bid.slots, now));
                 // Whether all bids are in is looked at once per input, in `expire_stages`.
                 if let Stage::Offered { bids_until, .. } = &mut exec.stage
                     && exec.assignments.iter().all(|a| exec.bids.contains_key(&a.lablet))
@@ -187,7 +189,7 @@ impl Orchestrator {
                 }
             }
             Stage::Waiting => {
-                exec.bids.insert(from, bid.slots);
+                exec.bids.insert(from, (bid.slots, now));
                 self.replan = true;
             }
             Stage::Granted | Stage::Running { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => {
@@ -195,7 +197,7 @@ impl Orchestrator {
                     if exec.losers_told {
                         self.send(&from, ToLablet::NotNeeded(id));
                     } else {
-                        exec.bids.insert(from, bid.slots);
+                        exec.bids.insert(from, (bid.slots, now));
                     }
                 }
             }
@@ -225,12 +227,13 @@ impl Orchestrator {
     fn confirm(&mut self, now: Timestamp, id: ExecutionId) {
         let Some(exec) = self.executions.get_mut(&id) else { return };
         let Stage::Offered { bids_until, .. } = exec.stage else { return };
+        exec.drop_stale_bids(now);
         let mut wanted: BTreeMap<&PeerId, u32> = BTreeMap::new();
         for assignment in &exec.assignments {
             *wanted.entry(&assignment.lablet).or_default() += assignment.count;
         }
         let there = |lablet: &PeerId| self.lablets.get(lablet).is_some_and(|l| l.session.is_some());
-        let short = wanted.iter().any(|(l, n)| !there(l) || exec.bids.get(*l).is_some_and(|bid| bid < n));
+        let short = wanted.iter().any(|(l, n)| !there(l) || exec.bids.get(*l).is_some_and(|(bid, _)| bid < n));
         let silent: Vec<PeerId> =
             wanted.keys().filter(|l| !exec.bids.contains_key(**l)).map(|l| (*l).clone()).collect();
         if !short && silent.is_empty() {
@@ -335,7 +338,7 @@ impl Orchestrator {
     pub(super) fn available(
         &self,
         except: Option<ExecutionId>,
-        bids: &BTreeMap<PeerId, u32>,
+        bids: &BTreeMap<PeerId, (u32, Timestamp)>,
     ) -> BTreeMap<PeerId, Inventory> {
         let mut free: BTreeMap<PeerId, Inventory> = self
             .lablets
@@ -363,7 +366,7 @@ impl Orchestrator {
                 }
             }
         }
-        for (lablet, slots) in bids {
+        for (lablet, (slots, _)) in bids {
             if let Some(i) = free.get_mut(lablet) {
                 i.free_wasm_slots = i.free_wasm_slots.min(*slots);
             }

@@ -85,6 +85,7 @@ impl Orchestrator {
     pub(super) fn replayed(&mut self, now: Timestamp) {
         let wall_ms = self.wall_ms(now);
         let grace = ms(self.lease_ms() * GRACE_LEASES);
+        let replace_timeout = ms(self.config.replace_timeout_ms);
         let stop_grace = ms(self.config.stop_grace_ms);
         let mut expected: Vec<PeerId> = Vec::new();
         let mut ended = Vec::new();
@@ -109,6 +110,15 @@ impl Orchestrator {
             } else {
                 Stage::Waiting
             };
+            if matches!(exec.stage, Stage::Running { .. }) {
+                // Lost instances that were not granted anew yet may still be.
+                let most = exec.run.run.loss.max_attempts;
+                for cell in exec.cells.values().filter(|c| c.over && c.attempt < most) {
+                    let lost = cell.instances().filter(|i| exec.lost.contains_key(i));
+                    exec.replace.extend(lost.map(|i| (i, cell.attempt + 1)));
+                }
+                exec.replace_until = now.after(grace).after(replace_timeout);
+            }
             for cell in exec.cells.values_mut() {
                 // The grace of two leases comes before the time in which a grant must be taken.
                 cell.granted_at = now.after(grace);

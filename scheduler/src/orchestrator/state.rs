@@ -1,11 +1,15 @@
 //! What the orchestrator keeps of lablets and executions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use iptl_dag::model::{Assignment, Execution, InstanceId, LabletRecord, Run};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellStatus, ClockSample, Inventory, KnownRun};
+
+/// How long a bid counts: two repetitions of an offer and some.
+const BID_LIFE: Duration = Duration::from_secs(5);
 
 /// A lablet that has a lease, or is expected back after a restart.
 #[derive(Debug)]
@@ -47,8 +51,8 @@ pub(super) struct Exec {
     pub placements: Vec<Cid>,
     /// The last placement.
     pub assignments: Vec<Assignment>,
-    /// Last bid of each lablet.
-    pub bids: BTreeMap<PeerId, u32>,
+    /// Last bid of each lablet, with its time.
+    pub bids: BTreeMap<PeerId, (u32, Timestamp)>,
     /// Whether those that bid and lost were told.
     pub losers_told: bool,
     /// Lablets that get nothing for a while, with the reason.
@@ -178,6 +182,11 @@ impl Exec {
     pub(super) fn open(&self) -> u64 {
         let held: u64 = self.live_cells().map(|(_, c)| u64::from(c.slots())).sum();
         self.run.run.instances().saturating_sub(held)
+    }
+
+    /// Forgets bids that say nothing about now; offers are repeated more often than bids lapse.
+    pub(super) fn drop_stale_bids(&mut self, now: Timestamp) {
+        self.bids.retain(|_, (_, at)| now.since(*at) < BID_LIFE);
     }
 
     /// Takes lost instances as lost for good.
