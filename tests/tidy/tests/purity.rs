@@ -80,7 +80,9 @@ fn the_pure_half_names_nothing_impure_of_the_standard_library() {
     let mut wrong = Vec::new();
     for path in files().iter().filter(|path| path.extension() == Some(OsStr::new("rs"))) {
         let pure = PURE.iter().any(|name| root().join(path).starts_with(workspace.members[*name].dir.join("src")));
-        let Some(text) = read(path).filter(|_| pure) else { continue };
+        // A program's own file reads arguments and files and hands them to the library.
+        let program = path.ends_with("src/main.rs");
+        let Some(text) = read(path).filter(|_| pure && !program) else { continue };
         for (number, line) in (1..).zip(text.lines()) {
             let code = line.split("//").next().unwrap_or_default();
             for (name, instead) in UNSAID.iter().filter(|(name, _)| code.contains(name)) {
