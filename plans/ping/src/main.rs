@@ -19,6 +19,7 @@ fn main() -> Result<()> {
     let env = iptl_sdk::env()?;
     let config = Config {
         rounds: env.param("rounds")?,
+        interval: env.param("interval")?,
         payload: env.param("payload")?,
         patience: env.param("patience")?,
         udp_timeout: env.param("udp-timeout")?,

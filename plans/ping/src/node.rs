@@ -16,6 +16,8 @@ use iptl_sdk::net::{Interest, wait};
 pub struct Config {
     /// Pings per peer and protocol.
     pub rounds: u32,
+    /// Time from one ping of a peer to the next, where the answer is there by then.
+    pub interval: Duration,
     /// Bytes per ping, [`HEADER`] at least.
     pub payload: usize,
     /// Longest time for a peer to connect or to answer over TCP.
@@ -108,6 +110,8 @@ struct TcpPing {
     sent: Vec<u8>,
     unsent: usize,
     received: Vec<u8>,
+    /// When it may be sent.
+    due: Instant,
     sent_at: Instant,
 }
 
@@ -125,7 +129,9 @@ struct UdpPing {
     round: u32,
     attempt: u32,
     number: u64,
-    /// None where it could not be sent yet.
+    /// When it may be sent.
+    due: Instant,
+    /// None where it was not sent yet.
     sent_at: Option<Instant>,
 }
 
@@ -155,9 +161,8 @@ impl Node {
 
     /// Answers others for as long as `time`, or until something happened.
     pub fn serve(&mut self, time: Duration) -> io::Result<()> {
-        self.poll(time)?;
-        self.answer_streams();
-        self.answer_datagrams(None);
+        let ready = self.poll(time)?;
+        self.answer(&ready, None);
         Ok(())
     }
 
@@ -168,13 +173,16 @@ impl Node {
         if self.tcp.is_done() && self.udp_client.is_done() {
             return Ok(Step::Done);
         }
-        self.poll(LONGEST_POLL)?;
-        self.answer_streams();
-        self.answer_datagrams(Some(observer));
+        let now = Instant::now();
+        let idle = [self.tcp.due(), self.udp_client.due()].into_iter().flatten().filter(|due| *due > now);
+        let time = idle.map(|due| due - now).fold(LONGEST_POLL, Duration::min);
+        let ready = self.poll(time)?;
+        self.answer(&ready, Some(observer));
         Ok(Step::Busy)
     }
 
-    fn poll(&self, time: Duration) -> io::Result<()> {
+    /// Waits until a socket has something; returns which have, in the order listener, datagrams, servers, client.
+    fn poll(&self, time: Duration) -> io::Result<Vec<usize>> {
         let mut interests = vec![Interest::read(&self.listener), Interest::read(&self.udp)];
         for server in &self.servers {
             interests.push(if server.unsent.is_empty() {
@@ -186,23 +194,41 @@ impl Node {
             });
         }
         if let Some(ping) = &self.tcp.current {
-            interests.push(if ping.unsent < ping.sent.len() {
+            interests.push(if (1..ping.sent.len()).contains(&ping.unsent) {
                 Interest::read_write(&ping.stream)
             } else {
                 Interest::read(&ping.stream)
             });
         }
-        wait(&interests, time).map(drop)
+        wait(&interests, time)
     }
 
-    fn answer_streams(&mut self) {
+    /// Answers on the sockets that have something.
+    fn answer(&mut self, ready: &[usize], observer: Option<&mut dyn Observer>) {
+        let mut at = 1;
+        self.servers.retain_mut(|server| {
+            at += 1;
+            !ready.contains(&at) || server.answer().is_ok_and(|more| more)
+        });
+        if ready.contains(&0) {
+            self.accept();
+        }
+        if ready.contains(&1) {
+            self.answer_datagrams(observer);
+        }
+    }
+
+    fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if stream.set_nonblocking(true).is_ok() {
                 let _ = stream.set_nodelay(true);
-                self.servers.push(Server { stream, unsent: VecDeque::new(), open: true });
+                // What it sends at once is read now, and not only after another poll.
+                let mut server = Server { stream, unsent: VecDeque::new(), open: true };
+                if server.answer().is_ok_and(|more| more) {
+                    self.servers.push(server);
+                }
             }
         }
-        self.servers.retain_mut(|server| server.answer().is_ok_and(|more| more));
     }
 
     fn answer_datagrams(&mut self, mut observer: Option<&mut dyn Observer>) {
@@ -252,7 +278,8 @@ impl Node {
         let client = &mut self.udp_client;
         if client.current.is_none() {
             let Some((peer, addr)) = client.left.pop_front() else { return };
-            client.current = Some(UdpPing { peer, addr, round: 0, attempt: 0, number: 0, sent_at: None });
+            let due = Instant::now();
+            client.current = Some(UdpPing { peer, addr, round: 0, attempt: 0, number: 0, due, sent_at: None });
         }
         let Some(ping) = &mut client.current else { return };
         match ping.sent_at {
@@ -264,6 +291,7 @@ impl Node {
                 client.current = None;
                 return;
             }
+            None if Instant::now() < ping.due => return,
             None => {}
         }
         client.number += 1;
@@ -284,12 +312,22 @@ impl Node {
 }
 
 impl TcpClient {
+    /// Returns when the next ping may be sent, unless one is in flight.
+    fn due(&self) -> Option<Instant> {
+        self.current.as_ref().filter(|ping| ping.unsent == 0).map(|ping| ping.due)
+    }
+
     fn is_done(&self) -> bool {
         self.left.is_empty() && self.current.is_none()
     }
 }
 
 impl UdpClient {
+    /// Returns when the next ping may be sent, unless one is in flight.
+    fn due(&self) -> Option<Instant> {
+        self.current.as_ref().filter(|ping| ping.sent_at.is_none()).map(|ping| ping.due)
+    }
+
     fn is_done(&self) -> bool {
         self.left.is_empty() && self.current.is_none()
     }
@@ -301,6 +339,7 @@ impl UdpClient {
         expected[0] = REPLY;
         let (Some(sent_at), true) = (ping.sent_at, reply == expected && from == ping.addr) else { return };
         observer.answered(Protocol::Udp, sent_at.elapsed());
+        ping.due = sent_at + config.interval;
         ping.round += 1;
         ping.attempt = 0;
         ping.sent_at = None;
@@ -337,12 +376,20 @@ impl Server {
 impl TcpPing {
     fn new(peer: String, stream: TcpStream, config: Config) -> TcpPing {
         let sent = frame(config.payload, 0);
-        TcpPing { peer, stream, round: 0, sent, unsent: 0, received: Vec::new(), sent_at: Instant::now() }
+        let now = Instant::now();
+        TcpPing { peer, stream, round: 0, sent, unsent: 0, received: Vec::new(), due: now, sent_at: now }
     }
 
     /// Sends and receives what is possible now.
     fn advance(&mut self, config: Config, observer: &mut dyn Observer) -> io::Result<Step> {
         loop {
+            if self.unsent == 0 {
+                let now = Instant::now();
+                if now < self.due {
+                    return Ok(Step::Busy);
+                }
+                self.sent_at = now;
+            }
             while self.unsent < self.sent.len() {
                 match self.stream.write(&self.sent[self.unsent..]) {
                     Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -378,7 +425,7 @@ impl TcpPing {
             self.sent = frame(config.payload, self.round.into());
             self.unsent = 0;
             self.received.clear();
-            self.sent_at = Instant::now();
+            self.due = self.sent_at + config.interval;
         }
     }
 }
@@ -439,8 +486,13 @@ mod tests {
         }
     }
 
-    const CONFIG: Config =
-        Config { rounds: 3, payload: 100, patience: Duration::from_secs(20), udp_timeout: Duration::from_millis(500) };
+    const CONFIG: Config = Config {
+        interval: Duration::from_millis(1),
+        rounds: 3,
+        payload: 100,
+        patience: Duration::from_secs(20),
+        udp_timeout: Duration::from_millis(500),
+    };
 
     fn node() -> (Node, Peer) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
