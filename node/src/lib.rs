@@ -1,1 +1,30 @@
+//! A node of the lab: the drivers that own the pure cores and carry out what they decide.
+//!
+//! [`start`] makes a node of a [`Home`]: a store, a swarm and the roles that the home's membership gives. Its tasks:
+//!
+//! * [`orchestrator`] owns the scheduler's core, the log of [`facts`] and the results;
+//! * [`lablet`] owns the other core and the cells; [`carrier`] carries lab packets between cells;
+//! * [`fetch`] brings DAGs here: providers × protocols → verified blocks; [`keeper`] pins and announces;
+//! * [`control`] answers whoever commands the node; [`admission`] and [`join`] are the lab's door;
+//! * [`links`] opens streams to peers, this node itself included.
+//!
+//! A driver task never waits for a peer: what takes long runs beside it and reports back as a command. Start reading at
+//! [`node`].
 
+pub mod admission;
+mod carrier;
+pub mod clock;
+mod control;
+pub mod facts;
+pub mod fetch;
+pub mod framed;
+pub mod home;
+pub mod join;
+pub mod keeper;
+mod lablet;
+pub mod links;
+mod node;
+mod orchestrator;
+
+pub use home::{Home, HomeError};
+pub use node::{Options, Running, StartError, start};

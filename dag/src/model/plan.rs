@@ -312,3 +312,47 @@ pub enum Comparison {
     #[serde(rename = "==")]
     Equal,
 }
+
+impl std::fmt::Display for Threshold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.subject {
+            Subject::SuccessRate {} => f.write_str("success rate")?,
+            Subject::Metric { name, statistic } => write!(f, "{name} {}", statistic.name())?,
+        }
+        if let Some(group) = &self.group {
+            write!(f, " of {group}")?;
+        }
+        write!(f, " {} {}", self.comparison.symbol(), self.value)?;
+        if self.unit.is_empty() { Ok(()) } else { write!(f, " {}", self.unit) }
+    }
+}
+
+impl Statistic {
+    /// Returns the word that manifests and people use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Statistic::Count => "count",
+            Statistic::Sum => "sum",
+            Statistic::Mean => "mean",
+            Statistic::Min => "min",
+            Statistic::Max => "max",
+            Statistic::P50 => "p50",
+            Statistic::P90 => "p90",
+            Statistic::P95 => "p95",
+            Statistic::P99 => "p99",
+        }
+    }
+}
+
+impl Comparison {
+    /// Returns the sign: `<`, `<=`, `>`, `>=` or `==`.
+    pub const fn symbol(self) -> &'static str {
+        match self {
+            Comparison::Less => "<",
+            Comparison::AtMost => "<=",
+            Comparison::More => ">",
+            Comparison::AtLeast => ">=",
+            Comparison::Equal => "==",
+        }
+    }
+}

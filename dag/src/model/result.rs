@@ -40,6 +40,17 @@ pub enum ResultVerdict {
     Inconclusive,
 }
 
+impl ResultVerdict {
+    /// Returns the word that people and programs read: `pass`, `fail` or `inconclusive`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ResultVerdict::Pass => "pass",
+            ResultVerdict::Fail => "fail",
+            ResultVerdict::Inconclusive => "inconclusive",
+        }
+    }
+}
+
 /// What the orchestrator states about an execution.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

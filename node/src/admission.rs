@@ -1,0 +1,277 @@
+//! Who is let into a lab: tickets, peers that ask, and memberships. Lives where the lab was made.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use iptl_dag::{PeerId, codec};
+use iptl_dag::model::Signed;
+use iptl_trust::{Keypair, Secret, Ticket, TicketBook};
+use iptl_wire::WallTime;
+use iptl_wire::lab::{Certificate, JOIN_PROTOCOL, JoinAnswer, JoinRequest, MAX_JOIN_SIZE, Role};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::clock;
+use crate::framed;
+use crate::home::{Home, HomeError, Membership};
+use crate::links::{Links, Stream};
+
+/// A membership lasts for a year; a node renews it by asking again.
+const MEMBERSHIP: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Streams that wait to be accepted.
+const ACCEPT_QUEUE: usize = 16;
+
+/// Longest wait for the first message of a stream.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest name that is kept, in bytes.
+const MAX_NAME_SIZE: usize = 64;
+
+/// Most peers that may ask at once; further ones are refused until the owner answered some.
+const MAX_ASKING: usize = 256;
+
+/// Part of the home that holds the state.
+const STATE: &str = "admission.cbor";
+
+/// A lab's door.
+pub struct Admission {
+    home: Home,
+    key: Keypair,
+    peer: PeerId,
+    certificate: Signed<Certificate>,
+    state: Mutex<State>,
+    answered: Notify,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    certificate: Signed<Certificate>,
+    open: bool,
+    tickets: TicketBook,
+    members: BTreeMap<String, Member>,
+    asking: BTreeMap<String, Asking>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Member {
+    role: Role,
+    name: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asking {
+    role: Role,
+    name: String,
+}
+
+/// Why nobody was let in.
+#[derive(Debug, thiserror::Error)]
+pub enum ApproveError {
+    /// The peer did not ask.
+    #[error("{} has not asked to join", peer.short())]
+    NotAsking {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// The decision could not be written down.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+}
+
+impl Admission {
+    /// Makes a lab whose first orchestrator is the node of `home`.
+    pub fn create(home: &Home, name: &str, open: bool) -> Result<Admission, HomeError> {
+        let peer = home.identity()?.peer().clone();
+        let key = home.lab_key()?;
+        let expires = lapse();
+        let certificate = iptl_trust::issue_certificate(&key, peer.clone(), name.to_owned(), expires);
+        let token = iptl_trust::issue_token(&key, peer.clone(), Role::Orchestrator, expires);
+        home.set_membership(&Membership { certificate: certificate.clone(), token, addrs: Vec::new() })?;
+        let state = State {
+            certificate: certificate.clone(),
+            open,
+            tickets: TicketBook::new(key.peer().clone()),
+            members: BTreeMap::new(),
+            asking: BTreeMap::new(),
+        };
+        let admission = Admission {
+            home: home.clone(),
+            key,
+            peer,
+            certificate,
+            state: Mutex::new(state),
+            answered: Notify::new(),
+        };
+        admission.save(&admission.lock())?;
+        Ok(admission)
+    }
+
+    /// Opens the door of a lab that was made before; none where this home made none.
+    pub fn open(home: &Home) -> Result<Option<Admission>, HomeError> {
+        let Some(state) = home.read::<State>(STATE)? else { return Ok(None) };
+        Ok(Some(Admission {
+            home: home.clone(),
+            key: home.lab_key()?,
+            peer: home.identity()?.peer().clone(),
+            certificate: state.certificate.clone(),
+            state: Mutex::new(state),
+            answered: Notify::new(),
+        }))
+    }
+
+    /// Returns the orchestrator's certificate.
+    pub fn certificate(&self) -> &Signed<Certificate> {
+        &self.certificate
+    }
+
+    /// Makes a ticket that works once.
+    pub fn mint(&self, role: Role, ttl: Duration, addrs: Vec<String>) -> Result<Ticket, HomeError> {
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret).expect("the kernel gives random bytes");
+        let expires = WallTime(clock::wall().0.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)));
+        let mut state = self.lock();
+        let ticket = state.tickets.mint(Secret::new(secret), role, expires, self.peer.clone(), addrs);
+        self.save(&state)?;
+        Ok(ticket)
+    }
+
+    /// Lets a peer in that asked.
+    pub fn approve(&self, peer: &PeerId) -> Result<(), ApproveError> {
+        let mut state = self.lock();
+        let asking = state
+            .asking
+            .remove(&peer.to_string())
+            .ok_or_else(|| ApproveError::NotAsking { peer: peer.clone() })?;
+        state.members.insert(peer.to_string(), Member { role: asking.role, name: asking.name });
+        self.save(&state)?;
+        drop(state);
+        self.answered.notify_waiters();
+        Ok(())
+    }
+
+    /// Returns the peers that ask, with the names that they gave.
+    pub fn asking(&self) -> Vec<(PeerId, String)> {
+        self.lock()
+            .asking
+            .iter()
+            .filter_map(|(peer, asking)| Some((peer.parse().ok()?, format!("{} as {}", asking.name, asking.role))))
+            .collect()
+    }
+
+    /// Answers peers that want to join, until the node ends.
+    pub async fn serve(self: Arc<Admission>, links: Links) {
+        let mut incoming = links.accept(JOIN_PROTOCOL, ACCEPT_QUEUE).await;
+        while let Some((peer, stream)) = incoming.recv().await {
+            let admission = self.clone();
+            let links = links.clone();
+            tokio::spawn(async move {
+                if let Err(error) = admission.answer(&links, &peer, stream).await {
+                    tracing::info!(%peer, %error, "a join request ended");
+                }
+            });
+        }
+    }
+
+    async fn answer(&self, links: &Links, peer: &PeerId, mut stream: Stream) -> std::io::Result<()> {
+        let request = tokio::time::timeout(REQUEST_TIMEOUT, framed::expect(&mut stream, MAX_JOIN_SIZE)).await??;
+        let decision = match request {
+            JoinRequest::Ticket { lab, secret, name } => self.redeem(peer, &lab, &secret, &name),
+            JoinRequest::Ask { role, name } => self.ask(peer, role, &name),
+        };
+        let role = match decision {
+            Ok(Some(role)) => role,
+            Ok(None) => {
+                let certificate = self.certificate.clone();
+                framed::write(&mut stream, &JoinAnswer::Waiting { certificate }).await?;
+                self.approved(peer).await
+            }
+            Err((code, reason)) => {
+                tracing::warn!(%peer, code, reason, "refused a peer that wants to join");
+                let refused = JoinAnswer::Refused { code: code.to_owned(), reason };
+                framed::write(&mut stream, &refused).await?;
+                return tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+            }
+        };
+        let addrs = match links.net() {
+            Some(net) => net.addrs().await,
+            None => Vec::new(),
+        };
+        let token = iptl_trust::issue_token(&self.key, peer.clone(), role, lapse());
+        tracing::info!(%peer, %role, "let a peer in");
+        framed::write(&mut stream, &JoinAnswer::Joined { certificate: self.certificate.clone(), token, addrs }).await?;
+        tokio::io::AsyncWriteExt::shutdown(&mut stream).await
+    }
+
+    /// Lets a peer in by ticket.
+    fn redeem(
+        &self,
+        peer: &PeerId,
+        lab: &PeerId,
+        secret: &[u8],
+        name: &str,
+    ) -> Result<Option<Role>, (&'static str, String)> {
+        let mut state = self.lock();
+        let role = state.tickets.redeem(lab, secret, peer, clock::wall()).map_err(|e| (e.code(), e.to_string()))?;
+        state.members.insert(peer.to_string(), Member { role, name: clip(name) });
+        state.asking.remove(&peer.to_string());
+        self.save(&state).map_err(|e| ("broken", e.to_string()))?;
+        Ok(Some(role))
+    }
+
+    /// Lets a peer in that asks, where it was approved or the lab is open; none means that it waits.
+    fn ask(&self, peer: &PeerId, role: Role, name: &str) -> Result<Option<Role>, (&'static str, String)> {
+        let mut state = self.lock();
+        if let Some(member) = state.members.get(&peer.to_string()) {
+            return Ok(Some(member.role));
+        }
+        if role == Role::Orchestrator {
+            return Err(("denied", "a second orchestrator is made by the owner, not by asking".to_owned()));
+        }
+        let key = peer.to_string();
+        if state.open {
+            state.members.insert(key, Member { role, name: clip(name) });
+        } else if state.asking.len() >= MAX_ASKING && !state.asking.contains_key(&key) {
+            return Err(("denied", "too many peers ask already".to_owned()));
+        } else {
+            state.asking.insert(key, Asking { role, name: clip(name) });
+        }
+        self.save(&state).map_err(|e| ("broken", e.to_string()))?;
+        Ok(state.open.then_some(role))
+    }
+
+    /// Waits until a peer is a member.
+    async fn approved(&self, peer: &PeerId) -> Role {
+        loop {
+            let answered = self.answered.notified();
+            if let Some(member) = self.lock().members.get(&peer.to_string()) {
+                return member.role;
+            }
+            answered.await;
+        }
+    }
+
+    fn save(&self, state: &State) -> Result<(), HomeError> {
+        self.home.write(STATE, &codec::encode(state))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lapse() -> WallTime {
+    WallTime(clock::wall().0.saturating_add(u64::try_from(MEMBERSHIP.as_millis()).unwrap_or(u64::MAX)))
+}
+
+fn clip(name: &str) -> String {
+    let mut end = name.len().min(MAX_NAME_SIZE);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].chars().filter(|c| !c.is_control()).collect()
+}

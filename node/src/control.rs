@@ -1,0 +1,194 @@
+//! The control API: whoever commands a node, over its socket, a pipe in memory, or a swarm stream.
+//!
+//! One connection carries one request. [`serve_local`] answers the owner, who may do anything; [`serve_remote`] answers
+//! members of the lab, who may run things. The requests are handled by family: `content` (blocks, publishing,
+//! fetching), `lab` (making, joining, letting in), `runs` (submitting, watching, listing).
+
+mod content;
+mod lab;
+mod remote;
+mod runs;
+
+use std::sync::Arc;
+
+use iptl_dag::PeerId;
+use iptl_wire::control::{Failure, FailureKind, MAX_FRAME_SIZE, PROTOCOL, Reply, Request};
+use iptl_wire::lab::Role;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
+use tokio::net::UnixListener;
+
+use crate::framed;
+use crate::links::Duplex;
+use crate::node::Node;
+
+/// Streams of members that wait to be accepted.
+const ACCEPT_QUEUE: usize = 64;
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) enum Caller {
+    /// The node's owner.
+    Owner,
+    /// A member of the lab.
+    Member { peer: PeerId, role: Role },
+}
+
+impl Caller {
+    fn peer(&self, node: &Node) -> PeerId {
+        match self {
+            Caller::Owner => node.links.peer().clone(),
+            Caller::Member { peer, .. } => peer.clone(),
+        }
+    }
+
+    /// Refuses what only the owner of a node may ask.
+    fn owner(&self) -> Result<(), Failure> {
+        match self {
+            Caller::Owner => Ok(()),
+            Caller::Member { peer, role } => Err(failure(
+                FailureKind::Denied,
+                "control.denied",
+                format!("{} is a {role} of this lab, not its owner", peer.short()),
+                "ask the lab's owner to do it on their node",
+            )),
+        }
+    }
+
+    /// Refuses what a lender of machines may not ask.
+    fn developer(&self) -> Result<(), Failure> {
+        match self {
+            Caller::Owner | Caller::Member { role: Role::Developer | Role::Orchestrator, .. } => Ok(()),
+            Caller::Member { role: Role::Lablet, .. } => Err(failure(
+                FailureKind::Denied,
+                "control.denied",
+                "this node lends its machine and may not submit runs".to_owned(),
+                "ask the lab's owner for a developer's ticket: `iptl invite --role developer`",
+            )),
+        }
+    }
+}
+
+/// A connection after its request was read.
+pub(crate) struct Talk {
+    reader: BufReader<ReadHalf<Box<dyn Duplex>>>,
+    writer: WriteHalf<Box<dyn Duplex>>,
+}
+
+impl Talk {
+    fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Talk {
+        let (reader, writer) = tokio::io::split(Box::new(stream) as Box<dyn Duplex>);
+        Talk { reader: BufReader::with_capacity(64 << 10, reader), writer }
+    }
+
+    /// Sends a reply; fails where the asker is gone, which ends the request.
+    async fn say(&mut self, reply: Reply) -> Result<(), Failure> {
+        framed::write(&mut self.writer, &reply).await.map_err(|e| {
+            failure(FailureKind::Broken, "control.gone", format!("the asker is gone: {e}"), "")
+        })
+    }
+}
+
+/// Accepts the owner's connections on the node's socket, until the node stops.
+pub(crate) async fn listen(node: Arc<Node>, listener: UnixListener) {
+    loop {
+        let accepted = tokio::select! {
+            () = node.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(serve_local(node.clone(), stream));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the control socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Answers the owner.
+pub(crate) async fn serve_local(node: Arc<Node>, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    let mut talk = Talk::new(stream);
+    answer(&node, Caller::Owner, &mut talk).await;
+}
+
+/// Answers members of the lab, until the node stops.
+pub(crate) async fn serve_remote(node: Arc<Node>) {
+    let mut incoming = node.links.accept(PROTOCOL, ACCEPT_QUEUE).await;
+    while let Some((peer, stream)) = incoming.recv().await {
+        let node = node.clone();
+        tokio::spawn(async move {
+            let mut talk = Talk::new(stream);
+            match remote::admit(&node, &peer, &mut talk).await {
+                Ok(role) => answer(&node, Caller::Member { peer, role }, &mut talk).await,
+                Err(refused) => {
+                    tracing::warn!(%peer, reason = refused.message, "refused a control stream");
+                    let _gone = talk.say(Reply::Error(refused)).await;
+                    let _gone = talk.writer.shutdown().await;
+                }
+            }
+        });
+    }
+}
+
+async fn answer(node: &Arc<Node>, caller: Caller, talk: &mut Talk) {
+    let last = match framed::read::<Request>(&mut talk.reader, MAX_FRAME_SIZE).await {
+        Ok(Some(request)) => match dispatch(node, &caller, request, talk).await {
+            Ok(()) => Reply::End {},
+            Err(failed) => Reply::Error(failed),
+        },
+        Ok(None) => return,
+        Err(error) => Reply::Error(failure(
+            FailureKind::Usage,
+            "control.request",
+            format!("the request is not understood: {error}"),
+            "the command line and the node differ in version: restart the node with `iptl down` and `iptl up`",
+        )),
+    };
+    let _gone = talk.say(last).await;
+    let _gone = talk.writer.shutdown().await;
+}
+
+async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mut Talk) -> Result<(), Failure> {
+    match request {
+        Request::Status {} => lab::status(node, talk).await,
+        Request::Put {} => content::put(node, caller, talk).await,
+        Request::Publish { root, kind, name } => content::publish(node, caller, root, &kind, &name).await,
+        Request::Fetch { root, peers, timeout_ms, shallow } => {
+            content::fetch(node, caller, root, peers, timeout_ms, shallow, talk).await
+        }
+        Request::Blocks { cids } => content::blocks(node, caller, cids, talk).await,
+        Request::Resolve { name } => runs::resolve(node, name, talk).await,
+        Request::Submit { run, source, source_addrs } => {
+            runs::submit(node, caller, run, source, source_addrs, talk).await
+        }
+        Request::DryRun { run } => runs::dry_run(node, caller, run, talk).await,
+        Request::Watch { execution } => runs::watch(node, execution, talk).await,
+        Request::Cancel { execution } => runs::cancel(node, caller, execution, talk).await,
+        Request::Logs { execution, group, index, follow } => {
+            runs::logs(node, runs::LogsOf { execution, group, index, follow }, talk).await
+        }
+        Request::List { what } => runs::list(node, what, talk).await,
+        Request::LabInit { name, open } => lab::init(node, caller, &name, open).await,
+        Request::Invite { role, ttl_ms } => lab::invite(node, caller, role, ttl_ms, talk).await,
+        Request::Join { target, name, role } => lab::join(node, caller, &target, &name, role, talk).await,
+        Request::Approve { peer } => lab::approve(node, caller, &peer).await,
+        Request::Leave {} => lab::leave(node, caller).await,
+        Request::Shutdown { finish } => lab::shutdown(node, caller, finish).await,
+    }
+}
+
+pub(crate) fn failure(kind: FailureKind, code: &str, message: String, help: &str) -> Failure {
+    Failure { kind, code: code.to_owned(), message, help: help.to_owned() }
+}
+
+/// Makes a failure of the node's own.
+fn broken(error: impl std::fmt::Display) -> Failure {
+    failure(
+        FailureKind::Broken,
+        "node.broken",
+        error.to_string(),
+        "see the node's log; `iptl doctor` checks disk, store and network",
+    )
+}

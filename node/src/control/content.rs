@@ -1,0 +1,160 @@
+//! Blocks in and out, publishing, fetching.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use iptl_artifacts::{PinKind, StoreError, read_block};
+use iptl_dag::{Block, Cid};
+use iptl_wire::control::{Failure, FailureKind, FetchProgress, MAX_FRAME_SIZE, Reply, Upload};
+
+use super::{Caller, Talk, broken, failure};
+use crate::fetch::{FetchError, Wanted};
+use crate::framed;
+use crate::node::Node;
+
+/// Bytes of uploaded blocks that are put at once.
+const PUT_BYTES: usize = 8 << 20;
+
+/// Time between two words about a fetch that goes on.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) async fn put(node: &Node, caller: &Caller, talk: &mut Talk) -> Result<(), Failure> {
+    caller.owner()?;
+    let mut blocks = Vec::new();
+    let mut size = 0;
+    loop {
+        match framed::expect::<Upload>(&mut talk.reader, MAX_FRAME_SIZE).await.map_err(broken)? {
+            Upload::Block { cid, data } => {
+                size += data.len();
+                let block = Block::verify(cid, data).map_err(|e| {
+                    failure(FailureKind::Usage, "block.bad", e.to_string(), "send the bytes that the CID names")
+                })?;
+                blocks.push(block);
+            }
+            Upload::End {} => break,
+        }
+        if size >= PUT_BYTES {
+            node.store.put(std::mem::take(&mut blocks)).await.map_err(store)?;
+            size = 0;
+        }
+    }
+    node.store.put(blocks).await.map_err(store)?;
+    node.store.flush().await.map_err(store)
+}
+
+pub(super) async fn publish(node: &Node, caller: &Caller, root: Cid, kind: &str, name: &str) -> Result<(), Failure> {
+    caller.owner()?;
+    let kind = match kind {
+        "plan" => PinKind::Plan,
+        "workload" => PinKind::Workload,
+        "data" => PinKind::Data,
+        "result" => PinKind::Result,
+        other => {
+            let message = format!("{other:?} is no kind of thing that is published");
+            return Err(failure(FailureKind::Usage, "publish.kind", message, "one of plan, workload, data, result"));
+        }
+    };
+    node.store.flush().await.map_err(store)?;
+    node.keeper.keep(root, kind, name).map_err(broken)
+}
+
+pub(super) async fn fetch(
+    node: &Arc<Node>,
+    caller: &Caller,
+    root: Cid,
+    peers: Vec<String>,
+    timeout_ms: u64,
+    shallow: bool,
+    talk: &mut Talk,
+) -> Result<(), Failure> {
+    caller.owner()?;
+    let mut from = Vec::new();
+    for addr in peers {
+        from.push((reach(node, &addr).await?, vec![addr]));
+    }
+    let wanted = Wanted { root, from, timeout: Duration::from_millis(timeout_ms), shallow };
+    let (progress, mut told) = tokio::sync::watch::channel(FetchProgress::default());
+    let fetching = node.fetcher.fetch(&wanted, |now| {
+        progress.send_replace(now);
+    });
+    tokio::pin!(fetching);
+    let mut last = Instant::now();
+    let report = loop {
+        tokio::select! {
+            done = &mut fetching => break done.map_err(fetch_failure)?,
+            Ok(()) = told.changed() => {
+                let now = told.borrow_and_update().clone();
+                if last.elapsed() >= PROGRESS_PAUSE || !now.waiting.is_empty() {
+                    last = Instant::now();
+                    talk.say(Reply::Progress(now)).await?;
+                }
+            }
+        }
+    };
+    node.store.flush().await.map_err(store)?;
+    talk.say(Reply::Fetched(report)).await
+}
+
+/// Connects to a multiaddr that a person gave.
+async fn reach(node: &Node, addr: &str) -> Result<iptl_dag::PeerId, Failure> {
+    let net = node.links.net().ok_or_else(|| {
+        let help = "leave `--peer` out, or run without `--local`";
+        failure(FailureKind::Usage, "fetch.offline", "this node runs without a network".to_owned(), help)
+    })?;
+    net.connect_addr(addr).await.map_err(|e| {
+        let (kind, help) = match e {
+            iptl_net::DialError::BadAddr(_) => (FailureKind::Usage, "for example /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo…"),
+            _ => (FailureKind::NotFound, "see whether a node runs there: `iptl status` on that machine"),
+        };
+        failure(kind, "fetch.peer", format!("{addr}: {e}"), help)
+    })
+}
+
+pub(super) fn fetch_failure(error: FetchError) -> Failure {
+    let message = error.to_string();
+    match error {
+        FetchError::NoProvider { dropped, .. } => {
+            let code = if dropped.iter().any(|(_, reason)| reason.starts_with("lied")) {
+                "fetch.liar"
+            } else {
+                "fetch.no-provider"
+            };
+            let help = "see that a node which has it runs and can be reached; name one with `--peer ADDR`, or wait longer \
+                        with `--timeout`; what came is kept";
+            failure(FailureKind::NotFound, code, message, help)
+        }
+        FetchError::NotFetchable { .. } => {
+            failure(FailureKind::NotFound, "fetch.hash", message, "publish the content again with this tool")
+        }
+        FetchError::Damaged { .. } => {
+            failure(FailureKind::Broken, "fetch.damaged", message, "whoever published it wrote a broken DAG; tell them")
+        }
+        FetchError::TooLarge { .. } => {
+            failure(FailureKind::Usage, "fetch.too-large", message, "fetch a part of it: `iptl get CID/path`")
+        }
+        FetchError::Store(error) => store(error),
+    }
+}
+
+pub(super) async fn blocks(node: &Node, caller: &Caller, cids: Vec<Cid>, talk: &mut Talk) -> Result<(), Failure> {
+    caller.owner()?;
+    for cid in cids {
+        let block = read_block(&*node.store, &cid).await.map_err(store)?.ok_or_else(|| {
+            let help = "fetch it first: `iptl get`";
+            failure(FailureKind::NotFound, "block.missing", format!("{cid} is not in this node's store"), help)
+        })?;
+        talk.say(Reply::Block { cid, data: block.data().to_vec() }).await?;
+    }
+    Ok(())
+}
+
+fn store(error: StoreError) -> Failure {
+    let message = error.to_string();
+    match error {
+        StoreError::Full { .. } => {
+            let help = "free some space or move the home to a larger disk (`--home`); nothing was lost, run it again";
+            failure(FailureKind::Broken, "store.full", message, help)
+        }
+        _ => broken(message),
+    }
+}

@@ -1,0 +1,197 @@
+//! The lab and the node itself: making, joining, letting in, leaving, status, stopping.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iptl_dag::PeerId;
+use iptl_wire::control::{Failure, FailureKind, Reply, RunningRow, Status};
+use iptl_wire::lab::Role;
+
+use super::{Caller, Talk, broken, failure};
+use crate::admission::{Admission, ApproveError};
+use crate::join::{Target, join as ask_to_join};
+use crate::node::Node;
+use crate::orchestrator::{Ask, RunRow};
+
+/// A node that finishes its work gets so long.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// A node that drops its work gets so long to hand in receipts.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> {
+    let membership = node.membership();
+    let (addrs, peers) = match node.links.net() {
+        Some(net) => (net.addrs().await, u32::try_from(net.peers().await.len()).unwrap_or(u32::MAX)),
+        None => (Vec::new(), 0),
+    };
+    let mut status = Status {
+        peer: node.links.peer().clone(),
+        addrs,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_ms: u64::try_from(node.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        role: membership.as_ref().map(|m| m.role()),
+        lab: membership.as_ref().map(|m| m.lab().clone()),
+        lab_name: membership.as_ref().map(|m| m.certificate.body.name.clone()).unwrap_or_default(),
+        online: false,
+        peers,
+        lablets: 0,
+        lablets_ready: 0,
+        free_slots: 0,
+        running: Vec::new(),
+        asking: node.admission().map(|admission| admission.asking()).unwrap_or_default(),
+    };
+    if let Some(lablet) = node.lablet()
+        && let Some(own) = lablet.status().await
+    {
+        status.online = own.online;
+        status.free_slots = u64::from(own.free_slots);
+        status.running = own
+            .cells
+            .iter()
+            .map(|(execution, running, ended)| RunningRow {
+                alias: execution.alias(),
+                phase: "running".to_owned(),
+                instances: u64::from(running + ended),
+                ended: u64::from(*ended),
+            })
+            .collect();
+    }
+    if let Some(lab) = node.orchestrator() {
+        let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(broken)?;
+        let ready = || lablets.iter().filter(|l| l.ready);
+        status.online = true;
+        status.lablets = u32::try_from(lablets.len()).unwrap_or(u32::MAX);
+        status.lablets_ready = u32::try_from(ready().count()).unwrap_or(u32::MAX);
+        status.free_slots = ready().map(|l| u64::from(l.inventory.free_wasm_slots)).sum();
+        let runs = lab.ask(|answer| Ask::Runs { answer }).await.map_err(broken)?;
+        status.running = runs
+            .into_iter()
+            .filter_map(|row| match row {
+                RunRow::Active { id, instances, ended, phase, .. } => {
+                    Some(RunningRow { alias: id.alias(), phase, instances, ended })
+                }
+                RunRow::Ended(_) => None,
+            })
+            .collect();
+    } else if let (Some(membership), None) = (&membership, node.lablet()) {
+        // A developer's node is online where its orchestrator is connected.
+        if let Some(net) = node.links.net() {
+            status.online = net.connect(membership.orchestrator(), &membership.addrs).await.is_ok();
+        }
+    }
+    talk.say(Reply::Status(status)).await
+}
+
+pub(super) async fn init(node: &Arc<Node>, caller: &Caller, name: &str, open: bool) -> Result<(), Failure> {
+    caller.owner()?;
+    in_no_lab(node)?;
+    let admission = Admission::create(&node.home, name, open).map_err(broken)?;
+    node.made_lab(admission).await.map_err(broken)
+}
+
+pub(super) async fn invite(
+    node: &Node,
+    caller: &Caller,
+    role: Role,
+    ttl_ms: u64,
+    talk: &mut Talk,
+) -> Result<(), Failure> {
+    caller.owner()?;
+    let admission = door(node)?;
+    if role == Role::Orchestrator {
+        let help = "invite a lablet or a developer";
+        return Err(failure(FailureKind::Usage, "invite.role", "an orchestrator joins by no ticket".to_owned(), help));
+    }
+    let addrs = match node.links.net() {
+        Some(net) => net.addrs().await,
+        None => Vec::new(),
+    };
+    let ticket = admission.mint(role, Duration::from_millis(ttl_ms), addrs).map_err(broken)?;
+    talk.say(Reply::Ticket { ticket: ticket.text().to_string() }).await
+}
+
+pub(super) async fn join(
+    node: &Arc<Node>,
+    caller: &Caller,
+    target: &str,
+    name: &str,
+    role: Role,
+    talk: &mut Talk,
+) -> Result<(), Failure> {
+    caller.owner()?;
+    let target = Target::parse(target)?;
+    in_no_lab(node)?;
+    let (notes, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let joining = ask_to_join(&node.links, target, name, role, |note| {
+        let _gone = notes.send(note);
+    });
+    tokio::pin!(joining);
+    let membership = loop {
+        tokio::select! {
+            joined = &mut joining => break joined?,
+            Some(text) = told.recv() => talk.say(Reply::Note { text }).await?,
+        }
+    };
+    let reply = Reply::Joined {
+        lab: membership.lab().clone(),
+        name: membership.certificate.body.name.clone(),
+        role: membership.role(),
+    };
+    node.joined(membership, name).await.map_err(broken)?;
+    talk.say(reply).await
+}
+
+pub(super) async fn approve(node: &Node, caller: &Caller, peer: &PeerId) -> Result<(), Failure> {
+    caller.owner()?;
+    door(node)?.approve(peer).map_err(|e| match e {
+        ApproveError::NotAsking { .. } => {
+            let help = "see who asks: `iptl status`; the other side runs `iptl join` first";
+            failure(FailureKind::NotFound, "approve.unknown", e.to_string(), help)
+        }
+        ApproveError::Home(e) => broken(e),
+    })
+}
+
+pub(super) async fn leave(node: &Node, caller: &Caller) -> Result<(), Failure> {
+    caller.owner()?;
+    if node.membership().is_none() {
+        return Err(failure(FailureKind::Usage, "lab.none", "this node is in no lab".to_owned(), "there is nothing to leave"));
+    }
+    if let Some(lablet) = node.lablet() {
+        let _late = tokio::time::timeout(STOP_TIMEOUT, lablet.drain(true)).await;
+    }
+    node.home.clear_membership().map_err(broken)?;
+    // Its tasks belong to the lab: the node ends, and the next `iptl up` starts it without one.
+    node.stop_soon();
+    Ok(())
+}
+
+pub(super) async fn shutdown(node: &Node, caller: &Caller, finish: bool) -> Result<(), Failure> {
+    caller.owner()?;
+    if let Some(lablet) = node.lablet() {
+        let limit = if finish { FINISH_TIMEOUT } else { STOP_TIMEOUT };
+        let _late = tokio::time::timeout(limit, lablet.drain(!finish)).await;
+    }
+    node.stop_soon();
+    Ok(())
+}
+
+fn in_no_lab(node: &Node) -> Result<(), Failure> {
+    match node.membership() {
+        None => Ok(()),
+        Some(membership) => Err(failure(
+            FailureKind::Usage,
+            "lab.member",
+            format!("this node is already a {} of lab {:?}", membership.role(), membership.certificate.body.name),
+            "leave it first (`iptl leave`), or use another home (`--home DIR`)",
+        )),
+    }
+}
+
+fn door(node: &Node) -> Result<Arc<Admission>, Failure> {
+    node.admission().ok_or_else(|| {
+        let help = "run this on the node that made the lab, or make one: `iptl lab init`";
+        failure(FailureKind::Denied, "lab.not-owner", "this node did not make a lab".to_owned(), help)
+    })
+}

@@ -1,0 +1,59 @@
+//! Control over the swarm: a member shows its token and asks; a node without an orchestrator passes requests on.
+
+use std::time::Duration;
+
+use iptl_dag::PeerId;
+use iptl_dag::model::Signed;
+use iptl_wire::control::{Failure, FailureKind, MAX_FRAME_SIZE, PROTOCOL, Reply, Request};
+use iptl_wire::lab::{MAX_JOIN_SIZE, MemberToken, Role};
+
+use super::{Talk, broken, failure};
+use crate::clock;
+use crate::framed;
+use crate::node::Node;
+
+/// Longest wait for a member's token.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads the token that every control stream begins with.
+pub(super) async fn admit(node: &Node, peer: &PeerId, talk: &mut Talk) -> Result<Role, Failure> {
+    let denied = |message: String| {
+        failure(FailureKind::Denied, "control.stranger", message, "join the lab first: `iptl join TICKET`")
+    };
+    let membership = node.membership().ok_or_else(|| denied("this node is in no lab".to_owned()))?;
+    let token: Signed<MemberToken> =
+        tokio::time::timeout(TOKEN_TIMEOUT, framed::expect(&mut talk.reader, MAX_JOIN_SIZE))
+            .await
+            .map_err(|_| denied("no membership was shown".to_owned()))?
+            .map_err(|e| denied(e.to_string()))?;
+    iptl_trust::check_token(&token, membership.lab(), peer, clock::wall()).map_err(|e| denied(e.to_string()))?;
+    Ok(token.body.role)
+}
+
+/// Asks the lab's orchestrator and passes its replies on.
+pub(super) async fn forward(node: &Node, request: Request, talk: &mut Talk) -> Result<(), Failure> {
+    let membership = node.membership().ok_or_else(|| {
+        let help = "make one with `iptl lab init`, join one with `iptl join TICKET`, or try one with `iptl dev up`";
+        failure(FailureKind::LabUnable, "lab.none", "this node is in no lab".to_owned(), help)
+    })?;
+    let orchestrator = membership.orchestrator();
+    let offline = |message: String| {
+        failure(FailureKind::LabUnable, "lab.offline", message, "see whether the lab's node runs: `iptl status` there")
+    };
+    let mut stream = node
+        .links
+        .open(orchestrator, &membership.addrs, PROTOCOL)
+        .await
+        .map_err(|e| offline(e.to_string()))?;
+    framed::write(&mut stream, &membership.token).await.map_err(|e| offline(e.to_string()))?;
+    framed::write(&mut stream, &request).await.map_err(|e| offline(e.to_string()))?;
+    loop {
+        match framed::expect::<Reply>(&mut stream, MAX_FRAME_SIZE).await {
+            Ok(Reply::End {}) => return Ok(()),
+            Ok(Reply::Error(failed)) => return Err(failed),
+            Ok(reply) => talk.say(reply).await?,
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return Err(broken(error)),
+            Err(error) => return Err(offline(format!("the lab broke off: {error}"))),
+        }
+    }
+}

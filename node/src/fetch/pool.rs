@@ -1,0 +1,135 @@
+//! Who is asked: known providers, what they lack, and where more are found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use iptl_dag::{Cid, PeerId};
+
+use super::Source;
+use super::batch::{BatchDone, BatchEnd};
+use crate::links::Links;
+
+/// Batches in flight with one provider.
+const MAX_BATCHES_PER_PROVIDER: u32 = 2;
+
+/// A provider that broke so often in a row is dropped.
+const MAX_FAILURES: u32 = 3;
+
+/// Longest search in the DHT before the connected peers are looked at again.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The providers of one fetch.
+pub(super) struct Pool {
+    links: Links,
+    root: Cid,
+    providers: BTreeMap<PeerId, Provider>,
+    /// Peers of the swarm were added.
+    asked_swarm: bool,
+}
+
+#[derive(Default)]
+struct Provider {
+    addrs: Vec<String>,
+    /// Lower is asked first: peers that were named, then those that a search found.
+    rank: u32,
+    flying: u32,
+    failures: u32,
+    bytes: u64,
+    lacks: BTreeSet<Cid>,
+    dropped: Option<String>,
+}
+
+impl Pool {
+    pub(super) fn new(links: Links, root: Cid, named: Vec<Source>) -> Pool {
+        let mut pool = Pool { links, root, providers: BTreeMap::new(), asked_swarm: false };
+        for (peer, addrs) in named {
+            pool.add(peer, addrs, 0);
+        }
+        pool
+    }
+
+    /// Chooses a provider for a batch: the best rank, then the one with the least in flight.
+    pub(super) fn take_for(&mut self, batch: &[Cid]) -> Option<Source> {
+        let first = batch.first()?;
+        let (peer, provider) = self
+            .providers
+            .iter_mut()
+            .filter(|(_, p)| {
+                p.dropped.is_none() && p.flying < MAX_BATCHES_PER_PROVIDER && !p.lacks.contains(first)
+            })
+            .min_by_key(|(_, p)| (p.flying, p.failures, p.rank))?;
+        provider.flying += 1;
+        Some((peer.clone(), provider.addrs.clone()))
+    }
+
+    /// Learns from a batch.
+    pub(super) fn give_back(&mut self, done: &BatchDone) {
+        let Some(provider) = self.providers.get_mut(&done.provider) else { return };
+        provider.flying = provider.flying.saturating_sub(1);
+        provider.bytes += done.blocks.iter().map(|b| b.data().len() as u64).sum::<u64>();
+        if !done.blocks.is_empty() {
+            provider.failures = 0;
+        }
+        match &done.end {
+            BatchEnd::Complete => {}
+            BatchEnd::Lacks => provider.lacks.extend(done.rest().first()),
+            BatchEnd::Lied(reason) => {
+                tracing::warn!(peer = %done.provider, reason, "dropped a provider that lies");
+                provider.dropped = Some(format!("lied: {reason}"));
+            }
+            BatchEnd::Broke(reason) => {
+                tracing::debug!(peer = %done.provider, reason, "a provider broke off");
+                provider.failures += 1;
+                if provider.failures >= MAX_FAILURES {
+                    provider.dropped = Some(reason.clone());
+                }
+            }
+        }
+    }
+
+    /// Looks for more providers; returns whether there are any new ones.
+    pub(super) async fn search(&mut self, limit: Duration) -> bool {
+        let Some(net) = self.links.net().cloned() else { return false };
+        let mut found = false;
+        if !self.asked_swarm {
+            self.asked_swarm = true;
+            for peer in net.peers().await {
+                found |= self.add(peer.peer, Vec::new(), 2);
+            }
+        }
+        for peer in net.providers(&self.root.hash().to_bytes(), limit.min(SEARCH_TIMEOUT)).await {
+            found |= self.add(peer, Vec::new(), 1);
+        }
+        found
+    }
+
+    /// Gives everybody another chance who did not lie: they may have got it meanwhile, or be reachable again.
+    pub(super) fn retry(&mut self) {
+        self.asked_swarm = false;
+        for provider in self.providers.values_mut() {
+            provider.lacks.clear();
+            if provider.dropped.as_ref().is_some_and(|reason| !reason.starts_with("lied")) {
+                provider.dropped = None;
+                provider.failures = MAX_FAILURES - 1;
+            }
+        }
+    }
+
+    /// Returns bytes by provider, for those who gave any.
+    pub(super) fn served(&self) -> Vec<(PeerId, u64)> {
+        self.providers.iter().filter(|(_, p)| p.bytes > 0).map(|(peer, p)| (peer.clone(), p.bytes)).collect()
+    }
+
+    /// Returns dropped providers with the reasons.
+    pub(super) fn dropped(&self) -> Vec<(PeerId, String)> {
+        self.providers.iter().filter_map(|(peer, p)| Some((peer.clone(), p.dropped.clone()?))).collect()
+    }
+
+    fn add(&mut self, peer: PeerId, addrs: Vec<String>, rank: u32) -> bool {
+        if peer == *self.links.peer() || self.providers.contains_key(&peer) {
+            return false;
+        }
+        self.providers.insert(peer, Provider { addrs, rank, ..Provider::default() });
+        true
+    }
+}

@@ -1,0 +1,82 @@
+//! The lablet of a node: one task owns the scheduler's core and the cells that it runs.
+//!
+//! [`driver`] is that task; `session` keeps the stream to the orchestrator, `prepare` turns a grant into a cell,
+//! `cell` runs it, `receipts` writes what it left, `journal` is what survives a crash.
+
+mod cell;
+mod driver;
+mod journal;
+mod prepare;
+mod receipts;
+mod session;
+
+use iptl_dag::model::{ExecutionId, InstanceId, Run, Signed};
+use iptl_dag::{Cid, PeerId};
+use iptl_runner::Ended;
+use iptl_wire::Timestamp;
+use iptl_wire::offer::Offer;
+use iptl_wire::session::{CellRef, SyncDown, ToLablet, ToOrchestrator, Welcome};
+use tokio::sync::{mpsc, oneshot};
+
+pub(crate) use driver::{Parts, start};
+
+/// What the driver is told.
+pub(crate) enum Command {
+    /// The orchestrator answered hello.
+    Up { hello_at: Timestamp, welcome: Welcome, out: mpsc::Sender<ToOrchestrator> },
+    /// The session ended.
+    Down,
+    /// The orchestrator said something.
+    Message { from: PeerId, message: ToLablet },
+    /// Sync for a cell.
+    Sync { execution: ExecutionId, down: SyncDown },
+    /// An offer was heard.
+    Offer(Signed<Offer>),
+    /// A cell is prepared.
+    Prepared { cell: CellRef, run: Box<Run>, prepared: iptl_runner::PreparedCell },
+    /// A cell could not be prepared.
+    PrepareFailed { cell: CellRef, reason: String, unfit: bool },
+    /// Instances ended.
+    Ended { cell: CellRef, ended: Vec<(InstanceId, Ended)> },
+    /// All instances of a cell ended and were told.
+    CellOver { cell: CellRef },
+    /// Receipts are in the store.
+    Sealed { cell: CellRef, shards: Vec<(Cid, u32)> },
+    /// Receipts could not be written.
+    SealFailed { cell: CellRef, reason: String },
+    /// What is going on?
+    Status { answer: oneshot::Sender<LabletStatus> },
+    /// Finishes or drops its work, then answers.
+    Drain { now: bool, answer: oneshot::Sender<()> },
+}
+
+/// What a lablet does.
+#[derive(Clone, Debug)]
+pub(crate) struct LabletStatus {
+    pub(crate) online: bool,
+    pub(crate) free_slots: u32,
+    pub(crate) cells: Vec<(ExecutionId, u32, u32)>,
+}
+
+/// The way to a node's lablet.
+#[derive(Clone)]
+pub(crate) struct LabletHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl LabletHandle {
+    /// Asks what is going on; none where the lablet has stopped.
+    pub(crate) async fn status(&self) -> Option<LabletStatus> {
+        let (answer, received) = oneshot::channel();
+        self.commands.send(Command::Status { answer }).await.ok()?;
+        received.await.ok()
+    }
+
+    /// Takes no new work and returns once no cell is left; `now` stops them.
+    pub(crate) async fn drain(&self, now: bool) {
+        let (answer, received) = oneshot::channel();
+        if self.commands.send(Command::Drain { now, answer }).await.is_ok() {
+            let _stopped = received.await;
+        }
+    }
+}

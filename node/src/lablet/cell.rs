@@ -1,0 +1,205 @@
+//! A cell while it runs: between its runner, the session and the other cells of its execution.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use iptl_dag::PeerId;
+use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
+use iptl_labnet::{Directory, DirectoryError};
+use iptl_runner::{CellControl, CellEvent, CellInput, Ended, SyncCall, SyncReply};
+use iptl_sync::{CellSync, Reply, SyncOp};
+use iptl_wire::session::{self, CellRef, Grant, OutputLine, SyncDown, ToOrchestrator};
+use tokio::sync::{mpsc, watch};
+
+use super::Command;
+use crate::carrier::Carrier;
+
+/// Events that are taken from the runner before sync speaks, so that a crowd at a barrier costs one message.
+const MAX_EVENTS_AT_ONCE: usize = 4096;
+
+/// Lines that are kept for whoever starts to follow.
+const RECENT_LINES: usize = 2000;
+
+/// The way to the orchestrator; none while there is no session.
+pub(super) type Uplink = watch::Receiver<Option<mpsc::Sender<ToOrchestrator>>>;
+
+/// What a cell is told by its lablet.
+pub(super) enum CellNote {
+    /// Sync from the orchestrator.
+    Sync(SyncDown),
+    /// Sends output from now on, the last lines first, or stops.
+    Follow(bool),
+    /// Instances of other cells moved.
+    Directory(Box<session::Directory>),
+}
+
+/// Where the instances of an execution are.
+pub(super) struct Routes {
+    directory: Directory,
+    placement: BTreeMap<(String, u32), (u32, PeerId)>,
+    roster: BTreeMap<String, Vec<String>>,
+}
+
+impl Routes {
+    pub(super) fn new(groups: &BTreeMap<String, u32>, grant: &Grant) -> Result<Routes, DirectoryError> {
+        Ok(Routes {
+            directory: Directory::new(groups)?,
+            placement: index(&grant.placement),
+            roster: grant.roster.clone(),
+        })
+    }
+
+    /// Takes in that instances are elsewhere now.
+    fn moved(&mut self, to: session::Directory) {
+        self.placement = index(&to.placement);
+        self.roster = to.roster;
+    }
+
+    fn lablet(&self, addr: Ipv4Addr) -> Option<&PeerId> {
+        let id = self.directory.instance(addr)?;
+        let ((group, start), (count, lablet)) =
+            self.placement.range(..=(id.group.clone(), id.index)).next_back()?;
+        (*group == id.group && id.index - start < *count).then_some(lablet)
+    }
+
+    fn addrs(&self, lablet: &PeerId) -> &[String] {
+        self.roster.get(&lablet.to_string()).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn index(placement: &[Assignment]) -> BTreeMap<(String, u32), (u32, PeerId)> {
+    placement
+        .iter()
+        .map(|Assignment { group, start, count, lablet }| ((group.clone(), *start), (*count, lablet.clone())))
+        .collect()
+}
+
+/// Runs a cell until its runner says that it is over.
+pub(super) struct CellTask {
+    pub(super) cell: CellRef,
+    pub(super) control: Arc<dyn CellControl>,
+    pub(super) events: mpsc::Receiver<CellEvent>,
+    pub(super) notes: mpsc::Receiver<CellNote>,
+    pub(super) uplink: Uplink,
+    pub(super) lablet: mpsc::Sender<Command>,
+    pub(super) carrier: Carrier,
+    pub(super) routes: Routes,
+    pub(super) instances: Vec<InstanceId>,
+}
+
+impl CellTask {
+    pub(super) async fn run(mut self) {
+        let execution = self.cell.execution;
+        let mut sync = CellSync::new(std::mem::take(&mut self.instances));
+        if self.uplink.borrow_and_update().is_some() {
+            sync.session_up();
+        }
+        let mut following = false;
+        // Replies go out beside the loop: a runner that is slow to take them must not keep its events from being read.
+        let (replies, queue) = mpsc::unbounded_channel();
+        let writer = tokio::spawn(write_replies(self.control.clone(), queue));
+        let mut batch = Vec::with_capacity(MAX_EVENTS_AT_ONCE);
+        let mut over = false;
+        let mut recent = VecDeque::with_capacity(RECENT_LINES);
+        while !over {
+            let mut lines = Vec::new();
+            tokio::select! {
+                taken = self.events.recv_many(&mut batch, MAX_EVENTS_AT_ONCE) => over = taken == 0,
+                Some(note) = self.notes.recv() => match note {
+                    CellNote::Sync(down) => sync.handle(down),
+                    CellNote::Follow(on) => {
+                        following = on;
+                        if on {
+                            lines.extend(recent.iter().cloned());
+                        }
+                    }
+                    CellNote::Directory(directory) => self.routes.moved(*directory),
+                },
+                Ok(()) = self.uplink.changed() => match self.uplink.borrow_and_update().is_some() {
+                    true => sync.session_up(),
+                    false => sync.session_down(),
+                },
+            }
+            let mut ended = Vec::new();
+            for event in batch.drain(..) {
+                match event {
+                    CellEvent::Output { id, stream, at_us, line } => {
+                        let line = OutputLine { instance: id, stream: stream.name().to_owned(), at_us, line };
+                        if following {
+                            lines.push(line.clone());
+                        }
+                        if recent.len() == RECENT_LINES {
+                            recent.pop_front();
+                        }
+                        recent.push_back(line);
+                    }
+                    CellEvent::Sync { id, call } => sync_call(&mut sync, &id, call),
+                    CellEvent::Packet { dst, bytes } => self.carry(execution, dst, bytes),
+                    CellEvent::Ended { id, ended: how } => {
+                        sync.end_instance(&id);
+                        ended.push((id, how));
+                    }
+                    CellEvent::CellOver => over = true,
+                }
+            }
+            while let Some((id, call, answer)) = sync.poll_reply() {
+                let _gone = replies.send(reply(id, call, answer));
+            }
+            let uplink = self.uplink.borrow().clone();
+            if let Some(uplink) = uplink {
+                while let Some(up) = sync.poll_up() {
+                    let _down = uplink.send(ToOrchestrator::Sync(execution, up)).await;
+                }
+                if !lines.is_empty() {
+                    let _down = uplink.send(ToOrchestrator::Output(execution, lines)).await;
+                }
+            }
+            if !ended.is_empty() {
+                self.report(ended).await;
+            }
+        }
+        drop(replies);
+        writer.abort();
+        self.carrier.detach(&execution);
+        let _gone = self.lablet.send(Command::CellOver { cell: self.cell.clone() }).await;
+    }
+
+    fn carry(&self, execution: ExecutionId, dst: Ipv4Addr, bytes: Vec<u8>) {
+        if let Some(lablet) = self.routes.lablet(dst) {
+            self.carrier.send(lablet, self.routes.addrs(lablet), execution, bytes);
+        }
+    }
+
+    async fn report(&self, ended: Vec<(InstanceId, Ended)>) {
+        let _gone = self.lablet.send(Command::Ended { cell: self.cell.clone(), ended }).await;
+    }
+}
+
+async fn write_replies(control: Arc<dyn CellControl>, mut queue: mpsc::UnboundedReceiver<SyncReply>) {
+    while let Some(reply) = queue.recv().await {
+        control.input(CellInput::Sync(reply)).await;
+    }
+}
+
+fn sync_call(sync: &mut CellSync, id: &InstanceId, call: SyncCall) {
+    match call {
+        SyncCall::Signal { call, state } => sync.call(id, call, SyncOp::Signal { state }),
+        SyncCall::Barrier { call, state, target } => sync.call(id, call, SyncOp::Barrier { state, target }),
+        SyncCall::Publish { call, topic, payload } => {
+            sync.call(id, call, SyncOp::Publish { topic, payload: payload.into() });
+        }
+        SyncCall::Subscribe { call, topic } => sync.call(id, call, SyncOp::Subscribe { topic }),
+        SyncCall::Cancel { call } => sync.call(id, call, SyncOp::Cancel),
+    }
+}
+
+fn reply(id: InstanceId, call: u64, answer: Reply) -> SyncReply {
+    match answer {
+        Reply::Signalled { seq } => SyncReply::Signalled { id, call, seq },
+        Reply::Opened => SyncReply::Opened { id, call },
+        Reply::Published { position } => SyncReply::Published { id, call, position },
+        Reply::Message { position, payload } => SyncReply::Message { id, call, position, payload: payload.into() },
+        Reply::Failed(error) => SyncReply::Failed { id, call, reason: error.to_string() },
+    }
+}

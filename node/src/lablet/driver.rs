@@ -1,0 +1,580 @@
+//! The task that owns the core: what the orchestrator and the cells say goes in, what is to be done comes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iptl_artifacts::BlobStore;
+use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Run, Signed, Usage};
+use iptl_dag::{Cid, PeerId};
+use iptl_runner::{CellControl, Ended, PreparedCell, Runner};
+use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
+use iptl_trust::Keypair;
+use iptl_wire::Verified;
+use iptl_wire::offer::{self, MAX_OFFER_SIZE, Offer};
+use iptl_wire::session::{CellRef, Grant, Hello, Inventory, ToLablet, ToOrchestrator};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::cell::{CellNote, CellTask, Routes};
+use super::journal::Journal;
+use super::prepare::{Preparer, scratch_path};
+use super::receipts::Sealer;
+use super::session::SessionKeeper;
+use super::{Command, LabletHandle, LabletStatus};
+use crate::carrier::Carrier;
+use crate::clock;
+use crate::fetch::Fetcher;
+use crate::home::{Config, Home, HomeError, Membership};
+use crate::links::Links;
+
+/// Commands that wait for the driver.
+const COMMAND_QUEUE: usize = 4096;
+
+/// Commands that are taken together.
+const MAX_COMMANDS_AT_ONCE: usize = 256;
+
+/// Notes that wait for one cell.
+const NOTE_QUEUE: usize = 1024;
+
+/// Time between two looks at what the machine has.
+const INVENTORY_TICK: Duration = Duration::from_secs(10);
+
+/// What a lablet is made of.
+pub(crate) struct Parts {
+    pub(crate) home: Home,
+    pub(crate) config: Config,
+    pub(crate) key: Arc<Keypair>,
+    pub(crate) membership: Membership,
+    pub(crate) links: Links,
+    pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) runner: Arc<dyn Runner>,
+    /// Offers of an orchestrator on the same node.
+    pub(crate) offers: broadcast::Sender<Signed<Offer>>,
+    pub(crate) stop: CancellationToken,
+    /// Why there is no session; empty where there is one.
+    pub(crate) waiting: Arc<watch::Sender<String>>,
+}
+
+/// Starts the lablet of a node.
+pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
+    let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+    let (hello, hello_seen) = watch::channel(None);
+    let (uplink, uplink_seen) = watch::channel(None);
+    let mut boot = [0; 16];
+    getrandom::fill(&mut boot).expect("the kernel gives random bytes");
+    let journal = Journal::open(parts.home.clone())?;
+    let carrier = Carrier::start(parts.links.clone()).await;
+    hear_offers(&parts, commands.clone()).await;
+    let keeper = SessionKeeper {
+        links: parts.links.clone(),
+        membership: parts.membership.clone(),
+        hello: hello_seen,
+        lablet: commands.clone(),
+        stop: parts.stop.clone(),
+        state: parts.waiting.clone(),
+    };
+    let core = Lablet::new(LabletConfig::new(parts.links.peer().clone(), parts.membership.lab().clone()));
+    let mut driver = Driver {
+        core,
+        journal,
+        carrier,
+        hello,
+        uplink,
+        uplink_seen,
+        boot,
+        cells: BTreeMap::new(),
+        granted: BTreeMap::new(),
+        draining: None,
+        commands: commands.clone(),
+        parts,
+    };
+    driver.input(LabletInput::Wall { unix_us: clock::wall_us() });
+    driver.take_inventory().await;
+    let (promised, cells) = driver.journal.restore();
+    driver.input(LabletInput::Restore { promised, cells });
+    driver.act();
+    tokio::spawn(keeper.run());
+    tokio::spawn(driver.run(queue));
+    Ok(LabletHandle { commands })
+}
+
+/// A cell that the lablet holds.
+struct Cell {
+    grant: Grant,
+    run: Option<Box<Run>>,
+    control: Option<Arc<dyn CellControl>>,
+    notes: Option<mpsc::Sender<CellNote>>,
+    preparing: Option<AbortHandle>,
+    /// Instances that ended and have no receipt yet.
+    ended: Vec<(InstanceId, Ended)>,
+    /// Instances that are being sealed, kept until the receipts are in the store.
+    sealing: Vec<(InstanceId, Ended)>,
+}
+
+struct Driver {
+    parts: Parts,
+    core: Lablet,
+    journal: Journal,
+    carrier: Carrier,
+    hello: watch::Sender<Option<Hello>>,
+    uplink: watch::Sender<Option<mpsc::Sender<ToOrchestrator>>>,
+    uplink_seen: watch::Receiver<Option<mpsc::Sender<ToOrchestrator>>>,
+    boot: [u8; 16],
+    cells: BTreeMap<CellRef, Cell>,
+    /// The grant that the core is deciding on.
+    granted: BTreeMap<CellRef, Grant>,
+    draining: Option<oneshot::Sender<()>>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Driver {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let stop = self.parts.stop.clone();
+        let mut inventory = tokio::time::interval(INVENTORY_TICK);
+        inventory.reset();
+        let mut batch = Vec::with_capacity(MAX_COMMANDS_AT_ONCE);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                taken = queue.recv_many(&mut batch, MAX_COMMANDS_AT_ONCE) => if taken == 0 { break },
+                () = clock::sleep_until(self.core.poll_timeout()) => self.input(LabletInput::Timeout),
+                _ = inventory.tick() => {
+                    self.take_inventory().await;
+                    self.input(LabletInput::Wall { unix_us: clock::wall_us() });
+                }
+            }
+            for command in batch.drain(..) {
+                self.command(command);
+            }
+            self.act();
+            if self.cells.is_empty()
+                && let Some(answer) = self.draining.take()
+            {
+                let _gone = answer.send(());
+            }
+        }
+        self.parts.runner.shutdown().await;
+    }
+
+    fn input(&mut self, input: LabletInput) {
+        self.core.handle(clock::now(), input);
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Up { hello_at, mut welcome, out } => {
+                let orchestrator = self.parts.membership.orchestrator().clone();
+                welcome.offers.retain(|offer| {
+                    offer.signer == orchestrator && iptl_trust::verify_by(offer, &orchestrator).is_ok()
+                });
+                self.uplink.send_replace(Some(out));
+                tracing::info!(%orchestrator, "the lab is online");
+                self.input(LabletInput::SessionUp { orchestrator, hello_at, welcome: Verified::vouch(welcome) });
+            }
+            Command::Down => {
+                self.uplink.send_replace(None);
+                let orchestrator = self.parts.membership.orchestrator().clone();
+                self.input(LabletInput::SessionDown { orchestrator });
+            }
+            Command::Message { from, message } => self.message(from, message),
+            Command::Sync { execution, down } => {
+                if let Some(cell) = self.cell_of(&execution)
+                    && let Some(notes) = &cell.notes
+                    && notes.try_send(CellNote::Sync(down)).is_err()
+                {
+                    // What is lost here is asked for again when the session is new.
+                    tracing::warn!(execution = %execution.alias(), "a cell takes sync too slowly");
+                }
+            }
+            Command::Offer(signed) => {
+                let orchestrator = self.parts.membership.orchestrator();
+                match iptl_trust::verify_by(&signed, orchestrator) {
+                    Ok(()) => self.input(LabletInput::Offer(Verified::vouch(signed.body))),
+                    Err(error) => tracing::warn!(signer = %signed.signer, %error, "refused an offer"),
+                }
+            }
+            Command::Prepared { cell, run, prepared } => self.prepared(cell, run, prepared),
+            Command::PrepareFailed { cell, reason, unfit } => {
+                tracing::warn!(execution = %cell.execution.alias(), reason, "cannot prepare a cell");
+                if let Some(held) = self.cells.get_mut(&cell) {
+                    held.preparing = None;
+                }
+                self.input(LabletInput::PrepareFailed { cell, reason, unfit });
+            }
+            Command::Ended { cell, ended } => {
+                let Some(held) = self.cells.get_mut(&cell) else { return };
+                let instances: Vec<_> = ended.iter().map(|(id, _)| id.clone()).collect();
+                held.ended.extend(ended);
+                for instance in instances {
+                    self.input(LabletInput::InstanceEnded { cell: cell.clone(), instance });
+                }
+            }
+            Command::CellOver { cell } => {
+                if let Some(held) = self.cells.get_mut(&cell) {
+                    held.control = None;
+                    held.notes = None;
+                }
+            }
+            Command::Sealed { cell, shards } => self.sealed(cell, shards),
+            Command::SealFailed { cell, reason } => {
+                tracing::error!(execution = %cell.execution.alias(), reason, "cannot write receipts");
+                if let Some(held) = self.cells.get_mut(&cell) {
+                    let kept = std::mem::take(&mut held.sealing);
+                    held.ended.extend(kept);
+                }
+                self.input(LabletInput::SealFailed { cell, reason });
+            }
+            Command::Status { answer } => {
+                let _gone = answer.send(self.status());
+            }
+            Command::Drain { now, answer } => {
+                self.draining = Some(answer);
+                self.input(LabletInput::Drain { now });
+            }
+        }
+    }
+
+    fn message(&mut self, from: PeerId, message: ToLablet) {
+        match &message {
+            ToLablet::Grant(signed) => {
+                if let Err(error) = iptl_trust::verify_by(signed, &from) {
+                    tracing::warn!(%from, %error, "refused a grant");
+                    return;
+                }
+                if signed.body.lablet != *self.parts.links.peer() {
+                    tracing::warn!(%from, "refused a grant for another lablet");
+                    return;
+                }
+                self.granted = BTreeMap::from([(signed.body.cell.clone(), signed.body.clone())]);
+            }
+            ToLablet::Follow(execution, on) => {
+                if let Some(notes) = self.cell_of(execution).and_then(|cell| cell.notes.as_ref()) {
+                    let _busy = notes.try_send(CellNote::Follow(*on));
+                }
+            }
+            _ => {}
+        }
+        self.input(LabletInput::Message { from, message: Verified::vouch(message) });
+    }
+
+    fn act(&mut self) {
+        while let Some(effect) = self.core.poll_effect() {
+            self.carry_out(effect);
+        }
+        self.hello.send_replace(Some(self.hello_now()));
+    }
+
+    fn hello_now(&self) -> Hello {
+        let (inventory, cells) = (self.core.inventory(), self.core.cells());
+        Hello {
+            token: self.parts.membership.token.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot: self.boot,
+            inventory,
+            cells,
+        }
+    }
+
+    fn carry_out(&mut self, effect: LabletEffect) {
+        match effect {
+            LabletEffect::Send { to: _, message } => {
+                let outbox = self.uplink.borrow().clone();
+                if let Some(outbox) = outbox
+                    && outbox.try_send(message).is_err()
+                {
+                    // The session's writer is stuck or gone; the session ends and comes back with everything in hello.
+                    self.uplink.send_replace(None);
+                }
+            }
+            LabletEffect::Promise(record) => {
+                let grant = self.granted.remove(&record.cell);
+                if let Err(error) = self.journal.promise(&record, grant) {
+                    // Without the promise the grant must not be taken: the lablet stops and comes back.
+                    tracing::error!(%error, "cannot write a promise down; the lablet stops");
+                    self.parts.stop.cancel();
+                }
+            }
+            LabletEffect::Prepare { cell, grant } => self.prepare(cell, *grant),
+            LabletEffect::Directory { cell, directory } => {
+                if let Some(notes) = self.cells.get(&cell).and_then(|held| held.notes.as_ref()) {
+                    let _busy = notes.try_send(CellNote::Directory(Box::new(directory)));
+                }
+            }
+            LabletEffect::Start { cell } => {
+                if let Some(control) = self.cells.get(&cell).and_then(|held| held.control.clone()) {
+                    tokio::spawn(async move { control.start().await });
+                }
+            }
+            LabletEffect::Stop { cell, reason } => {
+                let Some(held) = self.cells.get_mut(&cell) else { return };
+                if let Some(preparing) = held.preparing.take() {
+                    preparing.abort();
+                }
+                if let Some(control) = held.control.clone() {
+                    tokio::spawn(async move { control.stop(reason).await });
+                }
+            }
+            LabletEffect::Seal { cell } => self.seal(cell),
+            LabletEffect::Forget { cell } => {
+                self.journal.forget(&cell);
+                if let Some(held) = self.cells.remove(&cell) {
+                    if let Some(preparing) = held.preparing {
+                        preparing.abort();
+                    }
+                    self.carrier.detach(&cell.execution);
+                    let scratch = scratch_path(&self.parts.home, &held.grant);
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = std::fs::remove_dir_all(&scratch)
+                            && error.kind() != std::io::ErrorKind::NotFound
+                        {
+                            tracing::warn!(%error, path = %scratch.display(), "cannot remove the files of a cell");
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    fn prepare(&mut self, cell: CellRef, grant: Grant) {
+        let preparer = Preparer {
+            home: self.parts.home.clone(),
+            store: self.parts.store.clone(),
+            fetcher: self.parts.fetcher.clone(),
+            runner: self.parts.runner.clone(),
+        };
+        let orchestrator = (self.parts.membership.orchestrator().clone(), self.parts.membership.addrs.clone());
+        let commands = self.commands.clone();
+        let (name, job) = (cell.clone(), grant.clone());
+        let task = tokio::spawn(async move {
+            let command = match preparer.prepare(orchestrator, &job).await {
+                Ok(done) => Command::Prepared { cell: name, run: Box::new(done.run), prepared: done.cell },
+                Err(error) => Command::PrepareFailed {
+                    cell: name,
+                    reason: describe(&error),
+                    unfit: error.lies_in_the_workload(),
+                },
+            };
+            let _gone = commands.send(command).await;
+        });
+        let held = Cell {
+            grant,
+            run: None,
+            control: None,
+            notes: None,
+            preparing: Some(task.abort_handle()),
+            ended: Vec::new(),
+            sealing: Vec::new(),
+        };
+        self.cells.insert(cell, held);
+    }
+
+    fn prepared(&mut self, cell: CellRef, run: Box<Run>, prepared: PreparedCell) {
+        // A cell that was forgotten meanwhile is dropped here, which stops it.
+        let Some(held) = self.cells.get_mut(&cell) else { return };
+        let groups = run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect();
+        let routes = match Routes::new(&groups, &held.grant) {
+            Ok(routes) => routes,
+            Err(error) => {
+                let reason = error.to_string();
+                return self.input(LabletInput::PrepareFailed { cell, reason, unfit: true });
+            }
+        };
+        let control: Arc<dyn CellControl> = prepared.control.into();
+        let (notes, queue) = mpsc::channel(NOTE_QUEUE);
+        let peers: BTreeSet<PeerId> = held.grant.placement.iter().map(|a| a.lablet.clone()).collect();
+        self.carrier.attach(cell.execution, peers, control.clone());
+        let task = CellTask {
+            cell: cell.clone(),
+            control: control.clone(),
+            events: prepared.events,
+            notes: queue,
+            uplink: self.uplink_seen.clone(),
+            lablet: self.commands.clone(),
+            carrier: self.carrier.clone(),
+            routes,
+            instances: instances(&held.grant.assignments),
+        };
+        tokio::spawn(task.run());
+        held.run = Some(run);
+        held.control = Some(control);
+        held.notes = Some(notes);
+        held.preparing = None;
+        self.input(LabletInput::Prepared { cell });
+    }
+
+    fn seal(&mut self, cell: CellRef) {
+        let sealer = Sealer {
+            store: self.parts.store.clone(),
+            key: self.parts.key.clone(),
+            lablet: self.parts.links.peer().clone(),
+            runner: self.parts.runner.version(),
+        };
+        let (grant, run, ended) = match self.cells.get_mut(&cell) {
+            Some(held) => {
+                let ended = std::mem::take(&mut held.ended);
+                held.sealing = ended.clone();
+                (held.grant.clone(), held.run.clone(), ended)
+            }
+            // A cell from before a crash: its instances died with the lablet.
+            None => match self.journal.dead(&cell) {
+                Some((grant, instances)) => {
+                    let ended = instances.into_iter().map(|id| (id, died())).collect();
+                    (grant, None, ended)
+                }
+                None => return self.input(LabletInput::SealFailed { cell, reason: "nothing is known of it".to_owned() }),
+            },
+        };
+        let commands = self.commands.clone();
+        tokio::spawn(async move {
+            let command = match sealer.seal(&grant, run.as_deref(), ended).await {
+                Ok(shards) => Command::Sealed { cell, shards },
+                Err(error) => Command::SealFailed { cell, reason: describe(&error) },
+            };
+            let _gone = commands.send(command).await;
+        });
+    }
+
+    fn sealed(&mut self, cell: CellRef, shards: Vec<(Cid, u32)>) {
+        if let Err(error) = self.journal.sealed(&cell, &shards) {
+            tracing::error!(%error, "cannot write receipts down");
+        }
+        if let Some(held) = self.cells.get_mut(&cell) {
+            held.sealing.clear();
+        }
+        let last = shards.len().saturating_sub(1);
+        for (i, (shard, count)) in shards.into_iter().enumerate() {
+            self.input(LabletInput::ShardSealed { cell: cell.clone(), shard, count, last: i == last });
+        }
+    }
+
+    fn status(&self) -> LabletStatus {
+        let (inventory, cells) = (self.core.inventory(), self.core.cells());
+        LabletStatus {
+            online: self.uplink.borrow().is_some(),
+            free_slots: inventory.free_wasm_slots,
+            cells: cells.into_iter().map(|c| (c.cell.execution, c.running, c.ended)).collect(),
+        }
+    }
+
+    fn cell_of(&self, execution: &ExecutionId) -> Option<&Cell> {
+        self.cells.iter().rev().find(|(cell, _)| cell.execution == *execution).map(|(_, held)| held)
+    }
+
+    async fn take_inventory(&mut self) {
+        let capacity = self.parts.runner.capacity();
+        let limits = self.parts.config.limits;
+        let slots = limits.instances.unwrap_or(u32::MAX).min(capacity.instances);
+        let memory = limits.memory_bytes.unwrap_or(u64::MAX).min(capacity.memory_bytes);
+        let addrs = match self.parts.links.net() {
+            Some(net) => net.addrs().await,
+            None => Vec::new(),
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+        self.input(LabletInput::Inventory(Inventory {
+            name: self.parts.config.name.clone(),
+            labels: self.parts.config.labels.clone(),
+            cpus,
+            memory_bytes: total_memory(),
+            free_memory_bytes: memory,
+            wasm_slots: slots,
+            free_wasm_slots: slots,
+            addrs,
+            draining: false,
+        }));
+    }
+}
+
+/// Names the instances of assignments.
+pub(super) fn instances(assignments: &[Assignment]) -> Vec<InstanceId> {
+    assignments
+        .iter()
+        .flat_map(|a| {
+            (a.start..a.start.saturating_add(a.count)).map(|index| InstanceId { group: a.group.clone(), index })
+        })
+        .collect()
+}
+
+/// Passes offers on that are heard by gossip or from an orchestrator on the same node.
+async fn hear_offers(parts: &Parts, commands: mpsc::Sender<Command>) {
+    let mut local = parts.offers.subscribe();
+    let own = commands.clone();
+    tokio::spawn(async move {
+        loop {
+            match local.recv().await {
+                Ok(offer) => {
+                    if own.send(Command::Offer(offer)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    });
+    let Some(net) = parts.links.net() else { return };
+    let orchestrator = parts.membership.orchestrator().clone();
+    let lab = parts.membership.lab().clone();
+    let validate = {
+        let lab = lab.clone();
+        Arc::new(move |signer: &PeerId, data: &[u8]| judge(&orchestrator, &lab, signer, data))
+    };
+    match net.subscribe(&offer::topic(&lab), validate).await {
+        Ok(mut heard) => {
+            tokio::spawn(async move {
+                while let Some(message) = heard.recv().await {
+                    if let Ok(offer) = iptl_dag::decode::<Signed<Offer>>(&message.data)
+                        && commands.send(Command::Offer(offer)).await.is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        }
+        Err(error) => tracing::error!(%error, "cannot hear offers by gossip"),
+    }
+}
+
+/// Decides whether gossip is passed on, cheapest checks first.
+fn judge(orchestrator: &PeerId, lab: &PeerId, signer: &PeerId, data: &[u8]) -> iptl_net::GossipVerdict {
+    if data.len() > MAX_OFFER_SIZE || signer != orchestrator {
+        return iptl_net::GossipVerdict::Reject;
+    }
+    match iptl_dag::codec::decode_canonical::<Signed<Offer>>(data) {
+        Ok(offer) if offer.body.lab != *lab => iptl_net::GossipVerdict::Reject,
+        Ok(offer) if offer.body.expires < clock::wall() => iptl_net::GossipVerdict::Ignore,
+        Ok(offer) if iptl_trust::verify_by(&offer, orchestrator).is_ok() => iptl_net::GossipVerdict::Accept,
+        Ok(_) | Err(_) => iptl_net::GossipVerdict::Reject,
+    }
+}
+
+/// What is said of an instance whose lablet died under it.
+fn died() -> Ended {
+    Ended {
+        exit: Exit::Stopped { reason: "its lablet died".to_owned() },
+        usage: Usage::default(),
+        started_ms: 0,
+        ended_ms: clock::wall().0,
+        logs: None,
+        events: None,
+        metrics: None,
+        artifacts: None,
+    }
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn total_memory() -> u64 {
+    nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total())
+}

@@ -1,0 +1,198 @@
+//! From a grant to a prepared cell: every block is here and verified before anything starts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iptl_artifacts::{BlobStore, export, read_block};
+use iptl_dag::model::{self, GroupRun, InstanceId, Run, Workload};
+use iptl_dag::{Cid, PeerId};
+use iptl_runner::{Artifact, CellSpec, InstanceSpec, PrepareError, PreparedCell, Runner};
+use iptl_wire::session::Grant;
+
+use crate::fetch::{FetchError, Fetcher, Source, Wanted};
+use crate::home::Home;
+
+/// A lablet that finds nobody with the blocks of its grant for so long gives it back.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a cell could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CellError {
+    /// Blocks are missing.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// A node is not what the grant says.
+    #[error("{cid}: {reason}")]
+    Bad {
+        /// The node.
+        cid: Cid,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The workload's file could not be written.
+    #[error("cannot write the artifact {cid}: {reason}")]
+    Artifact {
+        /// Its content.
+        cid: Cid,
+        /// Why.
+        reason: String,
+    },
+    /// The runner refused.
+    #[error(transparent)]
+    Runner(#[from] PrepareError),
+}
+
+impl CellError {
+    /// Tells whether any other lablet would fail in the same way.
+    pub(super) fn lies_in_the_workload(&self) -> bool {
+        match self {
+            CellError::Bad { .. }
+            | CellError::Runner(PrepareError::BadArtifact { .. } | PrepareError::MissingImport { .. }) => true,
+            CellError::Fetch(_)
+            | CellError::Artifact { .. }
+            | CellError::Runner(
+                PrepareError::NoCapacity { .. } | PrepareError::WorkerDied { .. } | PrepareError::Io { .. },
+            ) => false,
+        }
+    }
+}
+
+/// A prepared cell with what was read on the way.
+pub(super) struct Prepared {
+    pub(super) run: Run,
+    pub(super) cell: PreparedCell,
+}
+
+/// What preparing needs of its lablet.
+#[derive(Clone)]
+pub(super) struct Preparer {
+    pub(super) home: Home,
+    pub(super) store: Arc<dyn BlobStore>,
+    pub(super) fetcher: Fetcher,
+    pub(super) runner: Arc<dyn Runner>,
+}
+
+impl Preparer {
+    /// Fetches what a grant names and lets the runner prepare its cell.
+    ///
+    /// Safe to drop: the runner gives the cell up, blocks that arrived stay.
+    pub(super) async fn prepare(&self, orchestrator: Source, grant: &Grant) -> Result<Prepared, CellError> {
+        let sources = sources(orchestrator, grant);
+        let run: Run = self.node(&grant.run, &sources, true).await?;
+        let mut artifacts = BTreeMap::new();
+        for assignment in &grant.assignments {
+            let group = group(&run, grant, &assignment.group)?;
+            if !artifacts.contains_key(&group.workload) {
+                let workload: Workload = self.node(&group.workload, &sources, false).await?;
+                let path = self.artifact(&workload).await?;
+                artifacts.insert(group.workload, Artifact { cid: workload.content, path });
+            }
+        }
+        let scratch = self.scratch(grant)?;
+        let spec = spec(&run, grant, &artifacts, scratch)?;
+        let cell = self.runner.prepare(spec).await?;
+        Ok(Prepared { run, cell })
+    }
+
+    /// Fetches and reads a node.
+    async fn node<T>(&self, cid: &Cid, sources: &[Source], shallow: bool) -> Result<T, CellError>
+    where
+        T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
+    {
+        let wanted = Wanted { root: *cid, from: sources.to_vec(), timeout: FETCH_TIMEOUT, shallow };
+        self.fetcher.fetch(&wanted, |_| {}).await?;
+        let bad = |reason: String| CellError::Bad { cid: *cid, reason };
+        let block = read_block(&*self.store, cid)
+            .await
+            .map_err(FetchError::from)?
+            .ok_or_else(|| bad("it vanished from the store".to_owned()))?;
+        model::from_bytes(block.data()).map_err(|e| bad(e.to_string()))
+    }
+
+    /// Returns the content of a workload as a file, writing it at first use.
+    async fn artifact(&self, workload: &Workload) -> Result<PathBuf, CellError> {
+        let path = self.home.path("cache").join("artifacts").join(workload.content.to_string());
+        if tokio::fs::try_exists(&path).await.unwrap_or(false) {
+            return Ok(path);
+        }
+        let failed = |reason: String| CellError::Artifact { cid: workload.content, reason };
+        let dir = path.parent().unwrap_or(Path::new("."));
+        tokio::fs::create_dir_all(dir).await.map_err(|e| failed(e.to_string()))?;
+        let temp = tempfile::tempdir_in(dir).map_err(|e| failed(e.to_string()))?;
+        let file = temp.path().join("artifact");
+        export::write_file(&*self.store, &workload.content, &file).await.map_err(|e| failed(e.to_string()))?;
+        tokio::fs::rename(&file, &path).await.map_err(|e| failed(e.to_string()))?;
+        Ok(path)
+    }
+
+    fn scratch(&self, grant: &Grant) -> Result<PathBuf, CellError> {
+        let path = scratch_path(&self.home, grant);
+        let failed = |e: std::io::Error| CellError::Artifact { cid: grant.run, reason: e.to_string() };
+        match std::fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        std::fs::create_dir_all(&path).map_err(failed)?;
+        Ok(path)
+    }
+}
+
+/// Returns the scratch folder of a grant's cell.
+pub(super) fn scratch_path(home: &Home, grant: &Grant) -> PathBuf {
+    let name = format!("{}-{}-{}", grant.cell.execution, grant.cell.epoch.counter, grant.attempt);
+    home.path("scratch").join(name)
+}
+
+fn sources(orchestrator: Source, grant: &Grant) -> Vec<Source> {
+    let mut sources = vec![orchestrator];
+    for (peer, addrs) in &grant.roster {
+        if let Ok(peer) = peer.parse::<PeerId>()
+            && peer != grant.lablet
+        {
+            sources.push((peer, addrs.clone()));
+        }
+    }
+    sources
+}
+
+fn group<'a>(run: &'a Run, grant: &Grant, name: &str) -> Result<&'a GroupRun, CellError> {
+    run.groups.get(name).ok_or_else(|| CellError::Bad { cid: grant.run, reason: format!("it has no group {name:?}") })
+}
+
+fn spec(
+    run: &Run,
+    grant: &Grant,
+    artifacts: &BTreeMap<Cid, Artifact>,
+    scratch: PathBuf,
+) -> Result<CellSpec, CellError> {
+    let mut instances = Vec::new();
+    for assignment in &grant.assignments {
+        let group = group(run, grant, &assignment.group)?;
+        let beyond = assignment.start.checked_add(assignment.count).is_none_or(|end| end > group.count);
+        if beyond {
+            let reason = format!("group {:?} has no {} instances", assignment.group, assignment.start);
+            return Err(CellError::Bad { cid: grant.run, reason });
+        }
+        let artifact = artifacts.get(&group.workload).expect("every group's workload was fetched");
+        instances.extend((assignment.start..assignment.start + assignment.count).map(|index| InstanceSpec {
+            id: InstanceId { group: assignment.group.clone(), index },
+            artifact: artifact.clone(),
+            args: group.args.clone(),
+            env: group.env.clone(),
+            limits: group.resources,
+            attempt: grant.attempt,
+        }));
+    }
+    Ok(CellSpec {
+        name: grant.cell.execution.alias(),
+        seed: run.seed,
+        run_id: grant.run.to_string(),
+        case: run.case.clone(),
+        params: run.params.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
+        groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
+        instances,
+        scratch,
+    })
+}

@@ -1,0 +1,86 @@
+//! Receipts: what instances left goes into the store, and a signed statement about each.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use iptl_artifacts::{BlobStore, import};
+use iptl_dag::model::receipt::MAX_RECEIPTS_PER_SHARD;
+use iptl_dag::model::{self, InstanceId, Receipt, ReceiptShard, Run};
+use iptl_dag::{Cid, PeerId};
+use iptl_runner::Ended;
+use iptl_trust::Keypair;
+use iptl_wire::session::Grant;
+
+/// What is known of a cell whose instances end.
+#[derive(Clone)]
+pub(super) struct Sealer {
+    pub(super) store: Arc<dyn BlobStore>,
+    pub(super) key: Arc<Keypair>,
+    pub(super) lablet: PeerId,
+    pub(super) runner: String,
+}
+
+impl Sealer {
+    /// Writes receipts of ended instances and returns the chunks with the number of receipts in each; the store is
+    /// flushed when this returns.
+    pub(super) async fn seal(
+        &self,
+        grant: &Grant,
+        run: Option<&Run>,
+        mut ended: Vec<(InstanceId, Ended)>,
+    ) -> Result<Vec<(Cid, u32)>, import::ImportError> {
+        ended.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut shards = Vec::new();
+        for part in ended.chunks(MAX_RECEIPTS_PER_SHARD) {
+            let mut receipts = Vec::with_capacity(part.len());
+            for (instance, how) in part {
+                let receipt = self.receipt(grant, run, instance, how).await?;
+                receipts.push(iptl_trust::sign(&self.key, receipt));
+            }
+            let count = u32::try_from(receipts.len()).expect("a chunk is small");
+            let block = model::to_block(ReceiptShard { receipts });
+            let shard = *block.cid();
+            self.store.put(vec![block]).await?;
+            shards.push((shard, count));
+        }
+        self.store.flush().await?;
+        Ok(shards)
+    }
+
+    async fn receipt(
+        &self,
+        grant: &Grant,
+        run: Option<&Run>,
+        instance: &InstanceId,
+        how: &Ended,
+    ) -> Result<Receipt, import::ImportError> {
+        let workload = run.and_then(|run| run.groups.get(&instance.group)).map_or(grant.run, |group| group.workload);
+        Ok(Receipt {
+            execution: grant.cell.execution,
+            instance: instance.clone(),
+            attempt: grant.attempt,
+            epoch: grant.cell.epoch.clone(),
+            workload,
+            lablet: self.lablet.clone(),
+            runner: self.runner.clone(),
+            started_ms: how.started_ms,
+            ended_ms: how.ended_ms,
+            exit: how.exit.clone(),
+            usage: how.usage,
+            logs: self.import(how.logs.as_deref()).await?,
+            events: self.import(how.events.as_deref()).await?,
+            metrics: self.import(how.metrics.as_deref()).await?,
+            artifacts: self.import(how.artifacts.as_deref()).await?,
+        })
+    }
+
+    async fn import(&self, path: Option<&Path>) -> Result<Option<Cid>, import::ImportError> {
+        match path {
+            Some(path) => {
+                let imported = import::import_path(&*self.store, path, &import::ImportOptions::default()).await?;
+                Ok(Some(imported.cid))
+            }
+            None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The session of a lablet: opened, kept, and opened again when it breaks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iptl_dag::PeerId;
+use iptl_wire::Timestamp;
+use iptl_wire::session::{Hello, MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator, Welcome};
+use tokio::io::{AsyncWriteExt, BufReader, BufWriter, ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Command;
+use crate::clock;
+use crate::framed;
+use crate::home::Membership;
+use crate::links::{Links, Stream};
+
+/// Messages that wait to be written.
+const OUT_QUEUE: usize = 4096;
+
+/// Longest wait for the answer to hello.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pauses between attempts to reach the orchestrator: quick at first, since most breaks are short.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps a session with an orchestrator.
+pub(super) struct SessionKeeper {
+    pub(super) links: Links,
+    pub(super) membership: Membership,
+    /// Hello as it would be said now; none until the lablet knows what it has.
+    pub(super) hello: watch::Receiver<Option<Hello>>,
+    pub(super) lablet: mpsc::Sender<Command>,
+    pub(super) stop: CancellationToken,
+    /// Other addresses of the orchestrator, as the swarm learns them.
+    pub(super) state: Arc<tokio::sync::watch::Sender<String>>,
+}
+
+impl SessionKeeper {
+    /// Runs until the node stops.
+    pub(super) async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        let stop = self.stop.clone();
+        loop {
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.session() => ended,
+            };
+            let _gone = self.lablet.send(Command::Down).await;
+            match ended {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(reason) => {
+                    tracing::info!(reason, retry_ms = pause.as_millis(), "no session with the orchestrator");
+                    let _nobody = self.state.send(reason);
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(jitter(pause)) => {}
+            }
+        }
+    }
+
+    /// One session, from hello to its end.
+    async fn session(&mut self) -> Result<(), String> {
+        let orchestrator = self.membership.orchestrator().clone();
+        let stream =
+            self.links.open(&orchestrator, &self.membership.addrs, PROTOCOL).await.map_err(|e| e.to_string())?;
+        let hello = match self.hello.wait_for(Option::is_some).await {
+            Ok(hello) => hello.clone(),
+            Err(_) => None,
+        };
+        let hello = hello.ok_or("the lablet has stopped")?;
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = BufReader::with_capacity(64 << 10, reader);
+        let hello_at = clock::now();
+        framed::write(&mut writer, &ToOrchestrator::Hello(hello)).await.map_err(|e| e.to_string())?;
+        let welcome = tokio::time::timeout(WELCOME_TIMEOUT, self.welcome(&mut reader, &orchestrator))
+            .await
+            .map_err(|_| "the orchestrator did not answer hello".to_owned())??;
+        let _nobody = self.state.send(String::new());
+        let (out, queue) = mpsc::channel(OUT_QUEUE);
+        let writing = tokio::spawn(write(writer, queue));
+        self.pump(&mut reader, orchestrator, hello_at, welcome, out).await;
+        writing.abort();
+        Ok(())
+    }
+
+    async fn welcome(&self, reader: &mut BufReader<ReadHalf<Stream>>, orchestrator: &PeerId) -> Result<Welcome, String> {
+        match framed::expect(reader, MAX_MESSAGE_SIZE).await.map_err(|e| e.to_string())? {
+            ToLablet::Welcome(welcome) => {
+                iptl_trust::check_certificate(
+                    &welcome.certificate,
+                    self.membership.lab(),
+                    orchestrator,
+                    clock::wall(),
+                )
+                .map_err(|e| e.to_string())?;
+                Ok(welcome)
+            }
+            ToLablet::Turned(reason) => Err(reason),
+            _ => Err("the orchestrator did not answer hello".to_owned()),
+        }
+    }
+
+    async fn pump(
+        &self,
+        reader: &mut BufReader<ReadHalf<Stream>>,
+        orchestrator: PeerId,
+        hello_at: Timestamp,
+        welcome: Welcome,
+        out: mpsc::Sender<ToOrchestrator>,
+    ) {
+        if self.lablet.send(Command::Up { hello_at, welcome, out }).await.is_err() {
+            return;
+        }
+        loop {
+            let command = match framed::read::<ToLablet>(reader, MAX_MESSAGE_SIZE).await {
+                Ok(Some(ToLablet::Sync(execution, down))) => Command::Sync { execution, down },
+                Ok(Some(message)) => Command::Message { from: orchestrator.clone(), message },
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "the session broke");
+                    return;
+                }
+            };
+            if self.lablet.send(command).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn write(writer: WriteHalf<Stream>, mut queue: mpsc::Receiver<ToOrchestrator>) {
+    let mut writer = BufWriter::with_capacity(64 << 10, writer);
+    while let Some(first) = queue.recv().await {
+        let mut next = Some(first);
+        while let Some(mut message) = next {
+            if let ToOrchestrator::Heartbeat(heartbeat) = &mut message {
+                heartbeat.wall_us = clock::wall_us();
+            }
+            if writer.write_all(&iptl_wire::frame::encode(&message)).await.is_err() {
+                return;
+            }
+            next = queue.try_recv().ok();
+        }
+        if writer.flush().await.is_err() {
+            return;
+        }
+    }
+    let _gone = writer.shutdown().await;
+}
+
+/// Spreads the attempts of many lablets that lost the same orchestrator.
+fn jitter(pause: Duration) -> Duration {
+    let mut byte = [0];
+    let _zero_will_do = getrandom::fill(&mut byte);
+    pause.mul_f64(0.75 + f64::from(byte[0]) / 512.0)
+}

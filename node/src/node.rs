@@ -1,0 +1,470 @@
+//! A node: its home, store and swarm, and the roles that it plays in its lab.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use iptl_artifacts::{BlobStore, Pins, PinsError};
+use iptl_artifacts_iroh::{FsBlobStore, OpenError};
+use iptl_dag::model::Signed;
+use iptl_runner::Runner;
+use iptl_runner_wasm::{WasmConfig, WasmRunner};
+use iptl_trust::Keypair;
+use iptl_wire::lab::Role;
+use iptl_wire::offer::Offer;
+use tokio::io::DuplexStream;
+use tokio::net::UnixListener;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use crate::admission::Admission;
+use crate::control;
+use crate::fetch::Fetcher;
+use crate::home::{Config, Home, HomeError, HomeLock, Membership, Remembered, host_name};
+use crate::keeper::Keeper;
+use crate::lablet::{self, LabletHandle};
+use crate::links::Links;
+use crate::orchestrator::{self, OrchestratorError, OrchestratorHandle};
+
+/// Where a node listens when its owner does not say: every interface, any port.
+const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"];
+
+/// Offers that wait for a lablet on the same node.
+const OFFER_QUEUE: usize = 256;
+
+/// Blob streams that wait to be accepted.
+const BLOB_QUEUE: usize = 256;
+
+/// Bytes that a connection in memory buffers each way.
+const PIPE_SIZE: usize = 256 << 10;
+
+/// A node that stops waits so long for its tasks to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Part of the home in which the node remembers its ports.
+const STATE: &str = "state.cbor";
+
+/// How a node is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Command that starts a worker for Wasm cells: the program and its arguments.
+    pub worker: (PathBuf, Vec<String>),
+    /// Without a swarm: reaches only itself.
+    pub offline: bool,
+    /// Plays its role in the lab; a node that only publishes or fetches does not.
+    pub roles: bool,
+    /// Lends this machine to its own lab as well, where it is the lab's orchestrator.
+    pub lend: bool,
+    /// Answers on the home's control socket.
+    pub socket: bool,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its home.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// Its store.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// Its pins.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// Its swarm.
+    #[error(transparent)]
+    Net(#[from] iptl_net::StartError),
+    /// Its orchestrator.
+    #[error(transparent)]
+    Orchestrator(#[from] OrchestratorError),
+    /// Its control socket.
+    #[error("the control socket {}: {source}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// A node that runs; stops when this is dropped or [`Running::stop`] is called.
+pub struct Running {
+    node: Arc<Node>,
+    _lock: HomeLock,
+}
+
+impl Running {
+    /// Returns a connection for one request of the control API, as its owner.
+    pub fn connect(&self) -> DuplexStream {
+        let (here, there) = tokio::io::duplex(PIPE_SIZE);
+        tokio::spawn(control::serve_local(self.node.clone(), there));
+        here
+    }
+
+    /// Returns the node's peer ID.
+    pub fn peer(&self) -> &iptl_dag::PeerId {
+        self.node.links.peer()
+    }
+
+    /// Returns the node's addresses, each with its peer ID.
+    pub async fn addrs(&self) -> Vec<String> {
+        match self.node.links.net() {
+            Some(net) => net.addrs().await,
+            None => Vec::new(),
+        }
+    }
+
+    /// Returns once the node was told to stop, by a request or by its own failure. Cancel safe.
+    pub async fn stopped(&self) {
+        self.node.stop.cancelled().await;
+    }
+
+    /// Stops the node: workers end, blocks are flushed, connections close.
+    pub async fn stop(self) {
+        self.node.stop.cancel();
+        let node = self.node.clone();
+        let ending = async {
+            if let Some(runner) = node.runner() {
+                runner.shutdown().await;
+            }
+            if let Err(error) = node.store.flush().await {
+                tracing::error!(%error, "the last blocks are not durable");
+            }
+            if let Some(net) = node.links.net() {
+                net.shutdown().await;
+            }
+            if let Err(error) = node.fs.close().await {
+                tracing::error!(%error, "the store did not close");
+            }
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, ending).await.is_err() {
+            tracing::warn!("the node did not stop in time");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.node.stop.cancel();
+        if self.node.owns_socket {
+            let _gone = std::fs::remove_file(self.node.home.socket());
+        }
+    }
+}
+
+/// The parts of a node that its tasks share.
+pub(crate) struct Node {
+    pub(crate) home: Home,
+    pub(crate) links: Links,
+    pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) started: Instant,
+    fs: FsBlobStore,
+    key: Arc<Keypair>,
+    options: Options,
+    offers: broadcast::Sender<Signed<Offer>>,
+    waiting: Arc<watch::Sender<String>>,
+    owns_socket: bool,
+    roles: RwLock<Roles>,
+}
+
+#[derive(Default)]
+struct Roles {
+    membership: Option<Membership>,
+    admission: Option<Arc<Admission>>,
+    orchestrator: Option<OrchestratorHandle>,
+    lablet: Option<LabletHandle>,
+    runner: Option<Arc<dyn Runner>>,
+}
+
+/// Starts the node of a home.
+///
+/// Not cancel safe: a dropped call may leave tasks behind that end with the runtime.
+pub async fn start(home: Home, options: Options) -> Result<Running, StartError> {
+    let lock = home.lock()?;
+    let config = home.config()?;
+    let key = Arc::new(home.identity()?);
+    let fs = FsBlobStore::open(home.path("store")).await?;
+    let store: Arc<dyn BlobStore> = Arc::new(fs.clone());
+    let pins = Pins::open(home.path("pins.cbor"))?;
+    let membership = home.membership()?;
+    let stop = CancellationToken::new();
+    let net = match options.offline {
+        true => None,
+        false => Some(swarm(&home, &config, &home.seed()?, membership.as_ref(), &stop).await?),
+    };
+    let links = Links::new(key.peer().clone(), net);
+    let fetcher = Fetcher::new(store.clone(), links.clone());
+    let keeper = Arc::new(Keeper::new(pins, links.clone()));
+    serve_blobs(&links, &fs).await;
+    keeper.announce_all();
+    let node = Arc::new(Node {
+        home,
+        links,
+        store,
+        fetcher,
+        keeper,
+        stop,
+        started: Instant::now(),
+        fs,
+        key,
+        offers: broadcast::Sender::new(OFFER_QUEUE),
+        waiting: Arc::new(watch::Sender::new(String::new())),
+        owns_socket: options.socket,
+        options,
+        roles: RwLock::default(),
+    });
+    if node.options.roles {
+        node.play(membership).await?;
+    } else {
+        node.write_roles(|roles| roles.membership = membership);
+    }
+    if node.options.socket {
+        let listener = bind(&node.home)?;
+        tokio::spawn(control::listen(node.clone(), listener));
+    }
+    tokio::spawn(control::serve_remote(node.clone()));
+    Ok(Running { node, _lock: lock })
+}
+
+impl Node {
+    /// Returns the membership.
+    pub(crate) fn membership(&self) -> Option<Membership> {
+        self.read_roles().membership.clone()
+    }
+
+    /// Returns the lab's door, where this node made the lab.
+    pub(crate) fn admission(&self) -> Option<Arc<Admission>> {
+        self.read_roles().admission.clone()
+    }
+
+    /// Returns the orchestrator, where this node is one.
+    pub(crate) fn orchestrator(&self) -> Option<OrchestratorHandle> {
+        self.read_roles().orchestrator.clone()
+    }
+
+    /// Returns the lablet, where this node is one.
+    pub(crate) fn lablet(&self) -> Option<LabletHandle> {
+        self.read_roles().lablet.clone()
+    }
+
+    /// Stops the node once the answer that is on its way has left.
+    pub(crate) fn stop_soon(&self) {
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stop.cancel();
+        });
+    }
+
+    /// Takes up the role of a lab's maker.
+    pub(crate) async fn made_lab(self: &Arc<Node>, admission: Admission) -> Result<(), StartError> {
+        drop(admission);
+        if self.options.roles {
+            self.play(self.home.membership()?).await
+        } else {
+            let membership = self.home.membership()?;
+            self.write_roles(|roles| roles.membership = membership);
+            Ok(())
+        }
+    }
+
+    /// Takes up the role of a new member.
+    pub(crate) async fn joined(self: &Arc<Node>, membership: Membership, name: &str) -> Result<(), StartError> {
+        let mut config = self.home.config()?;
+        if config.name.is_empty() {
+            name.clone_into(&mut config.name);
+            self.home.set_config(&config)?;
+        }
+        self.home.set_membership(&membership)?;
+        if self.options.roles {
+            self.play(Some(membership)).await
+        } else {
+            self.write_roles(|roles| roles.membership = Some(membership));
+            Ok(())
+        }
+    }
+
+    /// Plays the role that the membership gives.
+    async fn play(self: &Arc<Node>, membership: Option<Membership>) -> Result<(), StartError> {
+        let Some(membership) = membership else { return Ok(()) };
+        let role = membership.role();
+        self.write_roles(|roles| roles.membership = Some(membership.clone()));
+        if let Some(admission) = Admission::open(&self.home)?.map(Arc::new) {
+            self.write_roles(|roles| roles.admission = Some(admission.clone()));
+            tokio::spawn(admission.serve(self.links.clone()));
+        }
+        if role == Role::Orchestrator {
+            let handle = orchestrator::start(orchestrator::Parts {
+                home: self.home.clone(),
+                key: self.key.clone(),
+                certificate: membership.certificate.clone(),
+                links: self.links.clone(),
+                store: self.store.clone(),
+                fetcher: self.fetcher.clone(),
+                keeper: self.keeper.clone(),
+                offers: self.offers.clone(),
+                stop: self.stop.clone(),
+            })
+            .await?;
+            self.write_roles(|roles| roles.orchestrator = Some(handle));
+        }
+        if role == Role::Lablet || (role == Role::Orchestrator && self.options.lend) {
+            self.lend(membership).await?;
+        }
+        Ok(())
+    }
+
+    /// Lends this machine.
+    async fn lend(self: &Arc<Node>, membership: Membership) -> Result<(), StartError> {
+        let mut config = self.home.config()?;
+        if config.name.is_empty() {
+            config.name = host_name();
+        }
+        let runner = WasmRunner::new(WasmConfig {
+            worker_command: self.options.worker.clone(),
+            cache_dir: self.home.path("cache").join("wasm"),
+            max_instances: config.limits.instances,
+            max_memory_bytes: config.limits.memory_bytes,
+        });
+        let runner: Arc<dyn Runner> = Arc::new(runner);
+        {
+            let runner = runner.clone();
+            tokio::spawn(async move { runner.warm().await });
+        }
+        self.write_roles(|roles| roles.runner = Some(runner.clone()));
+        let handle = lablet::start(lablet::Parts {
+            home: self.home.clone(),
+            config,
+            key: self.key.clone(),
+            membership,
+            links: self.links.clone(),
+            store: self.store.clone(),
+            fetcher: self.fetcher.clone(),
+            runner,
+            offers: self.offers.clone(),
+            stop: self.stop.clone(),
+            waiting: self.waiting.clone(),
+        })
+        .await?;
+        self.write_roles(|roles| roles.lablet = Some(handle));
+        Ok(())
+    }
+
+    fn runner(&self) -> Option<Arc<dyn Runner>> {
+        self.read_roles().runner.clone()
+    }
+
+    fn read_roles(&self) -> RwLockReadGuard<'_, Roles> {
+        self.roles.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_roles(&self, change: impl FnOnce(&mut Roles)) {
+        change(&mut self.roles.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Joins the swarm.
+async fn swarm(
+    home: &Home,
+    config: &Config,
+    seed: &Zeroizing<[u8; 32]>,
+    membership: Option<&Membership>,
+    stop: &CancellationToken,
+) -> Result<iptl_net::Net, StartError> {
+    let remembered = home.read::<Remembered>(STATE)?.unwrap_or_default();
+    let orchestrates = membership.is_some_and(|m| m.role() == Role::Orchestrator);
+    let mut known = config.known.clone();
+    if let Some(membership) = membership {
+        known.extend(membership.addrs.iter().cloned());
+    }
+    let base = iptl_net::Config {
+        seed: **seed,
+        mdns: config.mdns.unwrap_or(true),
+        agent: format!("iptl/{}", env!("CARGO_PKG_VERSION")),
+        relay_server: orchestrates,
+        kad: if orchestrates { iptl_net::KadMode::Server } else { iptl_net::KadMode::Auto },
+        known,
+        ..iptl_net::Config::default()
+    };
+    let (net, mut events) = if config.listen.is_empty() {
+        // Others know this node by its last ports; where those are taken meanwhile, any will do.
+        let again = iptl_net::Config { listen: remembered.listen.clone(), ..base.clone() };
+        let fresh = DEFAULT_LISTEN.iter().map(|addr| (*addr).to_owned()).collect();
+        match remembered.listen.is_empty() {
+            true => iptl_net::start(iptl_net::Config { listen: fresh, ..base }).await?,
+            false => match iptl_net::start(again).await {
+                Ok(started) => started,
+                Err(error) => {
+                    tracing::warn!(%error, "the last ports are not free; others are used");
+                    iptl_net::start(iptl_net::Config { listen: fresh, ..base }).await?
+                }
+            },
+        }
+    } else {
+        iptl_net::start(iptl_net::Config { listen: config.listen.clone(), ..base }).await?
+    };
+    if config.listen.is_empty() {
+        let listen = with_ports(&net.addrs().await);
+        if listen != remembered.listen {
+            home.write(STATE, &iptl_dag::encode(&Remembered { listen }))?;
+        }
+    }
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.recv() => match event {
+                    Some(event) => tracing::debug!(?event, "swarm"),
+                    None => return,
+                }
+            }
+        }
+    });
+    Ok(net)
+}
+
+/// Returns the default addresses with the ports that are listened on.
+fn with_ports(addrs: &[String]) -> Vec<String> {
+    let port = |transport: &str| {
+        addrs.iter().find_map(|addr| {
+            let port = addr.split_once(&format!("/{transport}/"))?.1.split('/').next()?;
+            port.parse::<u16>().ok()
+        })
+    };
+    let udp = port("udp").map(|port| format!("/ip4/0.0.0.0/udp/{port}/quic-v1"));
+    let tcp = port("tcp").map(|port| format!("/ip4/0.0.0.0/tcp/{port}"));
+    udp.into_iter().chain(tcp).collect()
+}
+
+/// Serves blocks to whoever asks.
+async fn serve_blobs(links: &Links, store: &FsBlobStore) {
+    let mut incoming = links.accept(iptl_artifacts_iroh::PROTOCOL, BLOB_QUEUE).await;
+    let provider = iptl_artifacts_iroh::provider(store);
+    tokio::spawn(async move {
+        while let Some((peer, stream)) = incoming.recv().await {
+            let provider = provider.clone();
+            tokio::spawn(async move {
+                if let Err(error) = provider.serve(stream).await {
+                    tracing::debug!(%peer, %error, "a blob stream ended early");
+                }
+            });
+        }
+    });
+}
+
+/// Binds the control socket; one that a dead node left is replaced, since the home is locked.
+fn bind(home: &Home) -> Result<UnixListener, StartError> {
+    let path = home.socket();
+    let failed = |source| StartError::Socket { path: path.clone(), source };
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    UnixListener::bind(&path).map_err(failed)
+}

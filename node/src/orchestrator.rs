@@ -1,0 +1,98 @@
+//! The orchestrator of a node: one task owns the scheduler's core and everything that belongs to it.
+//!
+//! [`driver`] is that task; `sessions` brings lablets to it, [`registry`] remembers what is told about executions,
+//! `seal` fetches receipts and makes results. Everybody else talks to it by [`OrchestratorHandle`].
+
+mod driver;
+mod registry;
+mod seal;
+mod sessions;
+
+use iptl_dag::model::{Execution, ExecutionId};
+use iptl_dag::{Cid, PeerId};
+use iptl_scheduler::{AssembledResult, Placed, ReceiptSummary};
+use iptl_wire::control::Failure;
+use iptl_wire::session::{Hello, Inventory, KnownRun, OutputLine, ToOrchestrator};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+pub(crate) use driver::{OrchestratorError, Parts, start};
+pub(crate) use registry::{RunRecord, Watching};
+use sessions::Outbox;
+
+/// Commands that wait for the driver; whoever has more waits with them.
+const COMMAND_QUEUE: usize = 4096;
+
+/// What the driver is told.
+pub(crate) enum Command {
+    /// A lablet opened a session.
+    Hello { from: PeerId, session: u64, hello: Hello, outbox: Outbox },
+    /// A lablet said something.
+    Message { from: PeerId, session: u64, message: ToOrchestrator },
+    /// A session ended.
+    Gone { from: PeerId, session: u64 },
+    /// A chunk of receipts is here.
+    Pulled { execution: ExecutionId, lablet: PeerId, shard: Cid, receipts: Vec<ReceiptSummary> },
+    /// A chunk of receipts could not be had.
+    PullFailed { execution: ExecutionId, lablet: PeerId, shard: Cid, reason: String, retry: bool },
+    /// A result is stored.
+    Assembled { execution: ExecutionId, result: AssembledResult },
+    /// A result could not be made.
+    AssembleFailed { execution: ExecutionId, reason: String },
+    /// Somebody asks something.
+    Ask(Ask),
+}
+
+/// What is asked of the driver, each with the place for its answer.
+pub(crate) enum Ask {
+    Submit { execution: Execution, run: KnownRun, by: PeerId, answer: oneshot::Sender<ExecutionId> },
+    DryRun { run: KnownRun, answer: oneshot::Sender<DryRun> },
+    Watch { name: String, answer: oneshot::Sender<Result<(ExecutionId, Watching), Failure>> },
+    Follow { id: ExecutionId, answer: oneshot::Sender<Option<broadcast::Receiver<OutputLine>>> },
+    Cancel { name: String, by: PeerId, answer: oneshot::Sender<Result<ExecutionId, Failure>> },
+    Find { name: String, answer: oneshot::Sender<Result<(ExecutionId, Option<RunRecord>), Failure>> },
+    Runs { answer: oneshot::Sender<Vec<RunRow>> },
+    Lablets { answer: oneshot::Sender<Vec<LabletRow>> },
+}
+
+/// A placement that would be made now.
+pub(crate) struct DryRun {
+    pub(crate) placed: Placed,
+    pub(crate) names: std::collections::BTreeMap<PeerId, String>,
+}
+
+/// An execution in a list.
+pub(crate) enum RunRow {
+    /// It goes on.
+    Active { id: ExecutionId, run: Cid, plan: Cid, case: String, submitted_ms: u64, instances: u64, ended: u64, phase: String },
+    /// It is over.
+    Ended(RunRecord),
+}
+
+/// A lablet in a list.
+pub(crate) struct LabletRow {
+    pub(crate) peer: PeerId,
+    pub(crate) inventory: Inventory,
+    /// Whether its lease holds.
+    pub(crate) ready: bool,
+    pub(crate) version: String,
+}
+
+/// The way to a node's orchestrator.
+#[derive(Clone)]
+pub(crate) struct OrchestratorHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The orchestrator's task has ended: its log cannot be written, or the node stops.
+#[derive(Debug, thiserror::Error)]
+#[error("the orchestrator has stopped")]
+pub(crate) struct Stopped;
+
+impl OrchestratorHandle {
+    /// Asks and waits for the answer. Cancel safe: a question whose answer nobody waits for is answered all the same.
+    pub(crate) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Stopped> {
+        let (answer, received) = oneshot::channel();
+        self.commands.send(Command::Ask(question(answer))).await.map_err(|_| Stopped)?;
+        received.await.map_err(|_| Stopped)
+    }
+}

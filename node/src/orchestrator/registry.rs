@@ -1,0 +1,208 @@
+//! What is told about executions: events to those who watch, and a record of each that ended.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Counts, ExecutionId, ResultVerdict};
+use iptl_dag::{Cid, PeerId, codec};
+use iptl_wire::control::{Event, Failure, FailureKind};
+use iptl_wire::session::OutputLine;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::home::{Home, HomeError};
+
+/// Events that a slow watcher may lag behind.
+const EVENT_QUEUE: usize = 1024;
+
+/// Lines of output that a slow follower may lag behind.
+const OUTPUT_QUEUE: usize = 8192;
+
+/// An execution that ended, as it stands in `runs/`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunRecord {
+    /// The execution.
+    pub execution: ExecutionId,
+    /// The run.
+    pub run: Cid,
+    /// The plan.
+    pub plan: Cid,
+    /// Case of the plan.
+    pub case: String,
+    /// Wall time of submission in milliseconds since 1970.
+    pub submitted_ms: u64,
+    /// Wall time of its end.
+    pub ended_ms: u64,
+    /// The last event.
+    pub last: Event,
+}
+
+impl RunRecord {
+    /// Returns the result with verdict and counts, where one was sealed.
+    pub(crate) fn result(&self) -> Option<(Cid, ResultVerdict, Counts)> {
+        match &self.last {
+            Event::Finished { result, verdict, counts, .. } => Some((*result, *verdict, *counts)),
+            _ => None,
+        }
+    }
+}
+
+/// An execution that goes on.
+pub(super) struct Active {
+    pub(super) run: Cid,
+    pub(super) plan: Cid,
+    pub(super) case: String,
+    pub(super) submitted_ms: u64,
+    pub(super) instances: u64,
+    /// Lablets that were granted instances, with how many: only they may sync.
+    pub(super) lablets: BTreeMap<PeerId, u64>,
+    /// Lost instances begin anew elsewhere.
+    pub(super) replaces: bool,
+    history: Vec<Event>,
+    events: broadcast::Sender<Event>,
+    pub(super) output: broadcast::Sender<OutputLine>,
+}
+
+/// All executions of an orchestrator.
+pub(super) struct Registry {
+    home: Home,
+    pub(super) active: BTreeMap<ExecutionId, Active>,
+    ended: BTreeMap<ExecutionId, RunRecord>,
+}
+
+/// What a watcher gets: what happened, and what is yet to happen.
+pub(crate) struct Watching {
+    /// Past events.
+    pub history: Vec<Event>,
+    /// Further ones; none where the execution is over.
+    pub events: Option<broadcast::Receiver<Event>>,
+}
+
+impl Registry {
+    /// Reads the records of executions that ended.
+    pub(super) fn open(home: Home) -> Result<Registry, HomeError> {
+        let mut ended = BTreeMap::new();
+        let dir = home.path("runs");
+        let entries = std::fs::read_dir(&dir).map_err(|source| HomeError::Io { path: dir, source })?;
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                continue;
+            }
+            match home.read::<RunRecord>(&format!("runs/{name}")) {
+                Ok(Some(record)) => {
+                    ended.insert(record.execution, record);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "a record of an execution is left out"),
+            }
+        }
+        Ok(Registry { home, active: BTreeMap::new(), ended })
+    }
+
+    /// Enters an execution.
+    pub(super) fn begin(&mut self, id: ExecutionId, run_cid: Cid, run: &iptl_dag::model::Run, submitted_ms: u64) {
+        let active = Active {
+            run: run_cid,
+            plan: run.plan,
+            case: run.case.clone(),
+            submitted_ms,
+            instances: run.instances(),
+            lablets: BTreeMap::new(),
+            replaces: run.loss.max_attempts > 1,
+            history: Vec::new(),
+            events: broadcast::Sender::new(EVENT_QUEUE),
+            output: broadcast::Sender::new(OUTPUT_QUEUE),
+        };
+        self.active.insert(id, active);
+    }
+
+    /// Tells those who watch, and keeps what later watchers need.
+    pub(super) fn notify(&mut self, id: ExecutionId, event: Event, now_ms: u64) {
+        let Some(active) = self.active.get_mut(&id) else { return };
+        // Of what repeats itself only the newest is told to those who come later.
+        let kind = std::mem::discriminant(&event);
+        if matches!(event, Event::Waiting { .. } | Event::Preparing { .. } | Event::Progress { .. }) {
+            active.history.retain(|old| std::mem::discriminant(old) != kind);
+        }
+        if let Event::Barrier { state, .. } = &event {
+            active.history.retain(|old| !matches!(old, Event::Barrier { state: s, .. } if s == state));
+        }
+        active.history.push(event.clone());
+        let _nobody_watches = active.events.send(event.clone());
+        if matches!(event, Event::Finished { .. } | Event::Failed { .. }) {
+            let active = self.active.remove(&id).expect("it was found above");
+            let record = RunRecord {
+                execution: id,
+                run: active.run,
+                plan: active.plan,
+                case: active.case,
+                submitted_ms: active.submitted_ms,
+                ended_ms: now_ms,
+                last: event,
+            };
+            if let Err(error) = self.home.write(&format!("runs/{id}"), &codec::encode(&record)) {
+                tracing::error!(%error, "cannot record the end of an execution");
+            }
+            self.ended.insert(id, record);
+        }
+    }
+
+    /// Returns past and future events of an execution.
+    pub(super) fn watch(&self, id: &ExecutionId) -> Option<Watching> {
+        if let Some(active) = self.active.get(id) {
+            return Some(Watching { history: active.history.clone(), events: Some(active.events.subscribe()) });
+        }
+        self.ended.get(id).map(|record| Watching { history: vec![record.last.clone()], events: None })
+    }
+
+    /// Finds an execution by CID, by the start of its alias, or the newest one by `last`.
+    pub(super) fn find(&self, name: &str) -> Result<ExecutionId, Failure> {
+        let known = self.active.keys().chain(self.ended.keys());
+        if name == "last" {
+            return self.newest().ok_or_else(|| unknown(name));
+        }
+        if let Ok(cid) = name.parse::<Cid>() {
+            let of_result = |record: &&RunRecord| record.result().is_some_and(|(result, ..)| result == cid);
+            let by_result = self.ended.values().find(of_result).map(|record| record.execution);
+            return known.copied().find(|id| id.0 == cid).or(by_result).ok_or_else(|| unknown(name));
+        }
+        let mut matching = known.filter(|id| name.starts_with("x-") && id.alias() == name);
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => Ok(*id),
+            (Some(_), Some(_)) => Err(Failure {
+                kind: FailureKind::Usage,
+                code: "execution.ambiguous".to_owned(),
+                message: format!("{name} is the alias of several executions"),
+                help: "give the CID of the execution: `iptl ls runs`".to_owned(),
+            }),
+            (None, _) => Err(unknown(name)),
+        }
+    }
+
+    /// Returns the record of an execution that ended.
+    pub(super) fn ended(&self, id: &ExecutionId) -> Option<&RunRecord> {
+        self.ended.get(id)
+    }
+
+    /// Returns all records of executions that ended, oldest first.
+    pub(super) fn records(&self) -> Vec<&RunRecord> {
+        let mut records: Vec<_> = self.ended.values().collect();
+        records.sort_by_key(|record| record.submitted_ms);
+        records
+    }
+
+    fn newest(&self) -> Option<ExecutionId> {
+        let active = self.active.iter().map(|(id, active)| (active.submitted_ms, *id));
+        let ended = self.ended.iter().map(|(id, record)| (record.submitted_ms, *id));
+        active.chain(ended).max().map(|(_, id)| id)
+    }
+}
+
+fn unknown(name: &str) -> Failure {
+    Failure {
+        kind: FailureKind::NotFound,
+        code: "execution.unknown".to_owned(),
+        message: format!("this lab knows no execution {name:?}"),
+        help: "see `iptl ls runs` for what it knows".to_owned(),
+    }
+}

@@ -1,0 +1,232 @@
+//! From receipts to a sealed result: every block is here, checked and pinned before anything is stated about it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use iptl_artifacts::{BlobStore, PinKind, read_block};
+use iptl_dag::model::{self, ExecutionId, InstanceId, Outcome, OutcomeShard, ReceiptShard, Termination};
+use iptl_dag::{Block, Cid, PeerId, walk};
+use iptl_result::{Assembled, Assembly, AttestationRecord};
+use iptl_scheduler::{AssembledResult, AssemblyOrder, ReceiptSummary};
+use iptl_trust::Keypair;
+use tokio::sync::mpsc;
+
+use super::Command;
+use crate::fetch::{Fetcher, Wanted};
+use crate::keeper::Keeper;
+
+/// Receipts of a lablet that is gone are waited for no longer than this before the core decides.
+const PULL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Failures that are told with a result.
+const MAX_FAILURES: usize = 20;
+
+/// Fetches receipts and makes results, each in a task of its own.
+pub(super) struct Sealer {
+    pub(super) lab: PeerId,
+    pub(super) key: Arc<Keypair>,
+    pub(super) store: Arc<dyn BlobStore>,
+    pub(super) fetcher: Fetcher,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) driver: mpsc::Sender<Command>,
+}
+
+impl Sealer {
+    /// Fetches a chunk of receipts with everything that it links; `Pulled` or `PullFailed` follows.
+    pub(super) fn pull(&self, execution: ExecutionId, lablet: PeerId, shard: Cid) {
+        let (fetcher, store, keeper, driver) =
+            (self.fetcher.clone(), self.store.clone(), self.keeper.clone(), self.driver.clone());
+        tokio::spawn(async move {
+            keeper.hold(execution, shard);
+            let from = vec![(lablet.clone(), Vec::new())];
+            let wanted = Wanted { root: shard, from, timeout: PULL_TIMEOUT, shallow: false };
+            let command = match fetcher.fetch(&wanted, |_| {}).await {
+                Err(error) => {
+                    Command::PullFailed { execution, lablet, shard, reason: error.to_string(), retry: true }
+                }
+                Ok(_) => match summaries(&*store, execution, &lablet, &shard).await {
+                    Ok(receipts) => Command::Pulled { execution, lablet, shard, receipts },
+                    Err(reason) => Command::PullFailed { execution, lablet, shard, reason, retry: false },
+                },
+            };
+            let _stopping = driver.send(command).await;
+        });
+    }
+
+    /// Makes and stores the result; `Assembled` or `AssembleFailed` follows.
+    pub(super) fn assemble(&self, order: AssemblyOrder, log: Vec<Block>) {
+        let work = Work {
+            lab: self.lab.clone(),
+            key: self.key.clone(),
+            store: self.store.clone(),
+            keeper: self.keeper.clone(),
+        };
+        let driver = self.driver.clone();
+        tokio::spawn(async move {
+            let execution = order.execution;
+            let command = match work.seal(order, log).await {
+                Ok(result) => Command::Assembled { execution, result },
+                Err(error) => Command::AssembleFailed { execution, reason: error.to_string() },
+            };
+            let _stopping = driver.send(command).await;
+        });
+    }
+}
+
+/// Checks the receipts of a chunk that is here.
+async fn summaries(
+    store: &dyn BlobStore,
+    execution: ExecutionId,
+    lablet: &PeerId,
+    shard: &Cid,
+) -> Result<Vec<ReceiptSummary>, String> {
+    let block = read_block(store, shard).await.map_err(|e| e.to_string())?.ok_or("it vanished from the store")?;
+    let shard: ReceiptShard = model::from_bytes(block.data()).map_err(|e| e.to_string())?;
+    let mut receipts = Vec::with_capacity(shard.receipts.len());
+    for signed in shard.receipts {
+        iptl_trust::verify_by(&signed, lablet).map_err(|e| e.to_string())?;
+        let receipt = signed.body;
+        if receipt.execution != execution || receipt.lablet != *lablet {
+            return Err(format!("the receipt of {} is for something else", receipt.instance));
+        }
+        receipts.push(ReceiptSummary {
+            instance: receipt.instance,
+            attempt: receipt.attempt,
+            epoch: receipt.epoch,
+            exit: receipt.exit,
+        });
+    }
+    Ok(receipts)
+}
+
+struct Work {
+    lab: PeerId,
+    key: Arc<Keypair>,
+    store: Arc<dyn BlobStore>,
+    keeper: Arc<Keeper>,
+}
+
+impl Work {
+    async fn seal(&self, order: AssemblyOrder, log: Vec<Block>) -> anyhow::Result<AssembledResult> {
+        let mut receipts = Vec::new();
+        for (_, shard) in &order.shards {
+            let block = self.block(shard).await?;
+            let shard: ReceiptShard = model::from_bytes(block.data())?;
+            receipts.extend(shard.receipts.into_iter().filter(|signed| {
+                order
+                    .accepted
+                    .get(&signed.body.instance)
+                    .is_some_and(|(lablet, attempt)| *lablet == signed.signer && *attempt == signed.body.attempt)
+            }));
+        }
+        let assembly = Assembly {
+            run_cid: order.run.cid,
+            run: order.run.run.clone(),
+            execution: order.execution,
+            receipts,
+            missing: order.missing.clone(),
+            cancelled: order.cancelled.is_some(),
+            timed_out: order.timed_out,
+        };
+        let blocks = self.preload(&assembly).await?;
+        let (assembly, assembled) = tokio::task::spawn_blocking(move || {
+            let assembled = iptl_result::assemble(&assembly, &mut |cid| blocks.get(cid).cloned());
+            (assembly, assembled)
+        })
+        .await?;
+        let assembled = assembled?;
+        let record = AttestationRecord {
+            lab: self.lab.clone(),
+            receipts: order.shards.iter().map(|(_, shard)| *shard).collect(),
+            placements: order.placements.clone(),
+            log: log.last().map(|block| *block.cid()),
+            lablets: order.lablets.clone(),
+            submitted_ms: order.submitted_ms,
+            started_ms: order.started_ms,
+            ended_ms: order.ended_ms,
+            distortions: order.distortions.clone(),
+        };
+        let attestation = iptl_trust::sign(&self.key, iptl_result::attestation(&assembly, &assembled, record));
+        let (_, sealed) = iptl_result::seal(&assembly, &assembled, &order.node, attestation)?;
+        let root = *sealed.last().ok_or_else(|| anyhow::anyhow!("a result has a root"))?.cid();
+        let told = told(&assembled, root);
+        let all = log.into_iter().chain(assembled.blocks).chain(sealed).collect();
+        self.store.put(all).await?;
+        self.store.flush().await?;
+        self.keeper.keep(root, PinKind::Result, &order.execution.alias())?;
+        self.keeper.release(&order.execution);
+        Ok(told)
+    }
+
+    /// Reads what the pure half will ask for: metrics, and the roots of everything that receipts link.
+    async fn preload(&self, assembly: &Assembly) -> anyhow::Result<BTreeMap<Cid, Bytes>> {
+        let mut blocks = BTreeMap::new();
+        for receipt in assembly.receipts.iter().map(|signed| &signed.body) {
+            let roots = [receipt.logs, receipt.events, receipt.artifacts].into_iter().flatten();
+            for root in roots {
+                blocks.insert(root, self.block(&root).await?.data().clone());
+            }
+            let mut open: Vec<Cid> = receipt.metrics.into_iter().collect();
+            while let Some(cid) = open.pop() {
+                let block = self.block(&cid).await?;
+                open.extend(walk::links(&cid, block.data())?);
+                blocks.insert(cid, block.data().clone());
+            }
+        }
+        Ok(blocks)
+    }
+
+    async fn block(&self, cid: &Cid) -> anyhow::Result<Block> {
+        read_block(&*self.store, cid).await?.ok_or_else(|| anyhow::anyhow!("{cid} is not in the store"))
+    }
+}
+
+/// Says about a result what its narrative ends with.
+fn told(assembled: &Assembled, cid: Cid) -> AssembledResult {
+    let failures = failures(assembled);
+    AssembledResult {
+        cid,
+        verdict: assembled.result_verdict,
+        counts: assembled.counts,
+        thresholds: assembled
+            .thresholds
+            .iter()
+            .map(|t| (t.threshold.to_string(), t.measured, t.holds))
+            .collect(),
+        inconclusive: assembled.inconclusive.clone(),
+        failures,
+    }
+}
+
+/// Returns the first instances that did not end well, with their causes, out of the outcome.
+fn failures(assembled: &Assembled) -> Vec<(String, String)> {
+    let blocks: BTreeMap<&Cid, &Block> = assembled.blocks.iter().map(|block| (block.cid(), block)).collect();
+    let Some(outcome) =
+        blocks.get(&assembled.outcome).and_then(|block| model::from_bytes::<Outcome>(block.data()).ok())
+    else {
+        return Vec::new();
+    };
+    let mut failures = Vec::new();
+    for (name, group) in &outcome.groups {
+        for shard in &group.instances {
+            let shard = blocks.get(shard).and_then(|block| model::from_bytes::<OutcomeShard>(block.data()).ok());
+            for instance in shard.into_iter().flat_map(|shard| shard.instances) {
+                if failures.len() == MAX_FAILURES {
+                    return failures;
+                }
+                let id = InstanceId { group: name.clone(), index: instance.index };
+                match instance.termination {
+                    Termination::Ok {} => {}
+                    Termination::Failed { cause } => failures.push((id.to_string(), cause)),
+                    Termination::Lost {} => {
+                        let reason = assembled.missing.get(&id).map_or("stopped", String::as_str);
+                        failures.push((id.to_string(), format!("lost: {reason}")));
+                    }
+                }
+            }
+        }
+    }
+    failures
+}

@@ -1,0 +1,109 @@
+//! Sessions of lablets: the first message is checked, then both ways are pumped.
+
+use std::time::Duration;
+
+use iptl_dag::PeerId;
+use iptl_wire::lab::Role;
+use iptl_wire::session::{Hello, MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator};
+use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
+use tokio::sync::mpsc;
+
+use super::Command;
+use crate::clock;
+use crate::framed;
+use crate::links::{Links, Stream};
+
+/// Streams that wait to be accepted: a lab of a thousand lablets that all come back at once.
+const ACCEPT_QUEUE: usize = 1024;
+
+/// Longest wait for hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Messages that wait to be written to one lablet; one that takes them slower than this is cut off and comes back.
+const OUT_QUEUE: usize = 4096;
+
+/// The way to a lablet.
+pub(super) type Outbox = mpsc::Sender<ToLablet>;
+
+/// Accepts sessions until the node ends.
+pub(super) async fn accept(links: Links, lab: PeerId, driver: mpsc::Sender<Command>) {
+    let mut incoming = links.accept(PROTOCOL, ACCEPT_QUEUE).await;
+    let mut number = 0;
+    while let Some((peer, stream)) = incoming.recv().await {
+        number += 1;
+        tokio::spawn(serve(peer, stream, number, lab.clone(), driver.clone()));
+    }
+}
+
+async fn serve(peer: PeerId, stream: Stream, session: u64, lab: PeerId, driver: mpsc::Sender<Command>) {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = BufReader::with_capacity(64 << 10, reader);
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, hello(&mut reader, &peer, &lab)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(reason)) => {
+            tracing::warn!(%peer, reason, "refused a session");
+            let _gone = framed::write(&mut writer, &ToLablet::Turned(reason)).await;
+            let _gone = writer.shutdown().await;
+            return;
+        }
+        Err(_) => {
+            tracing::warn!(%peer, "a session said no hello");
+            return;
+        }
+    };
+    let (outbox, queue) = mpsc::channel(OUT_QUEUE);
+    let writing = tokio::spawn(write(writer, queue));
+    if driver.send(Command::Hello { from: peer.clone(), session, hello, outbox }).await.is_err() {
+        return;
+    }
+    loop {
+        match framed::read::<ToOrchestrator>(&mut reader, MAX_MESSAGE_SIZE).await {
+            Ok(Some(message)) => {
+                if driver.send(Command::Message { from: peer.clone(), session, message }).await.is_err() {
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%peer, %error, "a session broke");
+                break;
+            }
+        }
+    }
+    let _ended = driver.send(Command::Gone { from: peer, session }).await;
+    writing.abort();
+}
+
+/// Reads hello and checks the membership in it.
+async fn hello(reader: &mut BufReader<tokio::io::ReadHalf<Stream>>, peer: &PeerId, lab: &PeerId) -> Result<Hello, String> {
+    match framed::expect(reader, MAX_MESSAGE_SIZE).await.map_err(|e| e.to_string())? {
+        ToOrchestrator::Hello(hello) => {
+            iptl_trust::check_token(&hello.token, lab, peer, clock::wall()).map_err(|e| e.to_string())?;
+            match hello.token.body.role {
+                Role::Lablet | Role::Orchestrator => Ok(hello),
+                Role::Developer => Err("a developer's membership lends no machine".to_owned()),
+            }
+        }
+        _ => Err("the first message is not hello".to_owned()),
+    }
+}
+
+async fn write(writer: tokio::io::WriteHalf<Stream>, mut queue: mpsc::Receiver<ToLablet>) {
+    let mut writer = BufWriter::with_capacity(64 << 10, writer);
+    while let Some(first) = queue.recv().await {
+        let mut next = Some(first);
+        while let Some(mut message) = next {
+            if let ToLablet::Lease(renewal) = &mut message {
+                renewal.wall_us = clock::wall_us();
+            }
+            if writer.write_all(&iptl_wire::frame::encode(&message)).await.is_err() {
+                return;
+            }
+            next = queue.try_recv().ok();
+        }
+        if writer.flush().await.is_err() {
+            return;
+        }
+    }
+    let _gone = writer.shutdown().await;
+}
