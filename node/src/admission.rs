@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use iptl_dag::{PeerId, codec};
 use iptl_dag::model::Signed;
+use iptl_dag::{PeerId, codec};
 use iptl_trust::{Keypair, Secret, Ticket, TicketBook};
 use iptl_wire::WallTime;
 use iptl_wire::lab::{Certificate, JOIN_PROTOCOL, JoinAnswer, JoinRequest, MAX_JOIN_SIZE, Role};
@@ -99,14 +99,8 @@ impl Admission {
             members: BTreeMap::new(),
             asking: BTreeMap::new(),
         };
-        let admission = Admission {
-            home: home.clone(),
-            key,
-            peer,
-            certificate,
-            state: Mutex::new(state),
-            answered: Notify::new(),
-        };
+        let admission =
+            Admission { home: home.clone(), key, peer, certificate, state: Mutex::new(state), answered: Notify::new() };
         admission.save(&admission.lock())?;
         Ok(admission)
     }
@@ -143,10 +137,8 @@ impl Admission {
     /// Lets a peer in that asked.
     pub fn approve(&self, peer: &PeerId) -> Result<(), ApproveError> {
         let mut state = self.lock();
-        let asking = state
-            .asking
-            .remove(&peer.to_string())
-            .ok_or_else(|| ApproveError::NotAsking { peer: peer.clone() })?;
+        let asking =
+            state.asking.remove(&peer.to_string()).ok_or_else(|| ApproveError::NotAsking { peer: peer.clone() })?;
         state.members.insert(peer.to_string(), Member { role: asking.role, name: asking.name });
         self.save(&state)?;
         drop(state);

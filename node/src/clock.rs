@@ -6,7 +6,8 @@ use iptl_wire::{Timestamp, WallTime};
 
 /// Returns monotonic time that goes on while the machine sleeps (BOOTTIME), as leases need it.
 pub fn now() -> Timestamp {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("every supported kernel has BOOTTIME");
+    let time =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("every supported kernel has BOOTTIME");
     Timestamp(u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0))
 }
 

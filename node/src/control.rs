@@ -82,9 +82,9 @@ impl Talk {
 
     /// Sends a reply; fails where the asker is gone, which ends the request.
     async fn say(&mut self, reply: Reply) -> Result<(), Failure> {
-        framed::write(&mut self.writer, &reply).await.map_err(|e| {
-            failure(FailureKind::Broken, "control.gone", format!("the asker is gone: {e}"), "")
-        })
+        framed::write(&mut self.writer, &reply)
+            .await
+            .map_err(|e| failure(FailureKind::Broken, "control.gone", format!("the asker is gone: {e}"), ""))
     }
 }
 

@@ -104,8 +104,7 @@ impl Logs {
             self.open.insert(execution, Log { file, path, next: 0, head: None, dirty: false });
         }
         let log = self.open.get_mut(&execution).expect("it was inserted above");
-        let fact =
-            Fact { execution, seq: log.next, prev: log.head, epoch, at_ms, kind };
+        let fact = Fact { execution, seq: log.next, prev: log.head, epoch, at_ms, kind };
         let block = model::to_block(iptl_trust::sign(&self.key, fact));
         let mut record = Vec::with_capacity(HEADER_SIZE + block.data().len());
         record.extend(u32::try_from(block.data().len()).expect("facts are small").to_be_bytes());

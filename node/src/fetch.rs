@@ -258,8 +258,7 @@ fn batches(missing: Vec<Cid>) -> Result<Vec<Vec<Cid>>, FetchError> {
     if let Some(cid) = missing.iter().find(|cid| block::blake3_digest(cid).is_none()) {
         return Err(FetchError::NotFetchable { cid: *cid, code: cid.hash().code() });
     }
-    let (leaves, nodes): (Vec<Cid>, Vec<Cid>) =
-        missing.into_iter().partition(|cid| Codec::of(cid) == Some(Codec::Raw));
+    let (leaves, nodes): (Vec<Cid>, Vec<Cid>) = missing.into_iter().partition(|cid| Codec::of(cid) == Some(Codec::Raw));
     let nodes = nodes.chunks(NODES_PER_BATCH).map(<[Cid]>::to_vec);
     let leaves = leaves.chunks(LEAVES_PER_BATCH).map(<[Cid]>::to_vec);
     Ok(nodes.chain(leaves).collect())

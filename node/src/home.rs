@@ -231,9 +231,9 @@ impl Home {
     pub fn read<T: DeserializeOwned>(&self, part: &str) -> Result<Option<T>, HomeError> {
         let path = self.path(part);
         match fs::read(&path) {
-            Ok(bytes) => codec::decode(&bytes)
-                .map(Some)
-                .map_err(|e| HomeError::Damaged { path, reason: e.to_string() }),
+            Ok(bytes) => {
+                codec::decode(&bytes).map(Some).map_err(|e| HomeError::Damaged { path, reason: e.to_string() })
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(io_error(&path, source)),
         }

@@ -26,8 +26,7 @@ impl Keeper {
 
     /// Pins a root for good and announces it. Durable on return.
     pub fn keep(&self, root: Cid, kind: PinKind, name: &str) -> Result<(), PinsError> {
-        let pin =
-            Pin { root, mode: PinMode::Recursive, kind, name: name.to_owned(), pinned_ms: clock::wall().0 };
+        let pin = Pin { root, mode: PinMode::Recursive, kind, name: name.to_owned(), pinned_ms: clock::wall().0 };
         tokio::task::block_in_place(|| self.pins.add([pin]))?;
         self.announce(root);
         Ok(())

@@ -63,7 +63,16 @@ pub(crate) struct DryRun {
 /// An execution in a list.
 pub(crate) enum RunRow {
     /// It goes on.
-    Active { id: ExecutionId, run: Cid, plan: Cid, case: String, submitted_ms: u64, instances: u64, ended: u64, phase: String },
+    Active {
+        id: ExecutionId,
+        run: Cid,
+        plan: Cid,
+        case: String,
+        submitted_ms: u64,
+        instances: u64,
+        ended: u64,
+        phase: String,
+    },
     /// It is over.
     Ended(RunRecord),
 }

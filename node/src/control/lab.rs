@@ -156,7 +156,12 @@ pub(super) async fn approve(node: &Node, caller: &Caller, peer: &PeerId) -> Resu
 pub(super) async fn leave(node: &Node, caller: &Caller) -> Result<(), Failure> {
     caller.owner()?;
     if node.membership().is_none() {
-        return Err(failure(FailureKind::Usage, "lab.none", "this node is in no lab".to_owned(), "there is nothing to leave"));
+        return Err(failure(
+            FailureKind::Usage,
+            "lab.none",
+            "this node is in no lab".to_owned(),
+            "there is nothing to leave",
+        ));
     }
     if let Some(lablet) = node.lablet() {
         let _late = tokio::time::timeout(STOP_TIMEOUT, lablet.drain(true)).await;

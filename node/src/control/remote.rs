@@ -40,11 +40,8 @@ pub(super) async fn forward(node: &Node, request: Request, talk: &mut Talk) -> R
     let offline = |message: String| {
         failure(FailureKind::LabUnable, "lab.offline", message, "see whether the lab's node runs: `iptl status` there")
     };
-    let mut stream = node
-        .links
-        .open(orchestrator, &membership.addrs, PROTOCOL)
-        .await
-        .map_err(|e| offline(e.to_string()))?;
+    let mut stream =
+        node.links.open(orchestrator, &membership.addrs, PROTOCOL).await.map_err(|e| offline(e.to_string()))?;
     framed::write(&mut stream, &membership.token).await.map_err(|e| offline(e.to_string()))?;
     framed::write(&mut stream, &request).await.map_err(|e| offline(e.to_string()))?;
     loop {

@@ -60,10 +60,7 @@ pub(super) async fn submit(
     let execution = Execution { run, orchestrator: node.links.peer().clone(), nonce };
     node.store.put(vec![model::to_block(execution.clone())]).await.map_err(broken)?;
     let by = caller.peer(node);
-    let id = lab
-        .ask(|answer| Ask::Submit { execution, run: known, by, answer })
-        .await
-        .map_err(broken)?;
+    let id = lab.ask(|answer| Ask::Submit { execution, run: known, by, answer }).await.map_err(broken)?;
     node.keeper.hold(id, run);
     talk.say(Reply::Submitted { execution: id.0, alias: id.alias() }).await
 }
@@ -96,7 +93,8 @@ pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &
         })
         .collect();
     let refused = dry.placed.refused.iter().map(|r| (name(&r.lablet), r.reason.clone())).collect();
-    talk.say(Reply::Placement { rows, refused, unplaced: dry.placed.unplaced.values().map(|n| u64::from(*n)).sum() }).await
+    talk.say(Reply::Placement { rows, refused, unplaced: dry.placed.unplaced.values().map(|n| u64::from(*n)).sum() })
+        .await
 }
 
 pub(super) async fn watch(node: &Arc<Node>, execution: String, talk: &mut Talk) -> Result<(), Failure> {
@@ -211,8 +209,10 @@ pub(super) async fn logs(node: &Arc<Node>, of: LogsOf, talk: &mut Talk) -> Resul
             Ok(line) if of.wants(&line.instance) => talk.say(Reply::Output(line)).await?,
             Ok(_) => {}
             Err(RecvError::Lagged(lost)) => {
-                talk.say(Reply::Note { text: format!("{lost} lines were too fast to be shown; all are in the result") })
-                    .await?;
+                talk.say(Reply::Note {
+                    text: format!("{lost} lines were too fast to be shown; all are in the result"),
+                })
+                .await?;
             }
             Err(RecvError::Closed) => return Ok(()),
         }
@@ -240,8 +240,7 @@ async fn logs_of_result(node: &Node, result: Cid, of: &LogsOf, talk: &mut Talk) 
         }
     }
     for ((instance, _), cid) in logs {
-        let bytes =
-            iptl_artifacts::export::read_file(&*node.store, &cid, MAX_LOG_SIZE).await.map_err(broken)?;
+        let bytes = iptl_artifacts::export::read_file(&*node.store, &cid, MAX_LOG_SIZE).await.map_err(broken)?;
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let Ok(LogLine { t, stream, line }) = serde_json::from_slice(line) else { continue };
             talk.say(Reply::Output(OutputLine { instance: instance.clone(), stream, at_us: t, line })).await?;

@@ -54,9 +54,7 @@ impl Pool {
         let (peer, provider) = self
             .providers
             .iter_mut()
-            .filter(|(_, p)| {
-                p.dropped.is_none() && p.flying < MAX_BATCHES_PER_PROVIDER && !p.lacks.contains(first)
-            })
+            .filter(|(_, p)| p.dropped.is_none() && p.flying < MAX_BATCHES_PER_PROVIDER && !p.lacks.contains(first))
             .min_by_key(|(_, p)| (p.flying, p.failures, p.rank))?;
         provider.flying += 1;
         Some((peer.clone(), provider.addrs.clone()))

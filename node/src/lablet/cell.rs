@@ -58,8 +58,7 @@ impl Routes {
 
     fn lablet(&self, addr: Ipv4Addr) -> Option<&PeerId> {
         let id = self.directory.instance(addr)?;
-        let ((group, start), (count, lablet)) =
-            self.placement.range(..=(id.group.clone(), id.index)).next_back()?;
+        let ((group, start), (count, lablet)) = self.placement.range(..=(id.group.clone(), id.index)).next_back()?;
         (*group == id.group && id.index - start < *count).then_some(lablet)
     }
 

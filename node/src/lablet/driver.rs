@@ -351,11 +351,9 @@ impl Driver {
         let task = tokio::spawn(async move {
             let command = match preparer.prepare(orchestrator, &job).await {
                 Ok(done) => Command::Prepared { cell: name, run: Box::new(done.run), prepared: done.cell },
-                Err(error) => Command::PrepareFailed {
-                    cell: name,
-                    reason: describe(&error),
-                    unfit: error.lies_in_the_workload(),
-                },
+                Err(error) => {
+                    Command::PrepareFailed { cell: name, reason: describe(&error), unfit: error.lies_in_the_workload() }
+                }
             };
             let _gone = commands.send(command).await;
         });
@@ -424,7 +422,9 @@ impl Driver {
                     let ended = instances.into_iter().map(|id| (id, died())).collect();
                     (grant, None, ended)
                 }
-                None => return self.input(LabletInput::SealFailed { cell, reason: "nothing is known of it".to_owned() }),
+                None => {
+                    return self.input(LabletInput::SealFailed { cell, reason: "nothing is known of it".to_owned() });
+                }
             },
         };
         let commands = self.commands.clone();

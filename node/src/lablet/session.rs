@@ -89,16 +89,15 @@ impl SessionKeeper {
         Ok(())
     }
 
-    async fn welcome(&self, reader: &mut BufReader<ReadHalf<Stream>>, orchestrator: &PeerId) -> Result<Welcome, String> {
+    async fn welcome(
+        &self,
+        reader: &mut BufReader<ReadHalf<Stream>>,
+        orchestrator: &PeerId,
+    ) -> Result<Welcome, String> {
         match framed::expect(reader, MAX_MESSAGE_SIZE).await.map_err(|e| e.to_string())? {
             ToLablet::Welcome(welcome) => {
-                iptl_trust::check_certificate(
-                    &welcome.certificate,
-                    self.membership.lab(),
-                    orchestrator,
-                    clock::wall(),
-                )
-                .map_err(|e| e.to_string())?;
+                iptl_trust::check_certificate(&welcome.certificate, self.membership.lab(), orchestrator, clock::wall())
+                    .map_err(|e| e.to_string())?;
                 Ok(welcome)
             }
             ToLablet::Turned(reason) => Err(reason),

@@ -397,8 +397,9 @@ impl Driver {
             Effect::Pull { execution, lablet, shard } => self.sealer.pull(execution, lablet, shard),
             Effect::Assemble(order) => match self.logs.blocks(&order.execution) {
                 Ok(log) => self.sealer.assemble(*order, log),
-                Err(error) => self
-                    .input(Input::AssembleFailed { execution: order.execution, reason: error.to_string() }),
+                Err(error) => {
+                    self.input(Input::AssembleFailed { execution: order.execution, reason: error.to_string() })
+                }
             },
             Effect::Notify { execution, event } => {
                 let over = matches!(event, Event::Finished { .. } | Event::Failed { .. });
@@ -478,8 +479,7 @@ impl Driver {
         T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
     {
         let block = read_block(&*self.parts.store, cid).await?.ok_or(OrchestratorError::Missing { cid: *cid })?;
-        model::from_bytes(block.data())
-            .map_err(|e| OrchestratorError::Damaged { cid: *cid, reason: e.to_string() })
+        model::from_bytes(block.data()).map_err(|e| OrchestratorError::Damaged { cid: *cid, reason: e.to_string() })
     }
 
     fn answer(&mut self, ask: Ask) {
@@ -556,16 +556,16 @@ impl Driver {
 }
 
 fn active_row(id: ExecutionId, active: &Active, view: Option<&ExecutionView>) -> RunRow {
-        RunRow::Active {
-            id,
-            run: active.run,
-            plan: active.plan,
-            case: active.case.clone(),
-            submitted_ms: active.submitted_ms,
-            instances: active.instances,
-            ended: view.map_or(0, |view| view.ended),
-            phase: view.map_or_else(|| "submitted".to_owned(), |view| view.phase.clone()),
-        }
+    RunRow::Active {
+        id,
+        run: active.run,
+        plan: active.plan,
+        case: active.case.clone(),
+        submitted_ms: active.submitted_ms,
+        instances: active.instances,
+        ended: view.map_or(0, |view| view.ended),
+        phase: view.map_or_else(|| "submitted".to_owned(), |view| view.phase.clone()),
+    }
 }
 
 /// Names who is missing at a barrier.
@@ -592,10 +592,9 @@ fn send(sessions: &mut BTreeMap<PeerId, Session>, to: &PeerId, message: ToLablet
 /// Tells whether a fact names blocks that may not be durable yet.
 fn names_new_blocks(kind: &FactKind) -> bool {
     match kind {
-        FactKind::Submitted { .. }
-        | FactKind::Placed { .. }
-        | FactKind::Received { .. }
-        | FactKind::Sealed { .. } => true,
+        FactKind::Submitted { .. } | FactKind::Placed { .. } | FactKind::Received { .. } | FactKind::Sealed { .. } => {
+            true
+        }
         FactKind::Granted { .. }
         | FactKind::Accepted { .. }
         | FactKind::Refused { .. }

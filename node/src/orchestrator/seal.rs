@@ -43,9 +43,7 @@ impl Sealer {
             let from = vec![(lablet.clone(), Vec::new())];
             let wanted = Wanted { root: shard, from, timeout: PULL_TIMEOUT, shallow: false };
             let command = match fetcher.fetch(&wanted, |_| {}).await {
-                Err(error) => {
-                    Command::PullFailed { execution, lablet, shard, reason: error.to_string(), retry: true }
-                }
+                Err(error) => Command::PullFailed { execution, lablet, shard, reason: error.to_string(), retry: true },
                 Ok(_) => match summaries(&*store, execution, &lablet, &shard).await {
                     Ok(receipts) => Command::Pulled { execution, lablet, shard, receipts },
                     Err(reason) => Command::PullFailed { execution, lablet, shard, reason, retry: false },
@@ -190,11 +188,7 @@ fn told(assembled: &Assembled, cid: Cid) -> AssembledResult {
         cid,
         verdict: assembled.result_verdict,
         counts: assembled.counts,
-        thresholds: assembled
-            .thresholds
-            .iter()
-            .map(|t| (t.threshold.to_string(), t.measured, t.holds))
-            .collect(),
+        thresholds: assembled.thresholds.iter().map(|t| (t.threshold.to_string(), t.measured, t.holds)).collect(),
         inconclusive: assembled.inconclusive.clone(),
         failures,
     }

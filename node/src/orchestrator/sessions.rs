@@ -75,7 +75,11 @@ async fn serve(peer: PeerId, stream: Stream, session: u64, lab: PeerId, driver: 
 }
 
 /// Reads hello and checks the membership in it.
-async fn hello(reader: &mut BufReader<tokio::io::ReadHalf<Stream>>, peer: &PeerId, lab: &PeerId) -> Result<Hello, String> {
+async fn hello(
+    reader: &mut BufReader<tokio::io::ReadHalf<Stream>>,
+    peer: &PeerId,
+    lab: &PeerId,
+) -> Result<Hello, String> {
     match framed::expect(reader, MAX_MESSAGE_SIZE).await.map_err(|e| e.to_string())? {
         ToOrchestrator::Hello(hello) => {
             iptl_trust::check_token(&hello.token, lab, peer, clock::wall()).map_err(|e| e.to_string())?;
