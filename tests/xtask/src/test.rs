@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::setup;
 use crate::shell::Shell;
@@ -65,11 +65,26 @@ fn fmt(shell: &Shell) -> Result<()> {
 
 fn deny(shell: &Shell) -> Result<()> {
     let program = setup::deny(shell)?;
+    // By itself cargo-deny wants the packages of every platform there is; it is given those of this one.
+    let version = shell.ask(shell.command("rustc").arg("-vV")).context("rustc does not say its host")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
+    let mut metadata = shell.cargo();
+    metadata.args(["metadata", "--format-version", "1", "--locked", "--filter-platform", host]);
+    let metadata = shell.ask(&mut metadata).context("cargo cannot resolve the workspace: see `cargo metadata`")?;
+    std::fs::create_dir_all(&shell.target)?;
+    let path = shell.target.join("metadata.json");
+    std::fs::write(&path, metadata)?;
     // Advisories need a database from the network; where there is one, run `cargo deny check advisories`.
-    let config = shell.root.join(".cargo/deny.toml");
     let mut command = shell.command(program);
-    command.args(["--offline", "check", "--config"]).arg(config).args(["licenses", "bans", "sources"]);
-    shell.run(&mut command)
+    command.args(["--offline", "--locked", "--config", ".cargo/deny.toml", "--metadata-path"]).arg(path);
+    command.args(["check", "licenses", "bans", "sources"]);
+    // It complains of packages of other platforms, which it then does without; what it says counts where it fails.
+    let output = command.output()?;
+    if !output.status.success() {
+        eprint!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        bail!("cargo deny refuses a dependency ({})", output.status);
+    }
+    Ok(())
 }
 
 /// Builds the guests of every plan that ships, each in its own workspace, as a user's plan is built.
