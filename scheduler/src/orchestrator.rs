@@ -143,7 +143,7 @@ impl Orchestrator {
     }
 
     fn message(&mut self, now: Timestamp, from: PeerId, message: Verified<ToOrchestrator>) {
-        if !self.lablets.get(&from).is_some_and(|l| l.session.is_some()) {
+        if self.lablets.get(&from).is_none_or(|l| l.session.is_none()) {
             return;
         }
         match message.into_inner() {

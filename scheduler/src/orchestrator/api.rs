@@ -89,6 +89,7 @@ pub struct Submission {
 }
 
 /// One thing that happened.
+#[expect(clippy::large_enum_variant, reason = "inputs are made, handed over and gone; none is kept in a collection")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
     /// Someone wants a run executed. The blocks of execution and run are stored.
@@ -217,6 +218,8 @@ pub struct AssembledResult {
 }
 
 /// One thing to do. Effects are carried out in order; an effect after a `Persist` waits until that fact is durable.
+///
+/// The effects of one input come as placements to store, then facts, then acts: one sync makes all its facts durable.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Appends a fact to the execution's log. Blocks that it names are flushed first.

@@ -73,7 +73,7 @@ impl Orchestrator {
     pub(super) fn send_grant(&mut self, id: ExecutionId, lablet: &PeerId) {
         let Some(exec) = self.executions.get(&id) else { return };
         let Some(cell) = exec.cells.get(lablet) else { return };
-        if !self.lablets.get(lablet).is_some_and(|l| l.session.is_some()) {
+        if self.lablets.get(lablet).is_none_or(|l| l.session.is_none()) {
             return;
         }
         let directory = self.directory(exec);

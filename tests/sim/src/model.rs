@@ -10,13 +10,27 @@ use iptl_wire::session::{CellRef, ToLablet};
 use crate::lablet::LabletNode;
 use crate::orchestrator::OrchestratorNode;
 
+/// Virtual time for which a stopped attempt may overlap the next one, in nanoseconds: what the stop itself takes.
+const MAX_OVERLAP: u64 = 1_000_000_000;
+
+/// One attempt of an instance that was really started.
+#[derive(Debug)]
+pub struct Start {
+    /// Where.
+    pub lablet: PeerId,
+    /// Attempt.
+    pub attempt: u32,
+    /// Virtual time in nanoseconds.
+    pub at: u64,
+}
+
 /// The truth about what ran.
 #[derive(Debug, Default)]
 pub struct Model {
     /// Runs by execution.
     pub runs: BTreeMap<ExecutionId, Run>,
-    /// Where each instance was started, in order: lablet and attempt.
-    pub starts: BTreeMap<(ExecutionId, InstanceId), Vec<(PeerId, u32)>>,
+    /// Where each instance was started, in order.
+    pub starts: BTreeMap<(ExecutionId, InstanceId), Vec<Start>>,
     /// Instances that were ready, by execution.
     ready: BTreeMap<ExecutionId, BTreeSet<InstanceId>>,
     /// Instances whose receipt a lablet was told to be kept.
@@ -46,7 +60,7 @@ impl Model {
     }
 
     /// A cell is started on a lablet.
-    pub fn started(&mut self, lablet: &PeerId, cell: &CellRef, attempt: u32, instances: &[InstanceId]) {
+    pub fn started(&mut self, at: u64, lablet: &PeerId, cell: &CellRef, attempt: u32, instances: &[InstanceId]) {
         let id = cell.execution;
         let Some((all, most)) = self.runs.get(&id).map(|r| (r.instances(), r.loss.max_attempts)) else {
             return self.violations.push(format!("{} was started and never submitted", id.alias()));
@@ -55,13 +69,22 @@ impl Model {
         self.check(ready == all, || format!("{} started with {ready} of {all} instances prepared", id.alias()));
         for instance in instances {
             let starts = self.starts.entry((id, instance.clone())).or_default();
-            starts.push((lablet.clone(), attempt));
+            starts.push(Start { lablet: lablet.clone(), attempt, at });
             let count = starts.len() as u32;
-            let repeated = starts.iter().filter(|(_, a)| *a == attempt).count() > 1;
+            let repeated = starts.iter().filter(|s| s.attempt == attempt).count() > 1;
             self.check(count <= most && !repeated, || {
                 format!("{} {instance} started {count} times, {most} allowed, attempt {attempt}", id.alias())
             });
         }
+    }
+
+    /// An attempt is found to run, or to end only now.
+    pub fn runs(&mut self, now: u64, execution: ExecutionId, instance: &InstanceId, attempt: u32) {
+        let later = self.starts.get(&(execution, instance.clone())).into_iter().flatten();
+        let overlap = later.filter(|s| s.attempt > attempt).map(|s| now.saturating_sub(s.at)).max().unwrap_or(0);
+        self.check(overlap <= MAX_OVERLAP, || {
+            format!("{} {instance} ran {} ms beside its next attempt", execution.alias(), overlap / 1_000_000)
+        });
     }
 
     /// The orchestrator's driver carries out an effect: the facts that it needs must be durable.
@@ -124,7 +147,8 @@ impl Model {
             .iter()
             .filter(|(i, (lablet, attempt))| {
                 let ran = self.starts.get(&(id, (*i).clone()));
-                !held.contains(&(*i, *attempt)) || !ran.is_some_and(|s| s.contains(&(lablet.clone(), *attempt)))
+                !held.contains(&(*i, *attempt))
+                    || !ran.is_some_and(|s| s.iter().any(|s| s.lablet == *lablet && s.attempt == *attempt))
             })
             .map(|(i, _)| i.to_string())
             .collect();

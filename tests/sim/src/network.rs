@@ -5,6 +5,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::Profile;
 
+/// Longest delay of a message that comes very late, in microseconds: longer than a lease.
+const LATE_US: u64 = 10_000_000;
+
 /// Draws from the seed.
 #[derive(Debug)]
 pub struct Draws(ChaCha8Rng);
@@ -37,7 +40,9 @@ impl Draws {
     /// Delays in microseconds of each copy of a message that arrives: none where it is lost.
     pub fn fate(&mut self, profile: &Profile, faulty: bool) -> Vec<u64> {
         let delay = |draws: &mut Draws| {
-            if faulty {
+            if faulty && draws.chance(profile.late_ppm) {
+                draws.between(profile.delay_max_us, LATE_US)
+            } else if faulty {
                 draws.between(profile.delay_min_us, profile.delay_max_us.max(profile.delay_min_us))
             } else {
                 profile.delay_min_us

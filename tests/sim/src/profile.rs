@@ -13,6 +13,8 @@ pub struct Profile {
     pub loss_ppm: u32,
     /// Messages doubled, in parts per million.
     pub double_ppm: u32,
+    /// Messages and copies that come very late, in parts per million.
+    pub late_ppm: u32,
     /// Shortest delay of a message in microseconds.
     pub delay_min_us: u64,
     /// Longest delay of a message in microseconds; messages with different delays overtake each other.
@@ -43,6 +45,7 @@ impl Profile {
             executions: draws.between(1, 5) as u32,
             loss_ppm: 0,
             double_ppm: 0,
+            late_ppm: 0,
             delay_min_us: 500,
             delay_max_us: 500,
             orchestrator_crashes: 0,
@@ -62,6 +65,7 @@ impl Profile {
         Profile {
             loss_ppm: maybe(100_000),
             double_ppm: maybe(200_000),
+            late_ppm: maybe(100_000),
             orchestrator_crashes: maybe(4),
             lablet_crashes: maybe(6),
             partitions: maybe(6),
