@@ -27,4 +27,5 @@ mod node;
 mod orchestrator;
 
 pub use home::{Home, HomeError};
+pub use iptl_net::StartError as SwarmError;
 pub use node::{Options, Running, StartError, start};

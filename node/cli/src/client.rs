@@ -1,16 +1,17 @@
-//! The client side of the control API: one request per connection over the node's local socket.
+//! The client side of the control API: one request per connection.
 //!
-//! A [`Client`] is a path and, where this process runs the node itself, the handle that keeps it alive. It is cheap to
-//! clone; every [`Client::call`] opens a connection of its own.
+//! A [`Client`] is the path of a socket or a node in this process, which it keeps alive. It is cheap to clone; every
+//! [`Client::call`] opens a connection of its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use iptl_node::Running;
 use iptl_wire::control::{MAX_FRAME_SIZE, Reply, Request, Upload};
 use iptl_wire::frame;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::exit::{Error, Exit, Result};
@@ -18,47 +19,51 @@ use crate::exit::{Error, Exit, Result};
 /// Longest path that fits into a socket address on Linux, less the terminator.
 const MAX_SOCKET_PATH: usize = 107;
 
+/// What requests and replies go over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 /// A node that can be asked.
 #[derive(Clone)]
-pub struct Client {
-    socket: PathBuf,
-    /// Keeps a node of this process alive as long as somebody can ask it.
-    _node: Option<Arc<dyn std::any::Any + Send + Sync>>,
+pub enum Client {
+    /// A process of its own.
+    Daemon {
+        /// Its socket.
+        socket: PathBuf,
+    },
+    /// A node in this process; it ends with the last client.
+    Here(Arc<Running>),
 }
 
 impl Client {
     /// Finds the daemon of a home; `None` where none answers.
     pub async fn connect(home: &Path) -> Option<Client> {
-        let client = Client { socket: home.join("api.sock"), _node: None };
-        client.open().await.ok().map(|_| client)
+        let socket = home.join("api.sock");
+        open(&socket).await.ok().map(|_| Client::Daemon { socket })
     }
 
-    /// Makes a client of a node that lives in this process as long as the client does.
-    pub fn of_node(home: &Path, node: Arc<dyn std::any::Any + Send + Sync>) -> Client {
-        Client { socket: home.join("api.sock"), _node: Some(node) }
+    /// Makes a client of a node in this process.
+    pub fn of_node(node: Arc<Running>) -> Client {
+        Client::Here(node)
     }
 
     /// Returns whether the node lives in this process.
     pub fn is_temporary(&self) -> bool {
-        self._node.is_some()
-    }
-
-    async fn open(&self) -> std::io::Result<UnixStream> {
-        let length = self.socket.as_os_str().len();
-        if length <= MAX_SOCKET_PATH {
-            return UnixStream::connect(&self.socket).await;
+        match self {
+            Client::Daemon { .. } => false,
+            Client::Here(_) => true,
         }
-        // A home deep in the tree: its directory is reached through a descriptor, whose path is short.
-        let directory = std::fs::File::open(self.socket.parent().unwrap_or(Path::new("/")))?;
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
-        UnixStream::connect(format!("/proc/self/fd/{fd}/api.sock")).await
     }
 
     /// Sends a request; its replies are read from what is returned.
     ///
     /// Dropping the replies half-way ends the request; the node lets go of it.
     pub async fn call(&self, request: Request) -> Result<Replies> {
-        let stream = self.open().await.map_err(|e| no_node(&self.socket, e))?;
+        let stream: Box<dyn Stream> = match self {
+            Client::Daemon { socket } => Box::new(open(socket).await.map_err(|e| no_node(socket, e))?),
+            Client::Here(node) => Box::new(node.connect()),
+        };
         let mut replies = Replies { stream };
         replies.send(&request).await?;
         Ok(replies)
@@ -92,9 +97,19 @@ impl Client {
     }
 }
 
+async fn open(socket: &Path) -> std::io::Result<UnixStream> {
+    if socket.as_os_str().len() <= MAX_SOCKET_PATH {
+        return UnixStream::connect(socket).await;
+    }
+    // A home deep in the tree: its directory is reached through a descriptor, whose path is short.
+    let directory = std::fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
+    UnixStream::connect(format!("/proc/self/fd/{fd}/api.sock")).await
+}
+
 /// The replies to one request.
 pub struct Replies {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
 }
 
 impl Replies {
@@ -159,7 +174,7 @@ impl Replies {
 fn no_node(socket: &Path, error: std::io::Error) -> Error {
     let home = socket.parent().unwrap_or(socket).display();
     Error::new(
-        Exit::Broken,
+        Exit::LabUnable,
         "node.not-running",
         format!("no node answers at {home}: {error}"),
         format!("start it with `iptl up --home {home}`, or name another home with --home"),

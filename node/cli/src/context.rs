@@ -70,6 +70,11 @@ impl Context {
         }
     }
 
+    /// Returns the home of the lab in one process that `run --local` uses.
+    pub fn local_home(&self) -> PathBuf {
+        self.base.join("local")
+    }
+
     /// Writes a line of the answer.
     pub fn answer(&self, text: impl std::fmt::Display) {
         // A closed pipe is the reader's wish to hear no more.

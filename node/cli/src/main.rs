@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     // Two providers are in the tree: without a choice, the first TLS configuration panics.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A worker runs guests; it must not carry the threads of a runtime.
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == "worker") {
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == node::WORKER) {
         return node::worker();
     }
     let cli = Cli::parse();

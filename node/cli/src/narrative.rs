@@ -24,7 +24,9 @@ const SECOND_INTERRUPT: Duration = Duration::from_secs(2);
 /// Ctrl-C detaches: the execution goes on.
 pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
     let mut replies = client.call(Request::Watch { execution: execution.to_owned() }).await?.into_channel();
-    let mut teller = Teller { ctx, alias: execution.to_owned(), last_wait: String::new(), last_progress: None };
+    let own_home = client.is_temporary();
+    let mut teller =
+        Teller { ctx, own_home, alias: execution.to_owned(), last_wait: String::new(), last_progress: None };
     let mut heard = Instant::now();
     loop {
         tokio::select! {
@@ -79,6 +81,8 @@ async fn detach(ctx: &Context, client: &Client, alias: &str) -> Result {
 
 struct Teller<'a> {
     ctx: &'a Context,
+    /// Whether the node has a home that commands do not look at by themselves.
+    own_home: bool,
     alias: String,
     last_wait: String,
     last_progress: Option<Instant>,
@@ -99,7 +103,9 @@ impl Teller<'_> {
                 if !self.ctx.json {
                     let prefix = if std::io::stdout().is_terminal() && !self.ctx.quiet { "result    " } else { "" };
                     self.ctx.answer(format!("{prefix}{result}"));
-                    self.ctx.next(format!("iptl show {} · iptl get {} -o out/", ui::short(&result), "last/files"));
+                    if !self.own_home {
+                        self.ctx.next("iptl show last · iptl get last/files -o out/");
+                    }
                 }
                 Ok(Some(Exit::of_verdict(verdict)))
             }

@@ -123,7 +123,7 @@ impl From<StoreError> for Error {
         let text = error.to_string();
         match error {
             StoreError::Full { path, .. } => Error::broken(
-                "disk.full",
+                "store.full",
                 text,
                 format!("free some space on the disk of {}, then repeat the command; nothing was lost", path.display()),
             ),

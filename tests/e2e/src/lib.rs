@@ -259,7 +259,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for node in std::iter::once(&self.orchestrator).chain(&self.lablets) {
-                let log = std::fs::read_to_string(node.home.join("log/node.log")).unwrap_or_default();
+                let log = std::fs::read_to_string(node.home.join("node.log")).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
                 let last = lines[lines.len().saturating_sub(15)..].join("\n");
                 eprintln!("── end of the log of {}:\n{last}", node.home.display());
@@ -315,14 +315,14 @@ impl Foreground {
         if !args.contains(&"--listen") {
             all.extend(["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]);
         }
-        std::fs::create_dir_all(home.join("log")).expect("the home is writable");
-        let log = std::fs::File::create(home.join("log/node.log")).expect("the home is writable");
+        std::fs::create_dir_all(home).expect("the home is writable");
+        let log = std::fs::File::create(home.join("node.log")).expect("the home is writable");
         let mut command = iptl(home, &all);
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         let mut node = Foreground { child: command.spawn().expect("the program starts") };
         until("an answer of the node", || {
             if let Some(code) = wait(&mut node.child, Duration::ZERO) {
-                let log = std::fs::read_to_string(home.join("log/node.log")).unwrap_or_default();
+                let log = std::fs::read_to_string(home.join("node.log")).unwrap_or_default();
                 panic!("the node ended with {code}:\n{log}");
             }
             (run(&mut iptl(home, &["status", "--json"])).code != 5 || home.join("api.sock").exists()).then_some(())

@@ -146,14 +146,15 @@ async fn start(node: &Node, known: &[String]) -> Result<Client> {
     if let Some(client) = Client::connect(&node.home).await {
         return Ok(client);
     }
-    let log_dir = node.home.join("log");
-    std::fs::create_dir_all(&log_dir)?;
-    let log_path = log_dir.join("node.log");
+    std::fs::create_dir_all(&node.home)?;
+    let log_path = node.home.join("node.log");
     let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
     let mut process = Process::new(std::env::current_exe()?);
     process.arg("--home").arg(&node.home).args(["up", "--detached", "--no-mdns", "--name", &node.name]);
-    for addr in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"] {
-        process.args(["--listen", addr]);
+    if !node.home.join("node.toml").exists() {
+        for addr in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"] {
+            process.args(["--listen", addr]);
+        }
     }
     for addr in known {
         process.args(["--known", addr]);
@@ -163,6 +164,8 @@ async fn start(node: &Node, known: &[String]) -> Result<Client> {
     let deadline = Instant::now() + START_LIMIT;
     loop {
         if let Some(client) = Client::connect(&node.home).await {
+            // Started again, it is where the others look for it.
+            crate::node::keep_addresses(&node.home, &status::ask(&client).await?.addrs)?;
             return Ok(client);
         }
         if let Some(ended) = child.try_wait()? {
@@ -195,7 +198,7 @@ async fn until_ready(client: &Client, lablets: u32) -> Result<()> {
                 Exit::LabUnable,
                 "dev.lablets-offline",
                 format!("{} of {lablets} lablets came online", status.lablets_ready),
-                "their logs are in `lablet-*/log` under the home",
+                "their logs are `lablet-*/node.log` under the home",
             ));
         }
         tokio::time::sleep(Duration::from_millis(30)).await;

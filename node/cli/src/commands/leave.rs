@@ -20,24 +20,43 @@ pub struct Args {
 }
 
 /// What a home may hold; anything else in it is not ours to remove.
-const HOME_ENTRIES: [&str; 8] = ["api.sock", "node.toml", "identity.key", "store", "log", "run.pid", "cache", "state"];
+const HOME_ENTRIES: [&str; 17] = [
+    "api.sock",
+    "run.pid",
+    "node.log",
+    "node.toml",
+    "identity.key",
+    "lab.cbor",
+    "lab.key",
+    "admission.cbor",
+    "state.cbor",
+    "lablet.cbor",
+    "pins.cbor",
+    "store",
+    "log",
+    "runs",
+    "cache",
+    "scratch",
+    "lock",
+];
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
     let home = ctx.home();
     let client = node::reach(ctx).await?;
     ctx.waiting("leaving", client.call_all(Request::Leave {})).await?;
     let mut removed = Vec::new();
-    if args.purge {
-        if !client.is_temporary() {
-            client.call_all(Request::Shutdown { finish: false }).await?;
-            ctx.waiting("stopping the node", async {
-                while Client::connect(&home).await.is_some() {
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                }
-            })
-            .await;
-        }
+    // Its work belonged to the lab: a daemon ends after it has left.
+    if client.is_temporary() {
         drop(client);
+    } else {
+        let gone = async {
+            while Client::connect(&home).await.is_some() {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        ctx.waiting("the node ends", gone).await;
+    }
+    if args.purge {
         for name in HOME_ENTRIES {
             let path = home.join(name);
             let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };

@@ -96,7 +96,14 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         }
         return Ok(Exit::Ok);
     }
-    narrative::attach(ctx, &client, &execution.to_string()).await
+    let exit = narrative::attach(ctx, &client, &execution.to_string()).await?;
+    if args.local {
+        ctx.next(format!(
+            "the result is kept in a home of its own:  iptl show last --home {}",
+            ctx.local_home().display()
+        ));
+    }
+    Ok(exit)
 }
 
 /// Imports a plan from disk into the node and makes the run.

@@ -4,23 +4,24 @@ use crate::context::Context;
 use crate::exit::Result;
 use crate::node;
 
-/// Runs the node of this home until it is stopped; started again after a crash, it goes on.
+/// Runs the node of this home until it is stopped; started again after a crash, it goes on. What the flags set is kept
+/// in `node.toml`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  iptl up\n  iptl up --home /srv/iptl --listen /ip4/0.0.0.0/udp/4001/quic-v1")]
 pub struct Args {
-    /// Address to listen on, instead of those of node.toml; may be repeated
+    /// Address to listen on, from now on; may be repeated
     #[arg(long, value_name = "MULTIADDR")]
     listen: Vec<String>,
-    /// Do not look for or show up to peers on the local network
+    /// Neither look for peers on the local network nor show up to them, from now on
     #[arg(long)]
     no_mdns: bool,
-    /// Peer to stay connected to, with /p2p/…; may be repeated
+    /// Further peer to stay connected to, with /p2p/…; may be repeated
     #[arg(long, value_name = "MULTIADDR")]
     known: Vec<String>,
     /// Name of this machine, for lists of lablets
     #[arg(long)]
     name: Option<String>,
-    /// Most Wasm instances at a time; the machine's own bound where not given
+    /// Most Wasm instances at a time; without it, what the machine can hold
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
     /// Leave the terminal: a session of its own, as `iptl dev up` starts nodes
@@ -35,7 +36,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     }
     let wishes = node::Wishes {
         listen: args.listen,
-        mdns: !args.no_mdns,
+        mdns: args.no_mdns.then_some(false),
         known: args.known,
         name: args.name,
         slots: args.slots,

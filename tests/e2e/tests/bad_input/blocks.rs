@@ -127,7 +127,7 @@ fn provider_that_lies() {
     let home = Home::new();
     let cid = unheard_of().cid().to_string();
     let output = home.run(&["get", &cid, "--peer", &address, "--timeout", "5s"]);
-    let output = output.fails(3, "fetch.no-provider");
+    let output = output.fails(3, "fetch.liar");
     assert!(!output.stdout.contains('\0'));
     assert!(!Path::new(&cid).exists(), "nothing is written that was not verified");
     runtime.shutdown_background();
@@ -152,7 +152,7 @@ fn full_disk() {
     let big = home.path().join("big.bin");
     let noise: Vec<u8> = (0..12_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
     std::fs::write(&big, noise).unwrap();
-    on_a_full_disk(&home, 256, &["publish", "data", &big.display().to_string()]).fails(1, "disk.full");
+    on_a_full_disk(&home, 256, &["publish", "data", &big.display().to_string()]).fails(1, "store.full");
     // Nothing is lost, and with room again all is well.
     assert_eq!(home.run(&["get", &before, "-o", "-"]).exits(0).stdout, "what was there before");
     home.run(&["publish", "data", &big.display().to_string()]).exits(0);

@@ -25,7 +25,7 @@ fn port_in_use() {
 fn store_opened_twice() {
     let home = Home::new();
     let _node = Foreground::start(home.path(), &[]);
-    home.run(&["up", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]).fails(1, "store.locked");
+    home.run(&["up", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]).fails(1, "home.locked");
     // The first one does not notice.
     home.run(&["status"]).exits(0);
 }
@@ -34,11 +34,11 @@ fn store_opened_twice() {
 fn two_lablets_with_one_identity() {
     let lab = Lab::start(1);
     let copy = Home::new();
-    for name in ["identity.key", "node.toml"] {
+    for name in ["identity.key", "lab.cbor"] {
         std::fs::copy(lab.lablets[0].home.join(name), copy.path().join(name)).unwrap();
     }
     let _twin = Foreground::start(copy.path(), &[]);
-    let log = || std::fs::read_to_string(copy.path().join("log/node.log")).unwrap_or_default();
+    let log = || std::fs::read_to_string(copy.path().join("node.log")).unwrap_or_default();
     until("a word about the other one", || log().contains("identity").then_some(()));
     // The lab goes on with the one that it knows.
     let status = lab.run(&["status", "--json"]).exits(0).json();
@@ -99,6 +99,6 @@ fn bid_from_a_stranger() {
     }
     let status = lab.run(&["status", "--json"]).exits(0).json();
     assert_eq!(status["lablets"], 1, "{status}");
-    let log = std::fs::read_to_string(lab.orchestrator.home.join("log/node.log")).unwrap();
+    let log = std::fs::read_to_string(lab.orchestrator.home.join("node.log")).unwrap();
     assert!(log.contains(&stranger.peer().to_string()), "the refusal is not in the log:\n{log}");
 }

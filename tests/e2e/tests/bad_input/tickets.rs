@@ -48,8 +48,8 @@ fn ticket_garbled() {
     let mut garbled = ticket.clone().into_bytes();
     let middle = garbled.len() / 2;
     garbled[middle] = if garbled[middle] == b'a' { b'b' } else { b'a' };
-    join(&String::from_utf8(garbled).unwrap()).fails(2, "ticket.garbled");
-    join(&ticket[..ticket.len() - 5]).fails(2, "ticket.garbled");
+    join(&String::from_utf8(garbled).unwrap()).fails(4, "ticket.garbled");
+    join(&ticket[..ticket.len() - 5]).fails(4, "ticket.garbled");
     // A slip of the hand does not use the ticket up.
     join(&ticket).exits(0);
 }
