@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use iptl_dag::model::WorkloadKind;
+use iptl_runner::files::check_artifact_path;
 use iptl_runner::{Capacity, CellSpec, PrepareError, PreparedCell, Runner};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -99,6 +100,11 @@ impl WasmRunner {
 
     /// Reserves room for a cell.
     fn reserve(&self, cell: &CellSpec) -> Result<Reservation, PrepareError> {
+        // Groups name directories, and a run may come from anywhere.
+        if let Some(bad) = cell.instances.iter().find(|i| !is_plain_name(&i.id.group)) {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no plain name");
+            return Err(PrepareError::Io { what: format!("the group {:?}", bad.id.group), source });
+        }
         let capacity = &self.inner.capacity;
         let needed = u32::try_from(cell.instances.len()).unwrap_or(u32::MAX);
         if let Some(largest) = cell.instances.iter().map(|i| i.limits.memory_bytes).max()
@@ -124,6 +130,11 @@ impl WasmRunner {
         state.instances += needed;
         Ok(Reservation { inner: Arc::clone(&self.inner), instances: needed })
     }
+}
+
+/// Returns whether a name can be that of a directory and of nothing above it.
+fn is_plain_name(name: &str) -> bool {
+    !name.contains('/') && check_artifact_path(name).is_ok()
 }
 
 impl Inner {

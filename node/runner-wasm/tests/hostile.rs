@@ -46,6 +46,19 @@ async fn missing_file_is_an_error_of_the_lab() {
 }
 
 #[tokio::test]
+async fn group_that_names_another_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = fixture();
+    for name in ["..", "a/b", "/tmp", ""] {
+        let mut cell = fixture.cell(dir.path(), &[Behaviour::Print]);
+        cell.groups = [(name.to_owned(), 1)].into();
+        cell.instances[0].id.group = name.to_owned();
+        let error = fixture.runner.prepare(cell).await.err().expect("the cell is refused");
+        assert!(matches!(error, PrepareError::Io { .. }), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn records_and_calls_that_make_no_sense_fail_without_ending_the_guest() {
     let outcome = run_one("bad-records").await;
     assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 }, "{outcome:?}");

@@ -3,6 +3,7 @@
 //! The worker of these tests is this very binary: [`worker_process`] is a test that the others start.
 
 mod contract;
+mod density;
 mod guests;
 mod hostile;
 mod network;

@@ -37,19 +37,6 @@ pub fn environment(
     env
 }
 
-/// Returns the ordinal of an instance over all groups in the order of their names, or `None` where there is no such
-/// instance.
-pub fn ordinal(groups: &BTreeMap<String, u32>, group: &str, index: u32) -> Option<u32> {
-    let mut before = 0u32;
-    for (name, size) in groups {
-        if name == group {
-            return (index < *size).then_some(before.checked_add(index)?);
-        }
-        before = before.checked_add(*size)?;
-    }
-    None
-}
-
 /// Writes `a=3,b=5`.
 fn groups(groups: &BTreeMap<String, u32>) -> String {
     groups.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(",")
@@ -63,15 +50,6 @@ fn variable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ordinals_count_over_groups_in_the_order_of_names() {
-        let groups = BTreeMap::from([("a".to_owned(), 3), ("b".to_owned(), 2)]);
-        assert_eq!(ordinal(&groups, "a", 2), Some(2));
-        assert_eq!(ordinal(&groups, "b", 1), Some(4));
-        assert_eq!(ordinal(&groups, "b", 2), None);
-        assert_eq!(ordinal(&groups, "c", 0), None);
-    }
 
     #[test]
     fn names_of_parameters_become_names_of_variables() {

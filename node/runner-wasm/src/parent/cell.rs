@@ -88,7 +88,7 @@ pub(crate) async fn prepare(
     Ok(PreparedCell { control: Box::new(Control { shared, inputs }), events: receiver })
 }
 
-/// Encodes everything that a worker needs to prepare a cell.
+/// Encodes everything that a worker needs to prepare a cell. Its working directory is another: paths become absolute.
 fn encode_order(inner: &Inner, cell: &CellSpec) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let head = CellSpec {
@@ -105,7 +105,11 @@ fn encode_order(inner: &Inner, cell: &CellSpec) -> io::Result<Vec<u8>> {
         CellOrder { cell: head, cache_dir: inner.config.cache_dir.clone(), memory_bytes: inner.capacity.memory_bytes };
     ipc::encode(&mut bytes, &ToWorker::Cell(order))?;
     for chunk in cell.instances.chunks(INSTANCES_PER_FRAME) {
-        ipc::encode(&mut bytes, &ToWorker::Instances(chunk.to_vec()))?;
+        let mut instances = chunk.to_vec();
+        for instance in &mut instances {
+            instance.artifact.path = std::path::absolute(&instance.artifact.path)?;
+        }
+        ipc::encode(&mut bytes, &ToWorker::Instances(instances))?;
     }
     ipc::encode(&mut bytes, &ToWorker::Prepare)?;
     Ok(bytes)

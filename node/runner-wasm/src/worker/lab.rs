@@ -21,7 +21,13 @@ mod bindings {
     wasmtime::component::bindgen!({
         path: ["wit/poll", "../../plans/sdk/wit/lab.wit"],
         world: "iptl:lab/plan",
-        imports: { default: trappable },
+        imports: {
+            "iptl:lab/sync.signal": async | trappable,
+            "iptl:lab/sync.barrier": async | trappable,
+            "iptl:lab/sync.publish": async | trappable,
+            "iptl:lab/sync.subscribe": async | trappable,
+            default: trappable,
+        },
         with: {
             "wasi:io/poll": wasmtime_wasi_io::bindings::wasi::io::poll,
             "iptl:lab/sync.pending": super::sync::Pending,

@@ -118,13 +118,14 @@ impl Net {
     fn with<T>(&self, act: impl FnOnce(&mut Switch) -> T) -> T {
         let mut hub = self.hub();
         let result = act(&mut hub.switch);
-        let wakers = hub.take_wakers();
         // Packets leave under the lock: those of one connection must not overtake each other.
         while self.outbox.has_room() {
             let Some((dst, packet)) = hub.switch.poll_packet() else { break };
             let bytes = packet.encode();
             self.outbox.push(&FromWorker::Event(CellEvent::Packet { dst, bytes }));
         }
+        // After the packets: what leaves makes room for more.
+        let wakers = hub.take_wakers();
         drop(hub);
         if !self.outbox.has_room() {
             self.waiting.notify_one();

@@ -20,10 +20,16 @@ pub struct Lab {
     pub control: Box<dyn CellControl>,
     events: mpsc::Receiver<CellEvent>,
     states: BTreeMap<String, u64>,
-    barriers: Vec<(InstanceId, u64, String, u64)>,
+    barriers: BTreeMap<String, Waiting>,
     topics: BTreeMap<String, Topic>,
     /// What it has said.
     pub outcome: Outcome,
+}
+
+/// Barriers of one state.
+#[derive(Default)]
+struct Waiting {
+    calls: Vec<(InstanceId, u64, u64)>,
 }
 
 #[derive(Default)]
@@ -66,7 +72,7 @@ impl Lab {
             control,
             events,
             states: BTreeMap::new(),
-            barriers: Vec::new(),
+            barriers: BTreeMap::new(),
             topics: BTreeMap::new(),
             outcome: Outcome::default(),
         }
@@ -114,18 +120,23 @@ impl Lab {
         true
     }
 
+    /// Returns whether a state has so many signals.
+    pub fn all_signalled(&self, state: &str, count: u64) -> bool {
+        self.states.get(state).is_some_and(|signals| *signals >= count)
+    }
+
     async fn answer(&mut self, id: InstanceId, call: SyncCall) {
         match call {
             SyncCall::Signal { call, state } => {
-                let count = self.states.entry(state).or_default();
+                let count = self.states.entry(state.clone()).or_default();
                 *count += 1;
                 let seq = *count;
                 self.reply(SyncReply::Signalled { id, call, seq }).await;
-                self.open_barriers().await;
+                self.open_barriers(&state).await;
             }
             SyncCall::Barrier { call, state, target } => {
-                self.barriers.push((id, call, state, target));
-                self.open_barriers().await;
+                self.barriers.entry(state.clone()).or_default().calls.push((id, call, target));
+                self.open_barriers(&state).await;
             }
             SyncCall::Publish { call, topic, payload } => {
                 let topic = self.topics.entry(topic).or_default();
@@ -146,7 +157,9 @@ impl Lab {
                 }
             }
             SyncCall::Cancel { call } => {
-                self.barriers.retain(|(i, c, _, _)| (i, c) != (&id, &call));
+                for waiting in self.barriers.values_mut() {
+                    waiting.calls.retain(|(i, c, _)| (i, c) != (&id, &call));
+                }
                 for topic in self.topics.values_mut() {
                     topic.subscribers.retain(|(i, c)| (i, c) != (&id, &call));
                 }
@@ -154,13 +167,14 @@ impl Lab {
         }
     }
 
-    async fn open_barriers(&mut self) {
-        let states = &self.states;
-        let open: Vec<_> = self
-            .barriers
-            .extract_if(.., |(_, _, state, target)| states.get(state).copied().unwrap_or(0) >= *target)
-            .collect();
-        for (id, call, _, _) in open {
+    async fn open_barriers(&mut self, state: &str) {
+        let count = self.states.get(state).copied().unwrap_or(0);
+        let Some(waiting) = self.barriers.get_mut(state) else { return };
+        // The suite's barriers of one state have one target: where the first does not open, none does.
+        if waiting.calls.first().is_none_or(|(_, _, target)| *target > count) {
+            return;
+        }
+        for (id, call, _) in waiting.calls.extract_if(.., |(_, _, target)| *target <= count).collect::<Vec<_>>() {
             self.reply(SyncReply::Opened { id, call }).await;
         }
     }

@@ -48,8 +48,9 @@ impl Pollable for Subscription {
 }
 
 impl LabView<'_> {
-    /// Opens a call and asks the lab, unless `failed` says why that cannot be.
-    fn ask(&self, kind: CallKind, failed: Option<String>, call: impl FnOnce(u64) -> SyncCall) -> u64 {
+    /// Opens a call and asks the lab, unless `failed` says why that cannot be; waits while the lab lags behind.
+    async fn ask(&mut self, kind: CallKind, failed: Option<String>, call: impl FnOnce(u64) -> SyncCall) -> u64 {
+        self.cell.outbox.wait_for_room().await;
         let (number, asked) = self.instance.mailbox.open(kind, failed);
         if asked {
             self.cell.say(CellEvent::Sync { id: self.instance.id.clone(), call: call(number) });
@@ -69,30 +70,30 @@ impl LabView<'_> {
 }
 
 impl Host for LabView<'_> {
-    fn signal(&mut self, state: String) -> Result<Resource<Pending>> {
+    async fn signal(&mut self, state: String) -> Result<Resource<Pending>> {
         let failed = check_name("a state", &state).err();
-        let call = self.ask(CallKind::Question, failed, |call| SyncCall::Signal { call, state });
+        let call = self.ask(CallKind::Question, failed, |call| SyncCall::Signal { call, state }).await;
         self.pending(call, None)
     }
 
-    fn barrier(&mut self, state: String, target: u64) -> Result<Resource<Pending>> {
+    async fn barrier(&mut self, state: String, target: u64) -> Result<Resource<Pending>> {
         let failed = check_name("a state", &state).err();
-        let call = self.ask(CallKind::Barrier, failed, |call| SyncCall::Barrier { call, state, target });
+        let call = self.ask(CallKind::Barrier, failed, |call| SyncCall::Barrier { call, state, target }).await;
         self.pending(call, Some(target))
     }
 
-    fn publish(&mut self, topic: String, payload: Vec<u8>) -> Result<Resource<Pending>> {
+    async fn publish(&mut self, topic: String, payload: Vec<u8>) -> Result<Resource<Pending>> {
         let size = payload.len();
         let failed = check_name("a topic", &topic)
             .err()
             .or_else(|| (size > MAX_PAYLOAD).then(|| format!("a message of {size} bytes; {MAX_PAYLOAD} are allowed")));
-        let call = self.ask(CallKind::Question, failed, |call| SyncCall::Publish { call, topic, payload });
+        let call = self.ask(CallKind::Question, failed, |call| SyncCall::Publish { call, topic, payload }).await;
         self.pending(call, None)
     }
 
-    fn subscribe(&mut self, topic: String) -> Result<Resource<Subscription>> {
+    async fn subscribe(&mut self, topic: String) -> Result<Resource<Subscription>> {
         let failed = check_name("a topic", &topic).err();
-        let call = self.ask(CallKind::Topic, failed, |call| SyncCall::Subscribe { call, topic });
+        let call = self.ask(CallKind::Topic, failed, |call| SyncCall::Subscribe { call, topic }).await;
         Ok(self.table.push(Subscription { instance: Arc::clone(self.instance), call })?)
     }
 }
