@@ -443,7 +443,7 @@ fn a_run_waits_for_room_with_a_reason_and_is_placed_when_a_lablet_joins() {
     };
     assert_eq!(waiting(&bench.wait(1_100)).as_deref(), Some("waits for a lablet: none is connected"));
     bench.hello(1, 1, 1, 17, vec![]);
-    assert_eq!(waiting(&bench.wait(1_100)).as_deref(), Some("waits for 20 slots, 17 free on 1 lablets"));
+    assert_eq!(waiting(&bench.wait(1_100)).as_deref(), Some("waits for 20 slots, 17 free on 1 lablet"));
     let effects = bench.hello(2, 2, 2, 3, vec![]);
     assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
 }

@@ -405,7 +405,8 @@ impl Orchestrator {
             let why = placed.refused.first().map_or("memory, labels or a bound per lablet", |r| r.reason.as_str());
             return format!("waits for room for {missing} of {wanted} instances ({why})");
         }
-        format!("waits for {wanted} slots, {slots} free on {with_room} lablets")
+        let lablets = if with_room == 1 { "lablet" } else { "lablets" };
+        format!("waits for {wanted} slots, {slots} free on {with_room} {lablets}")
     }
 }
 
