@@ -4,11 +4,12 @@
 //! all executions share it, each under the name of its execution. TCP between instances is bounded by the credit
 //! windows of `iptl-labnet`; a UDP packet that finds the queue full is dropped and counted, as a network would.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::ExecutionId;
 use iptl_runner::{CellControl, CellInput};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::sync::mpsc;
 
 use crate::framed;
+use crate::lablet::Routes;
 use crate::links::{Incoming, Links, Stream};
 
 /// Protocol ID of the stream that carries lab packets one way.
@@ -38,8 +40,7 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 #[serde(deny_unknown_fields)]
 struct Carried {
     execution: ExecutionId,
-    #[serde(with = "serde_bytes")]
-    packet: Vec<u8>,
+    packet: Bytes,
 }
 
 /// Carries packets for all cells of a lablet.
@@ -57,8 +58,8 @@ struct Shared {
 }
 
 struct Cell {
-    /// Lablets whose packets it takes: those of its placement.
-    peers: BTreeSet<PeerId>,
+    /// Says whose instances may send: a lablet speaks for its own alone.
+    routes: Arc<Routes>,
     control: Arc<dyn CellControl>,
 }
 
@@ -72,8 +73,8 @@ impl Carrier {
     }
 
     /// Lets a cell take packets from the lablets of its placement.
-    pub(crate) fn attach(&self, execution: ExecutionId, peers: BTreeSet<PeerId>, control: Arc<dyn CellControl>) {
-        lock(&self.shared.cells).insert(execution, Cell { peers, control });
+    pub(crate) fn attach(&self, execution: ExecutionId, routes: Arc<Routes>, control: Arc<dyn CellControl>) {
+        lock(&self.shared.cells).insert(execution, Cell { routes, control });
     }
 
     /// Ends that.
@@ -82,7 +83,7 @@ impl Carrier {
     }
 
     /// Sends a packet to the cell of `execution` on `peer`.
-    pub(crate) fn send(&self, peer: &PeerId, addrs: &[String], execution: ExecutionId, packet: Vec<u8>) {
+    pub(crate) fn send(&self, peer: &PeerId, addrs: &[String], execution: ExecutionId, packet: Bytes) {
         let queue = lock(&self.shared.queues)
             .entry(peer.clone())
             .or_insert_with(|| {
@@ -112,11 +113,11 @@ impl Carrier {
         while let Some(carried) = framed::read::<Carried>(&mut stream, MAX_FRAME_SIZE).await? {
             let control = lock(&self.shared.cells)
                 .get(&carried.execution)
-                .filter(|cell| cell.peers.contains(peer))
+                .filter(|cell| cell.routes.may_send(peer, &carried.packet))
                 .map(|cell| cell.control.clone());
             match control {
-                Some(control) => control.input(CellInput::Packet(carried.packet)).await,
-                // The cell is over, or not prepared yet; TCP opens again, UDP is lost as it may be.
+                Some(control) => control.input(CellInput::Packet(carried.packet.into())).await,
+                // The cell is over, or not prepared yet, or the packet is not the sender's to send.
                 None => {
                     self.shared.dropped.fetch_add(1, Ordering::Relaxed);
                 }

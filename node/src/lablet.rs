@@ -18,6 +18,7 @@ use iptl_wire::offer::Offer;
 use iptl_wire::session::{CellRef, SyncDown, ToLablet, ToOrchestrator, Welcome};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use cell::Routes;
 pub(crate) use driver::{Parts, start};
 
 /// What the driver is told.

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
-use iptl_labnet::{Directory, DirectoryError};
+use iptl_labnet::{Directory, DirectoryError, Packet};
 use iptl_runner::{CellControl, CellEvent, CellInput, Ended, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Reply, SyncOp};
 use iptl_wire::session::{self, CellRef, Grant, OutputLine, SyncDown, ToOrchestrator};
@@ -35,8 +36,12 @@ pub(super) enum CellNote {
 }
 
 /// Where the instances of an execution are.
-pub(super) struct Routes {
+pub(crate) struct Routes {
     directory: Directory,
+    places: RwLock<Places>,
+}
+
+struct Places {
     placement: BTreeMap<(String, u32), (u32, PeerId)>,
     roster: BTreeMap<String, Vec<String>>,
 }
@@ -45,19 +50,30 @@ impl Routes {
     pub(super) fn new(groups: &BTreeMap<String, u32>, grant: &Grant) -> Result<Routes, DirectoryError> {
         Ok(Routes {
             directory: Directory::new(groups)?,
-            placement: index(&grant.placement),
-            roster: grant.roster.clone(),
+            places: RwLock::new(Places { placement: index(&grant.placement), roster: grant.roster.clone() }),
         })
     }
 
     /// Takes in that instances are elsewhere now.
-    fn moved(&mut self, to: session::Directory) {
-        self.placement = index(&to.placement);
-        self.roster = to.roster;
+    fn moved(&self, to: session::Directory) {
+        let places = Places { placement: index(&to.placement), roster: to.roster };
+        *self.places.write().unwrap_or_else(PoisonError::into_inner) = places;
     }
 
-    fn lablet(&self, addr: Ipv4Addr) -> Option<&PeerId> {
-        let id = self.directory.instance(addr)?;
+    /// Tells whether a lablet may send a packet: it comes from an instance that is placed there.
+    pub(crate) fn may_send(&self, lablet: &PeerId, packet: &Bytes) -> bool {
+        let Ok(packet) = Packet::decode(packet) else { return false };
+        self.read().lablet(&self.directory, *packet.src().ip()).is_some_and(|owner| owner == lablet)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Places> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Places {
+    fn lablet(&self, directory: &Directory, addr: Ipv4Addr) -> Option<&PeerId> {
+        let id = directory.instance(addr)?;
         let ((group, start), (count, lablet)) = self.placement.range(..=(id.group.clone(), id.index)).next_back()?;
         (*group == id.group && id.index - start < *count).then_some(lablet)
     }
@@ -83,7 +99,7 @@ pub(super) struct CellTask {
     pub(super) uplink: Uplink,
     pub(super) lablet: mpsc::Sender<Command>,
     pub(super) carrier: Carrier,
-    pub(super) routes: Routes,
+    pub(super) routes: Arc<Routes>,
     pub(super) instances: Vec<InstanceId>,
 }
 
@@ -165,8 +181,9 @@ impl CellTask {
     }
 
     fn carry(&self, execution: ExecutionId, dst: Ipv4Addr, bytes: Vec<u8>) {
-        if let Some(lablet) = self.routes.lablet(dst) {
-            self.carrier.send(lablet, self.routes.addrs(lablet), execution, bytes);
+        let places = self.routes.read();
+        if let Some(lablet) = places.lablet(&self.routes.directory, dst) {
+            self.carrier.send(lablet, places.addrs(lablet), execution, bytes.into());
         }
     }
 

@@ -1,6 +1,6 @@
 //! The task that owns the core: what the orchestrator and the cells say goes in, what is to be done comes out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -382,8 +382,8 @@ impl Driver {
         };
         let control: Arc<dyn CellControl> = prepared.control.into();
         let (notes, queue) = mpsc::channel(NOTE_QUEUE);
-        let peers: BTreeSet<PeerId> = held.grant.placement.iter().map(|a| a.lablet.clone()).collect();
-        self.carrier.attach(cell.execution, peers, control.clone());
+        let routes = Arc::new(routes);
+        self.carrier.attach(cell.execution, routes.clone(), control.clone());
         let task = CellTask {
             cell: cell.clone(),
             control: control.clone(),

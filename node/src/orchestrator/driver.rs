@@ -33,8 +33,11 @@ use crate::links::Links;
 /// Commands that are taken together, so that their facts share a sync.
 const MAX_COMMANDS_AT_ONCE: usize = 256;
 
-/// Time between two looks at barriers that are waited for.
-const BARRIER_TICK: Duration = Duration::from_millis(500);
+/// Time between two looks at barriers that are waited for; one that opens sooner is not told of.
+const BARRIER_TICK: Duration = Duration::from_secs(1);
+
+/// A barrier whose count does not move is told of again after so many looks.
+const BARRIER_REPEAT: u32 = 5;
 
 /// Instances that are named when a barrier waits for them.
 const MAX_MISSING: usize = 20;
@@ -113,6 +116,7 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
         syncs: BTreeMap::new(),
         versions: BTreeMap::new(),
         following: BTreeSet::new(),
+        barriers: BTreeMap::new(),
         parts,
     };
     driver.replay(facts).await?;
@@ -142,6 +146,8 @@ struct Driver {
     versions: BTreeMap<PeerId, String>,
     /// Executions whose output somebody follows.
     following: BTreeSet<ExecutionId>,
+    /// Barriers at the last look: their counts, and looks since the count moved.
+    barriers: BTreeMap<(ExecutionId, String, u64), (u64, u32)>,
 }
 
 impl Driver {
@@ -253,11 +259,21 @@ impl Driver {
         let now_ms = clock::wall().0;
         let mut events = Vec::new();
         let mut asked = Vec::new();
+        let mut told = BTreeMap::new();
         for (execution, sync) in &mut self.syncs {
             sync.inquire();
             asked.push(*execution);
             let Some(active) = self.registry.active.get(execution) else { continue };
             for barrier in sync.waiting() {
+                // Who waits since the last look is told of at the next one.
+                let key = (*execution, barrier.state.clone(), barrier.target);
+                let (count, looks) = self.barriers.get(&key).copied().unwrap_or((u64::MAX, 0));
+                let moved = count != barrier.count && count != u64::MAX;
+                let looks = if moved { 0 } else { looks + 1 };
+                told.insert(key, (barrier.count, looks));
+                if !moved && looks % BARRIER_REPEAT != 2 {
+                    continue;
+                }
                 let event = Event::Barrier {
                     state: barrier.state,
                     count: barrier.count,
@@ -268,6 +284,7 @@ impl Driver {
                 events.push((*execution, event));
             }
         }
+        self.barriers = told;
         for (execution, event) in events {
             self.registry.notify(execution, event, now_ms);
         }

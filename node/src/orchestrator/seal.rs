@@ -119,7 +119,7 @@ impl Work {
                     .is_some_and(|(lablet, attempt)| *lablet == signed.signer && *attempt == signed.body.attempt)
             }));
         }
-        let assembly = Assembly {
+        let mut assembly = Assembly {
             run_cid: order.run.cid,
             run: order.run.run.clone(),
             execution: order.execution,
@@ -130,7 +130,9 @@ impl Work {
         };
         let blocks = self.preload(&assembly).await?;
         let (assembly, assembled) = tokio::task::spawn_blocking(move || {
-            let assembled = iptl_result::assemble(&assembly, &mut |cid| blocks.get(cid).cloned());
+            let mut read = |cid: &Cid| blocks.get(cid).cloned();
+            iptl_result::give_up_unreadable(&mut assembly, &mut read);
+            let assembled = iptl_result::assemble(&assembly, &mut read);
             (assembly, assembled)
         })
         .await?;
@@ -158,17 +160,20 @@ impl Work {
         Ok(told)
     }
 
-    /// Reads what the pure half will ask for: metrics, and the roots of everything that receipts link.
+    /// Reads what the pure half will ask for: metrics, and the roots of everything that receipts link. What is gone
+    /// since it was pulled is left out, and its instances are given up.
     async fn preload(&self, assembly: &Assembly) -> anyhow::Result<BTreeMap<Cid, Bytes>> {
         let mut blocks = BTreeMap::new();
         for receipt in assembly.receipts.iter().map(|signed| &signed.body) {
             let roots = [receipt.logs, receipt.events, receipt.artifacts].into_iter().flatten();
             for root in roots {
-                blocks.insert(root, self.block(&root).await?.data().clone());
+                if let Some(block) = read_block(&*self.store, &root).await? {
+                    blocks.insert(root, block.data().clone());
+                }
             }
             let mut open: Vec<Cid> = receipt.metrics.into_iter().collect();
             while let Some(cid) = open.pop() {
-                let block = self.block(&cid).await?;
+                let Some(block) = read_block(&*self.store, &cid).await? else { continue };
                 open.extend(walk::links(&cid, block.data())?);
                 blocks.insert(cid, block.data().clone());
             }
