@@ -2,6 +2,7 @@
 //!
 //! [`Resolve`] is a step function: it names the block that it needs, takes it, and ends at a block or at a value
 //! within one. Names go through UnixFS directories; keys and indices through maps and lists of DAG-CBOR and DAG-JSON.
+//! The tag of a node of the lab is a version and no name: paths go through it, so that `CID/files` works on a result.
 
 use crate::codec::DecodeError;
 use crate::unixfs::{UnixFs, UnixFsError};
@@ -154,7 +155,7 @@ impl Resolve {
     }
 
     fn enter_value(&mut self, cid: Cid, value: Result<Ipld, DecodeError>) -> Result<(), PathError> {
-        let mut value = value.map_err(|source| PathError::Decode { at: self.here(), source })?;
+        let mut value = untagged(value.map_err(|source| PathError::Decode { at: self.here(), source })?);
         while let Some(segment) = self.segments.get(self.done) {
             let child = match value {
                 Ipld::Link(cid) => {
@@ -202,5 +203,18 @@ impl Resolve {
 
     fn not_a_tree(&self, what: &'static str) -> PathError {
         PathError::NotATree { segment: self.segments[self.done].clone(), at: self.here(), what }
+    }
+}
+
+/// Returns what a node of the lab holds under its tag, and any other value as it is.
+fn untagged(value: Ipld) -> Ipld {
+    match value {
+        // A tag holds a slash, which no segment can.
+        Ipld::Map(entries)
+            if entries.len() == 1 && entries.keys().all(|key| key.starts_with("iptl.") && key.contains('/')) =>
+        {
+            entries.into_values().next().unwrap_or(Ipld::Null)
+        }
+        value => value,
     }
 }

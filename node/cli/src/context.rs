@@ -5,8 +5,10 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use iptl_node::Running;
 use serde_json::{Value, json};
 
 use crate::exit::Error;
@@ -29,7 +31,6 @@ pub enum ColorChoice {
 }
 
 /// Which home, how to speak.
-#[derive(Clone, Debug)]
 pub struct Context {
     /// Home as it was given or found, before a lab under it is looked for.
     pub base: PathBuf,
@@ -41,6 +42,8 @@ pub struct Context {
     pub color: bool,
     /// Progress bars.
     pub progress: bool,
+    /// Nodes that this process runs for a command.
+    nodes: Mutex<Vec<Arc<Running>>>,
 }
 
 impl Context {
@@ -57,7 +60,24 @@ impl Context {
         };
         let base = home.unwrap_or_else(default_home);
         let base = std::path::absolute(&base).unwrap_or(base);
-        Context { base, quiet, json, color, progress: terminal && !no_progress && !quiet }
+        let progress = terminal && !no_progress && !quiet;
+        Context { base, quiet, json, color, progress, nodes: Mutex::default() }
+    }
+
+    /// Keeps a node of this process until the command is over.
+    pub fn keep_node(&self, node: Arc<Running>) {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node);
+    }
+
+    /// Stops the nodes of this process in order: blocks are flushed, workers end.
+    pub async fn stop_nodes(&self) {
+        let nodes = std::mem::take(&mut *self.nodes.lock().unwrap_or_else(PoisonError::into_inner));
+        for node in nodes {
+            // Whoever still asks it loses it when the process ends.
+            if let Some(node) = Arc::into_inner(node) {
+                node.stop().await;
+            }
+        }
     }
 
     /// Returns the home of the node that commands talk to: the orchestrator of a lab on this computer where one was

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use iptl_dag::path::{PathError, Resolve, Step, Target};
-use iptl_dag::{Block, Cid, Codec, Ipld, codec};
+use iptl_dag::{Block, Cid};
 use iptl_wire::control::{FetchReport, Reply, Request};
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ impl Default for Sources {
 pub struct Located {
     /// The CID that it starts at.
     pub root: Cid,
-    /// Path below it, without the tags of unions where they were left out.
+    /// Path below it.
     pub path: String,
     /// What is there.
     pub target: Target,
@@ -66,60 +66,21 @@ pub async fn locate(ctx: &Context, client: &Client, text: &str, sources: &Source
     let text = text.strip_prefix("/ipfs/").or_else(|| text.strip_prefix("ipfs://")).unwrap_or(text);
     let (head, path) = text.split_once('/').unwrap_or((text, ""));
     let root = resolve_name(client, head).await?;
-    let mut segments: Vec<String> = path.split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect();
-    let mut tagged = None;
-    'again: loop {
-        let mut resolve = Resolve::new(root, &segments.join("/")).map_err(path_error)?;
-        let mut done_before = 0;
-        loop {
-            let cid = match resolve.step() {
-                Step::Found(target) => {
-                    let target = target.clone();
-                    return Ok(Located { root, path: path.trim_matches('/').to_owned(), target });
-                }
-                Step::Need(cid) => *cid,
-            };
-            let block = block(ctx, client, &cid, sources).await?;
-            match resolve.supply(&block) {
-                Ok(()) => done_before += 1,
-                // The nodes of the lab are unions: people may leave the tag out of a path.
-                Err(PathError::NotFound { at, .. }) if tag_of(&block).is_some() && done_before < segments.len() => {
-                    let at = at.split('/').skip(1).count();
-                    if tagged == Some(at) {
-                        return Err(not_in_path(root, path));
-                    }
-                    tagged = Some(at);
-                    segments.insert(at, tag_of(&block).unwrap_or_default());
-                    continue 'again;
-                }
-                Err(error) => return Err(path_error(error)),
+    let mut resolve = Resolve::new(root, path).map_err(path_error)?;
+    loop {
+        let cid = match resolve.step() {
+            Step::Found(target) => {
+                return Ok(Located { root, path: path.trim_matches('/').to_owned(), target: target.clone() });
             }
-        }
-    }
-}
-
-/// Returns the tag of a node of the lab: the only key of a map, `iptl.…/1`.
-fn tag_of(block: &Block) -> Option<String> {
-    if Codec::of(block.cid()) != Some(Codec::DagCbor) {
-        return None;
-    }
-    match codec::decode::<Ipld>(block.data()).ok()? {
-        Ipld::Map(map) if map.len() == 1 => map.into_keys().next().filter(|key| key.starts_with("iptl.")),
-        _ => None,
+            Step::Need(cid) => *cid,
+        };
+        let block = block(ctx, client, &cid, sources).await?;
+        resolve.supply(&block).map_err(path_error)?;
     }
 }
 
 fn path_error(error: PathError) -> Error {
     Error::new(Exit::NotFound, "path.not-found", error, "list what there is with `iptl dag tree CID`")
-}
-
-fn not_in_path(root: Cid, path: &str) -> Error {
-    Error::new(
-        Exit::NotFound,
-        "path.not-found",
-        format!("no {path:?} below {root}"),
-        "list what there is with `iptl dag tree CID`",
-    )
 }
 
 /// Finds the CID behind a CID or a name.

@@ -81,7 +81,11 @@ fn main() -> ExitCode {
             return ExitCode::from(Exit::Broken.code());
         }
     };
-    let result = runtime.block_on(commands::run(&ctx, cli.command));
+    let result = runtime.block_on(async {
+        let result = commands::run(&ctx, cli.command).await;
+        ctx.stop_nodes().await;
+        result
+    });
     // A blocked reader of a terminal or a slow disk must not hold the program up.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match result {

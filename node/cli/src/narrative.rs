@@ -143,7 +143,7 @@ impl Teller<'_> {
             }
             Event::Waiting { reason } => {
                 if *reason != self.last_wait {
-                    ctx.say(format!("    waiting: {reason}"));
+                    ctx.say(format!("    {reason}"));
                     self.last_wait.clone_from(reason);
                 }
             }

@@ -97,7 +97,11 @@ async fn start(ctx: &Context, home: &Home, options: Options) -> Result<Arc<Runni
     let began = Instant::now();
     loop {
         match iptl_node::start(home.clone(), options.clone()).await {
-            Ok(running) => return Ok(Arc::new(running)),
+            Ok(running) => {
+                let running = Arc::new(running);
+                ctx.keep_node(running.clone());
+                return Ok(running);
+            }
             Err(StartError::Home(HomeError::Locked { .. }) | StartError::Store(OpenError::Locked { .. }))
                 if began.elapsed() < LOCK_LIMIT =>
             {

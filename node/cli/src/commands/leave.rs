@@ -48,6 +48,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     // Its work belonged to the lab: a daemon ends after it has left.
     if client.is_temporary() {
         drop(client);
+        ctx.stop_nodes().await;
     } else {
         let gone = async {
             while Client::connect(&home).await.is_some() {

@@ -32,16 +32,10 @@ enum What {
 }
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
-    let (what, word, key) = match args.what {
-        What::Runs => (ListKind::Runs, "run", "alias"),
-        What::Plans => (ListKind::Plans, "plan", "cid"),
-        What::Results => (ListKind::Results, "result", "cid"),
-        What::Lablets => (ListKind::Lablets, "lablet", "peer"),
-        What::Pins => (ListKind::Pins, "pin", "cid"),
-    };
+    let list = List::of(args.what);
     let client = node::reach(ctx).await?;
     let mut rows = Vec::new();
-    for reply in ctx.waiting("asking the node", client.call_all(Request::List { what })).await? {
+    for reply in ctx.waiting("asking the node", client.call_all(Request::List { what: list.kind })).await? {
         match reply {
             Reply::Row(row) => rows.push(row),
             other => return Err(unexpected(&format!("{other:?}"))),
@@ -50,33 +44,70 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     if ctx.json {
         for row in &rows {
             let mut body = Map::new();
-            body.insert("kind".to_owned(), json!(word));
+            body.insert("kind".to_owned(), json!(list.word));
             body.extend(row.iter().map(|(k, v)| (k.clone(), json!(v))));
             ctx.answer_json("row", Value::Object(body));
         }
     } else if ctx.quiet {
         for row in &rows {
-            if let Some(value) = row.get(key).or_else(|| row.values().next()) {
+            if let Some(value) = row.get(list.columns[0]) {
                 ctx.answer(value);
             }
         }
     } else if rows.is_empty() {
-        ctx.say(format!("no {word}s"));
+        ctx.say(format!("no {}s", list.word));
     } else {
-        ctx.answer(lay_out(&rows, key).trim_end());
-        ctx.say(ui::count(rows.len() as u64, word));
+        ctx.answer(lay_out(&rows, list.columns).trim_end());
+        ctx.say(ui::count(rows.len() as u64, list.word));
     }
     Ok(Exit::Ok)
 }
 
-/// Lays rows out with the naming column first and the others in their order.
-fn lay_out(rows: &[std::collections::BTreeMap<String, String>], key: &str) -> String {
-    let mut columns: Vec<&str> = rows.iter().flat_map(|r| r.keys().map(String::as_str)).collect();
-    columns.sort_by_key(|c| (*c != key, *c));
-    columns.dedup();
-    let mut cells = vec![columns.iter().map(|c| c.to_uppercase()).collect::<Vec<_>>()];
+/// How one kind of list is asked for and shown.
+struct List {
+    kind: ListKind,
+    word: &'static str,
+    /// Columns for people, the one that names a row first; `--json` has all that the node gives.
+    columns: &'static [&'static str],
+}
+
+impl List {
+    fn of(what: What) -> List {
+        let (kind, word, columns): (_, _, &[&str]) = match what {
+            What::Runs => (
+                ListKind::Runs,
+                "run",
+                &["alias", "state", "verdict", "ok", "failed", "lost", "case", "submitted_ms", "run"],
+            ),
+            What::Plans => (ListKind::Plans, "plan", &["cid", "name", "pinned_ms"]),
+            What::Results => (
+                ListKind::Results,
+                "result",
+                &["result", "alias", "verdict", "ok", "failed", "lost", "case", "ended_ms"],
+            ),
+            What::Lablets => {
+                (ListKind::Lablets, "lablet", &["peer", "name", "state", "free_slots", "slots", "cpus", "labels"])
+            }
+            What::Pins => (ListKind::Pins, "pin", &["cid", "kind", "name", "pinned_ms"]),
+        };
+        List { kind, word, columns }
+    }
+}
+
+/// Lays rows out; times become ages.
+fn lay_out(rows: &[std::collections::BTreeMap<String, String>], columns: &[&str]) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, crate::context::millis);
+    let head = |column: &str| column.strip_suffix("_ms").unwrap_or(column).replace('_', " ").to_uppercase();
+    let mut cells = vec![columns.iter().map(|c| head(c)).collect::<Vec<_>>()];
     for row in rows {
-        cells.push(columns.iter().map(|c| row.get(*c).cloned().unwrap_or_default()).collect());
+        let cell = |column: &&str| {
+            let value = row.get(*column).cloned().unwrap_or_default();
+            match value.parse::<u64>() {
+                Ok(at) if column.ends_with("_ms") => format!("{} ago", ui::duration(now.saturating_sub(at))),
+                _ => value,
+            }
+        };
+        cells.push(columns.iter().map(cell).collect());
     }
     ui::table(&cells)
 }

@@ -112,7 +112,8 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
             ui::bytes(report.bytes),
             fetch::shares(&report)
         ));
-        ctx.next(format!("iptl get {}/files -o out/ · iptl run {}", ui::short(&cid), ui::short(&result.run)));
+        ctx.next(format!("iptl get {cid}/files -o out/"));
+        ctx.next(format!("iptl run {}    (the same experiment again)", result.run));
     }
     if sound {
         return Ok(Exit::Ok);
