@@ -167,7 +167,7 @@ pub(crate) struct Node {
     key: Arc<Keypair>,
     options: Options,
     offers: broadcast::Sender<Signed<Offer>>,
-    waiting: Arc<watch::Sender<String>>,
+    pub(crate) waiting: Arc<watch::Sender<String>>,
     owns_socket: bool,
     roles: RwLock<Roles>,
 }

@@ -39,6 +39,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         lablets_ready: 0,
         free_slots: 0,
         running: Vec::new(),
+        offline_reason: node.waiting.borrow().clone(),
         asking: node.admission().map(|admission| admission.asking()).unwrap_or_default(),
     };
     if let Some(lablet) = node.lablet()

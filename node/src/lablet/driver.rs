@@ -66,6 +66,8 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).expect("the kernel gives random bytes");
     let journal = Journal::open(parts.home.clone())?;
+    // What cells left that died with the node; their receipts say so, and nothing else is read from there.
+    parts.home.empty("scratch")?;
     let carrier = Carrier::start(parts.links.clone()).await;
     hear_offers(&parts, commands.clone()).await;
     let keeper = SessionKeeper {

@@ -34,7 +34,7 @@ pub(super) struct SessionKeeper {
     pub(super) hello: watch::Receiver<Option<Hello>>,
     pub(super) lablet: mpsc::Sender<Command>,
     pub(super) stop: CancellationToken,
-    /// Other addresses of the orchestrator, as the swarm learns them.
+    /// Why there is no session; empty where there is one.
     pub(super) state: Arc<tokio::sync::watch::Sender<String>>,
 }
 
@@ -53,7 +53,7 @@ impl SessionKeeper {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err(reason) => {
                     tracing::info!(reason, retry_ms = pause.as_millis(), "no session with the orchestrator");
-                    let _nobody = self.state.send(reason);
+                    self.state.send_replace(reason);
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
@@ -81,7 +81,7 @@ impl SessionKeeper {
         let welcome = tokio::time::timeout(WELCOME_TIMEOUT, self.welcome(&mut reader, &orchestrator))
             .await
             .map_err(|_| "the orchestrator did not answer hello".to_owned())??;
-        let _nobody = self.state.send(String::new());
+        self.state.send_replace(String::new());
         let (out, queue) = mpsc::channel(OUT_QUEUE);
         let writing = tokio::spawn(write(writer, queue));
         self.pump(&mut reader, orchestrator, hello_at, welcome, out).await;

@@ -301,6 +301,9 @@ pub struct Status {
     pub free_slots: u64,
     /// Executions that are not over.
     pub running: Vec<RunningRow>,
+    /// Why the lab cannot be reached; empty where it can, or nothing is known yet.
+    #[serde(default)]
+    pub offline_reason: String,
     /// Peers that ask to join.
     pub asking: Vec<(PeerId, String)>,
 }

@@ -55,6 +55,9 @@ pub fn lines(status: &Status) -> Vec<String> {
         Some(lab) => {
             let state = if status.online { "online" } else { "offline" };
             lines.push(format!("lab     {:<14} {state}    {}", status.lab_name, lab.short()));
+            if !status.online && !status.offline_reason.is_empty() {
+                lines.push(format!("        {}", status.offline_reason));
+            }
         }
         None => {
             lines.push("lab     none           make one with `iptl lab init`, or join one with `iptl join`".to_owned())
@@ -101,7 +104,7 @@ pub fn to_json(status: &Status) -> Value {
     json!({
         "peer": status.peer.to_string(), "addrs": status.addrs, "version": status.version,
         "uptime_ms": status.uptime_ms, "role": status.role.map(|r| role_word(Some(r))),
-        "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online,
+        "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online, "offline_reason": status.offline_reason,
         "peers": status.peers, "lablets": status.lablets, "lablets_ready": status.lablets_ready,
         "free_slots": status.free_slots, "running": running, "asking": asking,
     })
