@@ -178,6 +178,18 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Returns bytes without repetition, the same at every call, so that no two blocks of them are equal.
+pub fn noise(size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..size).map(|_| next()).collect()
+}
+
 /// One node of a lab, as `dev up --json` tells it.
 #[derive(Clone, Debug)]
 pub struct Node {

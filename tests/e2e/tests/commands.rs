@@ -1,6 +1,6 @@
 //! Commands that need no lab, no daemon and no network.
 
-use iptl_e2e::{Foreground, Home};
+use iptl_e2e::{Foreground, Home, noise};
 
 #[test]
 fn published_data_comes_back_the_same_with_no_daemon_running() {
@@ -8,7 +8,7 @@ fn published_data_comes_back_the_same_with_no_daemon_running() {
     let dir = home.path().join("data");
     std::fs::create_dir_all(dir.join("inner")).unwrap();
     std::fs::write(dir.join("a.txt"), "hello\n").unwrap();
-    let big: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let big = noise(3_000_000);
     std::fs::write(dir.join("inner/b.bin"), &big).unwrap();
     let path = dir.display().to_string();
 

@@ -103,7 +103,7 @@ fn disk_space(home: &Path) -> Finding {
     let place = existing(home);
     match nix::sys::statvfs::statvfs(&place) {
         Ok(stat) => {
-            let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+            let free = stat.blocks_available() * stat.fragment_size();
             if free < MIN_DISK {
                 let text = format!("{} free", ui::bytes(free));
                 Finding::wrong(

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use iptl_dag::{Block, Cid, Codec, MAX_BLOCK_SIZE};
-use iptl_e2e::{Foreground, Home, Output, program, run};
+use iptl_e2e::{Foreground, Home, Output, noise, program, run};
 use iptl_wire::control::{Failure, FailureKind, Reply, Request, Upload};
 use iptl_wire::frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -150,8 +150,7 @@ fn full_disk() {
     std::fs::write(&small, "what was there before").unwrap();
     let before = home.run(&["publish", "data", &small.display().to_string()]).exits(0).word();
     let big = home.path().join("big.bin");
-    let noise: Vec<u8> = (0..12_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
-    std::fs::write(&big, noise).unwrap();
+    std::fs::write(&big, noise(12_000_000)).unwrap();
     on_a_full_disk(&home, 256, &["publish", "data", &big.display().to_string()]).fails(1, "store.full");
     // Nothing is lost, and with room again all is well.
     assert_eq!(home.run(&["get", &before, "-o", "-"]).exits(0).stdout, "what was there before");
