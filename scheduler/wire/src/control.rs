@@ -170,7 +170,6 @@ pub enum ListKind {
 }
 
 /// What a node answers.
-#[expect(clippy::large_enum_variant, reason = "one is held at a time, between a frame and its reader")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Reply {
