@@ -2,6 +2,8 @@
 //!
 //! The worker of these tests is this very binary: [`worker_process`] is a test that the others start.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod contract;
 mod density;
 mod guests;

@@ -423,7 +423,7 @@ impl HostTcpSocket for NetView<'_> {
             ShutdownType::Send => Half::Write,
             ShutdownType::Both => Half::Both,
         };
-        Ok(self.net.with(|switch| switch.tcp_shutdown(socket.id, half)).map_err(refuse)?)
+        self.net.with(|switch| switch.tcp_shutdown(socket.id, half)).map_err(refuse)
     }
 
     fn drop(&mut self, socket: Resource<TcpSocket>) -> Result<()> {
