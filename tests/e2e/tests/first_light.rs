@@ -1,6 +1,8 @@
 //! The whole path: publish a plan, run it on lablets, fetch the result by CID elsewhere.
 
-use iptl_e2e::{Home, Lab, Output, repository};
+use std::process::{Command, Stdio};
+
+use iptl_e2e::{Home, LIMIT, Lab, Output, repository, until, wait};
 use serde_json::Value;
 
 fn plan(name: &str) -> String {
@@ -71,17 +73,34 @@ fn a_detached_run_is_watched_to_its_end() {
     assert_eq!(last["verdict"], "pass");
 }
 
+/// Choices with which `ping` would take minutes.
+const LONG: [&str; 6] = ["-g", "node=10", "-p", "rounds=1000", "-p", "patience=90s"];
+
 #[test]
 fn a_cancelled_run_is_sealed_as_inconclusive() {
     let lab = Lab::start(1);
-    // Two instances ping so often that they would take minutes.
-    let args =
-        ["run", &plan("ping"), "--no-build", "-g", "node=2", "-p", "rounds=1000", "-p", "patience=90s", "--detach"];
+    let ping = plan("ping");
+    let args = [&["run", &ping, "--no-build", "--detach"][..], &LONG].concat();
     let execution = lab.run(&args).exits(0).word();
     lab.run(&["cancel", &execution]).exits(0);
-    let last = lab.run(&["watch", &execution, "--json"]).last_json();
-    // Cancelling meets a run that may just have ended; what never happens is that it goes on.
-    assert!(last["verdict"] == "inconclusive" || last["verdict"] == "pass", "{last}");
+    let last = lab.run(&["watch", &execution, "--json"]).exits(12).last_json();
+    assert_eq!(last["verdict"], "inconclusive");
+    assert_eq!(last["lost"], 10);
+}
+
+#[test]
+fn an_interrupt_detaches_and_the_run_goes_on() {
+    let lab = Lab::start(1);
+    let ping = plan("ping");
+    let args = [&["run", &ping, "--no-build", "--json"][..], &LONG].concat();
+    let mut attached = lab.iptl(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let running = || lab.run(&["status", "--json"]).json()["running"][0]["alias"].as_str().map(str::to_owned);
+    let alias = until("the run", running);
+    Command::new("kill").args(["-INT", &attached.id().to_string()]).status().unwrap();
+    assert_eq!(wait(&mut attached, LIMIT), Some(130));
+    assert_eq!(running(), Some(alias.clone()));
+    lab.run(&["cancel", &alias]).exits(0);
+    lab.run(&["watch", &alias, "-q"]).exits(12);
 }
 
 #[test]
