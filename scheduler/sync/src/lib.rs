@@ -21,7 +21,7 @@ mod run;
 use bytes::Bytes;
 
 pub use cell::CellSync;
-pub use run::{BarrierState, MissingCell, RunSync, UpError};
+pub use run::{BarrierState, MAX_TOLD_BARRIERS, MissingCell, RunSync, UpError};
 
 /// Longest name of a state or topic, in bytes.
 pub const MAX_NAME_SIZE: usize = 256;

@@ -20,6 +20,10 @@ const MAX_ASKS: usize = 100_000;
 /// Instances that a cell may name as missing from one state.
 const MAX_NAMED: usize = 20;
 
+/// Barriers of one execution that people are told of: a program may wait at thousands, whose names alone would fill a
+/// message, and nobody reads past the first few.
+pub const MAX_TOLD_BARRIERS: usize = 64;
+
 /// Bytes of one topic that go into a message before the next topic has its turn.
 const TURN_SIZE: u64 = 64 << 10;
 
@@ -324,10 +328,11 @@ impl RunSync {
         None
     }
 
-    /// Asks cells who is missing at the barriers that are waited for; [`waiting`](RunSync::waiting) then names them.
+    /// Asks cells who is missing at the barriers that [`waiting`](RunSync::waiting) tells of, which then names them.
     pub fn inquire(&mut self) {
         let mut due = Vec::new();
-        for (name, _) in self.states.iter().filter(|(_, state)| !state.waiting.is_empty()) {
+        let waited_for = self.states.iter().filter(|(_, state)| !state.waiting.is_empty());
+        for (name, _) in waited_for.take(MAX_TOLD_BARRIERS) {
             for (lablet, cell) in &mut self.cells {
                 if cell.up && cell.given(name) < cell.instances && cell.inquire.insert(name.clone()) {
                     due.push(lablet.clone());
@@ -339,11 +344,14 @@ impl RunSync {
         }
     }
 
-    /// Returns the barriers that somebody waits for, with who is missing.
+    /// Returns the barriers that somebody waits for, with who is missing; the first [`MAX_TOLD_BARRIERS`] of them.
     pub fn waiting(&self) -> Vec<BarrierState> {
         let mut barriers = Vec::new();
         for (name, state) in &self.states {
             for target in state.waiting.keys() {
+                if barriers.len() == MAX_TOLD_BARRIERS {
+                    return barriers;
+                }
                 let missing = self.missing(name);
                 barriers.push(BarrierState { state: name.clone(), count: state.count, target: *target, missing });
             }
@@ -538,7 +546,7 @@ impl RunSync {
                 continue;
             }
             match publication.position {
-                0 if self.recovering => cell.held.push(publication),
+                0 if self.recovering => self.hold(lablet, publication),
                 0 => self.record(Some(lablet), publication),
                 _ if self.recovering => self.put_back(publication),
                 // Known from before; there is nothing to restore.
@@ -546,6 +554,19 @@ impl RunSync {
             }
         }
         Ok(())
+    }
+
+    /// Keeps a publication until recovery ends; refuses it, as [`record`](RunSync::record) does, where all is full.
+    fn hold(&mut self, lablet: &PeerId, publication: Publication) {
+        let size = publication.payload.len() + ITEM_OVERHEAD;
+        let Some(cell) = self.cells.get_mut(lablet) else { return };
+        if self.kept + size <= MAX_KEPT_SIZE {
+            self.kept += size;
+            cell.held.push(publication);
+        } else {
+            cell.news.positions.push((publication.seq, 0));
+            self.mark_due(lablet);
+        }
     }
 
     /// Gives a publication the next position of its topic.
@@ -664,6 +685,7 @@ impl RunSync {
             held.extend(cell.held.drain(..).map(|publication| (Some(lablet.clone()), publication)));
         }
         for (lablet, publication) in held {
+            self.kept = self.kept.saturating_sub(publication.payload.len() + ITEM_OVERHEAD);
             self.record(lablet.as_ref(), publication);
         }
         for lablet in &lablets {

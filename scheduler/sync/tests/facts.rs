@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 
 use iptl_sync::{
-    MAX_CALLS_PER_INSTANCE, MAX_NAMES_PER_INSTANCE, MAX_PAYLOAD_SIZE, Reply, RunSync, SyncError, SyncOp, UpError,
+    MAX_CALLS_PER_INSTANCE, MAX_KEPT_SIZE, MAX_NAMES_PER_INSTANCE, MAX_PAYLOAD_SIZE, MAX_TOLD_BARRIERS, Reply, RunSync,
+    SyncError, SyncOp, UpError,
 };
-use iptl_wire::session::{Publication, SyncUp};
+use iptl_wire::frame;
+use iptl_wire::session::{BarrierAsk, MAX_MESSAGE_SIZE, Publication, Restore, SyncUp};
 
 use crate::world::{World, barrier, instance, peer, publish, signal, subscribe};
 
@@ -243,4 +245,40 @@ fn what_a_cell_may_not_say_is_refused() {
     assert_eq!(say(signals(5)), Ok(()));
     assert_eq!(say(signals(3)), Ok(()));
     assert_eq!(run.handle(&peer(9), SyncUp::default()), Err(UpError::UnknownCell { lablet: peer(9) }));
+}
+
+#[test]
+fn a_program_that_waits_at_thousands_of_barriers_breaks_no_session() {
+    let mut run = RunSync::new([(peer(0), 8), (peer(1), 8)]);
+    for cell in 0..2 {
+        for number in 1..=8 {
+            // Names as long as they may be, in as many messages as a cell would take for them.
+            let barriers = (0..1024).map(|i| BarrierAsk { state: format!("{cell}-{number}-{i:0>250}"), target: 99 });
+            let up = SyncUp { session: 1, number, barriers: barriers.collect(), ..SyncUp::default() };
+            run.handle(&peer(cell), up).unwrap();
+        }
+    }
+    while run.poll_down().is_some() {}
+    run.inquire();
+    while let Some((_, down)) = run.poll_down() {
+        assert!(frame::encode(&down).len() < MAX_MESSAGE_SIZE);
+    }
+    assert_eq!(run.waiting().len(), MAX_TOLD_BARRIERS);
+}
+
+#[test]
+fn what_is_published_while_a_lab_recovers_is_bounded() {
+    let mut run = RunSync::recovering([(peer(0), 1), (peer(1), 1)]);
+    let payload: bytes::Bytes = vec![0; MAX_PAYLOAD_SIZE].into();
+    let fits = (MAX_KEPT_SIZE / MAX_PAYLOAD_SIZE) as u64;
+    for seq in 1..=fits + 10 {
+        let published = vec![Publication { seq, topic: "t".into(), position: 0, payload: payload.clone() }];
+        let restore = Some(Restore::default());
+        run.handle(&peer(0), SyncUp { session: 1, number: seq, published, restore, ..SyncUp::default() }).unwrap();
+    }
+    let mut refused = 0;
+    while let Some((_, down)) = run.poll_down() {
+        refused += down.positions.iter().filter(|(_, position)| *position == 0).count();
+    }
+    assert!(refused >= 10, "{refused} were refused");
 }
