@@ -624,3 +624,26 @@ fn a_run_without_instances_is_a_mistake() {
     assert_eq!(failure(&effects).unwrap().code, "run.empty");
     assert!(bench.core.executions().is_empty());
 }
+
+#[test]
+fn a_lablet_that_announces_more_receipts_than_there_are_breaks_nothing() {
+    let mut bench = Bench::new();
+    let id = bench.started();
+    for (shard, index) in [("first", 0), ("second", 1)] {
+        let shard = codec::cid_of(&shard);
+        let ready = ReceiptsReady { cell: cell(id, 1), shard, count: u32::MAX };
+        bench.say(1, ToOrchestrator::Receipts(ready));
+        bench.pulled(1, &cell(id, 1), shard, &[("b", index)]);
+    }
+    let status = CellStatus {
+        cell: cell(id, 1),
+        assignments: Vec::new(),
+        phase: CellPhase::Ended,
+        running: 0,
+        ended: 3,
+        directory: 1,
+    };
+    // Two receipts were there, whatever was announced: a third may still come.
+    let effects = bench.heartbeat(1, 1, 2, vec![status]);
+    assert!(!persisted(&effects).iter().any(|fact| matches!(fact, FactKind::Lost { .. })), "{effects:?}");
+}

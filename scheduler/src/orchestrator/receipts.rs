@@ -60,6 +60,8 @@ impl Orchestrator {
             Pull::Pulling | Pull::Retry(_) => false,
         };
         entry.state = Pull::Kept;
+        // What is there counts, not what was announced.
+        entry.count = u32::try_from(receipts.len()).unwrap_or(u32::MAX);
         let epoch = cell.epoch;
         let valid: Vec<(InstanceId, bool)> = receipts
             .iter()

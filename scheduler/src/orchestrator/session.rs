@@ -200,9 +200,9 @@ impl Orchestrator {
     /// An ended cell whose announced receipts are all here gives no more: what it did not hand in is lost.
     pub(super) fn account_ended(&mut self, now: Timestamp, id: ExecutionId, from: &PeerId, ended: u32) {
         let Some(cell) = self.executions.get(&id).and_then(|e| e.cells.get(from)) else { return };
-        let accounted: u32 =
-            cell.shards.values().filter(|s| matches!(s.state, Pull::Kept | Pull::Bad)).map(|s| s.count).sum();
-        if accounted >= ended {
+        let done = cell.shards.values().filter(|s| matches!(s.state, Pull::Kept | Pull::Bad));
+        let accounted: u64 = done.map(|s| u64::from(s.count)).sum();
+        if accounted >= u64::from(ended) {
             self.lose_cell(now, id, from, "its lablet ended it without a receipt".into());
         }
     }
