@@ -1,4 +1,4 @@
-//! The commands, one file each. [`Command`] is the table; [`run`] is the only dispatch.
+//! The commands, one file each. [`Command`] is the table; [`run()`] is the only dispatch.
 
 pub mod approve;
 pub mod cancel;

@@ -1,6 +1,6 @@
 //! The commands of the repository: `cargo xtask setup|demo|test|bench|fmt`.
 //!
-//! [`setup`] brings what is missing and says why, [`test`] is the gate, [`demo`] shows the whole path once. Every
+//! [`setup`] brings what is missing and says why, [`mod@test`] is the gate, [`demo`] shows the whole path once. Every
 //! command starts with its own part of the set-up, so that each works on a machine that has only Rust and a C compiler.
 
 #![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
