@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, StoreError};
-use iptl_dag::{Block, Cid, Codec, PeerId, block, walk};
+use iptl_dag::walk::{self, Limits};
+use iptl_dag::{Block, Cid, Codec, PeerId, block};
 use iptl_wire::control::{FetchProgress, FetchReport};
 use tokio::time::Instant;
 
@@ -32,12 +33,6 @@ const MAX_BATCHES: usize = 4;
 
 /// Pause between two searches for providers.
 const SEARCH_PAUSE: Duration = Duration::from_millis(500);
-
-/// Most blocks of one DAG: 16 million blocks of 64 KiB are a terabyte.
-const MAX_BLOCKS: u64 = 16 << 20;
-
-/// Most levels of one DAG.
-const MAX_DEPTH: usize = 512;
 
 /// A peer that may have the content, with addresses to dial it at.
 pub type Source = (PeerId, Vec<String>);
@@ -85,10 +80,15 @@ pub enum FetchError {
         reason: String,
     },
     /// The DAG is larger than any that is accepted.
-    #[error("the DAG under {root} is larger than {MAX_BLOCKS} blocks or deeper than {MAX_DEPTH} levels")]
+    #[error(
+        "the DAG under {root} has more than {} blocks, {} bytes or {} levels",
+        limits.blocks, limits.bytes, limits.depth
+    )]
     TooLarge {
         /// Its root.
         root: Cid,
+        /// What is accepted.
+        limits: Limits,
     },
     /// The store refused.
     #[error(transparent)]
@@ -104,12 +104,18 @@ fn dropped_text(dropped: &[(PeerId, String)]) -> String {
 pub struct Fetcher {
     store: Arc<dyn BlobStore>,
     links: Links,
+    limits: Limits,
 }
 
 impl Fetcher {
-    /// Makes a fetcher that fills `store`.
+    /// Makes a fetcher that fills `store`, within the limits of any walk.
     pub fn new(store: Arc<dyn BlobStore>, links: Links) -> Fetcher {
-        Fetcher { store, links }
+        Fetcher { store, links, limits: Limits::default() }
+    }
+
+    /// Accepts no larger DAGs than these.
+    pub fn within(self, limits: Limits) -> Fetcher {
+        Fetcher { limits, ..self }
     }
 
     /// Brings what `wanted` names into the store and reports where it came from.
@@ -125,7 +131,8 @@ impl Fetcher {
         let mut report = FetchReport::default();
         let mut seen = BTreeSet::from([wanted.root]);
         let mut level = vec![wanted.root];
-        for _ in 0..MAX_DEPTH {
+        let too_large = || FetchError::TooLarge { root: wanted.root, limits: self.limits };
+        for _ in 0..=self.limits.depth {
             let mut next = Vec::new();
             let mut visit = |block: &Block, report: &mut FetchReport| -> Result<(), FetchError> {
                 report.blocks += 1;
@@ -136,13 +143,11 @@ impl Fetcher {
                 let links = walk::links(block.cid(), block.data())
                     .map_err(|e| FetchError::Damaged { cid: *block.cid(), reason: e.to_string() })?;
                 next.extend(links.into_iter().filter(|cid| seen.insert(*cid)));
-                Ok(())
+                let is_within = seen.len() as u64 <= self.limits.blocks && report.bytes <= self.limits.bytes;
+                if is_within { Ok(()) } else { Err(too_large()) }
             };
             let missing = self.visit_present(&level, &mut report, &mut visit).await?;
             self.fetch_missing(wanted, missing, &mut pool, &mut report, &mut visit, &mut progress).await?;
-            if seen.len() as u64 > MAX_BLOCKS {
-                return Err(FetchError::TooLarge { root: wanted.root });
-            }
             if next.is_empty() {
                 report.providers = pool.served();
                 report.dropped = pool.dropped();
@@ -150,7 +155,7 @@ impl Fetcher {
             }
             level = next;
         }
-        Err(FetchError::TooLarge { root: wanted.root })
+        Err(too_large())
     }
 
     /// Visits the blocks of a level that are here and returns the others.

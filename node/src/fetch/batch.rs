@@ -7,6 +7,7 @@ use std::time::Duration;
 use iptl_artifacts::{BlobStore, StoreError};
 use iptl_artifacts_iroh::{TransferError, get_many};
 use iptl_dag::{Block, Cid, PeerId, block};
+use tokio::sync::mpsc;
 
 use super::Source;
 use crate::links::Links;
@@ -45,49 +46,68 @@ pub(super) enum BatchEnd {
     Broke(String),
 }
 
-/// Asks a provider for blocks and puts what comes into the store.
+/// Asks a provider for blocks and puts them into the store while they come, so that a batch that is cut loses little.
 pub(super) async fn run_batch(
     links: Links,
     store: Arc<dyn BlobStore>,
-    (provider, addrs): Source,
+    provider: Source,
     asked: Vec<Cid>,
 ) -> Result<BatchDone, StoreError> {
-    let hashes: Vec<[u8; 32]> =
-        asked.iter().map(|cid| block::blake3_digest(cid).expect("only BLAKE3 is put into a batch")).collect();
-    let mut blocks: Vec<Block> = Vec::with_capacity(asked.len());
-    let end = match links.open(&provider, &addrs, iptl_artifacts_iroh::PROTOCOL).await {
-        Err(error) => BatchEnd::Broke(error.to_string()),
-        Ok(stream) => {
-            let arrived = AtomicU64::new(0);
-            let mut on_block = |index: usize, data| {
-                // Checked once more against the CID, which costs a seventh of a nanosecond per byte and means that
-                // nothing enters the store on the word of another crate.
-                if let Some(Ok(block)) = asked.get(index).map(|cid| Block::verify(*cid, data)) {
-                    blocks.push(block);
-                    arrived.fetch_add(1, Ordering::Relaxed);
-                }
-            };
-            let transfer = get_many(stream, &hashes, &mut on_block);
-            tokio::select! {
-                result = transfer => match result {
-                    Ok(outcome) if outcome.received == asked.len() => BatchEnd::Complete,
-                    Ok(_) => BatchEnd::Lacks,
-                    Err(error @ (TransferError::Lie { .. } | TransferError::TooLarge { .. })) => {
-                        BatchEnd::Lied(error.to_string())
-                    }
-                    Err(error) => BatchEnd::Broke(error.to_string()),
-                },
-                () = stalled(&arrived) => BatchEnd::Broke(format!("sent nothing for {} s", STALL.as_secs())),
-            }
+    // The whole batch fits into memory, so nothing needs to push back.
+    let (arrived, mut arriving) = mpsc::unbounded_channel();
+    let keep = async {
+        let mut blocks: Vec<Block> = Vec::with_capacity(asked.len());
+        let mut fresh = Vec::new();
+        while arriving.recv_many(&mut fresh, asked.len()).await > 0 {
+            store.put(fresh.clone()).await?;
+            blocks.append(&mut fresh);
         }
+        Ok::<_, StoreError>(blocks)
     };
+    let receive = async { Ok::<_, StoreError>(receive(&links, &provider, &asked, arrived).await) };
+    let (end, blocks) = tokio::try_join!(receive, keep)?;
     let end = if blocks.len() < asked.len() && matches!(end, BatchEnd::Complete) {
         BatchEnd::Broke("sent blocks out of order".to_owned())
     } else {
         end
     };
-    store.put(blocks.clone()).await?;
-    Ok(BatchDone { provider, asked, blocks, end })
+    Ok(BatchDone { provider: provider.0, asked, blocks, end })
+}
+
+/// Asks for blocks and hands on what comes, verified.
+async fn receive(
+    links: &Links,
+    (provider, addrs): &Source,
+    asked: &[Cid],
+    arrived: mpsc::UnboundedSender<Block>,
+) -> BatchEnd {
+    let hashes: Vec<[u8; 32]> =
+        asked.iter().map(|cid| block::blake3_digest(cid).expect("only BLAKE3 is put into a batch")).collect();
+    let stream = match links.open(provider, addrs, iptl_artifacts_iroh::PROTOCOL).await {
+        Err(error) => return BatchEnd::Broke(error.to_string()),
+        Ok(stream) => stream,
+    };
+    let count = AtomicU64::new(0);
+    let mut on_block = |index: usize, data| {
+        // Checked once more against the CID, which costs a seventh of a nanosecond per byte and means that nothing
+        // enters the store on the word of another crate.
+        if let Some(Ok(block)) = asked.get(index).map(|cid| Block::verify(*cid, data)) {
+            let _store_failed = arrived.send(block);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let transfer = get_many(stream, &hashes, &mut on_block);
+    tokio::select! {
+        result = transfer => match result {
+            Ok(outcome) if outcome.received == asked.len() => BatchEnd::Complete,
+            Ok(_) => BatchEnd::Lacks,
+            Err(error @ (TransferError::Lie { .. } | TransferError::TooLarge { .. })) => {
+                BatchEnd::Lied(error.to_string())
+            }
+            Err(error) => BatchEnd::Broke(error.to_string()),
+        },
+        () = stalled(&count) => BatchEnd::Broke(format!("sent nothing for {} s", STALL.as_secs())),
+    }
 }
 
 /// Returns once no block arrived for [`STALL`].

@@ -48,7 +48,7 @@ impl Pool {
         pool
     }
 
-    /// Chooses a provider for a batch: the best rank, then the one with the least in flight.
+    /// Chooses a provider for a batch: the one with the least in flight, then the steadiest, then the best rank.
     pub(super) fn take_for(&mut self, batch: &[Cid]) -> Option<Source> {
         let first = batch.first()?;
         let (peer, provider) = self
