@@ -33,7 +33,7 @@ impl Target {
     /// Reads a ticket, a peer ID, or a multiaddr that ends in one.
     pub fn parse(text: &str) -> Result<Target, Failure> {
         let text = text.trim();
-        if text.starts_with("lab") {
+        if text.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("lab")) {
             let ticket = text.parse::<Ticket>().map_err(|e| {
                 let (code, help) = match e {
                     TicketError::Newer { .. } => ("ticket.newer", "update this tool"),
@@ -53,7 +53,8 @@ impl Target {
             Some((_, id)) => (vec![text.to_owned()], id),
             None => (Vec::new(), text),
         };
-        let peer = id.parse().map_err(|_| {
+        // Any word of base58 parses as a peer ID; only those with a key of ours can be answered for.
+        let peer = id.parse::<PeerId>().ok().filter(|peer| peer.ed25519().is_some()).ok_or_else(|| {
             let help = "give a ticket (lab1…), a peer ID (12D3Koo…) or an address that ends in /p2p/<peer ID>";
             failure(FailureKind::Usage, "join.target", format!("{text:?} names no lab"), help)
         })?;
