@@ -161,6 +161,11 @@ impl Links {
         incoming
     }
 
+    /// Ends the queues of streams, so that the tasks that accept them end too; for a node that stops.
+    pub(crate) fn close(&self) {
+        self.inner.local.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     async fn open_local(&self, protocol: &'static str) -> Result<Stream, LinkError> {
         let sender = self.inner.local.lock().unwrap_or_else(PoisonError::into_inner).get(protocol).cloned();
         let not_spoken = || LinkError::NotSpoken { peer: self.peer().clone(), protocol };

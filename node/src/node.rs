@@ -148,6 +148,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.node.stop.cancel();
+        self.node.links.close();
         if self.node.owns_socket {
             let _gone = std::fs::remove_file(self.node.home.socket());
         }
