@@ -1,0 +1,230 @@
+//! Nodes for tests, providers for them, and the control API as a caller sees it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iptl_artifacts::{BlobStore, MemStore};
+use iptl_dag::{Block, Cid, Codec, Ipld, PeerId, codec};
+use iptl_net::{Incoming, Net};
+use iptl_node::home::Config;
+use iptl_node::links::{Links, Stream};
+use iptl_node::{Home, Options, Running, framed};
+use iptl_trust::Keypair;
+use iptl_wire::control::{Failure, FetchReport, MAX_FRAME_SIZE, Reply, Request, Upload};
+use iptl_wire::lab::Role;
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A limit for everything that is waited for; met only when something is broken.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// A node with its home.
+pub struct Node {
+    pub running: Running,
+    pub dir: TempDir,
+}
+
+/// Makes a home that listens on loopback alone and finds nobody by itself.
+pub fn home(dir: &TempDir) -> Home {
+    let home = Home::open(dir.path()).unwrap();
+    let listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+    home.set_config(&Config { name: "machine".to_owned(), listen, mdns: Some(false), ..Config::default() }).unwrap();
+    home
+}
+
+/// Plays the roles of an orchestrator or developer, and lends nothing.
+pub fn options() -> Options {
+    Options { worker: ("none".into(), Vec::new()), offline: false, roles: true, lend: false, socket: false }
+}
+
+pub async fn node() -> Node {
+    let dir = tempfile::tempdir().unwrap();
+    let running = iptl_node::start(home(&dir), options()).await.unwrap();
+    Node { running, dir }
+}
+
+/// A node that publishes and fetches, and plays no role: a lablet without its runner.
+pub async fn bystander() -> Node {
+    let dir = tempfile::tempdir().unwrap();
+    let running = iptl_node::start(home(&dir), Options { roles: false, ..options() }).await.unwrap();
+    Node { running, dir }
+}
+
+/// A node that has made a lab.
+pub async fn lab(open: bool) -> Node {
+    let node = node().await;
+    node.ask(Request::LabInit { name: "lab".to_owned(), open }).await.unwrap();
+    node
+}
+
+/// Waits for a future, at most [`LIMIT`].
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(LIMIT, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {LIMIT:?} for {what}"),
+    }
+}
+
+/// Reads replies up to the last one, which is told apart.
+pub async fn replies(stream: &mut (impl AsyncRead + Unpin)) -> (Vec<Reply>, Result<(), Failure>) {
+    let mut all = Vec::new();
+    let reading = async {
+        loop {
+            match framed::expect::<Reply>(stream, MAX_FRAME_SIZE).await.unwrap() {
+                Reply::End {} => return Ok(()),
+                Reply::Error(failure) => return Err(failure),
+                reply => all.push(reply),
+            }
+        }
+    };
+    let end = within("the last reply", reading).await;
+    (all, end)
+}
+
+/// Asks one thing on a fresh connection.
+pub async fn ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request,
+) -> (Vec<Reply>, Result<(), Failure>) {
+    framed::write(&mut stream, &request).await.unwrap();
+    replies(&mut stream).await
+}
+
+impl Node {
+    pub fn peer(&self) -> PeerId {
+        self.running.peer().clone()
+    }
+
+    /// Returns an address with the node's peer ID.
+    pub async fn addr(&self) -> String {
+        self.running.addrs().await.into_iter().find(|addr| addr.contains("/127.0.0.1/tcp/")).unwrap()
+    }
+
+    /// Asks as the owner.
+    pub async fn ask(&self, request: Request) -> Result<Vec<Reply>, Failure> {
+        let (replies, end) = ask(self.running.connect(), request).await;
+        end.map(|()| replies)
+    }
+
+    /// Asks as the owner what must fail, and returns the code.
+    pub async fn denied(&self, request: Request) -> String {
+        self.ask(request).await.unwrap_err().code
+    }
+
+    pub async fn put(&self, blocks: &[Block]) {
+        let mut stream = self.running.connect();
+        framed::write(&mut stream, &Request::Put {}).await.unwrap();
+        for block in blocks {
+            let upload = Upload::Block { cid: *block.cid(), data: block.data().to_vec() };
+            framed::write(&mut stream, &upload).await.unwrap();
+        }
+        framed::write(&mut stream, &Upload::End {}).await.unwrap();
+        replies(&mut stream).await.1.unwrap();
+    }
+
+    /// Fetches a DAG from peers; returns the report and what was told on the way, also where it failed.
+    pub async fn fetch(
+        &self,
+        root: &Cid,
+        peers: Vec<String>,
+        timeout_ms: u64,
+    ) -> (Result<FetchReport, Failure>, Vec<Reply>) {
+        let request = Request::Fetch { root: *root, peers, timeout_ms, shallow: false };
+        let (mut replies, end) = ask(self.running.connect(), request).await;
+        let report = end.map(|()| match replies.pop() {
+            Some(Reply::Fetched(report)) => report,
+            other => panic!("a fetch ended with {other:?}"),
+        });
+        (report, replies)
+    }
+
+    pub async fn invite(&self, role: Role, ttl_ms: u64) -> String {
+        match &self.ask(Request::Invite { role, ttl_ms }).await.unwrap()[..] {
+            [Reply::Ticket { ticket }] => ticket.clone(),
+            other => panic!("an invitation was answered by {other:?}"),
+        }
+    }
+
+    pub async fn join(&self, target: &str, role: Role) -> Result<Vec<Reply>, Failure> {
+        self.ask(join_request(target, role)).await
+    }
+}
+
+pub fn join_request(target: &str, role: Role) -> Request {
+    Request::Join { target: target.to_owned(), name: "machine".to_owned(), role }
+}
+
+/// A peer of the swarm that is no node: it says what a test wants.
+pub struct Stranger {
+    pub net: Net,
+    pub links: Links,
+}
+
+impl Stranger {
+    pub async fn new(seed: u8) -> Stranger {
+        let seed = [seed; 32];
+        let listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+        let (net, mut events) = iptl_net::start(iptl_net::Config { seed, listen, ..Default::default() }).await.unwrap();
+        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        let peer = Keypair::from_seed(&seed).peer().clone();
+        Stranger { links: Links::new(peer, Some(net.clone())), net }
+    }
+
+    pub async fn addr(&self) -> String {
+        self.net.addrs().await.into_iter().find(|addr| addr.contains("/127.0.0.1/tcp/")).unwrap()
+    }
+
+    pub async fn open(&self, node: &Node, protocol: &'static str) -> Stream {
+        self.links.open(&node.peer(), &[node.addr().await], protocol).await.unwrap()
+    }
+
+    /// Accepts blob streams, to be answered in whatever way.
+    pub async fn blob_streams(&self) -> Incoming {
+        self.net.accept(iptl_artifacts_iroh::PROTOCOL, 16).await.unwrap()
+    }
+}
+
+/// A DAG of three levels: a root, `nodes` nodes, and under each of them `leaves` leaves.
+pub struct Dag {
+    pub root: Block,
+    pub nodes: Vec<Block>,
+    pub leaves: Vec<Block>,
+}
+
+impl Dag {
+    pub fn new(nodes: usize, leaves: usize, leaf_size: usize) -> Dag {
+        let leaf = |i: usize| {
+            let mut data = vec![7; leaf_size];
+            data[..8].copy_from_slice(&i.to_le_bytes());
+            Block::new(Codec::Raw, data)
+        };
+        let leaves: Vec<Block> = (0..nodes * leaves).map(leaf).collect();
+        let nodes: Vec<Block> = leaves.chunks(leaves.len() / nodes).map(parent).collect();
+        Dag { root: parent(&nodes), nodes, leaves }
+    }
+
+    pub fn cid(&self) -> &Cid {
+        self.root.cid()
+    }
+
+    pub fn blocks(&self) -> Vec<Block> {
+        [std::slice::from_ref(&self.root), &self.nodes, &self.leaves].concat()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.blocks().iter().map(|block| block.data().len() as u64).sum()
+    }
+}
+
+/// Makes a node that links `children`.
+pub fn parent(children: &[Block]) -> Block {
+    codec::to_block(&Ipld::List(children.iter().map(|child| Ipld::Link(*child.cid())).collect()))
+}
+
+/// Makes a store in memory.
+pub async fn store_of(blocks: Vec<Block>) -> Arc<dyn BlobStore> {
+    let store = MemStore::default();
+    store.put(blocks).await.unwrap();
+    Arc::new(store)
+}
