@@ -2,17 +2,20 @@
 //!
 //! One stream for each direction and pair of lablets, whatever the number of connections between instances: packets of
 //! all executions share it, each under the name of its execution. TCP between instances is bounded by the credit
-//! windows of `iptl-labnet`; a UDP packet that finds the queue full is dropped and counted, as a network would.
+//! windows of `iptl-labnet`. Where packets are lost, because a stream broke or too many waited, the connections between
+//! instances of the two lablets are reset, so that no connection waits for ever; UDP loses packets, as on any network.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::ExecutionId;
+use iptl_labnet::Packet;
 use iptl_runner::{CellControl, CellInput};
+use iptl_wire::frame;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::sync::mpsc;
@@ -27,14 +30,28 @@ pub(crate) const PROTOCOL: &str = "/iptl/labnet/1";
 /// Largest frame: a packet of 64 KiB with its wrapping.
 const MAX_FRAME_SIZE: usize = 128 << 10;
 
-/// Packets that wait for one lablet: the windows of some hundred connections.
-const QUEUE: usize = 4096;
+/// Bytes of packets that wait for one lablet. TCP between instances is bounded far below by its windows, unless it is
+/// written in tiny pieces; what comes beyond is lost, and its connections are reset.
+const QUEUE_BYTES: usize = 64 << 20;
+
+/// What a waiting packet costs beside its payload.
+const PACKET_COST: usize = 160;
+
+/// A stream that carried nothing for so long is closed.
+const IDLE: Duration = Duration::from_secs(120);
 
 /// Streams that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
 
-/// Pause before a stream that broke is opened again.
-const REOPEN_PAUSE: Duration = Duration::from_millis(200);
+/// What stands in a frame.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+enum Letter {
+    /// A packet.
+    Packet(Carried),
+    /// No more on this stream: it was idle. A stream that ends without it has lost packets.
+    End {},
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,8 +70,14 @@ pub(crate) struct Carrier {
 #[derive(Default)]
 struct Shared {
     cells: Mutex<BTreeMap<ExecutionId, Cell>>,
-    queues: Mutex<BTreeMap<PeerId, mpsc::Sender<Carried>>>,
+    queues: Mutex<BTreeMap<PeerId, Queue>>,
     dropped: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Queue {
+    sender: mpsc::UnboundedSender<Carried>,
+    bytes: Arc<AtomicUsize>,
 }
 
 struct Cell {
@@ -84,16 +107,46 @@ impl Carrier {
 
     /// Sends a packet to the cell of `execution` on `peer`.
     pub(crate) fn send(&self, peer: &PeerId, addrs: &[String], execution: ExecutionId, packet: Bytes) {
-        let queue = lock(&self.shared.queues)
-            .entry(peer.clone())
-            .or_insert_with(|| {
-                let (sender, receiver) = mpsc::channel(QUEUE);
-                tokio::spawn(deliver(self.links.clone(), peer.clone(), addrs.to_vec(), receiver));
-                sender
-            })
-            .clone();
-        if queue.try_send(Carried { execution, packet }).is_err() {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        let mut queues = lock(&self.shared.queues);
+        let queue = queues.entry(peer.clone()).or_insert_with(|| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let bytes = Arc::new(AtomicUsize::new(0));
+            let delivery = Delivery {
+                carrier: self.clone(),
+                peer: peer.clone(),
+                addrs: addrs.to_vec(),
+                queue: receiver,
+                bytes: bytes.clone(),
+            };
+            tokio::spawn(delivery.run());
+            Queue { sender, bytes }
+        });
+        let cost = packet.len() + PACKET_COST;
+        if queue.bytes.fetch_add(cost, Ordering::Relaxed) + cost <= QUEUE_BYTES {
+            // The task ends only once it has taken itself out of the queues.
+            let _ended = queue.sender.send(Carried { execution, packet });
+            return;
+        }
+        queue.bytes.fetch_sub(cost, Ordering::Relaxed);
+        drop(queues);
+        self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        if matches!(Packet::decode(&packet), Ok(Packet::Udp { .. })) {
+            return;
+        }
+        let carrier = self.clone();
+        let peer = peer.clone();
+        tokio::spawn(async move { carrier.cut(&peer).await });
+    }
+
+    /// Has all cells reset their connections with the instances of a lablet: packets between them were lost.
+    async fn cut(&self, peer: &PeerId) {
+        let cells: Vec<_> = lock(&self.shared.cells)
+            .values()
+            .map(|cell| (cell.control.clone(), cell.routes.addrs_on(peer)))
+            .filter(|(_, addrs)| !addrs.is_empty())
+            .collect();
+        for (control, addrs) in cells {
+            control.input(CellInput::Cut(addrs)).await;
         }
     }
 
@@ -102,7 +155,8 @@ impl Carrier {
             let carrier = self.clone();
             tokio::spawn(async move {
                 if let Err(error) = carrier.receive(&peer, stream).await {
-                    tracing::warn!(%peer, %error, "a lablet's packets end");
+                    tracing::info!(%peer, %error, "a lablet's packets end");
+                    carrier.cut(&peer).await;
                 }
             });
         }
@@ -110,7 +164,11 @@ impl Carrier {
 
     async fn receive(&self, peer: &PeerId, stream: Stream) -> std::io::Result<()> {
         let mut stream = tokio::io::BufReader::with_capacity(MAX_FRAME_SIZE, stream);
-        while let Some(carried) = framed::read::<Carried>(&mut stream, MAX_FRAME_SIZE).await? {
+        loop {
+            let carried = match framed::expect::<Letter>(&mut stream, MAX_FRAME_SIZE).await? {
+                Letter::Packet(carried) => carried,
+                Letter::End {} => return Ok(()),
+            };
             let control = lock(&self.shared.cells)
                 .get(&carried.execution)
                 .filter(|cell| cell.routes.may_send(peer, &carried.packet))
@@ -123,41 +181,76 @@ impl Carrier {
                 }
             }
         }
-        Ok(())
     }
 }
 
-/// Writes the packets for one lablet, opening a new stream where one breaks.
-async fn deliver(links: Links, peer: PeerId, addrs: Vec<String>, mut queue: mpsc::Receiver<Carried>) {
-    while let Some(first) = queue.recv().await {
-        let stream = match links.open(&peer, &addrs, PROTOCOL).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%peer, %error, "cannot carry lab packets");
-                tokio::time::sleep(REOPEN_PAUSE).await;
-                continue;
+/// Writes the packets for one lablet.
+struct Delivery {
+    carrier: Carrier,
+    peer: PeerId,
+    addrs: Vec<String>,
+    queue: mpsc::UnboundedReceiver<Carried>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Delivery {
+    /// Runs until nothing was sent for some time. Where a stream breaks, what waits is lost with it and connections are
+    /// reset: a gap in a connection would never be filled.
+    async fn run(mut self) {
+        while let Some(first) = self.next().await {
+            let ended = match self.carrier.links.open(&self.peer, &self.addrs, PROTOCOL).await {
+                Ok(stream) => self.write(stream, first).await,
+                Err(error) => Err(std::io::Error::other(error)),
+            };
+            if let Err(error) = ended {
+                tracing::warn!(peer = %self.peer, %error, "lab packets for a lablet are lost");
+                while let Ok(carried) = self.queue.try_recv() {
+                    self.taken(&carried);
+                }
+                self.carrier.cut(&self.peer).await;
             }
-        };
-        if let Err(error) = deliver_on(stream, first, &mut queue).await {
-            tracing::debug!(%peer, %error, "a stream of lab packets broke");
         }
     }
-}
 
-async fn deliver_on(stream: Stream, first: Carried, queue: &mut mpsc::Receiver<Carried>) -> std::io::Result<()> {
-    let mut stream = BufWriter::with_capacity(MAX_FRAME_SIZE, stream);
-    let mut next = Some(first);
-    while let Some(carried) = next {
-        stream.write_all(&iptl_wire::frame::encode(&carried)).await?;
-        next = match queue.try_recv() {
-            Ok(carried) => Some(carried),
-            Err(_) => {
-                stream.flush().await?;
-                queue.recv().await
-            }
-        };
+    async fn write(&mut self, stream: Stream, first: Carried) -> std::io::Result<()> {
+        let mut stream = BufWriter::with_capacity(MAX_FRAME_SIZE, stream);
+        let mut next = Some(first);
+        while let Some(carried) = next {
+            stream.write_all(&frame::encode(&Letter::Packet(carried))).await?;
+            next = match self.queue.try_recv() {
+                Ok(carried) => {
+                    self.taken(&carried);
+                    Some(carried)
+                }
+                Err(_) => {
+                    stream.flush().await?;
+                    self.next().await
+                }
+            };
+        }
+        stream.write_all(&frame::encode(&Letter::End {})).await?;
+        stream.shutdown().await
     }
-    stream.shutdown().await
+
+    /// Returns the next packet; none once nothing was sent for some time, and then this lablet has no queue any more.
+    async fn next(&mut self) -> Option<Carried> {
+        loop {
+            match tokio::time::timeout(IDLE, self.queue.recv()).await {
+                Ok(carried) => return carried.inspect(|carried| self.taken(carried)),
+                Err(_) => {
+                    let mut queues = lock(&self.carrier.shared.queues);
+                    if self.queue.is_empty() {
+                        queues.remove(&self.peer);
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn taken(&self, carried: &Carried) {
+        self.bytes.fetch_sub(carried.packet.len() + PACKET_COST, Ordering::Relaxed);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

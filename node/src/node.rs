@@ -1,5 +1,6 @@
 //! A node: its home, store and swarm, and the roles that it plays in its lab.
 
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -42,6 +43,9 @@ const PIPE_SIZE: usize = 256 << 10;
 
 /// A node that stops waits so long for its tasks to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest path of a socket, in bytes (`sun_path` of `unix(7)` less its end).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Part of the home in which the node remembers its ports.
 const STATE: &str = "state.cbor";
@@ -467,5 +471,11 @@ fn bind(home: &Home) -> Result<UnixListener, StartError> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
         _ => {}
     }
-    UnixListener::bind(&path).map_err(failed)
+    // An address holds few bytes of path; the folder's descriptor stands for what comes before.
+    let folder = std::fs::File::open(home.root()).map_err(failed)?;
+    let short = match path.as_os_str().len() > MAX_SOCKET_PATH {
+        true => PathBuf::from(format!("/proc/self/fd/{}/api.sock", folder.as_raw_fd())),
+        false => path.clone(),
+    };
+    UnixListener::bind(&short).map_err(failed)
 }

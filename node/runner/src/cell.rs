@@ -94,6 +94,9 @@ pub enum CellInput {
     Sync(SyncReply),
     /// An encoded `iptl_labnet::Packet` from another cell.
     Packet(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// Packets from or to these instances of other cells were lost on their way: connections with them are reset. New
+    /// ones may be tried at once.
+    Cut(Vec<Ipv4Addr>),
 }
 
 /// What a cell says while it runs.

@@ -215,7 +215,7 @@ impl CellControl for FakeControl {
                     let _ = instance.send(reply).await;
                 }
             }
-            CellInput::Packet(_) => {}
+            CellInput::Packet(_) | CellInput::Cut(_) => {}
         }
     }
 

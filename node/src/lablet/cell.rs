@@ -66,6 +66,18 @@ impl Routes {
         self.read().lablet(&self.directory, *packet.src().ip()).is_some_and(|owner| owner == lablet)
     }
 
+    /// Returns the lab addresses of the instances on a lablet.
+    pub(crate) fn addrs_on(&self, lablet: &PeerId) -> Vec<Ipv4Addr> {
+        let places = self.read();
+        let ranges = places.placement.iter().filter(|(_, (_, owner))| owner == lablet);
+        ranges
+            .flat_map(|((group, start), (count, _))| {
+                (*start..start.saturating_add(*count)).map(|index| InstanceId { group: group.clone(), index })
+            })
+            .filter_map(|id| self.directory.addr(&id))
+            .collect()
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Places> {
         self.places.read().unwrap_or_else(PoisonError::into_inner)
     }

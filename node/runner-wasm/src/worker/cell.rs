@@ -166,6 +166,7 @@ impl Cell {
                 }
             }
             CellInput::Packet(bytes) => self.net.packet(bytes),
+            CellInput::Cut(addrs) => self.net.cut(&addrs),
         }
     }
 

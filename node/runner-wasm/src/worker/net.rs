@@ -105,6 +105,14 @@ impl Net {
         }
     }
 
+    /// Resets the connections with instances of other cells whose packets were lost.
+    pub(crate) fn cut(&self, addrs: &[Ipv4Addr]) {
+        self.with(|switch| {
+            switch.lost_peer(addrs.iter().copied());
+            switch.found_peer(addrs.iter().copied());
+        });
+    }
+
     /// Sends what waited for room in the outbox, for as long as the cell lives. Safe to drop.
     pub(crate) async fn pump(self: Arc<Self>) {
         loop {
