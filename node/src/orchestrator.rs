@@ -25,7 +25,7 @@ const COMMAND_QUEUE: usize = 4096;
 /// What the driver is told.
 pub(crate) enum Command {
     /// A lablet opened a session.
-    Hello { from: PeerId, session: u64, hello: Hello, outbox: Outbox },
+    Hello { from: PeerId, session: u64, hello: Box<Hello>, outbox: Outbox },
     /// A lablet said something.
     Message { from: PeerId, session: u64, message: ToOrchestrator },
     /// A session ended.
@@ -35,7 +35,7 @@ pub(crate) enum Command {
     /// A chunk of receipts could not be had.
     PullFailed { execution: ExecutionId, lablet: PeerId, shard: Cid, reason: String, retry: bool },
     /// A result is stored.
-    Assembled { execution: ExecutionId, result: AssembledResult },
+    Assembled { execution: ExecutionId, result: Box<AssembledResult> },
     /// A result could not be made.
     AssembleFailed { execution: ExecutionId, reason: String },
     /// Somebody asks something.
@@ -44,8 +44,8 @@ pub(crate) enum Command {
 
 /// What is asked of the driver, each with the place for its answer.
 pub(crate) enum Ask {
-    Submit { execution: Execution, run: KnownRun, by: PeerId, answer: oneshot::Sender<ExecutionId> },
-    DryRun { run: KnownRun, answer: oneshot::Sender<DryRun> },
+    Submit { execution: Execution, run: Box<KnownRun>, by: PeerId, answer: oneshot::Sender<ExecutionId> },
+    DryRun { run: Box<KnownRun>, answer: oneshot::Sender<DryRun> },
     Watch { name: String, answer: oneshot::Sender<Result<(ExecutionId, Watching), Failure>> },
     Follow { id: ExecutionId, answer: oneshot::Sender<Option<broadcast::Receiver<OutputLine>>> },
     Cancel { name: String, by: PeerId, answer: oneshot::Sender<Result<ExecutionId, Failure>> },
@@ -61,6 +61,7 @@ pub(crate) struct DryRun {
 }
 
 /// An execution in a list.
+#[expect(clippy::large_enum_variant, reason = "a list holds few that go on")]
 pub(crate) enum RunRow {
     /// It goes on.
     Active {
@@ -74,7 +75,7 @@ pub(crate) enum RunRow {
         phase: String,
     },
     /// It is over.
-    Ended(RunRecord),
+    Ended(Box<RunRecord>),
 }
 
 /// A lablet in a list.

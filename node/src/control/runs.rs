@@ -60,7 +60,7 @@ pub(super) async fn submit(
     let execution = Execution { run, orchestrator: node.links.peer().clone(), nonce };
     node.store.put(vec![model::to_block(execution.clone())]).await.map_err(broken)?;
     let by = caller.peer(node);
-    let id = lab.ask(|answer| Ask::Submit { execution, run: known, by, answer }).await.map_err(broken)?;
+    let id = lab.ask(|answer| Ask::Submit { execution, run: Box::new(known), by, answer }).await.map_err(broken)?;
     node.keeper.hold(id, run);
     talk.say(Reply::Submitted { execution: id.0, alias: id.alias() }).await
 }
@@ -78,7 +78,7 @@ pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &
     let wanted = Wanted { root: run, from, timeout: SUBMIT_TIMEOUT, shallow: true };
     node.fetcher.fetch(&wanted, |_| {}).await.map_err(fetch_failure)?;
     let known = read_run(node, run).await?;
-    let dry = lab.ask(|answer| Ask::DryRun { run: known, answer }).await.map_err(broken)?;
+    let dry = lab.ask(|answer| Ask::DryRun { run: Box::new(known), answer }).await.map_err(broken)?;
     let name = |peer: &PeerId| dry.names.get(peer).cloned().unwrap_or_else(|| peer.short());
     let rows = dry
         .placed

@@ -1,6 +1,7 @@
 //! From a grant to a prepared cell: every block is here and verified before anything starts.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,10 +85,10 @@ impl Preparer {
         let mut artifacts = BTreeMap::new();
         for assignment in &grant.assignments {
             let group = group(&run, grant, &assignment.group)?;
-            if !artifacts.contains_key(&group.workload) {
+            if let Entry::Vacant(vacant) = artifacts.entry(group.workload) {
                 let workload: Workload = self.node(&group.workload, &sources, false).await?;
                 let path = self.artifact(&workload).await?;
-                artifacts.insert(group.workload, Artifact { cid: workload.content, path });
+                vacant.insert(Artifact { cid: workload.content, path });
             }
         }
         let scratch = self.scratch(grant)?;

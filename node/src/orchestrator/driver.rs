@@ -186,7 +186,7 @@ impl Driver {
             Command::Hello { from, session, hello, outbox } => {
                 self.newcomers.insert((from.clone(), session), outbox);
                 self.versions.insert(from.clone(), hello.version.clone());
-                self.input(Input::Hello { from, session, hello: Verified::vouch(hello) });
+                self.input(Input::Hello { from, session, hello: Verified::vouch(*hello) });
             }
             Command::Message { from, session, message } => {
                 if self.sessions.get(&from).is_some_and(|current| current.number == session) {
@@ -210,7 +210,9 @@ impl Driver {
                 tracing::warn!(execution = %execution.alias(), %lablet, %shard, reason, retry, "receipts are missing");
                 self.input(Input::PullFailed { execution, lablet, shard, reason, retry });
             }
-            Command::Assembled { execution, result } => self.input(Input::Assembled { execution, result }),
+            Command::Assembled { execution, result } => {
+                self.input(Input::Assembled { execution, result: *result });
+            }
             Command::AssembleFailed { execution, reason } => {
                 tracing::warn!(execution = %execution.alias(), reason, "the result is not made yet");
                 self.input(Input::AssembleFailed { execution, reason });
@@ -504,7 +506,7 @@ impl Driver {
             Ask::Submit { execution, run, by, answer } => {
                 let id = execution.id();
                 self.registry.begin(id, run.cid, &run.run, clock::wall().0);
-                self.input(Input::Submit { execution, run, by });
+                self.input(Input::Submit { execution, run: *run, by });
                 let _gone = answer.send(id);
             }
             Ask::DryRun { run, answer } => {
@@ -566,7 +568,7 @@ impl Driver {
 
     fn runs(&self) -> Vec<RunRow> {
         let views: BTreeMap<_, _> = self.core.executions().into_iter().map(|view| (view.execution, view)).collect();
-        let ended = self.registry.records().into_iter().cloned().map(RunRow::Ended);
+        let ended = self.registry.records().into_iter().cloned().map(|record| RunRow::Ended(Box::new(record)));
         let active = self.registry.active.iter().map(|(id, active)| active_row(*id, active, views.get(id)));
         ended.chain(active).collect()
     }

@@ -65,7 +65,7 @@ impl Sealer {
         tokio::spawn(async move {
             let execution = order.execution;
             let command = match work.seal(order, log).await {
-                Ok(result) => Command::Assembled { execution, result },
+                Ok(result) => Command::Assembled { execution, result: Box::new(result) },
                 Err(error) => Command::AssembleFailed { execution, reason: error.to_string() },
             };
             let _stopping = driver.send(command).await;

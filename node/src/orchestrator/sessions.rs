@@ -53,7 +53,7 @@ async fn serve(peer: PeerId, stream: Stream, session: u64, lab: PeerId, driver: 
     };
     let (outbox, queue) = mpsc::channel(OUT_QUEUE);
     let writing = tokio::spawn(write(writer, queue));
-    if driver.send(Command::Hello { from: peer.clone(), session, hello, outbox }).await.is_err() {
+    if driver.send(Command::Hello { from: peer.clone(), session, hello: Box::new(hello), outbox }).await.is_err() {
         return;
     }
     loop {
