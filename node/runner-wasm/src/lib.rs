@@ -4,11 +4,12 @@
 //! `kill -9` concern a process that is not the lablet. [`parent`] is this side of it: [`WasmRunner`] starts workers,
 //! keeps one warm, and says how a cell ended whose worker died. [`ipc`] are the frames between the two. [`worker`] is
 //! the other side: the engine, the limits, the virtual network, the host functions of `iptl:lab`. [`capacity`] says
-//! what the machine can hold.
+//! what the machine can hold. [`bare`] is the engine without all that, for benchmarks.
 //!
 //! Guests get no directory, no variable and no network of the host. Start reading at [`parent`] for the life of a
 //! cell, at `worker/guest.rs` for the life of an instance.
 
+pub mod bare;
 mod capacity;
 mod ipc;
 mod parent;

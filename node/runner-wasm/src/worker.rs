@@ -31,6 +31,8 @@ use cell::Cell;
 use engine::Compiler;
 use outbox::Outbox;
 
+pub(crate) use engine::bare_engine;
+
 /// Runs a worker until its cell is over or its lablet is gone: the whole of the command that
 /// [`WasmConfig`](crate::WasmConfig) names.
 ///

@@ -198,6 +198,23 @@ fn cell_engine(needs: &PoolNeeds, memory_bytes: u64) -> Result<Engine, Refusal> 
     })
 }
 
+/// Makes an engine for `instances` of a plain program, without a cell around it.
+pub(crate) fn bare_engine(instances: u32, memory_bytes: u64) -> anyhow::Result<Engine> {
+    // A program of one module with its adapters: one memory, two tables.
+    let needs = PoolNeeds {
+        instances,
+        memories: instances,
+        tables: instances.saturating_mul(BARE_TABLES),
+        table_elements: 0,
+        memories_each: 1,
+        tables_each: BARE_TABLES,
+    };
+    Ok(cell_engine(&needs, memory_bytes)?)
+}
+
+/// Tables of a program that was linked by rustc: its own, and one of the adapters.
+const BARE_TABLES: u32 = 4;
+
 /// Makes a linker with everything that a guest may import: WASI 0.2 without the host's network, and `iptl:lab`.
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);

@@ -1,0 +1,241 @@
+//! Labs of real processes, and the control API of their orchestrator.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use iptl_dag::model::{Counts, Fact, Signed};
+use iptl_dag::{Block, Cid, model};
+use iptl_wire::control::{Event, MAX_FRAME_SIZE, Reply, Request, Upload};
+use iptl_wire::frame;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// Bytes before a record of a log: its length and its hash.
+const LOG_HEADER: usize = 4 + 32;
+
+/// Returns the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two levels below the root").to_path_buf()
+}
+
+/// The plan that the measures run.
+pub struct Guest {
+    /// Its folder.
+    pub plan: PathBuf,
+    /// Its component.
+    pub component: PathBuf,
+}
+
+/// Builds the guest.
+pub fn build_guest() -> Result<Guest> {
+    let plan = repository().join("tests/bench/guests");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--release", "--locked", "--target", "wasm32-wasip2"]).current_dir(&plan);
+    // The plan's manifest says where its build goes.
+    let status = cargo.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").status().context("cargo")?;
+    anyhow::ensure!(status.success(), "the guest does not build; is the target wasm32-wasip2 installed?");
+    Ok(Guest { component: plan.join("target/wasm32-wasip2/release/bench.wasm"), plan })
+}
+
+/// One node of a lab.
+pub struct Node {
+    /// Its home.
+    pub home: PathBuf,
+    /// Its process.
+    pub pid: u32,
+}
+
+/// A lab; it ends with the value.
+pub struct Lab {
+    home: tempfile::TempDir,
+    /// The orchestrator.
+    pub orchestrator: Node,
+    /// The lablets.
+    pub lablets: Vec<Node>,
+    /// CID of the guest's plan.
+    pub plan: String,
+}
+
+impl Lab {
+    /// Starts an orchestrator and lablets and publishes the guest.
+    pub fn start(lablets: u32, guest: &Guest) -> Result<Lab> {
+        let home = tempfile::Builder::new().prefix("iptl-bench-").tempdir()?;
+        let up = iptl(home.path(), &["dev", "up", "-n", &lablets.to_string(), "--json"]).and_then(|text| {
+            let up: Value = serde_json::from_str(&text)?;
+            let nodes = up["lablets"].as_array().context("no list of lablets")?;
+            Ok((node(&up["orchestrator"])?, nodes.iter().map(node).collect::<Result<Vec<_>>>()?))
+        });
+        let (orchestrator, nodes) = up.inspect_err(|_| down(home.path()))?;
+        let mut lab = Lab { home, orchestrator, lablets: nodes, plan: String::new() };
+        let path = guest.plan.to_string_lossy().into_owned();
+        lab.plan = lab.iptl(&["-q", "publish", "plan", "--no-build", &path])?;
+        Ok(lab)
+    }
+
+    /// Runs a command line on the lab; returns its answer.
+    pub fn iptl(&self, args: &[&str]) -> Result<String> {
+        iptl(self.home.path(), args)
+    }
+
+    /// Makes a run of the guest and executes it.
+    pub async fn run(&self, case: &str, args: &[&str]) -> Result<Ended> {
+        let submitted = self.submit(case, args)?;
+        self.watch(submitted.execution, |_| {}).await
+    }
+
+    /// Makes a run of the guest and submits it.
+    pub fn submit(&self, case: &str, args: &[&str]) -> Result<Submitted> {
+        let mut all = vec!["run", "--detach", "--json", "--case", case, &self.plan];
+        all.extend(args);
+        let text = self.iptl(&all)?;
+        let answer: Value = serde_json::from_str(text.lines().last().unwrap_or_default())?;
+        let cid = |key: &str| -> Result<Cid> { Ok(answer[key].as_str().context("no CID in the answer")?.parse()?) };
+        Ok(Submitted { run: cid("run")?, execution: cid("execution")? })
+    }
+
+    /// Follows an execution to its end.
+    pub async fn watch(&self, execution: Cid, mut each: impl FnMut(&Event)) -> Result<Ended> {
+        let mut replies = self.call(&Request::Watch { execution: execution.to_string() }).await?;
+        while let Some(reply) = replies.next().await? {
+            let Reply::Event(event) = reply else { bail!("{reply:?} instead of an event") };
+            each(&event);
+            if let Event::Finished { counts, thresholds, .. } = event {
+                return Ok(Ended { execution, counts, measured: thresholds.into_iter().map(|t| t.1).collect() });
+            }
+            if let Event::Failed { failure, .. } = event {
+                bail!("the execution failed: {failure}");
+            }
+        }
+        bail!("the execution did not end")
+    }
+
+    /// Returns what the instances of an ended execution wrote, each line with its time in microseconds since the start.
+    pub async fn output(&self, execution: Cid) -> Result<Vec<(u64, String)>> {
+        let request = Request::Logs { execution: execution.to_string(), group: None, index: None, follow: false };
+        let mut replies = self.call(&request).await?;
+        let mut lines = Vec::new();
+        while let Some(reply) = replies.next().await? {
+            if let Reply::Output(line) = reply {
+                lines.push((line.at_us, line.line));
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Sends a request to the orchestrator.
+    pub async fn call(&self, request: &Request) -> Result<Replies> {
+        let stream = UnixStream::connect(self.orchestrator.home.join("api.sock")).await?;
+        let mut replies = Replies { stream };
+        replies.send(request).await?;
+        Ok(replies)
+    }
+
+    /// Returns a block of the orchestrator.
+    pub async fn block(&self, cid: Cid) -> Result<Block> {
+        let mut replies = self.call(&Request::Blocks { cids: vec![cid] }).await?;
+        match replies.next().await? {
+            Some(Reply::Block { data, .. }) => Ok(Block::verify(cid, data)?),
+            other => bail!("{other:?} instead of a block"),
+        }
+    }
+
+    /// Stores a block at the orchestrator.
+    pub async fn put(&self, block: &Block) -> Result<()> {
+        let mut replies = self.call(&Request::Put {}).await?;
+        replies.send(&Upload::Block { cid: *block.cid(), data: block.data().to_vec() }).await?;
+        replies.send(&Upload::End {}).await?;
+        while replies.next().await?.is_some() {}
+        Ok(())
+    }
+
+    /// Returns what the orchestrator wrote down about an execution.
+    pub fn facts(&self, execution: Cid) -> Result<Vec<Fact>> {
+        let bytes = std::fs::read(self.orchestrator.home.join("log").join(format!("{execution}.log")))?;
+        let mut rest = bytes.as_slice();
+        let mut facts = Vec::new();
+        while let Some((header, after)) = rest.split_at_checked(LOG_HEADER) {
+            let length = u32::from_be_bytes(header[..4].try_into()?) as usize;
+            let (body, after) = after.split_at_checked(length).context("a torn log")?;
+            facts.push(model::from_bytes::<Signed<Fact>>(body)?.body);
+            rest = after;
+        }
+        Ok(facts)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        down(self.home.path());
+    }
+}
+
+/// A run that was submitted.
+pub struct Submitted {
+    /// The run.
+    pub run: Cid,
+    /// Its execution.
+    pub execution: Cid,
+}
+
+/// An execution that ended.
+pub struct Ended {
+    /// The execution.
+    pub execution: Cid,
+    /// Instances by how they ended.
+    pub counts: Counts,
+    /// What was measured for each threshold of the plan.
+    pub measured: Vec<Option<f64>>,
+}
+
+/// The replies to one request.
+pub struct Replies {
+    stream: UnixStream,
+}
+
+impl Replies {
+    async fn send<T: Serialize>(&mut self, message: &T) -> Result<()> {
+        Ok(self.stream.write_all(&frame::encode(message)).await?)
+    }
+
+    /// Returns the next reply, none at the end.
+    pub async fn next(&mut self) -> Result<Option<Reply>> {
+        let mut header = [0; frame::HEADER_SIZE];
+        self.stream.read_exact(&mut header).await?;
+        let mut body = vec![0; frame::length(header, MAX_FRAME_SIZE)?];
+        self.stream.read_exact(&mut body).await?;
+        match frame::decode(&body)? {
+            Reply::End {} => Ok(None),
+            Reply::Error(failure) => Err(failure.into()),
+            reply => Ok(Some(reply)),
+        }
+    }
+}
+
+fn node(value: &Value) -> Result<Node> {
+    let home = value["home"].as_str().context("a node without a home")?.into();
+    Ok(Node { home, pid: value["pid"].as_u64().context("a node without a process")?.try_into()? })
+}
+
+fn iptl(home: &Path, args: &[&str]) -> Result<String> {
+    let program = std::env::current_exe()?.with_file_name("iptl");
+    anyhow::ensure!(program.exists(), "{} is not built", program.display());
+    let mut command = Command::new(program);
+    command.arg("--home").arg(home).args(args).stdin(Stdio::null());
+    for name in ["IPTL_HOME", "IPTL_LOG", "CARGO_TARGET_DIR"] {
+        command.env_remove(name);
+    }
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!("iptl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn down(home: &Path) {
+    if let Err(error) = iptl(home, &["-q", "dev", "down"]) {
+        eprintln!("cannot stop the lab: {error:#}");
+    }
+}

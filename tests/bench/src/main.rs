@@ -1,0 +1,106 @@
+//! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
+//!
+//! One file per measure: [`run`], [`park`], [`transfer`], [`sync`], [`stream`], [`idle`]. Labs are real processes of
+//! the program `iptl` beside this one ([`lab`]); what they are held against is measured by [`reference`] in this
+//! process, and by the bare engine in one of its own ([`bare`]). [`report`] writes the table.
+
+#![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
+
+mod bare;
+mod idle;
+mod lab;
+mod park;
+mod process;
+mod reference;
+mod report;
+mod run;
+mod stream;
+mod sync;
+mod transfer;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+use crate::report::{Report, Row};
+
+/// Measures the lab and writes a table of what came of it.
+#[derive(Parser)]
+#[command(name = "iptl-bench", max_term_width = 110)]
+struct Cli {
+    /// Only these measures
+    #[arg(value_enum)]
+    measures: Vec<Measure>,
+    /// Bytes of the file that is fetched, in MiB
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    file: u64,
+    /// Warm runs of the trivial plan
+    #[arg(long, default_value_t = 50)]
+    runs: u32,
+    /// Instances that are parked
+    #[arg(long, default_value_t = 10_000)]
+    parked: u32,
+    /// Where the table goes; nowhere where only some measures are taken
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Measure {
+    /// A trivial run of three instances, and the idle lab after it
+    Run,
+    /// Many parked instances
+    Park,
+    /// A file from another node's store
+    Transfer,
+    /// Barriers and topics
+    Sync,
+    /// TCP between instances
+    Stream,
+}
+
+fn main() -> Result<()> {
+    // Two providers are in the tree: without a choice, the first TLS configuration panics.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // The bare engine runs without the threads of a runtime, and in a process whose memory is its own.
+    if std::env::args().nth(1).as_deref() == Some(bare::VERB) {
+        return bare::child(std::env::args().skip(2).collect());
+    }
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(measure(cli))
+}
+
+async fn measure(cli: Cli) -> Result<()> {
+    let all = [Measure::Run, Measure::Park, Measure::Transfer, Measure::Sync, Measure::Stream];
+    let wanted = if cli.measures.is_empty() { all.to_vec() } else { cli.measures.clone() };
+    let guest = lab::build_guest()?;
+    let mut report = Report::begin();
+    let mut failed = Vec::new();
+    for measure in wanted {
+        let rows = match measure {
+            Measure::Run => run::measure(&guest, cli.runs).await,
+            Measure::Park => park::measure(&guest, cli.parked).await,
+            Measure::Transfer => transfer::measure(cli.file << 20).await,
+            Measure::Sync => sync::measure(&guest).await,
+            Measure::Stream => stream::measure(&guest).await,
+        };
+        match rows {
+            Ok(rows) => rows.into_iter().for_each(|row: Row| report.add(row)),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    let text = report.text();
+    println!("\n{text}");
+    let out = match cli.out {
+        Some(out) => Some(out),
+        None => cli.measures.is_empty().then(|| lab::repository().join("docs/BENCHMARKS.md")),
+    };
+    if let Some(out) = out {
+        std::fs::write(&out, &text)?;
+        eprintln!("written to {}", out.display());
+    }
+    anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! TCP between two instances, in one cell and over two lablets.
+
+use anyhow::{Context, Result};
+
+use crate::lab::{Guest, Lab};
+use crate::reference::{Transport, plain_stream};
+use crate::report::Row;
+
+/// Bytes of the reference's copy; the guest's own is as large.
+const BYTES: u64 = 64 << 20;
+
+/// Measures both.
+pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
+    let lab = Lab::start(2, guest)?;
+    let mut figures = Vec::new();
+    for case in ["near", "far"] {
+        lab.run(case, &["-p", "bytes=1MiB", "-p", "rounds=10"]).await?;
+        let ended = lab.run(case, &[]).await?;
+        anyhow::ensure!(ended.counts.ok == 2, "case {case}: {:?}", ended.counts);
+        let lines = lab.output(ended.execution).await?;
+        let (_, line) = lines.into_iter().next().context("the guest said nothing")?;
+        let (rate, round_trip) = line.split_once(' ').context("two numbers")?;
+        figures.push((rate.parse::<f64>()?, round_trip.parse::<f64>()? / 1e3));
+    }
+    drop(lab);
+    let (quic, tcp) = (plain_stream(Transport::Quic, BYTES).await?, plain_stream(Transport::Tcp, BYTES).await?);
+    let names = ["in one cell", "over two lablets"];
+    let bounds = [
+        "host calls of the guest: a readiness check and a copy each way for every read and write",
+        "packets of at most 64 KiB, four processes, a window of credit per stream; round trips: eight wake-ups",
+    ];
+    let rows = names.into_iter().zip(figures).zip(bounds).map(|((name, (rate, round_trip)), bound)| Row {
+        measure: format!("TCP between two instances {name}"),
+        figure: format!("{rate:.0} MB/s, round trip {round_trip:.3} ms"),
+        reference: format!(
+            "plain stream of the swarm: QUIC {:.0} MB/s, {:.3} ms; TCP {:.0} MB/s, {:.3} ms",
+            quic.mb_s, quic.round_trip_ms, tcp.mb_s, tcp.round_trip_ms
+        ),
+        ratio: format!(
+            "{:.2} × of QUIC, {:.2} × of TCP; round trip {:.1} × of TCP",
+            rate / quic.mb_s,
+            rate / tcp.mb_s,
+            round_trip / tcp.round_trip_ms
+        ),
+        goal: "report".to_owned(),
+        reached: None,
+        bound: bound.to_owned(),
+    });
+    Ok(rows.collect())
+}

@@ -1,0 +1,94 @@
+//! A file from another node's store into ours, every block verified.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use iptl_artifacts::BlobStore;
+use iptl_artifacts::import::{ImportOptions, import_path};
+use iptl_artifacts_iroh::{FsBlobStore, PROTOCOL, provider};
+use iptl_node::fetch::{Fetcher, Wanted};
+use iptl_node::links::Links;
+
+use crate::process::own_cpu;
+use crate::reference::{Transport, mb_per, plain_stream};
+use crate::report::Row;
+
+/// Streams that wait to be served.
+const QUEUE: usize = 64;
+
+/// Measures both transports.
+pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
+    let dir = tempfile::Builder::new().prefix("iptl-bench-").tempdir()?;
+    let file = dir.path().join("file");
+    write_noise(&file, bytes)?;
+    let source = FsBlobStore::open(dir.path().join("source")).await?;
+    let imported = import_path(&source, &file, &ImportOptions::default()).await?;
+    source.flush().await?;
+    std::fs::remove_file(&file)?;
+    let mut rows = Vec::new();
+    for (transport, goal) in [(Transport::Quic, 0.3), (Transport::Tcp, 0.2)] {
+        let (a, b) = (transport.node(103).await?, transport.node(104).await?);
+        let provider = provider(&source);
+        let mut incoming = Links::new(a.peer().clone(), Some(a.clone())).accept(PROTOCOL, QUEUE).await;
+        let serving = tokio::spawn(async move {
+            while let Some((_, stream)) = incoming.recv().await {
+                let provider = provider.clone();
+                tokio::spawn(async move { provider.serve(stream).await });
+            }
+        });
+        let path = dir.path().join(transport.name());
+        let sink: Arc<dyn BlobStore> = Arc::new(FsBlobStore::open(&path).await?);
+        let fetcher = Fetcher::new(sink.clone(), Links::new(b.peer().clone(), Some(b.clone())));
+        b.connect(a.peer(), &a.addrs().await).await?;
+        let wanted = Wanted {
+            root: imported.cid,
+            from: vec![(a.peer().clone(), a.addrs().await)],
+            timeout: Duration::from_secs(30),
+            shallow: false,
+        };
+        let (started, cpu) = (Instant::now(), own_cpu());
+        let report = fetcher.fetch(&wanted, |_| {}).await?;
+        sink.flush().await?;
+        let (took, cpu) = (started.elapsed(), own_cpu().saturating_sub(cpu));
+        anyhow::ensure!(report.bytes_fetched >= bytes, "{} of {bytes} bytes came", report.bytes_fetched);
+        serving.abort();
+        a.shutdown().await;
+        b.shutdown().await;
+        drop((fetcher, sink));
+        std::fs::remove_dir_all(&path)?;
+        let plain = plain_stream(transport, bytes).await?;
+        let per_cpu = mb_per(bytes, cpu);
+        let ratio = per_cpu / plain.mb_cpu_s;
+        rows.push(Row {
+            measure: format!("{} MiB from another node's store into ours over {}", bytes >> 20, transport.name()),
+            figure: format!("{per_cpu:.0} MB per CPU second, {:.0} MB/s", mb_per(bytes, took)),
+            reference: format!(
+                "plain copy over one stream: {:.0} MB per CPU second, {:.0} MB/s",
+                plain.mb_cpu_s, plain.mb_s
+            ),
+            ratio: format!("{ratio:.2} × per CPU second"),
+            goal: format!("≥ {goal} ×"),
+            reached: Some(ratio >= goal),
+            bound: format!(
+                "{} blocks, each read, hashed twice and written as a file of its own by the back end",
+                report.blocks
+            ),
+        });
+    }
+    Ok(rows)
+}
+
+/// Writes bytes that neither compress nor repeat.
+fn write_noise(path: &std::path::Path, bytes: u64) -> Result<()> {
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(path)?);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..bytes / 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.write_all(&state.to_le_bytes())?;
+    }
+    Ok(out.flush()?)
+}
