@@ -7,8 +7,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use wasmtime::component::{Component, Linker, ResourceTable};
-use wasmtime::{Engine, Result, Store};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, Linker, ResourceTable, ResourceType};
+use wasmtime::{Engine, Store};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
@@ -16,6 +17,31 @@ use crate::worker::bare_engine;
 
 /// Linear memory that an instance may have, in bytes.
 const MEMORY: u64 = 2 << 20;
+
+/// Why the bare engine measured nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum BareError {
+    /// The engine refused, or the program trapped.
+    #[error("{0}")]
+    Engine(String),
+    /// The program said that it failed.
+    #[error("the program failed")]
+    Failed,
+    /// An instance that was to wait for something ended.
+    #[error("instance {index} ended instead of waiting")]
+    Ended {
+        /// Which.
+        index: u32,
+    },
+}
+
+impl From<wasmtime::Error> for BareError {
+    fn from(error: wasmtime::Error) -> BareError {
+        BareError::Engine(format!("{error:#}"))
+    }
+}
+
+type Result<T, E = BareError> = std::result::Result<T, E>;
 
 struct Host {
     wasi: WasiCtx,
@@ -48,14 +74,17 @@ impl Bare {
     /// # Errors
     ///
     /// Fails where the file is no command for WASI 0.2, or the machine cannot hold the pool.
-    pub fn new(component: &Path, instances: u32) -> anyhow::Result<Bare> {
-        let engine = bare_engine(instances, MEMORY)?;
+    pub fn new(component: &Path, instances: u32) -> Result<Bare> {
+        let engine = bare_engine(instances, MEMORY).map_err(|refusal| BareError::Engine(refusal.to_string()))?;
         let component = Component::from_file(&engine, component)?;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        linker.define_unknown_imports_as_traps(&component)?;
+        stub_lab(&mut linker, &component)?;
         let command = CommandPre::new(linker.instantiate_pre(&component)?)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|e| BareError::Engine(e.to_string()))?;
         Ok(Bare { engine, command, runtime })
     }
 
@@ -71,14 +100,14 @@ impl Bare {
     /// # Errors
     ///
     /// Fails where the program traps or ends with another status than zero.
-    pub fn run(&self, argument: &str) -> anyhow::Result<Duration> {
+    pub fn run(&self, argument: &str) -> Result<Duration> {
         let started = Instant::now();
-        let ended: Result<std::result::Result<(), ()>> = self.runtime.block_on(async {
+        let ended: wasmtime::Result<Result<(), ()>> = self.runtime.block_on(async {
             let mut store = self.store(argument);
             let command = self.command.instantiate_async(&mut store).await?;
             command.wasi_cli_run().call_run(&mut store).await
         });
-        ended?.map_err(|()| anyhow::anyhow!("the program failed"))?;
+        ended?.map_err(|()| BareError::Failed)?;
         Ok(started.elapsed())
     }
 
@@ -87,7 +116,7 @@ impl Bare {
     /// # Errors
     ///
     /// Fails where an instance ends instead.
-    pub fn park(&self, count: u32, argument: &str) -> anyhow::Result<Parked> {
+    pub fn park(&self, count: u32, argument: &str) -> Result<Parked> {
         let _runtime = self.runtime.enter();
         let started = Instant::now();
         let mut runs = Vec::with_capacity(count as usize);
@@ -101,9 +130,29 @@ impl Bare {
             });
             match run.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Pending => runs.push(run),
-                Poll::Ready(()) => anyhow::bail!("instance {index} ended instead of waiting"),
+                Poll::Ready(()) => return Err(BareError::Ended { index }),
             }
         }
         Ok(Parked { took: started.elapsed(), _runs: runs })
     }
+}
+
+/// Lets a component that was written for the lab be linked; it ends where it calls the lab.
+fn stub_lab(linker: &mut Linker<Host>, component: &Component) -> wasmtime::Result<()> {
+    let engine = linker.engine().clone();
+    let component_type = component.component_type();
+    for (interface, import) in component_type.imports(&engine).filter(|(name, _)| name.starts_with("iptl:")) {
+        let ComponentItem::ComponentInstance(import) = import.ty else { continue };
+        let mut stub = linker.instance(interface)?;
+        for (name, export) in import.exports(&engine) {
+            match export.ty {
+                ComponentItem::ComponentFunc(_) => {
+                    stub.func_new(name, |_, _, _, _| Err(wasmtime::Error::msg("there is no lab")))?;
+                }
+                ComponentItem::Resource(_) => stub.resource(name, ResourceType::host::<()>(), |_, _| Ok(()))?,
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }

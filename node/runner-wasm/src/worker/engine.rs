@@ -199,7 +199,7 @@ fn cell_engine(needs: &PoolNeeds, memory_bytes: u64) -> Result<Engine, Refusal> 
 }
 
 /// Makes an engine for `instances` of a plain program, without a cell around it.
-pub(crate) fn bare_engine(instances: u32, memory_bytes: u64) -> anyhow::Result<Engine> {
+pub(crate) fn bare_engine(instances: u32, memory_bytes: u64) -> Result<Engine, Refusal> {
     // A program of one module with its adapters: one memory, two tables.
     let needs = PoolNeeds {
         instances,
@@ -209,7 +209,7 @@ pub(crate) fn bare_engine(instances: u32, memory_bytes: u64) -> anyhow::Result<E
         memories_each: 1,
         tables_each: BARE_TABLES,
     };
-    Ok(cell_engine(&needs, memory_bytes)?)
+    cell_engine(&needs, memory_bytes)
 }
 
 /// Tables of a program that was linked by rustc: its own, and one of the adapters.
