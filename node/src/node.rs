@@ -153,6 +153,10 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.node.stop.cancel();
         self.node.links.close();
+        // Without the swarm the tasks end that wait for streams, and let go of the store.
+        if let (Some(net), Ok(runtime)) = (self.node.links.net().cloned(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move { net.shutdown().await });
+        }
         if self.node.owns_socket {
             let _gone = std::fs::remove_file(self.node.home.socket());
         }

@@ -1,13 +1,11 @@
 //! What a node finds when it starts, and what it leaves.
 
 use std::path::Path;
-use std::time::Duration;
 
-use iptl_artifacts_iroh::OpenError;
 use iptl_node::{HomeError, StartError};
 use iptl_wire::control::{ListKind, Reply, Request};
 
-use crate::lab::{Dag, Node, home, node, options, within};
+use crate::lab::{Dag, home, node, options, start_again};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_node_on_a_home_is_refused() {
@@ -44,22 +42,8 @@ async fn a_node_that_stopped_starts_again_with_what_it_had() {
     first.put(&dag.blocks()).await;
     let publish = Request::Publish { root: *dag.cid(), kind: "data".to_owned(), name: "things".to_owned() };
     first.ask(publish).await.unwrap();
-    let dir = first.dir;
     first.running.stop().await;
-
-    // The store is let go of when the last task that reads it has ended.
-    let starting = async {
-        loop {
-            match iptl_node::start(home(&dir), options()).await {
-                Err(StartError::Store(OpenError::Locked { .. })) => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                started => return started.unwrap(),
-            }
-        }
-    };
-    let running = within("the store to be let go of", starting).await;
-    let again = Node { running, dir };
+    let again = start_again(first.dir).await;
     assert_eq!(again.peer(), peer);
     let (report, _) = again.fetch(dag.cid(), vec![], 0).await;
     assert_eq!(report.unwrap().bytes_fetched, 0);

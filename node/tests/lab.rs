@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, MemStore};
+use iptl_artifacts_iroh::OpenError;
 use iptl_dag::{Block, Cid, Codec, Ipld, PeerId, codec};
 use iptl_net::{Incoming, Net};
 use iptl_node::home::Config;
 use iptl_node::links::{Links, Stream};
-use iptl_node::{Home, Options, Running, framed};
+use iptl_node::{Home, Options, Running, StartError, framed};
 use iptl_trust::Keypair;
 use iptl_wire::control::{Failure, FetchReport, MAX_FRAME_SIZE, Reply, Request, Upload};
 use iptl_wire::lab::Role;
@@ -58,6 +59,23 @@ pub async fn lab(open: bool) -> Node {
     node
 }
 
+/// Starts a node on the home of one that is gone.
+pub async fn start_again(dir: TempDir) -> Node {
+    // The store is let go of when the last task that reads it has ended.
+    let starting = async {
+        loop {
+            match iptl_node::start(home(&dir), options()).await {
+                Err(StartError::Store(OpenError::Locked { .. })) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                started => return started.unwrap(),
+            }
+        }
+    };
+    let running = within("the store to be let go of", starting).await;
+    Node { running, dir }
+}
+
 /// Waits for a future, at most [`LIMIT`].
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LIMIT, future).await {
@@ -94,6 +112,12 @@ pub async fn ask(
 impl Node {
     pub fn peer(&self) -> PeerId {
         self.running.peer().clone()
+    }
+
+    /// Drops the node, as a crash would but for what was buffered, and starts another on its home.
+    pub async fn restarted(self) -> Node {
+        drop(self.running);
+        start_again(self.dir).await
     }
 
     /// Returns an address with the node's peer ID.

@@ -1,0 +1,173 @@
+//! Executions on a lab that has no lablets: queued, cancelled, sealed, and carried on by the next life of the node.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use iptl_dag::model::{
+    self, Counts, Engine, GroupRun, LossPolicy, Network, Plan, Requirements, Resources, ResultVerdict, Run, Workload,
+    WorkloadKind,
+};
+use iptl_dag::walk::{Limits, Walk};
+use iptl_dag::{Block, Cid, Codec};
+use iptl_node::framed;
+use iptl_wire::control::{Event, FailureKind, ListKind, MAX_FRAME_SIZE, Reply, Request};
+use tokio::io::AsyncRead;
+
+use crate::lab::{Node, bystander, lab, within};
+
+const INSTANCES: u32 = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_run_is_sealed_and_anybody_can_verify_its_result() {
+    let (lab, reader) = (lab(false).await, bystander().await);
+    let run = publish(&lab).await;
+    let alias = submit(&lab, run).await;
+    let mut watching = watch(&lab, &alias).await;
+    let waits = event(&mut watching, |event| match event {
+        Event::Waiting { reason } => Some(reason),
+        _ => None,
+    });
+    assert!(waits.await.contains("none is connected"));
+    let early = lab.ask(Request::Resolve { name: alias.clone() }).await.unwrap_err();
+    assert_eq!((early.kind, early.code.as_str()), (FailureKind::NotFound, "execution.no-result"));
+
+    lab.ask(Request::Cancel { execution: alias.clone() }).await.unwrap();
+    let result = finished(&mut watching).await;
+    let resolved = lab.ask(Request::Resolve { name: alias }).await.unwrap();
+    assert_eq!(resolved, [Reply::Resolved { cid: result }]);
+    verify(&lab, &reader, &result).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_execution_goes_on_in_the_next_life_of_its_node() {
+    let (lab, reader) = (lab(false).await, bystander().await);
+    let run = publish(&lab).await;
+    let alias = submit(&lab, run).await;
+    let lab = lab.restarted().await;
+    let rows = lab.ask(Request::List { what: ListKind::Runs }).await.unwrap();
+    assert!(
+        matches!(&rows[..], [Reply::Row(row)] if row["alias"] == alias && row["run"] == run.to_string()),
+        "{rows:?}"
+    );
+    let mut watching = watch(&lab, "last").await;
+    lab.ask(Request::Cancel { execution: alias }).await.unwrap();
+    let result = finished(&mut watching).await;
+
+    let lab = lab.restarted().await;
+    let rows = lab.ask(Request::List { what: ListKind::Results }).await.unwrap();
+    assert!(matches!(&rows[..], [Reply::Row(row)] if row["result"] == result.to_string()), "{rows:?}");
+    verify(&lab, &reader, &result).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_runs_are_two_executions() {
+    let lab = lab(false).await;
+    let run = publish(&lab).await;
+    assert_ne!(submit(&lab, run).await, submit(&lab, run).await);
+    let placed = lab.ask(Request::DryRun { run }).await.unwrap();
+    assert!(matches!(&placed[..], [Reply::Placement { unplaced: 3, .. }]), "{placed:?}");
+}
+
+/// Puts a run into a node's store, with a plan and a program that nobody will start.
+async fn publish(node: &Node) -> Cid {
+    let program = Block::new(Codec::Raw, "no component");
+    let (content, size) = (*program.cid(), program.data().len() as u64);
+    let workload = model::to_block(Workload { name: "idle".to_owned(), kind: WorkloadKind::Wasm, content, size });
+    let plan = model::to_block(Plan {
+        name: "idle".to_owned(),
+        version: "0.1.0".to_owned(),
+        description: String::new(),
+        source: None,
+        workloads: BTreeMap::from([("idle".to_owned(), *workload.cid())]),
+        cases: BTreeMap::new(),
+    });
+    let group = GroupRun {
+        workload: *workload.cid(),
+        kind: WorkloadKind::Wasm,
+        count: INSTANCES,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        resources: Resources::default(),
+        requires: Requirements::default(),
+    };
+    let run = model::to_block(Run {
+        plan: *plan.cid(),
+        case: "idle".to_owned(),
+        groups: BTreeMap::from([("node".to_owned(), group)]),
+        params: BTreeMap::new(),
+        seed: 1,
+        engine: Engine::Live,
+        network: Network::Clean,
+        faults: Vec::new(),
+        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        thresholds: Vec::new(),
+        timeout_ms: 10_000,
+    });
+    let cid = *run.cid();
+    node.put(&[program, workload, plan, run]).await;
+    cid
+}
+
+async fn submit(node: &Node, run: Cid) -> String {
+    match &node.ask(Request::Submit { run, source: None, source_addrs: vec![] }).await.unwrap()[..] {
+        [Reply::Submitted { alias, .. }] => alias.clone(),
+        other => panic!("a submission was answered by {other:?}"),
+    }
+}
+
+async fn watch(node: &Node, execution: &str) -> impl AsyncRead + Unpin + use<> {
+    let mut stream = node.running.connect();
+    framed::write(&mut stream, &Request::Watch { execution: execution.to_owned() }).await.unwrap();
+    stream
+}
+
+/// Reads events up to one that is wanted.
+async fn event<T>(stream: &mut (impl AsyncRead + Unpin), mut wanted: impl FnMut(Event) -> Option<T>) -> T {
+    let reading = async {
+        loop {
+            match framed::expect::<Reply>(stream, MAX_FRAME_SIZE).await.unwrap() {
+                Reply::Event(event) => {
+                    if let Some(found) = wanted(event) {
+                        return found;
+                    }
+                }
+                other => panic!("a watch was answered by {other:?}"),
+            }
+        }
+    };
+    within("an event", reading).await
+}
+
+/// Waits for the end of a run of which nothing was started.
+async fn finished(stream: &mut (impl AsyncRead + Unpin)) -> Cid {
+    let (result, verdict, counts) = event(stream, |event| match event {
+        Event::Finished { result, verdict, counts, .. } => Some((result, verdict, counts)),
+        _ => None,
+    })
+    .await;
+    assert_eq!(verdict, ResultVerdict::Inconclusive);
+    assert_eq!(counts, Counts { ok: 0, failed: 0, lost: u64::from(INSTANCES) });
+    result
+}
+
+/// Fetches a result by its CID and checks all of it.
+async fn verify(lab: &Node, reader: &Node, result: &Cid) {
+    reader.fetch(result, vec![lab.addr().await], 60_000).await.0.unwrap();
+    let mut walk = Walk::new([*result], Limits::default()).unwrap();
+    let mut blocks: BTreeMap<Cid, Bytes> = BTreeMap::new();
+    loop {
+        let cids = walk.wants(100);
+        if cids.is_empty() {
+            break;
+        }
+        for reply in reader.ask(Request::Blocks { cids }).await.unwrap() {
+            let Reply::Block { cid, data } = reply else { panic!("asked for blocks, answered {reply:?}") };
+            walk.accept(&Block::verify(cid, data.clone()).unwrap()).unwrap();
+            blocks.insert(cid, data.into());
+        }
+    }
+    let found = iptl_result::verify(result, &mut |cid| blocks.get(cid).cloned(), &iptl_trust::is_signature).unwrap();
+    assert_eq!(found.problems, Vec::<String>::new());
+    assert_eq!((found.missing_instances, found.signatures_bad), (u64::from(INSTANCES), 0));
+    assert!(found.facts > 0 && found.outcome_equal && found.files_equal);
+}
