@@ -230,29 +230,39 @@ impl Inner {
         Ok(Some(if whole { FileRead::Whole(data.into()) } else { FileRead::Damaged }))
     }
 
-    /// Reads a block that is kept inside the database.
-    async fn read_inlined(&self, digest: Digest) -> Result<Option<Bytes>, StoreError> {
-        match self.blobs.get_bytes(Hash::from_bytes(digest)).await {
-            Ok(data) if *Hash::new(&data).as_bytes() == digest => Ok(Some(data)),
-            Ok(_) => Err(self.damaged(digest)),
-            Err(error) => {
-                // The error does not tell absent from broken in all its shapes; the state of the entry does.
-                if self.is_present(digest).await? {
-                    tracing::error!(hash = %Hash::from_bytes(digest), %error, "a stored block cannot be read");
-                    Err(self.damaged(digest))
-                } else {
-                    Ok(None)
-                }
+    /// Reads a block that is kept inside the database; none where it is absent or broken.
+    async fn read_inlined(&self, digest: Digest) -> Option<Bytes> {
+        let data = self.blobs.get_bytes(Hash::from_bytes(digest)).await.ok()?;
+        (*Hash::new(&data).as_bytes() == digest).then_some(data)
+    }
+
+    async fn finish_read(
+        self: &Arc<Self>,
+        digest: Digest,
+        read: Option<FileRead>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        if let Some(data) = self.whole(digest, read).await {
+            return Ok(Some(data));
+        }
+        // A file that no entry names was left by a crash before its entry was written.
+        if !self.is_present(digest).await? {
+            return Ok(None);
+        }
+        // It may have been put between the read and this look. An entry that is there and cannot be read is damaged.
+        let again = self.read_files(vec![digest]).await?.pop().flatten();
+        match self.whole(digest, again).await {
+            Some(data) => Ok(Some(data)),
+            None => {
+                tracing::error!(hash = %Hash::from_bytes(digest), "a stored block cannot be read");
+                Err(self.damaged(digest))
             }
         }
     }
 
-    async fn finish_read(&self, digest: Digest, read: Option<FileRead>) -> Result<Option<Bytes>, StoreError> {
+    async fn whole(&self, digest: Digest, read: Option<FileRead>) -> Option<Bytes> {
         match read {
-            Some(FileRead::Whole(data)) => Ok(Some(data)),
-            Some(FileRead::Damaged) if self.is_present(digest).await? => Err(self.damaged(digest)),
-            // A file that no entry names was left by a crash before its entry was written.
-            Some(FileRead::Damaged) => Ok(None),
+            Some(FileRead::Whole(data)) => Some(data),
+            Some(FileRead::Damaged) => None,
             None => self.read_inlined(digest).await,
         }
     }

@@ -240,3 +240,25 @@ async fn ten_thousand_blocks_come_back_in_batches() {
     }
     assert_eq!(store.list().await.unwrap().len(), blocks.len());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn block_that_is_read_while_it_is_put_is_absent_or_whole_and_never_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FsBlobStore::open(dir.path()).await.unwrap();
+    for seed in 0..300 {
+        // Small ones are kept in the database, large ones as files.
+        let block = sample(seed, if seed % 2 == 0 { 200 } else { 40_000 });
+        let hash = *block.cid().hash();
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move { while store.get(&hash).await.unwrap().is_none() {} })
+            })
+            .collect();
+        store.put(vec![block.clone()]).await.unwrap();
+        assert_eq!(store.get(&hash).await.unwrap().as_ref(), Some(block.data()), "block {seed}");
+        for reader in readers {
+            tokio::time::timeout(std::time::Duration::from_secs(10), reader).await.expect("it is there").unwrap();
+        }
+    }
+}

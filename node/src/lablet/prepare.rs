@@ -108,7 +108,7 @@ impl Preparer {
         let block = read_block(&*self.store, cid)
             .await
             .map_err(FetchError::from)?
-            .ok_or_else(|| bad("it vanished from the store".to_owned()))?;
+            .ok_or_else(|| CellError::Artifact { cid: *cid, reason: "it vanished from the store".to_owned() })?;
         model::from_bytes(block.data()).map_err(|e| bad(e.to_string()))
     }
 
