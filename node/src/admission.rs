@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::framed;
+use crate::gate::Gate;
 use crate::home::{Home, HomeError, Membership};
 use crate::links::{Links, Stream};
 
@@ -25,6 +26,9 @@ const ACCEPT_QUEUE: usize = 16;
 
 /// Longest wait for the first message of a stream.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams on which one peer may wait for its answer: one for each try of a person.
+const MAX_STREAMS_PER_PEER: usize = 4;
 
 /// Longest name that is kept, in bytes.
 const MAX_NAME_SIZE: usize = 64;
@@ -62,7 +66,7 @@ struct Member {
     name: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asking {
     role: Role,
@@ -158,10 +162,16 @@ impl Admission {
     /// Answers peers that want to join, until the node ends.
     pub async fn serve(self: Arc<Admission>, links: Links) {
         let mut incoming = links.accept(JOIN_PROTOCOL, ACCEPT_QUEUE).await;
+        let gate = Gate::new(MAX_STREAMS_PER_PEER);
         while let Some((peer, stream)) = incoming.recv().await {
+            let Some(place) = gate.enter(&peer) else {
+                tracing::debug!(%peer, "too many join requests of one peer");
+                continue;
+            };
             let admission = self.clone();
             let links = links.clone();
             tokio::spawn(async move {
+                let _place = place;
                 if let Err(error) = admission.answer(&links, &peer, stream).await {
                     tracing::info!(%peer, %error, "a join request ended");
                 }
@@ -180,7 +190,10 @@ impl Admission {
             Ok(None) => {
                 let certificate = self.certificate.clone();
                 framed::write(&mut stream, &JoinAnswer::Waiting { certificate }).await?;
-                self.approved(peer).await
+                tokio::select! {
+                    role = self.approved(peer) => role,
+                    () = gone(&mut stream) => return Ok(()),
+                }
             }
             Err((code, reason)) => {
                 tracing::warn!(%peer, code, reason, "refused a peer that wants to join");
@@ -221,16 +234,21 @@ impl Admission {
         if let Some(member) = state.members.get(&peer.to_string()) {
             return Ok(Some(member.role));
         }
+        // Who asks again has changed nothing that must be written down.
+        let asks = Asking { role, name: clip(name) };
+        if !state.open && state.asking.get(&peer.to_string()) == Some(&asks) {
+            return Ok(None);
+        }
         if role == Role::Orchestrator {
             return Err(("denied", "a second orchestrator is made by the owner, not by asking".to_owned()));
         }
         let key = peer.to_string();
         if state.open {
-            state.members.insert(key, Member { role, name: clip(name) });
+            state.members.insert(key, Member { role, name: asks.name });
         } else if state.asking.len() >= MAX_ASKING && !state.asking.contains_key(&key) {
             return Err(("denied", "too many peers ask already".to_owned()));
         } else {
-            state.asking.insert(key, Asking { role, name: clip(name) });
+            state.asking.insert(key, asks);
         }
         self.save(&state).map_err(|e| ("broken", e.to_string()))?;
         Ok(state.open.then_some(role))
@@ -260,10 +278,78 @@ fn lapse() -> WallTime {
     WallTime(clock::wall().0.saturating_add(u64::try_from(MEMBERSHIP.as_millis()).unwrap_or(u64::MAX)))
 }
 
+/// Returns once the asker has closed its stream, or says more where it has nothing to say.
+async fn gone(stream: &mut Stream) {
+    let _ended = tokio::io::AsyncReadExt::read(stream, &mut [0]).await;
+}
+
 fn clip(name: &str) -> String {
     let mut end = name.len().min(MAX_NAME_SIZE);
     while !name.is_char_boundary(end) {
         end -= 1;
     }
     name[..end].chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    struct Door {
+        _dir: tempfile::TempDir,
+        home: Home,
+        admission: Arc<Admission>,
+        links: Links,
+    }
+
+    fn door() -> Door {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let admission = Arc::new(Admission::create(&home, "lab", false).unwrap());
+        let links = Links::new(home.identity().unwrap().peer().clone(), None);
+        Door { _dir: dir, home, admission, links }
+    }
+
+    /// Asks, and returns the stream once the lab said that it waits for its owner.
+    async fn ask(door: &Door, peer: &PeerId) -> (tokio::io::DuplexStream, tokio::task::JoinHandle<()>) {
+        let (mut here, there) = tokio::io::duplex(64 << 10);
+        let (admission, links, asker) = (door.admission.clone(), door.links.clone(), peer.clone());
+        let answering = tokio::spawn(async move {
+            let _broken = admission.answer(&links, &asker, Stream::new(there)).await;
+        });
+        let request = JoinRequest::Ask { role: Role::Lablet, name: "box".to_owned() };
+        framed::write(&mut here, &request).await.unwrap();
+        let answer = framed::expect::<JoinAnswer>(&mut here, MAX_JOIN_SIZE).await.unwrap();
+        assert!(matches!(answer, JoinAnswer::Waiting { .. }), "{answer:?}");
+        (here, answering)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_asks_and_leaves_is_waited_for_no_longer() {
+        let (door, peer) = (door(), PeerId::from_ed25519(&[7; 32]));
+        let (stream, answering) = ask(&door, &peer).await;
+        drop(stream);
+        tokio::time::timeout(Duration::from_secs(10), answering).await.expect("the answer ends").unwrap();
+        assert_eq!(door.admission.asking().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_asks_again_costs_no_write() {
+        let (door, peer) = (door(), PeerId::from_ed25519(&[7; 32]));
+        let _first = ask(&door, &peer).await;
+        let written = std::fs::metadata(door.home.path(STATE)).unwrap().ino();
+        let _second = ask(&door, &peer).await;
+        assert_eq!(std::fs::metadata(door.home.path(STATE)).unwrap().ino(), written);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_waits_is_let_in_when_it_is_approved() {
+        let (door, peer) = (door(), PeerId::from_ed25519(&[7; 32]));
+        let (mut stream, _answering) = ask(&door, &peer).await;
+        door.admission.approve(&peer).unwrap();
+        let answer = framed::expect::<JoinAnswer>(&mut stream, MAX_JOIN_SIZE).await.unwrap();
+        assert!(matches!(answer, JoinAnswer::Joined { .. }), "{answer:?}");
+    }
 }

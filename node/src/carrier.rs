@@ -21,6 +21,7 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::sync::mpsc;
 
 use crate::framed;
+use crate::gate::Gate;
 use crate::lablet::Routes;
 use crate::links::{Incoming, Links, Stream};
 
@@ -39,6 +40,9 @@ const PACKET_COST: usize = 160;
 
 /// A stream that carried nothing for so long is closed.
 const IDLE: Duration = Duration::from_secs(120);
+
+/// Streams of packets that one peer may have open towards us: one, and those of connections that just broke.
+const MAX_STREAMS_PER_PEER: usize = 8;
 
 /// Streams that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
@@ -151,9 +155,15 @@ impl Carrier {
     }
 
     async fn accept(self, mut incoming: Incoming) {
+        let gate = Gate::new(MAX_STREAMS_PER_PEER);
         while let Some((peer, stream)) = incoming.recv().await {
+            let Some(place) = gate.enter(&peer) else {
+                tracing::debug!(%peer, "too many streams of packets of one peer");
+                continue;
+            };
             let carrier = self.clone();
             tokio::spawn(async move {
+                let _place = place;
                 if let Err(error) = carrier.receive(&peer, stream).await {
                     tracing::info!(%peer, %error, "a lablet's packets end");
                     carrier.cut(&peer).await;

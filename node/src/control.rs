@@ -18,8 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, Write
 use tokio::net::UnixListener;
 
 use crate::framed;
+use crate::gate::Gate;
 use crate::links::Duplex;
 use crate::node::Node;
+
+/// Streams of one peer that have not shown a membership.
+const MAX_STRANGERS_PER_PEER: usize = 16;
 
 /// Streams of members that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
@@ -116,11 +120,18 @@ pub(crate) async fn serve_local(node: Arc<Node>, stream: impl AsyncRead + AsyncW
 /// Answers members of the lab, until the node stops.
 pub(crate) async fn serve_remote(node: Arc<Node>) {
     let mut incoming = node.links.accept(PROTOCOL, ACCEPT_QUEUE).await;
+    let gate = Gate::new(MAX_STRANGERS_PER_PEER);
     while let Some((peer, stream)) = incoming.recv().await {
+        let Some(place) = gate.enter(&peer) else {
+            tracing::debug!(%peer, "too many control streams of one peer that show no membership");
+            continue;
+        };
         let node = node.clone();
         tokio::spawn(async move {
             let mut talk = Talk::new(stream);
-            match remote::admit(&node, &peer, &mut talk).await {
+            let admitted = remote::admit(&node, &peer, &mut talk).await;
+            drop(place);
+            match admitted {
                 Ok(role) => answer(&node, Caller::Member { peer, role }, &mut talk).await,
                 Err(refused) => {
                     tracing::warn!(%peer, reason = refused.message, "refused a control stream");
@@ -159,17 +170,17 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
             content::fetch(node, caller, root, peers, timeout_ms, shallow, talk).await
         }
         Request::Blocks { cids } => content::blocks(node, caller, cids, talk).await,
-        Request::Resolve { name } => runs::resolve(node, name, talk).await,
+        Request::Resolve { name } => runs::resolve(node, caller, name, talk).await,
         Request::Submit { run, source, source_addrs } => {
             runs::submit(node, caller, run, source, source_addrs, talk).await
         }
         Request::DryRun { run } => runs::dry_run(node, caller, run, talk).await,
-        Request::Watch { execution } => runs::watch(node, execution, talk).await,
+        Request::Watch { execution } => runs::watch(node, caller, execution, talk).await,
         Request::Cancel { execution } => runs::cancel(node, caller, execution, talk).await,
         Request::Logs { execution, group, index, follow } => {
-            runs::logs(node, runs::LogsOf { execution, group, index, follow }, talk).await
+            runs::logs(node, caller, runs::LogsOf { execution, group, index, follow }, talk).await
         }
-        Request::List { what } => runs::list(node, what, talk).await,
+        Request::List { what } => runs::list(node, caller, what, talk).await,
         Request::LabInit { name, open } => lab::init(node, caller, &name, open).await,
         Request::Invite { role, ttl_ms } => lab::invite(node, caller, role, ttl_ms, talk).await,
         Request::Join { target, name, role } => lab::join(node, caller, &target, &name, role, talk).await,
@@ -191,4 +202,37 @@ fn broken(error: impl std::fmt::Display) -> Failure {
         error.to_string(),
         "see the node's log; `iptl doctor` checks disk, store and network",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::Home;
+    use crate::node::Options;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_asks_the_orchestrator_for_nobody_but_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            worker: ("/bin/true".into(), Vec::new()),
+            offline: true,
+            roles: false,
+            lend: false,
+            socket: false,
+        };
+        let running = crate::start(Home::open(dir.path()).unwrap(), options).await.unwrap();
+        let member = Caller::Member { peer: PeerId::from_ed25519(&[7; 32]), role: Role::Developer };
+        let run = iptl_dag::codec::cid_of(&"run");
+        for request in [
+            Request::Submit { run, source: None, source_addrs: Vec::new() },
+            Request::DryRun { run },
+            Request::Cancel { execution: "last".to_owned() },
+            Request::Watch { execution: "last".to_owned() },
+        ] {
+            let (_asker, stream) = tokio::io::duplex(64 << 10);
+            let refused = dispatch(running.node(), &member, request, &mut Talk::new(stream)).await.unwrap_err();
+            assert_eq!(refused.code, "control.denied");
+        }
+        running.stop().await;
+    }
 }

@@ -18,6 +18,7 @@ mod control;
 pub mod facts;
 pub mod fetch;
 pub mod framed;
+mod gate;
 pub mod home;
 pub mod join;
 pub mod keeper;

@@ -107,6 +107,11 @@ impl Running {
         here
     }
 
+    #[cfg(test)]
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// Returns the node's peer ID.
     pub fn peer(&self) -> &iptl_dag::PeerId {
         self.node.links.peer()

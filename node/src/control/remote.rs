@@ -7,7 +7,7 @@ use iptl_dag::model::Signed;
 use iptl_wire::control::{Failure, FailureKind, MAX_FRAME_SIZE, PROTOCOL, Reply, Request};
 use iptl_wire::lab::{MAX_JOIN_SIZE, MemberToken, Role};
 
-use super::{Talk, broken, failure};
+use super::{Caller, Talk, broken, failure};
 use crate::clock;
 use crate::framed;
 use crate::node::Node;
@@ -30,8 +30,14 @@ pub(super) async fn admit(node: &Node, peer: &PeerId, talk: &mut Talk) -> Result
     Ok(token.body.role)
 }
 
-/// Asks the lab's orchestrator and passes its replies on.
-pub(super) async fn forward(node: &Node, request: Request, talk: &mut Talk) -> Result<(), Failure> {
+/// Asks the lab's orchestrator in the name of this node's owner and passes its replies on. Other members ask it
+/// themselves: nobody acts in the name of another.
+pub(super) async fn forward(node: &Node, caller: &Caller, request: Request, talk: &mut Talk) -> Result<(), Failure> {
+    if let Caller::Member { .. } = caller {
+        let message = "this node is not the lab's orchestrator, and asks it for nobody but its owner".to_owned();
+        let help = "ask the lab's orchestrator";
+        return Err(failure(FailureKind::Denied, "control.denied", message, help));
+    }
     let membership = node.membership().ok_or_else(|| {
         let help = "make one with `iptl lab init`, join one with `iptl join TICKET`, or try one with `iptl dev up`";
         failure(FailureKind::LabUnable, "lab.none", "this node is in no lab".to_owned(), help)

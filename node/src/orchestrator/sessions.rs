@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::Command;
 use crate::clock;
 use crate::framed;
+use crate::gate::{Gate, Place};
 use crate::links::{Links, Stream};
 
 /// Streams that wait to be accepted: a lab of a thousand lablets that all come back at once.
@@ -18,6 +19,9 @@ const ACCEPT_QUEUE: usize = 1024;
 
 /// Longest wait for hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams of one peer that have not said hello: one that is new, and those of a connection that just broke.
+const MAX_GREETING_PER_PEER: usize = 4;
 
 /// Messages that wait to be written to one lablet; one that takes them slower than this is cut off and comes back.
 const OUT_QUEUE: usize = 4096;
@@ -28,14 +32,19 @@ pub(super) type Outbox = mpsc::Sender<ToLablet>;
 /// Accepts sessions until the node ends.
 pub(super) async fn accept(links: Links, lab: PeerId, driver: mpsc::Sender<Command>) {
     let mut incoming = links.accept(PROTOCOL, ACCEPT_QUEUE).await;
+    let gate = Gate::new(MAX_GREETING_PER_PEER);
     let mut number = 0;
     while let Some((peer, stream)) = incoming.recv().await {
+        let Some(place) = gate.enter(&peer) else {
+            tracing::debug!(%peer, "too many sessions of one peer that say no hello");
+            continue;
+        };
         number += 1;
-        tokio::spawn(serve(peer, stream, number, lab.clone(), driver.clone()));
+        tokio::spawn(serve(peer, stream, place, number, lab.clone(), driver.clone()));
     }
 }
 
-async fn serve(peer: PeerId, stream: Stream, session: u64, lab: PeerId, driver: mpsc::Sender<Command>) {
+async fn serve(peer: PeerId, stream: Stream, place: Place, session: u64, lab: PeerId, driver: mpsc::Sender<Command>) {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(64 << 10, reader);
     let hello = match tokio::time::timeout(HELLO_TIMEOUT, hello(&mut reader, &peer, &lab)).await {
@@ -51,6 +60,7 @@ async fn serve(peer: PeerId, stream: Stream, session: u64, lab: PeerId, driver: 
             return;
         }
     };
+    drop(place);
     let (outbox, queue) = mpsc::channel(OUT_QUEUE);
     let writing = tokio::spawn(write(writer, queue));
     if driver.send(Command::Hello { from: peer.clone(), session, hello: Box::new(hello), outbox }).await.is_err() {
