@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use iptl_artifacts::{PinKind, read_block};
 use iptl_dag::model::{self, Attestation, Execution, InstanceId, ReceiptShard, ResultNode, Run, Signed};
+use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::control::{Event, Failure, FailureKind, ListKind, PlacementRow, Reply, Request};
 use iptl_wire::session::{KnownRun, OutputLine};
@@ -20,6 +21,9 @@ use crate::orchestrator::{Ask, LabletRow, OrchestratorHandle, RunRecord, RunRow}
 
 /// A submitted run's blocks must arrive within so long after the last one that did.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most bytes of a run with its plan and its workloads: a developer may not fill the lab's disk by a few words.
+const MAX_RUN_SIZE: u64 = 4 << 30;
 
 /// Logs that are not followed end once a running execution said nothing for so long.
 const QUIET: Duration = Duration::from_millis(500);
@@ -49,11 +53,12 @@ pub(super) async fn submit(
             None => Vec::new(),
         };
         let request = Request::Submit { run, source: Some(node.links.peer().clone()), source_addrs };
-        return remote::forward(node, request, talk).await;
+        return remote::forward(node, caller, request, talk).await;
     };
     let from = source.into_iter().map(|peer| (peer, source_addrs.clone())).collect();
     let wanted = Wanted { root: run, from, timeout: SUBMIT_TIMEOUT, shallow: false };
-    node.fetcher.fetch(&wanted, |_| {}).await.map_err(fetch_failure)?;
+    let limits = Limits { bytes: MAX_RUN_SIZE, ..Limits::default() };
+    node.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await.map_err(fetch_failure)?;
     let known = read_run(node, run).await?;
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).expect("the kernel gives random bytes");
@@ -67,9 +72,8 @@ pub(super) async fn submit(
 
 pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &mut Talk) -> Result<(), Failure> {
     let Some(lab) = orchestrator(node) else {
-        caller.owner()?;
         // The orchestrator needs the run alone, and fetches it from here.
-        return remote::forward(node, Request::DryRun { run }, talk).await;
+        return remote::forward(node, caller, Request::DryRun { run }, talk).await;
     };
     let from = match caller {
         Caller::Owner => Vec::new(),
@@ -97,9 +101,14 @@ pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &
         .await
 }
 
-pub(super) async fn watch(node: &Arc<Node>, execution: String, talk: &mut Talk) -> Result<(), Failure> {
+pub(super) async fn watch(
+    node: &Arc<Node>,
+    caller: &Caller,
+    execution: String,
+    talk: &mut Talk,
+) -> Result<(), Failure> {
     let Some(lab) = orchestrator(node) else {
-        return remote::forward(node, Request::Watch { execution }, talk).await;
+        return remote::forward(node, caller, Request::Watch { execution }, talk).await;
     };
     let (id, watching) = lab.ask(|answer| Ask::Watch { name: execution, answer }).await.map_err(broken)??;
     let mut over = false;
@@ -141,19 +150,19 @@ pub(super) async fn cancel(
 ) -> Result<(), Failure> {
     caller.developer()?;
     let Some(lab) = orchestrator(node) else {
-        return remote::forward(node, Request::Cancel { execution }, talk).await;
+        return remote::forward(node, caller, Request::Cancel { execution }, talk).await;
     };
     let by = caller.peer(node);
     lab.ask(|answer| Ask::Cancel { name: execution, by, answer }).await.map_err(broken)??;
     Ok(())
 }
 
-pub(super) async fn resolve(node: &Arc<Node>, name: String, talk: &mut Talk) -> Result<(), Failure> {
+pub(super) async fn resolve(node: &Arc<Node>, caller: &Caller, name: String, talk: &mut Talk) -> Result<(), Failure> {
     if let Ok(cid) = name.parse::<Cid>() {
         return talk.say(Reply::Resolved { cid }).await;
     }
     let Some(lab) = orchestrator(node) else {
-        return remote::forward(node, Request::Resolve { name }, talk).await;
+        return remote::forward(node, caller, Request::Resolve { name }, talk).await;
     };
     let shown = name.clone();
     let (id, record) = lab.ask(|answer| Ask::Find { name, answer }).await.map_err(broken)??;
@@ -182,10 +191,10 @@ impl LogsOf {
     }
 }
 
-pub(super) async fn logs(node: &Arc<Node>, of: LogsOf, talk: &mut Talk) -> Result<(), Failure> {
+pub(super) async fn logs(node: &Arc<Node>, caller: &Caller, of: LogsOf, talk: &mut Talk) -> Result<(), Failure> {
     let Some(lab) = orchestrator(node) else {
         let LogsOf { execution, group, index, follow } = of;
-        return remote::forward(node, Request::Logs { execution, group, index, follow }, talk).await;
+        return remote::forward(node, caller, Request::Logs { execution, group, index, follow }, talk).await;
     };
     let name = of.execution.clone();
     let (id, record) = lab.ask(|answer| Ask::Find { name, answer }).await.map_err(broken)??;
@@ -249,13 +258,13 @@ async fn logs_of_result(node: &Node, result: Cid, of: &LogsOf, talk: &mut Talk) 
     Ok(())
 }
 
-pub(super) async fn list(node: &Arc<Node>, what: ListKind, talk: &mut Talk) -> Result<(), Failure> {
+pub(super) async fn list(node: &Arc<Node>, caller: &Caller, what: ListKind, talk: &mut Talk) -> Result<(), Failure> {
     let rows = match what {
         ListKind::Plans => pins(node, Some(PinKind::Plan)),
         ListKind::Pins => pins(node, None),
         ListKind::Runs | ListKind::Results | ListKind::Lablets => {
             let Some(lab) = orchestrator(node) else {
-                return remote::forward(node, Request::List { what }, talk).await;
+                return remote::forward(node, caller, Request::List { what }, talk).await;
             };
             if what == ListKind::Lablets {
                 let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(broken)?;

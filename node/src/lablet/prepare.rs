@@ -6,17 +6,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use iptl_artifacts::{BlobStore, export, read_block};
+use iptl_artifacts::export::{self, ExportError};
+use iptl_artifacts::{BlobStore, read_block};
 use iptl_dag::model::{self, GroupRun, InstanceId, Run, Workload};
+use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, InstanceSpec, PrepareError, PreparedCell, Runner};
 use iptl_wire::session::Grant;
+use tokio::io::AsyncWriteExt;
 
 use crate::fetch::{FetchError, Fetcher, Source, Wanted};
 use crate::home::Home;
 
 /// A lablet that finds nobody with the blocks of its grant for so long gives it back.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Largest content of a workload in bytes: far above any component, far below what a lender's disk should hold. A few
+/// blocks can stand for more than all disks.
+const MAX_ARTIFACT_SIZE: u64 = 256 << 20;
+
+/// Most bytes of a workload with all that it links.
+const MAX_WORKLOAD_SIZE: u64 = 4 << 30;
+
+/// Bytes of arguments, environment and parameters over all instances of a cell: each instance has its own copy.
+const MAX_START_SIZE: u64 = 256 << 20;
 
 /// Why a cell could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +116,8 @@ impl Preparer {
         T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
     {
         let wanted = Wanted { root: *cid, from: sources.to_vec(), timeout: FETCH_TIMEOUT, shallow };
-        self.fetcher.fetch(&wanted, |_| {}).await?;
+        let limits = Limits { bytes: MAX_WORKLOAD_SIZE, ..Limits::default() };
+        self.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await?;
         let bad = |reason: String| CellError::Bad { cid: *cid, reason };
         let block = read_block(&*self.store, cid)
             .await
@@ -119,11 +133,19 @@ impl Preparer {
             return Ok(path);
         }
         let failed = |reason: String| CellError::Artifact { cid: workload.content, reason };
+        let unusable = |e: ExportError| match e {
+            ExportError::TooLarge { .. } | ExportError::UnixFs { .. } => {
+                CellError::Bad { cid: workload.content, reason: e.to_string() }
+            }
+            other => failed(other.to_string()),
+        };
         let dir = path.parent().unwrap_or(Path::new("."));
         tokio::fs::create_dir_all(dir).await.map_err(|e| failed(e.to_string()))?;
         let temp = tempfile::tempdir_in(dir).map_err(|e| failed(e.to_string()))?;
         let file = temp.path().join("artifact");
-        export::write_file(&*self.store, &workload.content, &file).await.map_err(|e| failed(e.to_string()))?;
+        let mut out = tokio::fs::File::create(&file).await.map_err(|e| failed(e.to_string()))?;
+        export::stream_file(&*self.store, &workload.content, &mut out, MAX_ARTIFACT_SIZE).await.map_err(unusable)?;
+        out.flush().await.map_err(|e| failed(e.to_string()))?;
         tokio::fs::rename(&file, &path).await.map_err(|e| failed(e.to_string()))?;
         Ok(path)
     }
@@ -162,6 +184,14 @@ fn group<'a>(run: &'a Run, grant: &Grant, name: &str) -> Result<&'a GroupRun, Ce
     run.groups.get(name).ok_or_else(|| CellError::Bad { cid: grant.run, reason: format!("it has no group {name:?}") })
 }
 
+/// Returns the bytes that one instance of a group is given at its start.
+fn size_at_start(run: &Run, group: &GroupRun) -> u64 {
+    let args = group.args.iter().map(String::len);
+    let env = group.env.iter().map(|(name, value)| name.len() + value.len());
+    let params = run.params.iter().map(|(name, value)| name.len() + value.to_string().len());
+    args.chain(env).chain(params).map(|size| size as u64).sum()
+}
+
 fn spec(
     run: &Run,
     grant: &Grant,
@@ -169,8 +199,14 @@ fn spec(
     scratch: PathBuf,
 ) -> Result<CellSpec, CellError> {
     let mut instances = Vec::new();
+    let mut start_size = 0;
     for assignment in &grant.assignments {
         let group = group(run, grant, &assignment.group)?;
+        start_size = size_at_start(run, group).saturating_mul(u64::from(assignment.count)).saturating_add(start_size);
+        if start_size > MAX_START_SIZE {
+            let reason = format!("its arguments and environment take {start_size} bytes; {MAX_START_SIZE} are allowed");
+            return Err(CellError::Bad { cid: grant.run, reason });
+        }
         let beyond = assignment.start.checked_add(assignment.count).is_none_or(|end| end > group.count);
         if beyond {
             let reason = format!("group {:?} has no {} instances", assignment.group, assignment.start);

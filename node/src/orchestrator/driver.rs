@@ -427,6 +427,8 @@ impl Driver {
                     self.syncs.remove(&execution);
                     self.following.remove(&execution);
                     self.logs.close(&execution);
+                    // A sealed result is pinned by itself; of a failed execution nothing is kept.
+                    self.parts.keeper.release(&execution);
                 }
             }
             Effect::Close { lablet, reason } => {

@@ -1,13 +1,14 @@
 //! From receipts to a sealed result: every block is here, checked and pinned before anything is stated about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use iptl_artifacts::{BlobStore, PinKind, read_block};
 use iptl_dag::model::{self, ExecutionId, InstanceId, Outcome, OutcomeShard, ReceiptShard, Termination};
-use iptl_dag::{Block, Cid, PeerId, walk};
+use iptl_dag::walk::{self, Limits};
+use iptl_dag::{Block, Cid, PeerId};
 use iptl_result::{Assembled, Assembly, AttestationRecord};
 use iptl_scheduler::{AssembledResult, AssemblyOrder, ReceiptSummary};
 use iptl_trust::Keypair;
@@ -19,6 +20,12 @@ use crate::keeper::Keeper;
 
 /// Receipts of a lablet that is gone are waited for no longer than this before the core decides.
 const PULL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most bytes of a chunk of receipts with all that its instances left: 512 of them with 64 MiB each.
+const MAX_PULL_SIZE: u64 = 32 << 30;
+
+/// Bytes of metrics that are held while a result is made. Instances whose metrics lie beyond are given up as missing.
+const MAX_METRICS_SIZE: usize = 2 << 30;
 
 /// Failures that are told with a result.
 const MAX_FAILURES: usize = 20;
@@ -42,7 +49,8 @@ impl Sealer {
             keeper.hold(execution, shard);
             let from = vec![(lablet.clone(), Vec::new())];
             let wanted = Wanted { root: shard, from, timeout: PULL_TIMEOUT, shallow: false };
-            let command = match fetcher.fetch(&wanted, |_| {}).await {
+            let limits = Limits { bytes: MAX_PULL_SIZE, ..Limits::default() };
+            let command = match fetcher.within(limits).fetch(&wanted, |_| {}).await {
                 Err(error) => Command::PullFailed { execution, lablet, shard, reason: error.to_string(), retry: true },
                 Ok(_) => match summaries(&*store, execution, &lablet, &shard).await {
                     Ok(receipts) => Command::Pulled { execution, lablet, shard, receipts },
@@ -128,7 +136,7 @@ impl Work {
             cancelled: order.cancelled.is_some(),
             timed_out: order.timed_out,
         };
-        let blocks = self.preload(&assembly).await?;
+        let blocks = preload(&*self.store, &assembly, MAX_METRICS_SIZE).await?;
         let (assembly, assembled) = tokio::task::spawn_blocking(move || {
             let mut read = |cid: &Cid| blocks.get(cid).cloned();
             iptl_result::give_up_unreadable(&mut assembly, &mut read);
@@ -160,30 +168,37 @@ impl Work {
         Ok(told)
     }
 
-    /// Reads what the pure half will ask for: metrics, and the roots of everything that receipts link. What is gone
-    /// since it was pulled is left out, and its instances are given up.
-    async fn preload(&self, assembly: &Assembly) -> anyhow::Result<BTreeMap<Cid, Bytes>> {
-        let mut blocks = BTreeMap::new();
-        for receipt in assembly.receipts.iter().map(|signed| &signed.body) {
-            let roots = [receipt.logs, receipt.events, receipt.artifacts].into_iter().flatten();
-            for root in roots {
-                if let Some(block) = read_block(&*self.store, &root).await? {
-                    blocks.insert(root, block.data().clone());
-                }
-            }
-            let mut open: Vec<Cid> = receipt.metrics.into_iter().collect();
-            while let Some(cid) = open.pop() {
-                let Some(block) = read_block(&*self.store, &cid).await? else { continue };
-                open.extend(walk::links(&cid, block.data())?);
-                blocks.insert(cid, block.data().clone());
-            }
-        }
-        Ok(blocks)
-    }
-
     async fn block(&self, cid: &Cid) -> anyhow::Result<Block> {
         read_block(&*self.store, cid).await?.ok_or_else(|| anyhow::anyhow!("{cid} is not in the store"))
     }
+}
+
+/// Reads what the pure half will ask for: metrics, up to `limit` bytes, and the roots of everything that receipts link.
+/// What is gone since it was pulled, or damaged, or too much, is left out, and its instances are given up.
+async fn preload(store: &dyn BlobStore, assembly: &Assembly, limit: usize) -> anyhow::Result<BTreeMap<Cid, Bytes>> {
+    let mut blocks = BTreeMap::new();
+    let mut walked = BTreeSet::new();
+    let mut size = 0;
+    for receipt in assembly.receipts.iter().map(|signed| &signed.body) {
+        let roots = [receipt.logs, receipt.events, receipt.artifacts].into_iter().flatten();
+        for root in roots {
+            if let Some(block) = read_block(store, &root).await? {
+                blocks.insert(root, block.data().clone());
+            }
+        }
+        let mut open: Vec<Cid> = receipt.metrics.into_iter().collect();
+        while let Some(cid) = open.pop() {
+            // A few blocks can link each other in more ways than anybody can walk: each is walked once.
+            if size > limit || !walked.insert(cid) {
+                continue;
+            }
+            let Some(block) = read_block(store, &cid).await? else { continue };
+            open.extend(walk::links(&cid, block.data()).unwrap_or_default());
+            size += block.data().len();
+            blocks.insert(cid, block.data().clone());
+        }
+    }
+    Ok(blocks)
 }
 
 /// Says about a result what its narrative ends with.
@@ -228,4 +243,88 @@ fn failures(assembled: &Assembled) -> Vec<(String, String)> {
         }
     }
     failures
+}
+
+#[cfg(test)]
+mod tests {
+    use iptl_artifacts::MemStore;
+    use iptl_dag::Codec;
+    use iptl_dag::model::{Engine, Epoch, Execution, Exit, LossPolicy, Network, Receipt, Run, Signed, Usage};
+
+    use super::*;
+
+    /// Makes the assembly of an execution with one receipt, whose metrics are `metrics`.
+    fn assembly(metrics: Cid) -> Assembly {
+        let peer = PeerId::from_ed25519(&[1; 32]);
+        let run = Run {
+            plan: metrics,
+            case: "case".into(),
+            groups: BTreeMap::new(),
+            params: BTreeMap::new(),
+            seed: 1,
+            engine: Engine::Live,
+            network: Network::Clean,
+            faults: Vec::new(),
+            loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+            thresholds: Vec::new(),
+            timeout_ms: 1,
+        };
+        let run_cid = iptl_dag::codec::cid_of(&run);
+        let execution = Execution { run: run_cid, orchestrator: peer.clone(), nonce: [0; 16] }.id();
+        let receipt = Receipt {
+            execution,
+            instance: InstanceId { group: "g".into(), index: 0 },
+            attempt: 1,
+            epoch: Epoch { counter: 1, peer: peer.clone() },
+            workload: metrics,
+            lablet: peer.clone(),
+            runner: String::new(),
+            started_ms: 0,
+            ended_ms: 0,
+            exit: Exit::Exited { code: 0 },
+            usage: Usage::default(),
+            logs: None,
+            events: None,
+            metrics: Some(metrics),
+            artifacts: None,
+        };
+        Assembly {
+            run_cid,
+            run,
+            execution,
+            receipts: vec![Signed { body: receipt, signer: peer, signature: Vec::new() }],
+            missing: BTreeMap::new(),
+            cancelled: false,
+            timed_out: false,
+        }
+    }
+
+    /// Puts levels of blocks that each link the one below twice: 2^levels ways down.
+    async fn bomb(store: &MemStore, levels: u32) -> Cid {
+        let leaf = Block::new(Codec::Raw, "leaf");
+        let mut top = *leaf.cid();
+        store.put(vec![leaf]).await.unwrap();
+        for _ in 0..levels {
+            let block = Block::new(Codec::DagCbor, iptl_dag::codec::encode(&(top, top)));
+            top = *block.cid();
+            store.put(vec![block]).await.unwrap();
+        }
+        top
+    }
+
+    #[tokio::test]
+    async fn metrics_that_link_each_other_in_endless_ways_are_read_once() {
+        let store = MemStore::default();
+        let top = bomb(&store, 64).await;
+        let blocks = preload(&store, &assembly(top), usize::MAX).await.unwrap();
+        assert_eq!(blocks.len(), 65);
+    }
+
+    #[tokio::test]
+    async fn metrics_beyond_what_memory_holds_are_left_out() {
+        let store = MemStore::default();
+        let top = bomb(&store, 20).await;
+        let blocks = preload(&store, &assembly(top), 200).await.unwrap();
+        assert!(blocks.len() < 10, "{}", blocks.len());
+    }
 }
