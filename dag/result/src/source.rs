@@ -7,6 +7,10 @@ use iptl_dag::unixfs::pb::PbNode;
 use iptl_dag::unixfs::{Entry, FileReader, UnixFs, UnixFsError};
 use iptl_dag::{Block, Cid, Codec, HashError};
 
+/// Largest file that is read, in bytes: above any sensible limit of a run on records. A few blocks can stand for more
+/// than anybody can read.
+const MAX_FILE_SIZE: u64 = 4 << 30;
+
 /// Why a block could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -27,6 +31,14 @@ pub enum SourceError {
         /// What the decoder met.
         #[source]
         source: DecodeError,
+    },
+    /// The file is larger than any that is read.
+    #[error("the file {cid} has {size} bytes, more than {MAX_FILE_SIZE}")]
+    TooLarge {
+        /// Root of the file.
+        cid: Cid,
+        /// Its size in bytes.
+        size: u64,
     },
     /// The block is not a file or directory.
     #[error("{cid} is not usable")]
@@ -85,7 +97,11 @@ impl<'a> Source<'a> {
         let mut reader = FileReader::new(*file);
         while let Some(cid) = reader.next().copied() {
             let block = self.block(&cid)?;
-            f(&reader.supply(&block).map_err(|source| SourceError::UnixFs { cid, source })?);
+            let piece = reader.supply(&block).map_err(|source| SourceError::UnixFs { cid, source })?;
+            if let Some(size) = reader.size().filter(|size| *size > MAX_FILE_SIZE) {
+                return Err(SourceError::TooLarge { cid: *file, size });
+            }
+            f(&piece);
         }
         Ok(())
     }

@@ -2,11 +2,13 @@
 
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
-use iptl_dag::model::{self, Outcome};
-use iptl_result::{MAX_METRICS_PER_GROUP, MAX_TRACKABLE, parse_line};
+use iptl_dag::model::{self, Exit, Outcome, Receipt};
+use iptl_dag::unixfs::pb::{PbKind, PbLink, PbNode, PbUnixFs};
+use iptl_dag::{Block, Codec};
+use iptl_result::{MAX_METRICS_PER_GROUP, MAX_TRACKABLE, give_up_unreadable, parse_line};
 use proptest::prelude::*;
 
-use crate::world::World;
+use crate::world::{World, id};
 
 #[test]
 fn lines_are_read_or_refused() {
@@ -131,4 +133,27 @@ fn histogram_bytes(values: &str) -> Vec<u8> {
 
 fn histogram_of(values: &str) -> Histogram<u64> {
     Deserializer::new().deserialize(&mut histogram_bytes(values).as_slice()).expect("HDR V2")
+}
+
+#[test]
+fn metrics_that_stand_for_more_than_anybody_can_read_are_given_up() {
+    let mut world = World::new(&[("a", 1)], Vec::new());
+    let leaf = Block::new(Codec::Raw, "x");
+    let (mut cid, mut size) = (*leaf.cid(), 1);
+    world.keep(vec![leaf]);
+    // Each level stands for twice the one below it: 40 blocks for a terabyte.
+    for _ in 0..40 {
+        let part = PbLink { cid, name: None, tsize: None };
+        let message = PbUnixFs { kind: PbKind::File, data: None, file_size: None, block_sizes: vec![size, size] };
+        let node = PbNode { links: vec![part.clone(), part], data: Some(message.encode()) };
+        let block = Block::new(Codec::DagPb, node.encode());
+        (cid, size) = (*block.cid(), size * 2);
+        world.keep(vec![block]);
+    }
+    let receipt = world.receipt(id("a", 0), Exit::Exited { code: 0 });
+    world.add(Receipt { metrics: Some(cid), ..receipt });
+    let mut assembly = world.assembly();
+    let given_up = give_up_unreadable(&mut assembly, &mut |cid| world.blocks.get(cid).cloned());
+    assert_eq!(given_up, 1);
+    assert!(assembly.missing[&id("a", 0)].contains("more than"), "{:?}", assembly.missing);
 }
