@@ -11,6 +11,7 @@ use iptl_labnet::{Directory, DirectoryError, Packet};
 use iptl_runner::{CellControl, CellEvent, CellInput, Ended, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Reply, SyncOp};
 use iptl_wire::session::{self, CellRef, Grant, OutputLine, SyncDown, ToOrchestrator};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 use super::Command;
@@ -18,6 +19,9 @@ use crate::carrier::Carrier;
 
 /// Events that are taken from the runner before sync speaks, so that a crowd at a barrier costs one message.
 const MAX_EVENTS_AT_ONCE: usize = 4096;
+
+/// Answers of sync that wait for a runner; further ones stay in the topics that they come from.
+const REPLY_QUEUE: usize = 256;
 
 /// Lines that are kept for whoever starts to follow.
 const RECENT_LINES: usize = 2000;
@@ -124,7 +128,8 @@ impl CellTask {
         }
         let mut following = false;
         // Replies go out beside the loop: a runner that is slow to take them must not keep its events from being read.
-        let (replies, queue) = mpsc::unbounded_channel();
+        let (replies, queue) = mpsc::channel(REPLY_QUEUE);
+        let mut held = None;
         let writer = tokio::spawn(write_replies(self.control.clone(), queue));
         let mut batch = Vec::with_capacity(MAX_EVENTS_AT_ONCE);
         let mut over = false;
@@ -133,6 +138,11 @@ impl CellTask {
             let mut lines = Vec::new();
             tokio::select! {
                 taken = self.events.recv_many(&mut batch, MAX_EVENTS_AT_ONCE) => over = taken == 0,
+                Ok(place) = replies.reserve(), if held.is_some() => {
+                    if let Some(reply) = held.take() {
+                        place.send(reply);
+                    }
+                }
                 Some(note) = self.notes.recv() => match note {
                     CellNote::Sync(down) => sync.handle(down),
                     CellNote::Follow(on) => {
@@ -170,8 +180,12 @@ impl CellTask {
                     CellEvent::CellOver => over = true,
                 }
             }
-            while let Some((id, call, answer)) = sync.poll_reply() {
-                let _gone = replies.send(reply(id, call, answer));
+            while held.is_none()
+                && let Some((id, call, answer)) = sync.poll_reply()
+            {
+                if let Err(TrySendError::Full(reply)) = replies.try_send(reply(id, call, answer)) {
+                    held = Some(reply);
+                }
             }
             let uplink = self.uplink.borrow().clone();
             if let Some(uplink) = uplink {
@@ -204,7 +218,7 @@ impl CellTask {
     }
 }
 
-async fn write_replies(control: Arc<dyn CellControl>, mut queue: mpsc::UnboundedReceiver<SyncReply>) {
+async fn write_replies(control: Arc<dyn CellControl>, mut queue: mpsc::Receiver<SyncReply>) {
     while let Some(reply) = queue.recv().await {
         control.input(CellInput::Sync(reply)).await;
     }
