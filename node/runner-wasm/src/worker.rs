@@ -70,6 +70,11 @@ fn run() -> io::Result<()> {
 fn harden() -> io::Result<()> {
     close_inherited()?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // Where memory runs out, the kernel takes a worker before the lablet or anything else of the machine's owner: what
+    // the host keeps for guests, as sockets and messages, is not in their own limits.
+    if let Err(e) = std::fs::write("/proc/self/oom_score_adj", "1000") {
+        eprintln!("iptl worker: the kernel's choice when memory runs out: {e}");
+    }
     // A core dump of a worker would hold the memory of every guest.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     let (_, files) = getrlimit(Resource::RLIMIT_NOFILE)?;

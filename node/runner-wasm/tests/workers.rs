@@ -56,6 +56,8 @@ async fn worker_inherits_nothing() {
     };
     assert!(limits.contains("Max core file size"));
     assert!(std::fs::read(format!("/proc/{pid}/environ")).unwrap().is_empty());
+    // When memory runs out, the kernel takes the worker and not its lablet.
+    assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim(), "1000");
     runner.shutdown().await;
 }
 
