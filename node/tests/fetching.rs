@@ -248,7 +248,7 @@ async fn present(node: &Node, dag: &Dag) -> u64 {
     for block in dag.blocks() {
         match node.ask(Request::Blocks { cids: vec![*block.cid()] }).await {
             Ok(_) => bytes += block.data().len() as u64,
-            Err(failure) => assert_eq!(failure.code, "block.missing"),
+            Err(failure) => assert_eq!(failure.code, "block.missing", "{failure}"),
         }
     }
     bytes

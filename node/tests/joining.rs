@@ -28,7 +28,7 @@ async fn a_ticket_that_is_no_good_says_why() {
     let good = lab.invite(Role::Lablet, HOUR_MS).await;
     let ticket: Ticket = good.parse().unwrap();
     let elsewhere: Ticket = other.invite(Role::Lablet, HOUR_MS).await.parse().unwrap();
-    let mistyped = good.replacen(&good[40..41], if &good[40..41] == "a" { "b" } else { "a" }, 1);
+    let mistyped = format!("{}{}{}", &good[..40], if &good[40..41] == "a" { "b" } else { "a" }, &good[41..]);
     let rows = [
         (lab.invite(Role::Lablet, 0).await, FailureKind::Denied, "ticket.expired"),
         (good[..good.len() - 3].to_owned(), FailureKind::Denied, "ticket.garbled"),
