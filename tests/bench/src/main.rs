@@ -44,6 +44,9 @@ struct Cli {
     /// Where the table goes; nowhere where only some measures are taken
     #[arg(long)]
     out: Option<PathBuf>,
+    /// What the page says about how this run differs from others
+    #[arg(long, default_value = "")]
+    note: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -75,6 +78,10 @@ fn main() -> Result<()> {
 async fn measure(cli: Cli) -> Result<()> {
     let all = [Measure::Run, Measure::Park, Measure::Transfer, Measure::Sync, Measure::Stream];
     let wanted = if cli.measures.is_empty() { all.to_vec() } else { cli.measures.clone() };
+    let out = match cli.out {
+        Some(out) => Some(out),
+        None => cli.measures.is_empty().then(|| lab::repository().join("docs/BENCHMARKS.md")),
+    };
     let guest = lab::build_guest()?;
     let mut report = Report::begin();
     let mut failed = Vec::new();
@@ -88,19 +95,17 @@ async fn measure(cli: Cli) -> Result<()> {
         };
         match rows {
             Ok(rows) => rows.into_iter().for_each(|row: Row| report.add(row)),
-            Err(error) => failed.push(format!("{error:#}")),
+            Err(error) => {
+                eprintln!("  not measured: {error:#}");
+                failed.push(format!("{error:#}"));
+            }
+        }
+        // After each, so that what was measured is not lost with what comes next.
+        if let Some(out) = &out {
+            std::fs::write(out, report.text(&cli.note))?;
         }
     }
-    let text = report.text();
-    println!("\n{text}");
-    let out = match cli.out {
-        Some(out) => Some(out),
-        None => cli.measures.is_empty().then(|| lab::repository().join("docs/BENCHMARKS.md")),
-    };
-    if let Some(out) = out {
-        std::fs::write(&out, &text)?;
-        eprintln!("written to {}", out.display());
-    }
+    println!("\n{}", report.text(&cli.note));
     anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
     Ok(())
 }

@@ -40,12 +40,16 @@ impl Report {
     }
 
     /// Writes the page.
-    pub fn text(&self) -> String {
+    pub fn text(&self, note: &str) -> String {
         let ask = |program: &str, args: &[&str]| {
             let output = Command::new(program).args(args).output().map(|o| o.stdout).unwrap_or_default();
             String::from_utf8_lossy(&output).trim().to_owned()
         };
-        let args: Vec<String> = std::env::args().skip(1).collect();
+        let mut args: Vec<String> = std::env::args().skip(1).collect();
+        // Where the page goes and what it is told besides is nobody's concern.
+        while let Some(at) = args.iter().position(|arg| arg == "--out" || arg == "--note") {
+            args.drain(at..args.len().min(at + 2));
+        }
         let command = format!("cargo xtask bench {}", args.join(" "));
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, m)| m);
@@ -58,7 +62,7 @@ impl Report {
         );
         let _infallible = write!(
             text,
-            "- date: {}\n- command: `{}`{}\n- machine: {cpus} × {}, Linux {}, {}\n- load average: {} before, {} after\n\n",
+            "- date: {}\n- command: `{}`{}\n- machine: {cpus} × {}, Linux {}, {}\n- load average: {} before, {} after\n",
             ask("date", &["-u", "+%Y-%m-%d"]),
             command.trim(),
             if cfg!(debug_assertions) { " (a debug build: not comparable)" } else { "" },
@@ -68,6 +72,10 @@ impl Report {
             self.load_before,
             load(),
         );
+        if !note.is_empty() {
+            let _infallible = writeln!(text, "- note: {note}");
+        }
+        text.push('\n');
         text.push_str("| measure | figure | reference | ratio | goal | reached | what bounds it |\n");
         text.push_str("| --- | --- | --- | --- | --- | --- | --- |\n");
         for row in &self.rows {
