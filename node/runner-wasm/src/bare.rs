@@ -12,6 +12,7 @@ use wasmtime::component::{Component, Linker, ResourceTable, ResourceType};
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_io::poll::DynPollable;
 
 use crate::worker::bare_engine;
 
@@ -148,6 +149,10 @@ fn stub_lab(linker: &mut Linker<Host>, component: &Component) -> wasmtime::Resul
             match export.ty {
                 ComponentItem::ComponentFunc(_) => {
                     stub.func_new(name, |_, _, _, _| Err(wasmtime::Error::msg("there is no lab")))?;
+                }
+                // Pollables are WASI's own; what else is there, nobody ever makes.
+                ComponentItem::Resource(_) if name == "pollable" => {
+                    stub.resource(name, ResourceType::host::<DynPollable>(), |_, _| Ok(()))?;
                 }
                 ComponentItem::Resource(_) => stub.resource(name, ResourceType::host::<()>(), |_, _| Ok(()))?,
                 _ => {}
