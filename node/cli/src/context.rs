@@ -98,7 +98,10 @@ impl Context {
     /// Writes a line of the answer.
     pub fn answer(&self, text: impl std::fmt::Display) {
         // A closed pipe is the reader's wish to hear no more.
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
+        let _ = match std::io::stdout().is_terminal() {
+            true => writeln!(std::io::stdout().lock(), "{}", crate::ui::harmless(&text.to_string())),
+            false => writeln!(std::io::stdout().lock(), "{text}"),
+        };
     }
 
     /// Writes an object of the answer, with its schema first.
@@ -115,7 +118,7 @@ impl Context {
     /// Writes a line of the story.
     pub fn say(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr().lock(), "{text}");
+            let _ = writeln!(std::io::stderr().lock(), "{}", crate::ui::harmless(&text.to_string()));
         }
     }
 
@@ -168,7 +171,7 @@ impl Context {
             let _ = handler.render_report(&mut text, diagnostic);
         }
         let _ = handler.render_report(&mut text, error);
-        let _ = write!(std::io::stderr().lock(), "{text}");
+        let _ = write!(std::io::stderr().lock(), "{}", crate::ui::harmless(&text));
         if self.json {
             let diagnostics: Vec<Value> = error
                 .diagnostics

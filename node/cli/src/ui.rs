@@ -13,6 +13,31 @@ pub fn short(cid: &Cid) -> String {
     format!("{}…{}", &full[..9], &full[full.len() - 4..])
 }
 
+/// Returns a text with nothing in it that a terminal would obey but colours: much of what is shown was written by
+/// programs under test and by other people's machines.
+pub fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let colour = colour_at(rest);
+        let taken = if colour > 0 { colour } else { c.len_utf8() };
+        if colour > 0 || !c.is_control() || matches!(c, '\n' | '\t') {
+            shown.push_str(&rest[..taken]);
+        } else {
+            shown.push(char::REPLACEMENT_CHARACTER);
+        }
+        rest = &rest[taken..];
+    }
+    shown
+}
+
+/// Returns the length of the sequence for a colour or style that a text begins with, or zero.
+fn colour_at(text: &str) -> usize {
+    let Some(body) = text.strip_prefix("\u{1b}[") else { return 0 };
+    let numbers = body.bytes().take_while(|b| b.is_ascii_digit() || *b == b';').count();
+    if body.as_bytes().get(numbers) == Some(&b'm') { text.len() - body.len() + numbers + 1 } else { 0 }
+}
+
 /// Writes a number of bytes in binary units: `2.3 MiB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -116,5 +141,18 @@ mod tests {
     fn a_table_aligns_its_columns() {
         let rows = vec![vec!["a".to_owned(), "b".to_owned()], vec!["long".to_owned(), "x".to_owned()]];
         assert_eq!(table(&rows), "a     b\nlong  x\n");
+    }
+
+    #[test]
+    fn what_a_program_writes_commands_no_terminal() {
+        for (written, shown) in [
+            ("plain ✓\ttab\nline", "plain ✓\ttab\nline"),
+            ("\u{1b}[1;31mred\u{1b}[0m", "\u{1b}[1;31mred\u{1b}[0m"),
+            ("\u{1b}]0;title\u{7}", "\u{fffd}]0;title\u{fffd}"),
+            ("\u{1b}[2J\u{1b}[31", "\u{fffd}[2J\u{fffd}[31"),
+            ("over\rwritten\u{9b}2J", "over\u{fffd}written\u{fffd}2J"),
+        ] {
+            assert_eq!(harmless(written), shown);
+        }
     }
 }
