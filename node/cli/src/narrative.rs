@@ -16,6 +16,9 @@ use crate::ui;
 /// Silence after which a follower says that it still waits.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// Most groups whose instances are counted one by one while a run goes on.
+const MAX_GROUPS: usize = 4;
+
 /// How long a second Ctrl-C counts as the wish to cancel.
 const SECOND_INTERRUPT: Duration = Duration::from_secs(2);
 
@@ -164,6 +167,11 @@ impl Teller<'_> {
                 for name in names {
                     let (r, e) = (running.get(name).unwrap_or(&0), ended.get(name).unwrap_or(&0));
                     parts.push(format!("{name} {r} running, {e} ended"));
+                }
+                // A run of many groups is told of as a whole; `iptl status` and the result know each of them.
+                if parts.len() > MAX_GROUPS {
+                    let (r, e): (u32, u32) = (running.values().sum(), ended.values().sum());
+                    parts = vec![format!("{} groups: {r} running, {e} ended", parts.len())];
                 }
                 ctx.say(format!("    {}", parts.join("    ")));
             }
