@@ -66,6 +66,11 @@ pub fn deny(shell: &Shell) -> Result<PathBuf> {
             .cargo()
             .args(["install", "cargo-deny", "--version", DENY, "--locked", "--quiet", "--root"])
             .arg(&root)
+            // It works for a second: a third of the time that its own profile with fat LTO takes to build.
+            .envs(
+                [("LTO", "off"), ("OPT_LEVEL", "1"), ("CODEGEN_UNITS", "16")]
+                    .map(|(k, v)| (format!("CARGO_PROFILE_RELEASE_{k}"), v)),
+            )
             // Its own build, not mixed with the workspace's.
             .env("CARGO_TARGET_DIR", root.join("build")),
     )?;
