@@ -58,12 +58,19 @@ pub fn placement(
         let mut open = open_ranges(name, group.count, kept);
         let wanted: u32 = open.iter().map(|(_, count)| count).sum();
         let held = |peer: &PeerId| held_of(name, peer, kept);
-        let caps: Vec<(&PeerId, u32, u32)> = rooms
+        let mut caps: Vec<(&PeerId, u32, u32)> = rooms
             .iter()
             .filter(|(peer, _)| inventory.get(**peer).is_some_and(|i| mismatch(group, i).is_none()))
             .map(|(peer, room)| (*peer, room_for(group, room, held(peer)), held(peer)))
             .filter(|(_, cap, _)| *cap > 0)
             .collect();
+        if group.requires.affinity == Affinity::Spread {
+            // The odd instances of a group go where this run has the fewest: not all groups' to the same lablet.
+            caps.sort_by_key(|(peer, _, _)| {
+                let of_run = assignments.iter().filter(|a: &&Assignment| a.lablet == **peer).map(|a| a.count);
+                (of_run.sum::<u32>(), *peer)
+            });
+        }
         let shares = distribute(group.requires.affinity, wanted, &caps);
         let mut placed = 0;
         for ((peer, _, _), share) in caps.iter().zip(shares) {

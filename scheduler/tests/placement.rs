@@ -223,3 +223,14 @@ fn an_instance_that_only_one_lablet_may_hold_comes_first() {
     let lab = BTreeMap::from([(peer(0), special), (peer(1), inventory(4))]);
     assert_eq!(placement(&run, &lab, &[], &BTreeMap::new()).missing(), 0);
 }
+
+#[test]
+fn groups_of_one_that_spread_go_to_different_lablets() {
+    let mut alone = group(1);
+    alone.requires.affinity = Affinity::Spread;
+    let groups = ["a", "b", "c"].map(|name| (name.to_owned(), alone.clone()));
+    let lab: BTreeMap<_, _> = (0..3).map(|n| (peer(n), inventory(8))).collect();
+    let placed = placement(&run_of(BTreeMap::from(groups)), &lab, &[], &BTreeMap::new());
+    let lablets: std::collections::BTreeSet<&PeerId> = placed.assignments.iter().map(|a| &a.lablet).collect();
+    assert_eq!(lablets.len(), 3, "{:?}", placed.assignments);
+}
