@@ -60,6 +60,7 @@ impl Orchestrator {
                     granted_at: now,
                     absent: 0,
                     over: false,
+                    died: false,
                     shards: BTreeMap::new(),
                 },
             );

@@ -11,7 +11,7 @@ use iptl_wire::Timestamp;
 use iptl_wire::session::Inventory;
 
 use super::api::Submission;
-use super::state::{Cell, LabletState, Phase, Pull, Shard, Stage};
+use super::state::{Cell, LabletState, Phase, Pull, Shard, Stage, UNKNOWN_BOOT};
 use super::{Effect, Orchestrator, ms};
 use crate::placement::merge;
 
@@ -42,6 +42,7 @@ impl Orchestrator {
                     granted_at: now,
                     absent: 0,
                     over: false,
+                    died: false,
                     shards: BTreeMap::new(),
                 };
                 for instance in cell.instances() {
@@ -167,7 +168,7 @@ impl Orchestrator {
     fn expect(&mut self, now: Timestamp, lablet: PeerId, until: Timestamp) {
         self.lablets.entry(lablet).or_insert(LabletState {
             session: None,
-            boot: [0; 16],
+            boot: UNKNOWN_BOOT,
             version: String::new(),
             inventory: Inventory::default(),
             cells: Vec::new(),

@@ -6,7 +6,7 @@ use iptl_wire::control::Event;
 use iptl_wire::session::{CellPhase, CellStatus, Heartbeat, Hello, Inventory, LeaseRenewal, ToLablet};
 use iptl_wire::{Timestamp, WallTime};
 
-use super::state::{LabletState, Pull};
+use super::state::{LabletState, Pull, UNKNOWN_BOOT};
 use super::{Effect, Orchestrator, ms};
 
 /// Heartbeats in a row that do not list a cell before it counts as forgotten: one may have overtaken an accept.
@@ -29,6 +29,8 @@ impl Orchestrator {
             return;
         }
         let before = self.lablets.remove(&from);
+        // After a restart of the orchestrator it is not known which life of the lablet it was.
+        let died = before.as_ref().is_some_and(|l| l.boot != UNKNOWN_BOOT && l.boot != hello.boot);
         self.lablets.insert(
             from.clone(),
             LabletState {
@@ -52,6 +54,13 @@ impl Orchestrator {
         self.effects.push_back(Effect::Welcome { to: from.clone(), session, heartbeat_ms, lease_ms, offers });
         if let Some(away) = before.and_then(|l| l.away_since) {
             self.note_absence(&from, now.since(away).as_millis() as u64);
+        }
+        if died {
+            for exec in self.executions.values_mut() {
+                if let Some(cell) = exec.cells.get_mut(&from) {
+                    cell.died = true;
+                }
+            }
         }
         self.reconcile(now, &from, true);
         self.replan = true;
@@ -202,8 +211,12 @@ impl Orchestrator {
         let Some(cell) = self.executions.get(&id).and_then(|e| e.cells.get(from)) else { return };
         let done = cell.shards.values().filter(|s| matches!(s.state, Pull::Kept | Pull::Bad));
         let accounted: u64 = done.map(|s| u64::from(s.count)).sum();
+        let reason = match cell.died {
+            true => "its lablet died under it and was started again",
+            false => "its lablet ended it without a receipt",
+        };
         if accounted >= u64::from(ended) {
-            self.lose_cell(now, id, from, "its lablet ended it without a receipt".into());
+            self.lose_cell(now, id, from, reason.into());
         }
     }
 

@@ -11,6 +11,9 @@ use iptl_wire::session::{CellStatus, ClockSample, Inventory, KnownRun};
 /// How long a bid counts: two repetitions of an offer and some.
 const BID_LIFE: Duration = Duration::from_secs(5);
 
+/// Boot of a lablet that was not heard since the orchestrator started.
+pub(super) const UNKNOWN_BOOT: [u8; 16] = [0; 16];
+
 /// A lablet that has a lease, or is expected back after a restart.
 #[derive(Debug)]
 pub(super) struct LabletState {
@@ -131,6 +134,8 @@ pub(super) struct Cell {
     pub absent: u32,
     /// Nothing more is expected of it.
     pub over: bool,
+    /// Its lablet died under it, as far as it was there to see; what was sealed before may still come.
+    pub died: bool,
     pub shards: BTreeMap<Cid, Shard>,
 }
 
