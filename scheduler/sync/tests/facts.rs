@@ -282,3 +282,24 @@ fn what_is_published_while_a_lab_recovers_is_bounded() {
     }
     assert!(refused >= 10, "{refused} were refused");
 }
+
+#[test]
+fn a_cell_that_is_forgotten_holds_recovery_up_until_it_is_given_up() {
+    let mut world = World::new(&[1, 1]);
+    for cell in [0, 1] {
+        world.call(cell, 0, 1, signal("ready"));
+    }
+    world.settle();
+    // The lablet of the second cell died after its instance had ended: nobody speaks for the cell any more.
+    world.restart();
+    world.connect(0);
+    world.call(0, 0, 2, signal("ready"));
+    world.settle();
+    assert!(world.run.is_recovering());
+    assert_eq!(world.answers(0, 0, 2), []);
+
+    world.run.end_recovery();
+    world.settle();
+    let [Reply::Signalled { seq }] = world.answers(0, 0, 2)[..] else { panic!("no number") };
+    assert!(seq >= 2, "number {seq} was given before");
+}
