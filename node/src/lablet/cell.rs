@@ -13,6 +13,7 @@ use iptl_sync::{CellSync, Reply, SyncOp};
 use iptl_wire::session::{self, CellRef, Grant, OutputLine, SyncDown, ToOrchestrator};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use super::Command;
 use crate::carrier::Carrier;
@@ -106,10 +107,12 @@ fn index(placement: &[Assignment]) -> BTreeMap<(String, u32), (u32, PeerId)> {
         .collect()
 }
 
-/// Runs a cell until its runner says that it is over.
+/// Runs a cell until its runner says that it is over, and answers for what it contributed to sync until its lablet
+/// forgets it: an orchestrator that comes back has lost that, and instances of other cells may wait for it.
 pub(super) struct CellTask {
     pub(super) cell: CellRef,
-    pub(super) control: Arc<dyn CellControl>,
+    /// Let go of with the runner's cell.
+    pub(super) control: Option<Arc<dyn CellControl>>,
     pub(super) events: mpsc::Receiver<CellEvent>,
     pub(super) notes: mpsc::Receiver<CellNote>,
     pub(super) uplink: Uplink,
@@ -130,28 +133,29 @@ impl CellTask {
         // Replies go out beside the loop: a runner that is slow to take them must not keep its events from being read.
         let (replies, queue) = mpsc::channel(REPLY_QUEUE);
         let mut held = None;
-        let writer = tokio::spawn(write_replies(self.control.clone(), queue));
+        let writer = self.control.take().map(|control| tokio::spawn(write_replies(control, queue)).abort_handle());
         let mut batch = Vec::with_capacity(MAX_EVENTS_AT_ONCE);
-        let mut over = false;
+        let (mut over, mut told) = (false, false);
         let mut recent = VecDeque::with_capacity(RECENT_LINES);
-        while !over {
+        loop {
             let mut lines = Vec::new();
             tokio::select! {
-                taken = self.events.recv_many(&mut batch, MAX_EVENTS_AT_ONCE) => over = taken == 0,
+                taken = self.events.recv_many(&mut batch, MAX_EVENTS_AT_ONCE), if !over => over = taken == 0,
                 Ok(place) = replies.reserve(), if held.is_some() => {
                     if let Some(reply) = held.take() {
                         place.send(reply);
                     }
                 }
-                Some(note) = self.notes.recv() => match note {
-                    CellNote::Sync(down) => sync.handle(down),
-                    CellNote::Follow(on) => {
+                note = self.notes.recv() => match note {
+                    None => break,
+                    Some(CellNote::Sync(down)) => sync.handle(down),
+                    Some(CellNote::Follow(on)) => {
                         following = on;
                         if on {
                             lines.extend(recent.iter().cloned());
                         }
                     }
-                    CellNote::Directory(directory) => self.routes.moved(*directory),
+                    Some(CellNote::Directory(directory)) => self.routes.moved(*directory),
                 },
                 Ok(()) = self.uplink.changed() => match self.uplink.borrow_and_update().is_some() {
                     true => sync.session_up(),
@@ -199,11 +203,14 @@ impl CellTask {
             if !ended.is_empty() {
                 self.report(ended).await;
             }
+            if over && !told {
+                told = true;
+                writer.iter().for_each(AbortHandle::abort);
+                self.carrier.detach(&execution);
+                let _gone = self.lablet.send(Command::CellOver { cell: self.cell.clone() }).await;
+            }
         }
-        drop(replies);
-        writer.abort();
-        self.carrier.detach(&execution);
-        let _gone = self.lablet.send(Command::CellOver { cell: self.cell.clone() }).await;
+        writer.iter().for_each(AbortHandle::abort);
     }
 
     fn carry(&self, execution: ExecutionId, dst: Ipv4Addr, bytes: Vec<u8>) {

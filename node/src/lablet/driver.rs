@@ -217,7 +217,6 @@ impl Driver {
             Command::CellOver { cell } => {
                 if let Some(held) = self.cells.get_mut(&cell) {
                     held.control = None;
-                    held.notes = None;
                 }
             }
             Command::Sealed { cell, shards } => self.sealed(cell, shards),
@@ -388,7 +387,7 @@ impl Driver {
         self.carrier.attach(cell.execution, routes.clone(), control.clone());
         let task = CellTask {
             cell: cell.clone(),
-            control: control.clone(),
+            control: Some(control.clone()),
             events: prepared.events,
             notes: queue,
             uplink: self.uplink_seen.clone(),
