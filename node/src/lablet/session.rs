@@ -22,9 +22,20 @@ const OUT_QUEUE: usize = 4096;
 /// Longest wait for the answer to hello.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Heartbeats without a word from the orchestrator, which answers each, before its session counts as broken: a machine
+/// that lost its power says no goodbye, and the transport notices long after the lease is over.
+const SILENT_HEARTBEATS: u32 = 2;
+
 /// Pauses between attempts to reach the orchestrator: quick at first, since most breaks are short.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Shortest patience with one attempt. An orchestrator that comes back a moment after it was dialled refused TCP
+/// already, and QUIC asks it again ever more rarely: a new dial finds it sooner, while the lease still holds.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Patience with an attempt, as a multiple of the pause before it; the way through a relay takes some seconds.
+const PATIENCE_PER_PAUSE: u32 = 20;
 
 /// Keeps a session with an orchestrator.
 pub(super) struct SessionKeeper {
@@ -46,7 +57,7 @@ impl SessionKeeper {
         loop {
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.session() => ended,
+                ended = self.session(FIRST_PATIENCE.max(pause * PATIENCE_PER_PAUSE)) => ended,
             };
             let _gone = self.lablet.send(Command::Down).await;
             match ended {
@@ -65,10 +76,13 @@ impl SessionKeeper {
     }
 
     /// One session, from hello to its end.
-    async fn session(&mut self) -> Result<(), String> {
+    async fn session(&mut self, patience: Duration) -> Result<(), String> {
         let orchestrator = self.membership.orchestrator().clone();
-        let stream =
-            self.links.open(&orchestrator, &self.membership.addrs, PROTOCOL).await.map_err(|e| e.to_string())?;
+        let opening = self.links.open(&orchestrator, &self.membership.addrs, PROTOCOL);
+        let stream = tokio::time::timeout(patience, opening)
+            .await
+            .map_err(|_| format!("cannot reach {} within {} s", orchestrator.short(), patience.as_secs()))?
+            .map_err(|e| e.to_string())?;
         let hello = match self.hello.wait_for(Option::is_some).await {
             Ok(hello) => hello.clone(),
             Err(_) => None,
@@ -113,11 +127,24 @@ impl SessionKeeper {
         welcome: Welcome,
         out: mpsc::Sender<ToOrchestrator>,
     ) {
+        let mut heartbeat_ms = welcome.heartbeat_ms;
         if self.lablet.send(Command::Up { hello_at, welcome, out }).await.is_err() {
             return;
         }
         loop {
-            let command = match framed::read::<ToLablet>(reader, MAX_MESSAGE_SIZE).await {
+            let silence = Duration::from_millis(u64::from(heartbeat_ms.max(1))) * SILENT_HEARTBEATS;
+            let read = framed::read::<ToLablet>(reader, MAX_MESSAGE_SIZE);
+            let Ok(read) = tokio::time::timeout(silence, read).await else {
+                tracing::warn!(ms = silence.as_millis(), "the orchestrator is silent; its connection is made anew");
+                if let Some(net) = self.links.net() {
+                    net.disconnect(&orchestrator).await;
+                }
+                return;
+            };
+            if let Ok(Some(ToLablet::Lease(renewal))) = &read {
+                heartbeat_ms = renewal.heartbeat_ms;
+            }
+            let command = match read {
                 Ok(Some(ToLablet::Sync(execution, down))) => Command::Sync { execution, down },
                 Ok(Some(message)) => Command::Message { from: orchestrator.clone(), message },
                 Ok(None) => return,
