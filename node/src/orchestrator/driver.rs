@@ -12,11 +12,11 @@ use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig, Submission
 use iptl_sync::{MissingCell, RunSync};
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
-use iptl_wire::control::Event;
+use iptl_wire::control::{Event, Failure};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{self, Offer};
 use iptl_wire::session::{KnownRun, ToLablet, ToOrchestrator, Welcome};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::registry::{Active, Registry};
@@ -41,6 +41,10 @@ const BARRIER_REPEAT: u32 = 5;
 
 /// Instances that are named when a barrier waits for them.
 const MAX_MISSING: usize = 20;
+
+/// Looks after a start in which cells contribute again to sync what this orchestrator lost: longer than the two leases
+/// that lablets have to come back.
+const RECOVERY_LOOKS: u32 = 15;
 
 /// Time between two readings of the wall clock.
 const WALL_TICK: Duration = Duration::from_secs(30);
@@ -117,6 +121,8 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
         versions: BTreeMap::new(),
         following: BTreeSet::new(),
         barriers: BTreeMap::new(),
+        looks: 0,
+        promised: Vec::new(),
         parts,
     };
     driver.replay(facts).await?;
@@ -148,6 +154,17 @@ struct Driver {
     following: BTreeSet<ExecutionId>,
     /// Barriers at the last look: their counts, and looks since the count moved.
     barriers: BTreeMap<(ExecutionId, String, u64), (u64, u32)>,
+    /// Looks at barriers since the start.
+    looks: u32,
+    /// Answers that wait until what they promise is durable.
+    promised: Vec<Promised>,
+}
+
+/// An answer about an execution, held back until its facts are durable: who was told of an execution finds it after a
+/// crash.
+enum Promised {
+    Submitted(oneshot::Sender<ExecutionId>, ExecutionId),
+    Cancelled(oneshot::Sender<Result<ExecutionId, Failure>>, Result<ExecutionId, Failure>),
 }
 
 impl Driver {
@@ -261,8 +278,13 @@ impl Driver {
         let now_ms = clock::wall().0;
         let mut events = Vec::new();
         let mut asked = Vec::new();
+        self.looks = self.looks.saturating_add(1);
         let mut told = BTreeMap::new();
         for (execution, sync) in &mut self.syncs {
+            if self.looks >= RECOVERY_LOOKS && sync.is_recovering() {
+                tracing::warn!(execution = %execution.alias(), "some cells told nothing of what they had contributed");
+                sync.end_recovery();
+            }
             sync.inquire();
             asked.push(*execution);
             let Some(active) = self.registry.active.get(execution) else { continue };
@@ -319,6 +341,12 @@ impl Driver {
             })
             .collect();
         self.write(facts).await?;
+        for promised in std::mem::take(&mut self.promised) {
+            let _gone = match promised {
+                Promised::Submitted(answer, id) => answer.send(id).is_ok(),
+                Promised::Cancelled(answer, found) => answer.send(found).is_ok(),
+            };
+        }
         for effect in effects {
             self.carry_out(effect);
         }
@@ -468,11 +496,24 @@ impl Driver {
             let submission = match &fact.kind {
                 FactKind::Submitted { execution, run, .. } => {
                     let submission = self.submission(execution, run).await?;
-                    self.registry.begin(fact.execution, *run, &submission.run.run, fact.at_ms);
+                    let run_node = &submission.run.run;
+                    self.registry.begin(fact.execution, *run, run_node, fact.at_ms);
+                    let event = Event::Submitted {
+                        execution: fact.execution.0,
+                        alias: fact.execution.alias(),
+                        run: *run,
+                        lab: self.parts.certificate.body.name.clone(),
+                        groups: run_node.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
+                    };
+                    self.registry.notify(fact.execution, event, fact.at_ms);
                     Some(Box::new(submission))
                 }
                 kind => {
                     self.note(fact.execution, kind, true);
+                    if let (FactKind::Started {}, Some(active)) = (kind, self.registry.active.get(&fact.execution)) {
+                        let event = Event::Started { after_ms: fact.at_ms.saturating_sub(active.submitted_ms) };
+                        self.registry.notify(fact.execution, event, fact.at_ms);
+                    }
                     None
                 }
             };
@@ -509,7 +550,7 @@ impl Driver {
                 let id = execution.id();
                 self.registry.begin(id, run.cid, &run.run, clock::wall().0);
                 self.input(Input::Submit { execution, run: *run, by });
-                let _gone = answer.send(id);
+                self.promised.push(Promised::Submitted(answer, id));
             }
             Ask::DryRun { run, answer } => {
                 let placed = self.core.dry_run(&run.run);
@@ -537,7 +578,7 @@ impl Driver {
                 if let Ok(id) = &found {
                     self.input(Input::Cancel { execution: *id, by });
                 }
-                let _gone = answer.send(found);
+                self.promised.push(Promised::Cancelled(answer, found));
             }
             Ask::Find { name, answer } => {
                 let found = self.registry.find(&name).map(|id| (id, self.registry.ended(&id).cloned()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iptl_artifacts::{BlobStore, PinKind, read_block};
-use iptl_dag::model::{self, ExecutionId, InstanceId, Outcome, OutcomeShard, ReceiptShard, Termination};
+use iptl_dag::model::{self, ExecutionId, Exit, InstanceId, Outcome, OutcomeShard, ReceiptShard, Termination};
 use iptl_dag::walk::{self, Limits};
 use iptl_dag::{Block, Cid, PeerId};
 use iptl_result::{Assembled, Assembly, AttestationRecord};
@@ -159,7 +159,7 @@ impl Work {
         let attestation = iptl_trust::sign(&self.key, iptl_result::attestation(&assembly, &assembled, record));
         let (_, sealed) = iptl_result::seal(&assembly, &assembled, &order.node, attestation)?;
         let root = *sealed.last().ok_or_else(|| anyhow::anyhow!("a result has a root"))?.cid();
-        let told = told(&assembled, root);
+        let told = told(&assembly, &assembled, root);
         let all = log.into_iter().chain(assembled.blocks).chain(sealed).collect();
         self.store.put(all).await?;
         self.store.flush().await?;
@@ -202,8 +202,8 @@ async fn preload(store: &dyn BlobStore, assembly: &Assembly, limit: usize) -> an
 }
 
 /// Says about a result what its narrative ends with.
-fn told(assembled: &Assembled, cid: Cid) -> AssembledResult {
-    let failures = failures(assembled);
+fn told(assembly: &Assembly, assembled: &Assembled, cid: Cid) -> AssembledResult {
+    let failures = failures(assembly, assembled);
     AssembledResult {
         cid,
         verdict: assembled.result_verdict,
@@ -214,8 +214,31 @@ fn told(assembled: &Assembled, cid: Cid) -> AssembledResult {
     }
 }
 
+/// Says how the lab lost an instance that left a receipt.
+fn ended_by(exit: &Exit) -> String {
+    match exit {
+        Exit::Stopped { reason } => format!("stopped: {reason}"),
+        Exit::WorkerDied { reason } => format!("worker died: {reason}"),
+        Exit::NotStarted { reason } => format!("not started: {reason}"),
+        Exit::Exited { .. }
+        | Exit::Trapped { .. }
+        | Exit::StackOverflow {}
+        | Exit::OutOfMemory {}
+        | Exit::OutOfCpu {}
+        | Exit::OutOfTime {}
+        | Exit::TooMuchOutput { .. } => "its receipt could not be used".to_owned(),
+    }
+}
+
 /// Returns the first instances that did not end well, with their causes, out of the outcome.
-fn failures(assembled: &Assembled) -> Vec<(String, String)> {
+fn failures(assembly: &Assembly, assembled: &Assembled) -> Vec<(String, String)> {
+    let lost_by = |id: &InstanceId| match assembled.missing.get(id) {
+        Some(reason) => reason.clone(),
+        None => {
+            let receipt = assembly.receipts.iter().find(|signed| signed.body.instance == *id);
+            receipt.map_or_else(|| "stopped".to_owned(), |signed| ended_by(&signed.body.exit))
+        }
+    };
     let blocks: BTreeMap<&Cid, &Block> = assembled.blocks.iter().map(|block| (block.cid(), block)).collect();
     let Some(outcome) =
         blocks.get(&assembled.outcome).and_then(|block| model::from_bytes::<Outcome>(block.data()).ok())
@@ -235,8 +258,7 @@ fn failures(assembled: &Assembled) -> Vec<(String, String)> {
                     Termination::Ok {} => {}
                     Termination::Failed { cause } => failures.push((id.to_string(), cause)),
                     Termination::Lost {} => {
-                        let reason = assembled.missing.get(&id).map_or("stopped", String::as_str);
-                        failures.push((id.to_string(), format!("lost: {reason}")));
+                        failures.push((id.to_string(), format!("lost: {}", lost_by(&id))));
                     }
                 }
             }
