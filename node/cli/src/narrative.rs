@@ -19,36 +19,48 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Most groups whose instances are counted one by one while a run goes on.
 const MAX_GROUPS: usize = 4;
 
+/// How long a node that went away is looked for.
+const AWAY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Time between two looks for it.
+const AWAY_PAUSE: Duration = Duration::from_millis(250);
+
 /// How long a second Ctrl-C counts as the wish to cancel.
 const SECOND_INTERRUPT: Duration = Duration::from_secs(2);
 
 /// Follows an execution to its end and returns the exit of its verdict.
 ///
-/// Ctrl-C detaches: the execution goes on.
+/// Ctrl-C detaches: the execution goes on. Where the node dies it is looked for again: the execution outlives it.
 pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
     let mut replies = client.call(Request::Watch { execution: execution.to_owned() }).await?.into_channel();
-    let own_home = client.is_temporary();
-    let mut teller =
-        Teller { ctx, own_home, alias: execution.to_owned(), last_wait: String::new(), last_progress: None };
+    let mut teller = Teller {
+        ctx,
+        own_home: client.is_temporary(),
+        execution: execution.to_owned(),
+        alias: execution.to_owned(),
+        last_wait: String::new(),
+        last_progress: None,
+        told: Vec::new(),
+    };
     let mut heard = Instant::now();
     loop {
         tokio::select! {
             reply = replies.recv() => {
                 heard = Instant::now();
-                match reply.transpose()? {
-                    Some(Reply::Event(event)) => {
+                match reply.transpose() {
+                    Ok(Some(Reply::Event(event))) => {
                         if let Some(exit) = teller.tell(event)? {
                             return Ok(exit);
                         }
                     }
-                    Some(Reply::Note { text }) => ctx.say(format!("… {text}")),
-                    Some(other) => return Err(unexpected(&format!("{other:?}"))),
-                    None => {
-                        return Err(Error::broken(
-                            "node.gone",
-                            "the node ended the narrative before the execution was over",
-                            format!("attach again with `iptl watch {}`", teller.alias),
-                        ));
+                    Ok(Some(Reply::Note { text })) => ctx.say(format!("… {text}")),
+                    Ok(Some(other)) => return Err(unexpected(&format!("{other:?}"))),
+                    Err(error) if !is_away(&error) || client.is_temporary() => return Err(error),
+                    Ok(None) | Err(_) => {
+                        tokio::select! {
+                            again = attach_again(&teller, client) => replies = again?,
+                            _ = tokio::signal::ctrl_c() => return detach(ctx, client, &teller.alias).await,
+                        }
                     }
                 }
             }
@@ -59,6 +71,61 @@ pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
                 }
             }
             _ = tokio::signal::ctrl_c() => return detach(ctx, client, &teller.alias).await,
+        }
+    }
+}
+
+/// Whether an error says that a node went away, which may come back.
+fn is_away(error: &Error) -> bool {
+    ["node.gone", "node.not-running", "lab.offline"].contains(&error.code.as_str())
+}
+
+/// Looks for a node that went away until it answers about the execution.
+async fn attach_again(teller: &Teller<'_>, client: &Client) -> Result<tokio::sync::mpsc::Receiver<Result<Reply>>> {
+    let ctx = teller.ctx;
+    let gone_at = Instant::now();
+    ctx.say(format!(
+        "… the node went away; {} goes on without it. Attaching again for up to {} s",
+        teller.alias,
+        AWAY_LIMIT.as_secs()
+    ));
+    loop {
+        tokio::time::sleep(AWAY_PAUSE).await;
+        let first = match client.call(Request::Watch { execution: teller.execution.clone() }).await {
+            Ok(replies) => {
+                let mut replies = replies.into_channel();
+                match replies.recv().await {
+                    Some(Ok(first)) => Ok((first, replies)),
+                    Some(Err(error)) => Err(error),
+                    None => continue,
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match first {
+            Ok((first, mut rest)) => {
+                ctx.say(format!("… attached to {} again after {}", teller.alias, ui::duration(since(gone_at))));
+                let (sender, replies) = tokio::sync::mpsc::channel(1);
+                tokio::spawn(async move {
+                    let mut next = Some(Ok(first));
+                    while let Some(reply) = next {
+                        if sender.send(reply).await.is_err() {
+                            return;
+                        }
+                        next = rest.recv().await;
+                    }
+                });
+                return Ok(replies);
+            }
+            Err(error) if is_away(&error) && gone_at.elapsed() < AWAY_LIMIT => {}
+            Err(error) if is_away(&error) => {
+                return Err(Error::broken(
+                    "node.gone",
+                    format!("the node went away and did not come back in {} s", AWAY_LIMIT.as_secs()),
+                    format!("start it with `iptl up`, then attach again: `iptl watch {}`", teller.alias),
+                ));
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -86,14 +153,38 @@ struct Teller<'a> {
     ctx: &'a Context,
     /// Whether the node has a home that commands do not look at by themselves.
     own_home: bool,
+    /// The execution as the command names it.
+    execution: String,
     alias: String,
     last_wait: String,
     last_progress: Option<Instant>,
+    /// What happens once and is told from the start to whoever attaches, again too.
+    told: Vec<Event>,
 }
 
 impl Teller<'_> {
     /// Tells one event; returns the exit where it was the last.
     fn tell(&mut self, event: Event) -> Result<Option<Exit>> {
+        match &event {
+            Event::Submitted { .. } | Event::Started { .. } => {
+                let kind = std::mem::discriminant(&event);
+                if self.told.iter().any(|told| std::mem::discriminant(told) == kind) {
+                    return Ok(None);
+                }
+                self.told.push(event.clone());
+            }
+            Event::Placed { .. } | Event::Preparing { .. } | Event::Lablet { .. } => {
+                if self.told.contains(&event) {
+                    return Ok(None);
+                }
+                self.told.push(event.clone());
+            }
+            Event::Waiting { .. }
+            | Event::Progress { .. }
+            | Event::Barrier { .. }
+            | Event::Finished { .. }
+            | Event::Failed { .. } => {}
+        }
         if self.ctx.json {
             let finished = matches!(event, Event::Finished { .. });
             let body = to_json(&event);
@@ -113,8 +204,10 @@ impl Teller<'_> {
                 Ok(Some(Exit::of_verdict(verdict)))
             }
             Event::Failed { failure, .. } => Err(failure.into()),
-            Event::Submitted { alias, .. } => {
+            Event::Submitted { alias, execution, .. } => {
                 self.alias = alias;
+                // `last` may be another one by the time that it is asked for again.
+                self.execution = execution.to_string();
                 Ok(None)
             }
             Event::Placed { .. }
