@@ -26,6 +26,9 @@ pub const WORKER: &str = "worker";
 /// How long a command waits for another one that uses the same home.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a node waits for one that dies on the same home.
+const DYING_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long the lablet of a lab in this process may take to come up.
 const LOCAL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -118,7 +121,7 @@ pub async fn serve(ctx: &Context, wishes: Wishes) -> Result {
     let home = Home::open(ctx.home())?;
     configure(&home, wishes)?;
     let options = Options { worker: worker_command()?, offline: false, roles: true, lend: false, socket: true };
-    let running = ctx.waiting("starting the node", iptl_node::start(home.clone(), options)).await?;
+    let running = ctx.waiting("starting the node", start_alone(&home, options)).await?;
     // For people and scripts that want to know which process it is; the lock is what keeps a second one out.
     let pid_file = home.path("run.pid");
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))?;
@@ -147,6 +150,19 @@ pub async fn serve(ctx: &Context, wishes: Wishes) -> Result {
     // Gone already where the home was purged.
     let _ = std::fs::remove_file(pid_file);
     Ok(exit)
+}
+
+/// Starts a node; one that was killed a moment ago may hold the home for as long as the system takes to bury it.
+async fn start_alone(home: &Home, options: Options) -> std::result::Result<Running, StartError> {
+    let began = Instant::now();
+    loop {
+        match iptl_node::start(home.clone(), options.clone()).await {
+            Err(StartError::Home(HomeError::Locked { .. })) if began.elapsed() < DYING_LIMIT => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Returns when the system asks the process to end.
