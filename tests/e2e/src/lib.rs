@@ -1,8 +1,9 @@
 //! Real processes: labs of the program `iptl` as it was built, each under a temporary directory.
 //!
 //! [`Lab`] is a lab of separate processes, [`Home`] a directory for one node, [`run`] a command line with its output.
-//! Whatever a test does, its processes end with it. [`manual`] executes manuals.
+//! Whatever a test does, its processes end with it. [`beside`] runs commands beside the test, [`manual`] executes manuals.
 
+pub mod beside;
 pub mod manual;
 
 use std::io::Read;
@@ -327,9 +328,15 @@ impl Foreground {
         if !args.contains(&"--listen") {
             all.extend(["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]);
         }
+        Foreground::spawn(home, &all)
+    }
+
+    #[track_caller]
+    fn spawn(home: &Path, args: &[&str]) -> Foreground {
         std::fs::create_dir_all(home).expect("the home is writable");
-        let log = std::fs::File::create(home.join("node.log")).expect("the home is writable");
-        let mut command = iptl(home, &all);
+        let log = std::fs::File::options().create(true).append(true).open(home.join("node.log"));
+        let log = log.expect("the home is writable");
+        let mut command = iptl(home, args);
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         let mut node = Foreground { child: command.spawn().expect("the program starts") };
         until("an answer of the node", || {
@@ -337,14 +344,29 @@ impl Foreground {
                 let log = std::fs::read_to_string(home.join("node.log")).unwrap_or_default();
                 panic!("the node ended with {code}:\n{log}");
             }
-            (run(&mut iptl(home, &["status", "--json"])).code != 5 || home.join("api.sock").exists()).then_some(())
+            // One that was killed a moment ago may still hold its socket.
+            let pid = std::fs::read_to_string(home.join("run.pid")).unwrap_or_default();
+            let is_it = pid.trim() == node.pid().to_string();
+            is_it.then(|| std::os::unix::net::UnixStream::connect(home.join("api.sock")).ok()).flatten()
         });
         node
+    }
+
+    /// Starts the node of a home again as it was, its ports and all that it is told in `node.toml`, but for `args`.
+    #[track_caller]
+    pub fn again(home: &Path, args: &[&str]) -> Foreground {
+        Foreground::spawn(home, &[&["up"], args].concat())
     }
 
     /// Returns the process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits for the end of the process; fails the test after a minute.
+    #[track_caller]
+    pub fn ended(&mut self) -> i32 {
+        until("the end of a node", || wait(&mut self.child, Duration::ZERO))
     }
 }
 

@@ -1,0 +1,66 @@
+//! Who watches, from the start, late, or for a while.
+
+use iptl_e2e::Lab;
+use iptl_e2e::beside::Beside;
+
+use super::{Plan, passed_once, reaches, row, submit, watch};
+
+#[test]
+fn a_run_is_seen_while_it_lives_and_after() {
+    let lab = Lab::start(2);
+    let plan = Plan::new(2).quick(2);
+    let execution = submit(&lab, &plan.write(&lab), "4s");
+    let mut early = Beside::start(&mut lab.iptl(&["watch", &execution, "--json"]));
+    early.says("\"submitted\"");
+    reaches(&lab, &execution, "running");
+    let mut following = Beside::start(&mut lab.iptl(&["logs", &execution, "-f"]));
+    let status = lab.run(&["status", "--json"]).exits(0).json();
+    assert_eq!(status["running"][0]["instances"], 4, "{status}");
+    assert!(status["running"][0]["phase"].as_str().unwrap().starts_with("running"), "{status}");
+    let live = row(&lab, &execution).unwrap();
+    assert_eq!(live["instances"], "4", "{live}");
+    assert_eq!(lab.run(&["ls", "results", "-q"]).exits(0).stdout, "");
+    lab.run(&["show", "last"]).fails(3, "execution.no-result");
+    // Nothing was said yet: logs that are not followed end.
+    lab.run(&["logs", &execution]).exits(0);
+
+    following.says("undisturbed");
+    let late = watch(&lab, &execution);
+    let (early, followed) = (early.end().exits(0), following.end().exits(0));
+    assert_eq!(early.last_json(), late.last_json());
+    assert_eq!(followed.stdout.matches("undisturbed").count(), 2, "{}", followed.stdout);
+    passed_once(&lab, late, 4);
+
+    let logs = lab.run(&["logs", &execution]).exits(0).stdout;
+    assert_eq!(logs.matches("undisturbed").count(), 2, "{logs}");
+    let one = lab.run(&["logs", &format!("{execution}/steady-1/0"), "-f"]).exits(0).stdout;
+    assert_eq!(one.matches("undisturbed").count(), 1, "{one}");
+    let ended = row(&lab, &execution).unwrap();
+    assert_eq!((ended["state"].as_str(), ended["verdict"].as_str()), (Some("sealed"), Some("pass")), "{ended}");
+    let status = lab.run(&["status", "--json"]).exits(0).json();
+    assert_eq!(status["running"], serde_json::json!([]), "{status}");
+    // The end is told in the same words, however late.
+    assert_eq!(watch(&lab, "last").exits(0).last_json(), early.last_json());
+}
+
+#[test]
+fn an_interrupt_leaves_the_run_going_on() {
+    let lab = Lab::start(1);
+    let plan = Plan::new(2);
+    let mut run = Beside::start(&mut lab.iptl(&["run", &plan.write(&lab), "--no-build", "-p", "watch=3s"]));
+    run.says("running");
+    run.signal("INT");
+    let output = run.end().exits(130);
+    assert!(output.stderr.contains("iptl watch"), "{}", output.stderr);
+    assert_eq!(output.stdout, "");
+    passed_once(&lab, watch(&lab, "last"), 2);
+}
+
+#[test]
+fn what_nobody_knows_is_not_found() {
+    let lab = Lab::start(1);
+    for verb in ["watch", "cancel", "logs"] {
+        lab.run(&[verb, "x-aaaaa"]).fails(3, "execution.unknown");
+    }
+    lab.run(&["watch", "last"]).fails(3, "execution.unknown");
+}
