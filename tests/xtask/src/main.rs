@@ -1,4 +1,4 @@
-//! The commands of the repository: `cargo xtask setup|demo|test|bench|fmt`.
+//! The commands of the repository: `cargo xtask setup|demo|test|soak|bench|fmt`.
 //!
 //! [`setup`] brings what is missing and says why, [`mod@test`] is the gate, [`demo`] shows the whole path once. Every
 //! command starts with its own part of the set-up, so that each works on a machine that has only Rust and a C compiler.
@@ -31,6 +31,8 @@ enum Command {
     Demo,
     /// Everything that must hold: format, lints, licences, plans, tests, documents
     Test(test::Args),
+    /// The tests that take too long for every day: those that `cargo test` lists as ignored
+    Soak,
     /// Measure, and write docs/BENCHMARKS.md
     Bench {
         /// What the benchmark program gets
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::all(&shell),
         Command::Demo => demo::run(&shell),
         Command::Test(args) => test::run(&shell, &args),
+        Command::Soak => soak(&shell),
         Command::Bench { args } => bench(&shell, &args),
         Command::Fmt => fmt(&shell),
     });
@@ -57,6 +60,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn soak(shell: &Shell) -> anyhow::Result<()> {
+    setup::for_build(shell)?;
+    test::build_plans(shell)?;
+    shell.step("soak", "the tests that are ignored every day, one after another");
+    shell.run(shell.cargo().args(["build", "--workspace", "--bin", "iptl"]))?;
+    let tests =
+        ["test", "--package", "iptl-e2e", "--test", "main", "--", "--ignored", "--test-threads", "1", "--nocapture"];
+    shell.run(shell.cargo().args(tests))
 }
 
 fn bench(shell: &Shell, args: &[String]) -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ fn passes(plan: &str, group: &str, params: &[&str], within: Duration) {
 #[test]
 #[ignore = "soak: 200 instances that ping each other"]
 fn two_hundred_instances_ping_each_other() {
-    passes("ping", "node=200", &["rounds=3", "peers=8"], Duration::from_secs(100));
+    passes("ping", "node=200", &["rounds=3", "peers=8", "interval=500ms"], Duration::from_secs(100));
 }
 
 #[test]
