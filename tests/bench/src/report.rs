@@ -58,7 +58,7 @@ impl Report {
         let mut text = String::from(
             "# Benchmarks\n\nEvery figure stands beside a reference that was measured in the same run on the same machine: \
              read the ratios, not the\nmilliseconds. Orchestrator, lablets and workers of a lab share one machine here, and \
-             its processors.\n\n",
+             its processors. What bounds a figure is read from the code where it gives no times; it is not profiled.\n\n",
         );
         let _infallible = write!(
             text,
