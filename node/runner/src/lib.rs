@@ -1,7 +1,7 @@
 //! What executes workloads: the [`Runner`] trait over cells.
 //!
 //! A cell is all instances of one execution on one lablet. [`runner`] is the trait with its errors, [`cell`] what goes
-//! into a cell and what comes out, [`sync`] the calls of instances to the lab, [`environment`] the variables that an
+//! into a cell and what comes out, [`sync`] the calls of instances to the lab, [`mod@environment`] the variables that an
 //! instance starts with. [`files`] are what
 //! instances leave behind. [`fake`] executes scripts instead of programs, for the tests of whatever drives a runner;
 //! [`contract`] is the suite that every implementation passes.
