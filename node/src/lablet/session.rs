@@ -26,16 +26,17 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// that lost its power says no goodbye, and the transport notices long after the lease is over.
 const SILENT_HEARTBEATS: u32 = 2;
 
-/// Pauses between attempts to reach the orchestrator: quick at first, since most breaks are short.
+/// Pauses between attempts to reach the orchestrator: quick at first, since most breaks are short, and never so long
+/// that a lease runs out while an orchestrator that is back waits to be tried.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Shortest patience with one attempt. An orchestrator that comes back a moment after it was dialled refused TCP
 /// already, and QUIC asks it again ever more rarely: a new dial finds it sooner, while the lease still holds.
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Patience with an attempt, as a multiple of the pause before it; the way through a relay takes some seconds.
-const PATIENCE_PER_PAUSE: u32 = 20;
+const PATIENCE_PER_PAUSE: u32 = 5;
 
 /// Keeps a session with an orchestrator.
 pub(super) struct SessionKeeper {
