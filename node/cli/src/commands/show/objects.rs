@@ -1,6 +1,6 @@
 //! Summaries of the lab's nodes other than results.
 
-use iptl_dag::model::{Comparison, Node, ParamKind, Plan, Run, Statistic, Subject, Threshold};
+use iptl_dag::model::{Node, ParamKind, Plan, Run};
 use iptl_dag::{Block, Cid, codec};
 use serde_json::{Value, json};
 
@@ -82,7 +82,7 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
             lines.extend(outcome.thresholds.iter().map(|t| {
                 let glyph = if t.holds { "✓" } else { "✗" };
                 let measured = t.measured.map_or("nothing measured".to_owned(), narrative::number);
-                format!("  {glyph} {}   ({measured})", threshold(&t.threshold))
+                format!("  {glyph} {}   ({measured})", t.threshold)
             }));
             lines
         }
@@ -118,7 +118,7 @@ fn plan_lines(cid: &Cid, plan: &Plan) -> Vec<String> {
         for (param, spec) in &case.params {
             lines.push(format!("  param   {param} = {}  {}  {}", spec.default, bounds(&spec.kind), spec.description));
         }
-        lines.extend(case.thresholds.iter().map(|t| format!("  passes  {}", threshold(t))));
+        lines.extend(case.thresholds.iter().map(|t| format!("  passes  {}", t)));
     }
     lines
 }
@@ -133,7 +133,7 @@ fn run_lines(cid: &Cid, run: &Run) -> Vec<String> {
         lines.push(format!("  group   {name}  {}  workload {}", group.count, ui::short(&group.workload)));
     }
     lines.extend(run.params.iter().map(|(name, value)| format!("  param   {name} = {value}")));
-    lines.extend(run.thresholds.iter().map(|t| format!("  passes  {}", threshold(t))));
+    lines.extend(run.thresholds.iter().map(|t| format!("  passes  {}", t)));
     lines
 }
 
@@ -146,37 +146,5 @@ fn bounds(kind: &ParamKind) -> String {
         ParamKind::Text { choices } => choices.join(" | "),
         ParamKind::Duration { min_ms, max_ms } => format!("{}..={}", ui::duration(*min_ms), ui::duration(*max_ms)),
         ParamKind::Size { min_bytes, max_bytes } => format!("{}..={}", ui::bytes(*min_bytes), ui::bytes(*max_bytes)),
-    }
-}
-
-/// Writes a threshold as its author would: `ping.rtt p95 < 800 ms`.
-pub fn threshold(t: &Threshold) -> String {
-    let subject = match &t.subject {
-        Subject::SuccessRate {} => "success rate".to_owned(),
-        Subject::Metric { name, statistic } => format!("{name} {}", statistic_word(*statistic)),
-    };
-    let comparison = match t.comparison {
-        Comparison::Less => "<",
-        Comparison::AtMost => "<=",
-        Comparison::More => ">",
-        Comparison::AtLeast => ">=",
-        Comparison::Equal => "==",
-    };
-    let group = t.group.as_ref().map(|g| format!(" in {g}")).unwrap_or_default();
-    let unit = if t.unit.is_empty() { String::new() } else { format!(" {}", t.unit) };
-    format!("{subject}{group} {comparison} {}{unit}", narrative::number(t.value))
-}
-
-fn statistic_word(statistic: Statistic) -> &'static str {
-    match statistic {
-        Statistic::Count => "count",
-        Statistic::Sum => "sum",
-        Statistic::Mean => "mean",
-        Statistic::Min => "min",
-        Statistic::Max => "max",
-        Statistic::P50 => "p50",
-        Statistic::P90 => "p90",
-        Statistic::P95 => "p95",
-        Statistic::P99 => "p99",
     }
 }

@@ -5,7 +5,6 @@ use iptl_dag::model::{self, Node, Plan, ResultNode, ResultVerdict, Run};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use super::objects::threshold;
 use crate::client::Client;
 use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
@@ -38,7 +37,7 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         let thresholds: Vec<Value> = outcome
             .thresholds
             .iter()
-            .map(|t| json!({"threshold": threshold(&t.threshold), "measured": t.measured, "holds": t.holds}))
+            .map(|t| json!({"threshold": t.threshold.to_string(), "measured": t.measured, "holds": t.holds}))
             .collect();
         ctx.answer_json(
             "show",
@@ -79,7 +78,7 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         for t in &outcome.thresholds {
             let glyph = if t.holds { ctx.paint("32", "✓") } else { ctx.paint("31", "✗") };
             let measured = t.measured.map_or("nothing measured".to_owned(), narrative::number);
-            ctx.answer(format!("threshold {glyph} {}   ({measured})", threshold(&t.threshold)));
+            ctx.answer(format!("threshold {glyph} {}   ({measured})", t.threshold));
         }
         for lablet in &body.lablets {
             let offset = lablet.clock_offset_us;
