@@ -53,7 +53,8 @@ pub(crate) fn run(groups: &[(&str, u32)]) -> Run {
 
 pub(crate) fn inventory(slots: u32) -> Inventory {
     Inventory {
-        memory_bytes: 64 << 30,
+        // Its owner lends half of it.
+        memory_bytes: 128 << 30,
         free_memory_bytes: 64 << 30,
         wasm_slots: slots,
         free_wasm_slots: slots,
@@ -446,6 +447,20 @@ fn a_run_waits_for_room_with_a_reason_and_is_placed_when_a_lablet_joins() {
     assert_eq!(waiting(&bench.wait(1_100)).as_deref(), Some("waits for 20 slots, 17 free on 1 lablet"));
     let effects = bench.hello(2, 2, 2, 3, vec![]);
     assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
+}
+
+#[test]
+fn a_run_beyond_what_owners_lend_fails_even_where_their_machines_could_hold_it() {
+    let mut bench = Bench::new();
+    bench.hello(1, 1, 1, 100, vec![]);
+    let mut large = run(&[("a", 20)]);
+    large.groups.get_mut("a").unwrap().resources.memory_bytes = 5 << 30;
+    let (_, mut effects) = bench.submit(large);
+    for seq in 1..34 {
+        effects.extend(bench.wait(1_000));
+        effects.extend(bench.heartbeat(1, seq, 100, vec![]));
+    }
+    assert_eq!(failure(&effects).map(|f| f.code).as_deref(), Some("lab.no-capacity"));
 }
 
 #[test]

@@ -382,7 +382,13 @@ impl Orchestrator {
             .map(|(peer, l)| {
                 let mut inventory = l.inventory.clone();
                 inventory.free_wasm_slots = inventory.wasm_slots;
-                inventory.free_memory_bytes = inventory.memory_bytes;
+                // What the owner lends is less than what the machine has: it is what is free and what cells hold.
+                let held = self.executions.iter().filter_map(|(id, exec)| {
+                    let (_, cell) = exec.live_cells().find(|(lablet, _)| *lablet == peer)?;
+                    let named = self.cell_ref(*id, cell.epoch);
+                    l.cells.iter().any(|s| s.cell == named).then(|| memory_of(&exec.run.run, &cell.assignments))
+                });
+                inventory.free_memory_bytes = held.fold(inventory.free_memory_bytes, u64::saturating_add);
                 (peer.clone(), inventory)
             })
             .collect()
