@@ -2,10 +2,12 @@
 //!
 //! [`plan`] says what can be run, [`run`] is one experiment as a pure value, [`execution`] one carrying-out of it with
 //! its [`placement`] and the [`fact`]s of its log; [`receipt`]s are lablets' statements, [`outcome`] what the software
-//! did, and [`result`] ties them together. `schemas/*.ipldsch` is the normative text.
+//! did, and [`result`] ties them together. An [`image`] is what containers start from. `schemas/*.ipldsch` is the
+//! normative text.
 
 pub mod execution;
 pub mod fact;
+pub mod image;
 pub mod outcome;
 pub mod placement;
 pub mod plan;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
 pub use fact::{Fact, FactKind};
+pub use image::{Image, Layer, LayerPage};
 pub use outcome::{
     Counts, GroupOutcome, InstanceOutcome, Outcome, OutcomeShard, Termination, ThresholdOutcome, Verdict,
 };
@@ -93,6 +96,12 @@ nodes! {
     Attestation(Signed<Attestation>) = "iptl.attestation/1";
     /// A result.
     Result(ResultNode) = "iptl.result/1";
+    /// A container image.
+    Image(Image) = "iptl.image/1";
+    /// A layer of a container image.
+    Layer(Layer) = "iptl.layer/1";
+    /// A part of a layer.
+    LayerPage(LayerPage) = "iptl.layer-page/1";
 }
 
 impl Node {
@@ -111,7 +120,10 @@ impl Node {
             | Node::Run(_)
             | Node::Outcome(_)
             | Node::OutcomeShard(_)
-            | Node::Result(_) => false,
+            | Node::Result(_)
+            | Node::Image(_)
+            | Node::Layer(_)
+            | Node::LayerPage(_) => false,
         }
     }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use iptl_dag::model::{
     Affinity, Assignment, Attestation, Case, Comparison, Count, Counts, Distortion, Engine, Epoch, Execution,
-    ExecutionId, Exit, Fact, FactKind, GroupOutcome, GroupRun, GroupSpec, InstanceId, InstanceOutcome, LabletRecord,
-    LossPolicy, Network, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, Receipt, ReceiptShard,
-    Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, Statistic, Subject, Termination,
-    Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
+    ExecutionId, Exit, Fact, FactKind, GroupOutcome, GroupRun, GroupSpec, Image, InstanceId, InstanceOutcome,
+    LabletRecord, Layer, LayerPage, LossPolicy, Network, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement,
+    Plan, Receipt, ReceiptShard, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, Statistic,
+    Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -31,6 +31,10 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("outcome-shard".into(), outcome_shard().into()),
         ("attestation".into(), sign(attestation(Some(raw("fact")))).into()),
         ("attestation-without-log".into(), sign(attestation(None)).into()),
+        ("image".into(), image().into()),
+        ("layer".into(), layer().into()),
+        ("layer-without-small-files".into(), Layer { small: None, ..layer() }.into()),
+        ("layer-page".into(), layer_page().into()),
     ];
     for (name, verdict) in [
         ("result", ResultVerdict::Pass),
@@ -70,6 +74,32 @@ fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> BTreeMap<Stri
 
 fn workload() -> Workload {
     Workload { name: "pinger".into(), kind: WorkloadKind::Wasm, content: raw("component"), size: 9 }
+}
+
+fn image() -> Image {
+    Image {
+        config: raw("config"),
+        config_digest: [1; 32],
+        architecture: "amd64".into(),
+        os: "linux".into(),
+        layers: vec![cid(layer()), cid(layer())],
+        size: 20_480,
+        entries: 6,
+    }
+}
+
+fn layer() -> Layer {
+    Layer {
+        diff_id: [2; 32],
+        size: 10_240,
+        entries: 3,
+        small: Some(raw("small files")),
+        pages: vec![cid(layer_page())],
+    }
+}
+
+fn layer_page() -> LayerPage {
+    LayerPage { tar: vec![0, 1, 2, 3], files: vec![raw("a file")] }
 }
 
 fn plan() -> Plan {

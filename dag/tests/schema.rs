@@ -66,6 +66,7 @@ impl Schemas {
             include_str!("../schemas/receipt.ipldsch"),
             include_str!("../schemas/outcome.ipldsch"),
             include_str!("../schemas/result.ipldsch"),
+            include_str!("../schemas/image.ipldsch"),
         ];
         let mut definitions = BTreeMap::new();
         for source in sources {

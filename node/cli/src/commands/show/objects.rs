@@ -98,6 +98,19 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
             format!("lablets   {}", signed.body.lablets.len()),
         ],
         Node::Result(result) => vec![format!("result    {cid}  {}", narrative::verdict_word(result.verdict))],
+        Node::Image(image) => {
+            let mut lines = vec![
+                format!("image     {cid}  {} {}", image.os, image.architecture),
+                format!("size      {} in {} files", ui::bytes(image.size), image.entries),
+            ];
+            lines.extend(image.layers.iter().map(|layer| format!("  layer   {layer}")));
+            lines
+        }
+        Node::Layer(layer) => vec![
+            format!("layer     {cid}"),
+            format!("size      {} in {} files", ui::bytes(layer.size), layer.entries),
+        ],
+        Node::LayerPage(page) => vec![format!("part of a layer {cid}"), format!("links     {} files", page.files.len())],
     }
 }
 
