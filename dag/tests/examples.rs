@@ -26,6 +26,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("placement".into(), placement(None).into()),
         ("placement-child".into(), placement(Some(cid(placement(None)))).into()),
         ("receipts".into(), receipts().into()),
+        ("receipts-reported".into(), reported().into()),
         ("outcome".into(), outcome(Verdict::Pass).into()),
         ("outcome-failed".into(), outcome(Verdict::Fail).into()),
         ("outcome-shard".into(), outcome_shard().into()),
@@ -242,7 +243,7 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
 
 fn receipts() -> ReceiptShard {
     let reason = || "signal 9".to_owned();
-    let exits = [
+    receipts_of(vec![
         Exit::Exited { code: 0 },
         Exit::Exited { code: -1 },
         Exit::Trapped { trap: "unreachable".into() },
@@ -254,7 +255,15 @@ fn receipts() -> ReceiptShard {
         Exit::Stopped { reason: reason() },
         Exit::WorkerDied { reason: reason() },
         Exit::NotStarted { reason: reason() },
-    ];
+    ])
+}
+
+fn reported() -> ReceiptShard {
+    let failure = || Some("no peers".to_owned());
+    receipts_of(vec![Exit::Reported { code: 2, failure: None }, Exit::Reported { code: 0, failure: failure() }])
+}
+
+fn receipts_of(exits: Vec<Exit>) -> ReceiptShard {
     let receipt = |(index, exit)| {
         let file = |text| (index == 0).then(|| raw(text));
         sign(Receipt {

@@ -18,6 +18,8 @@ pub(crate) fn termination(exit: &Exit) -> Termination {
     match exit {
         Exit::Exited { code: 0 } => Termination::Ok {},
         Exit::Exited { code } => failed(&format!("exit {code}")),
+        Exit::Reported { code: _, failure: None } => Termination::Ok {},
+        Exit::Reported { code: _, failure: Some(reason) } => failed(reason),
         Exit::Trapped { trap } => failed(&format!("trap {trap}")),
         Exit::StackOverflow {} => failed("stack overflow"),
         Exit::OutOfMemory {} => failed("out of memory"),

@@ -21,6 +21,8 @@ fn every_exit_has_its_termination() {
     let rows = [
         (Exit::Exited { code: 0 }, Termination::Ok {}),
         (Exit::Exited { code: 3 }, failed("exit 3")),
+        (Exit::Reported { code: 2, failure: None }, Termination::Ok {}),
+        (Exit::Reported { code: 0, failure: Some("no peers".into()) }, failed("no peers")),
         (Exit::Trapped { trap: "unreachable".into() }, failed("trap unreachable")),
         (Exit::StackOverflow {}, failed("stack overflow")),
         (Exit::OutOfMemory {}, failed("out of memory")),

@@ -59,6 +59,14 @@ pub enum Exit {
         /// Status.
         code: i32,
     },
+    /// Its program ended and had said itself how it went, which counts instead of the status.
+    Reported {
+        /// Status.
+        code: i32,
+        /// What it named as its failure; none is success.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<String>,
+    },
     /// Its program broke.
     Trapped {
         /// Kind of trap, stable: `unreachable`, `integer division by zero`.

@@ -221,6 +221,7 @@ fn ended_by(exit: &Exit) -> String {
         Exit::WorkerDied { reason } => format!("worker died: {reason}"),
         Exit::NotStarted { reason } => format!("not started: {reason}"),
         Exit::Exited { .. }
+        | Exit::Reported { .. }
         | Exit::Trapped { .. }
         | Exit::StackOverflow {}
         | Exit::OutOfMemory {}

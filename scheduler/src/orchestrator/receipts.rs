@@ -220,6 +220,7 @@ impl Orchestrator {
 fn by_itself(exit: &Exit) -> bool {
     match exit {
         Exit::Exited { .. }
+        | Exit::Reported { .. }
         | Exit::Trapped { .. }
         | Exit::StackOverflow {}
         | Exit::OutOfMemory {}
