@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("iptl-net", &["iptl-dag", "iptl-wire", "iptl-artifacts"]),
     ("iptl-runner", &["iptl-dag", "iptl-labnet"]),
     ("iptl-runner-wasm", &["iptl-dag", "iptl-labnet", "iptl-runner"]),
+    ("iptl-testground", &["iptl-dag", "iptl-runner"]),
     // The driver joins them, the command line stands on it.
     (
         "iptl-node",
