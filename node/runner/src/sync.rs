@@ -24,6 +24,15 @@ pub enum SyncCall {
         /// Signals to wait for.
         target: u64,
     },
+    /// Signals a state and waits until it has had `target` signals; answered by [`SyncReply::Opened`].
+    SignalAndWait {
+        /// Number of the call.
+        call: u64,
+        /// State.
+        state: String,
+        /// Signals to wait for.
+        target: u64,
+    },
     /// Publishes on a topic; answered by [`SyncReply::Published`].
     Publish {
         /// Number of the call.
@@ -54,6 +63,7 @@ impl SyncCall {
         match self {
             SyncCall::Signal { call, .. }
             | SyncCall::Barrier { call, .. }
+            | SyncCall::SignalAndWait { call, .. }
             | SyncCall::Publish { call, .. }
             | SyncCall::Subscribe { call, .. }
             | SyncCall::Cancel { call } => *call,
@@ -79,6 +89,8 @@ pub enum SyncReply {
         id: InstanceId,
         /// Its call.
         call: u64,
+        /// The number of its own signal; zero where the call gave none.
+        seq: u64,
     },
     /// The message was published.
     Published {
@@ -117,7 +129,7 @@ impl SyncReply {
     pub fn target(&self) -> (&InstanceId, u64) {
         match self {
             SyncReply::Signalled { id, call, .. }
-            | SyncReply::Opened { id, call }
+            | SyncReply::Opened { id, call, .. }
             | SyncReply::Published { id, call, .. }
             | SyncReply::Message { id, call, .. }
             | SyncReply::Failed { id, call, .. } => (id, *call),

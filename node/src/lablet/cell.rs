@@ -235,6 +235,7 @@ fn sync_call(sync: &mut CellSync, id: &InstanceId, call: SyncCall) {
     match call {
         SyncCall::Signal { call, state } => sync.call(id, call, SyncOp::Signal { state }),
         SyncCall::Barrier { call, state, target } => sync.call(id, call, SyncOp::Barrier { state, target }),
+        SyncCall::SignalAndWait { call, state, target } => sync.call(id, call, SyncOp::SignalAndWait { state, target }),
         SyncCall::Publish { call, topic, payload } => {
             sync.call(id, call, SyncOp::Publish { topic, payload: payload.into() });
         }
@@ -246,7 +247,7 @@ fn sync_call(sync: &mut CellSync, id: &InstanceId, call: SyncCall) {
 fn reply(id: InstanceId, call: u64, answer: Reply) -> SyncReply {
     match answer {
         Reply::Signalled { seq } => SyncReply::Signalled { id, call, seq },
-        Reply::Opened => SyncReply::Opened { id, call },
+        Reply::Opened { seq } => SyncReply::Opened { id, call, seq },
         Reply::Published { position } => SyncReply::Published { id, call, position },
         Reply::Message { position, payload } => SyncReply::Message { id, call, position, payload: payload.into() },
         Reply::Failed(error) => SyncReply::Failed { id, call, reason: error.to_string() },

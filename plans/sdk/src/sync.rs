@@ -28,10 +28,7 @@ pub fn barrier(state: &str, target: u64) -> Result<()> {
 ///
 /// Fails where the lab refuses or the barrier cannot be reached any more.
 pub fn signal_and_wait(state: &str, target: u64) -> Result<u64> {
-    let opened = pending::barrier(state, target)?;
-    let seq = signal(state)?;
-    opened.wait()?;
-    Ok(seq)
+    pending::signal_and_wait(state, target)?.wait()
 }
 
 /// Publishes on a topic; returns the position in the topic, from one.
@@ -73,6 +70,15 @@ pub mod pending {
     /// Fails where there is no lab.
     pub fn barrier(state: &str, target: u64) -> Result<Pending> {
         Ok(Pending(back::Pending::barrier(state, target)?))
+    }
+
+    /// Signals a state and waits until it has had `target` signals; answers with the number of the signal.
+    ///
+    /// # Errors
+    ///
+    /// Fails where there is no lab.
+    pub fn signal_and_wait(state: &str, target: u64) -> Result<Pending> {
+        Ok(Pending(back::Pending::signal_and_wait(state, target)?))
     }
 
     /// Publishes on a topic; answers with the position in the topic, from one.

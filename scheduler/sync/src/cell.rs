@@ -58,9 +58,23 @@ struct Instance {
 #[derive(Debug)]
 enum Call {
     Signal,
-    Barrier { state: String, target: u64 },
-    Publish { size: usize },
-    Subscribe { topic: String },
+    Barrier {
+        state: String,
+        target: u64,
+    },
+    /// Both: answered when its signal has a number, zero until then, and the barrier is open.
+    SignalAndWait {
+        state: String,
+        target: u64,
+        seq: u64,
+        open: bool,
+    },
+    Publish {
+        size: usize,
+    },
+    Subscribe {
+        topic: String,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -318,17 +332,20 @@ impl CellSync {
             SyncOp::Barrier { state, target } => {
                 self.check_call(caller)?;
                 self.name_state(at, &state)?;
-                let entry = self.states.entry(state.clone()).or_default();
-                if target <= entry.total.max(entry.given) {
-                    self.replies.push_back((caller, Reply::Opened));
+                if !self.wait(caller, &state, target) {
+                    self.replies.push_back((caller, Reply::Opened { seq: 0 }));
                     return Ok(());
                 }
-                let waiting = entry.waiting.entry(target).or_default();
-                if waiting.is_empty() {
-                    self.dirty.asks.insert(BarrierAsk { state: state.clone(), target });
-                }
-                waiting.insert(caller);
                 Call::Barrier { state, target }
+            }
+            SyncOp::SignalAndWait { state, target } => {
+                self.check_call(caller)?;
+                self.name_state(at, &state)?;
+                let open = !self.wait(caller, &state, target);
+                let kind = Call::SignalAndWait { state: state.clone(), target, seq: 0, open };
+                self.instances[at as usize].calls.insert(call, kind);
+                self.signal(caller, state);
+                return Ok(());
             }
             SyncOp::Publish { topic, payload } => {
                 self.check_call(caller)?;
@@ -407,6 +424,20 @@ impl CellSync {
         self.dirty.states.insert(name);
     }
 
+    /// Puts a caller where it waits for `target` signals; false where the state has had them.
+    fn wait(&mut self, caller: Caller, name: &str, target: u64) -> bool {
+        let state = self.states.entry(name.to_owned()).or_default();
+        if target <= state.total.max(state.given) {
+            return false;
+        }
+        let waiting = state.waiting.entry(target).or_default();
+        if waiting.is_empty() {
+            self.dirty.asks.insert(BarrierAsk { state: name.to_owned(), target });
+        }
+        waiting.insert(caller);
+        true
+    }
+
     fn publish(&mut self, caller: Caller, topic: String, payload: Bytes) -> Result<(), SyncError> {
         let size = payload.len();
         if size > MAX_PAYLOAD_SIZE {
@@ -434,7 +465,7 @@ impl CellSync {
                 let instance = &mut self.instances[caller.0 as usize];
                 instance.unrecorded = instance.unrecorded.saturating_sub(size);
             }
-            Call::Barrier { state, target } => {
+            Call::Barrier { state, target } | Call::SignalAndWait { state, target, .. } => {
                 let Some(state) = self.states.get_mut(&state) else { return };
                 if let Some(waiting) = state.waiting.get_mut(&target) {
                     waiting.remove(&caller);
@@ -462,6 +493,36 @@ impl CellSync {
         }
     }
 
+    /// Tells a caller that its signal has this number.
+    fn number(&mut self, caller: Caller, number: u64) {
+        let mut reply = Reply::Signalled { seq: number };
+        if let Some(Call::SignalAndWait { seq, open, .. }) = self.call_of(caller) {
+            *seq = number;
+            if !*open {
+                return;
+            }
+            reply = Reply::Opened { seq: number };
+        }
+        self.answer(caller, reply);
+    }
+
+    /// Tells a caller that the barrier it waits for is open.
+    fn release(&mut self, caller: Caller) {
+        let mut own = 0;
+        if let Some(Call::SignalAndWait { seq, open, .. }) = self.call_of(caller) {
+            *open = true;
+            own = *seq;
+            if own == 0 {
+                return;
+            }
+        }
+        self.answer(caller, Reply::Opened { seq: own });
+    }
+
+    fn call_of(&mut self, (at, call): Caller) -> Option<&mut Call> {
+        self.instances[at as usize].calls.get_mut(&call)
+    }
+
     /// Opens the barriers of a state that have their signals.
     fn open(&mut self, name: &str) {
         let Some(state) = self.states.get_mut(name) else { return };
@@ -471,7 +532,7 @@ impl CellSync {
         for (target, waiting) in open {
             self.dirty.asks.remove(&BarrierAsk { state: name.to_owned(), target });
             for caller in waiting {
-                self.answer(caller, Reply::Opened);
+                self.release(caller);
             }
         }
     }
@@ -530,7 +591,7 @@ impl CellSync {
         state.numbered = end;
         let callers: Vec<Caller> = state.unanswered.drain(..usize::try_from(count).unwrap_or(usize::MAX)).collect();
         for (caller, seq) in callers.into_iter().zip(number..) {
-            self.answer(caller, Reply::Signalled { seq });
+            self.number(caller, seq);
         }
     }
 

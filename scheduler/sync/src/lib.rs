@@ -69,6 +69,14 @@ pub enum SyncOp {
         /// Signals.
         target: u64,
     },
+    /// Signals a state and waits until it has had so many signals. Answer: `Opened`, when it has and the signal is
+    /// counted.
+    SignalAndWait {
+        /// State.
+        state: String,
+        /// Signals.
+        target: u64,
+    },
     /// Publishes a message. Answer: `Published`.
     Publish {
         /// Topic.
@@ -94,7 +102,10 @@ pub enum Reply {
         seq: u64,
     },
     /// The barrier is open.
-    Opened,
+    Opened {
+        /// The caller's own signal, as `Signalled` numbers it; zero where the call gave none.
+        seq: u64,
+    },
     /// The message is recorded.
     Published {
         /// Its position in the topic, from one.

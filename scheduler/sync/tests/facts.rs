@@ -7,7 +7,7 @@ use iptl_sync::{
 use iptl_wire::frame;
 use iptl_wire::session::{BarrierAsk, MAX_MESSAGE_SIZE, Publication, Restore, SyncUp};
 
-use crate::world::{World, barrier, instance, peer, publish, signal, subscribe};
+use crate::world::{World, barrier, instance, peer, publish, signal, signal_and_wait, subscribe};
 
 #[test]
 fn signals_are_numbered_over_all_cells() {
@@ -36,17 +36,17 @@ fn a_barrier_opens_at_its_target_and_at_once_where_that_is_reached() {
     world.call(0, 0, 3, signal("ready"));
     world.settle();
     assert_eq!(world.answers(0, 0, 1), []);
-    assert_eq!(world.answers(0, 0, 2), [Reply::Opened]);
+    assert_eq!(world.answers(0, 0, 2), [Reply::Opened { seq: 0 }]);
     world.call(1, 0, 1, signal("ready"));
     world.settle();
-    assert_eq!(world.answers(0, 0, 1), [Reply::Opened]);
+    assert_eq!(world.answers(0, 0, 1), [Reply::Opened { seq: 0 }]);
     // Known here and there, also to a cell that never asked.
     world.call(0, 0, 4, barrier("ready", 1));
     world.call(1, 0, 2, barrier("ready", 2));
     world.call(1, 0, 3, barrier("ready", 3));
     world.settle();
-    assert_eq!(world.answers(0, 0, 4), [Reply::Opened]);
-    assert_eq!(world.answers(1, 0, 2), [Reply::Opened]);
+    assert_eq!(world.answers(0, 0, 4), [Reply::Opened { seq: 0 }]);
+    assert_eq!(world.answers(1, 0, 2), [Reply::Opened { seq: 0 }]);
     assert_eq!(world.answers(1, 0, 3), []);
 }
 
@@ -158,7 +158,7 @@ fn an_instance_that_ends_gets_no_answers_and_its_successor_none_of_its_own() {
     assert_eq!(world.answers(0, 1, 2), [Reply::Signalled { seq: 2 }]);
     world.call(0, 0, 2, signal("s"));
     world.settle();
-    assert_eq!(world.answers(0, 0, 1), [Reply::Opened]);
+    assert_eq!(world.answers(0, 0, 1), [Reply::Opened { seq: 0 }]);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn signals_of_a_lost_cell_count_unless_it_is_replaced() {
         world.call(1, 0, 2, barrier("s", 3));
         world.call(1, 0, 3, barrier("s", 2));
         world.settle();
-        assert_eq!(world.answers(1, 0, 3), [Reply::Opened]);
+        assert_eq!(world.answers(1, 0, 3), [Reply::Opened { seq: 0 }]);
         if replaced {
             world.run.replace_cell(&peer(0));
         } else {
@@ -219,9 +219,9 @@ fn signals_of_a_lost_cell_count_unless_it_is_replaced() {
         // What was open stays open.
         world.call(2, 0, 2, barrier("s", 2));
         world.settle();
-        assert_eq!(world.answers(1, 0, 2), if opens { vec![Reply::Opened] } else { vec![] });
+        assert_eq!(world.answers(1, 0, 2), if opens { vec![Reply::Opened { seq: 0 }] } else { vec![] });
         assert_eq!(world.answers(2, 0, 1), [Reply::Signalled { seq: 3 }]);
-        assert_eq!(world.answers(2, 0, 2), [Reply::Opened]);
+        assert_eq!(world.answers(2, 0, 2), [Reply::Opened { seq: 0 }]);
     }
 }
 
@@ -302,4 +302,39 @@ fn a_cell_that_is_forgotten_holds_recovery_up_until_it_is_given_up() {
     world.settle();
     let [Reply::Signalled { seq }] = world.answers(0, 0, 2)[..] else { panic!("no number") };
     assert!(seq >= 2, "number {seq} was given before");
+}
+
+#[test]
+fn call_that_signals_and_waits_is_answered_once_with_its_number() {
+    let mut world = World::new(&[2, 1]);
+    world.call(0, 0, 1, signal_and_wait("a", 3));
+    world.call(1, 0, 1, signal_and_wait("a", 3));
+    world.settle();
+    assert_eq!(world.answers(0, 0, 1), []);
+    world.call(0, 1, 1, signal_and_wait("a", 3));
+    world.settle();
+    let mut numbers = Vec::new();
+    for (cell, index) in [(0, 0), (0, 1), (1, 0)] {
+        match &world.answers(cell, index, 1)[..] {
+            [Reply::Opened { seq }] => numbers.push(*seq),
+            other => panic!("{other:?}"),
+        }
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3]);
+    // One more finds the barrier open, and still learns its number.
+    world.call(0, 0, 2, signal_and_wait("a", 3));
+    world.settle();
+    assert_eq!(world.answers(0, 0, 2), [Reply::Opened { seq: 4 }]);
+}
+
+#[test]
+fn meeting_that_is_given_up_keeps_its_signal() {
+    let mut world = World::new(&[2]);
+    world.call(0, 0, 1, signal_and_wait("a", 2));
+    world.call(0, 0, 1, SyncOp::Cancel);
+    world.call(0, 1, 1, signal_and_wait("a", 2));
+    world.settle();
+    assert_eq!(world.answers(0, 0, 1), []);
+    assert_eq!(world.answers(0, 1, 1), [Reply::Opened { seq: 2 }]);
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_sync::Reply;
 
-use crate::world::{World, barrier, publish, signal, subscribe};
+use crate::world::{World, barrier, publish, signal, signal_and_wait, subscribe};
 
 struct Rng(u64);
 
@@ -26,6 +26,8 @@ struct Model {
     /// Caller to state.
     signalled: BTreeMap<(usize, u32, u64), String>,
     barriers: BTreeMap<(usize, u32, u64), (String, u64)>,
+    /// Caller to state and target, of calls that do both.
+    meetings: BTreeMap<(usize, u32, u64), (String, u64)>,
     /// Caller to topic and payload.
     published: BTreeMap<(usize, u32, u64), (String, Vec<u8>)>,
     subscribed: BTreeMap<(usize, u32, u64), String>,
@@ -47,7 +49,7 @@ fn schedule(seed: u64, restarts: bool) -> (World, Model) {
                 next_call += 1;
                 let caller = (cell, index, next_call);
                 let name = STATES[rng.below(3)];
-                let op = match rng.below(8) {
+                let op = match rng.below(10) {
                     0..4 => {
                         *model.signals.entry(name.into()).or_default() += 1;
                         model.signalled.insert(caller, name.into());
@@ -58,7 +60,13 @@ fn schedule(seed: u64, restarts: bool) -> (World, Model) {
                         model.barriers.insert(caller, (name.into(), target));
                         barrier(name, target)
                     }
-                    6 => {
+                    6 | 7 => {
+                        let target = rng.below(60) as u64;
+                        *model.signals.entry(name.into()).or_default() += 1;
+                        model.meetings.insert(caller, (name.into(), target));
+                        signal_and_wait(name, target)
+                    }
+                    8 => {
                         let mut payload = next_call.to_be_bytes().to_vec();
                         payload.resize(8 + rng.below(10), 0);
                         model.published.insert(caller, (name.into(), payload.clone()));
@@ -83,8 +91,9 @@ fn schedule(seed: u64, restarts: bool) -> (World, Model) {
         let before = world.replies.len();
         world.take_replies(cell);
         for (id, call, reply) in &world.replies[before..] {
-            if *reply == Reply::Opened {
-                let (state, target) = &model.barriers[&(cell, id.index, *call)];
+            if let Reply::Opened { seq } = reply {
+                let waiting = if *seq == 0 { &model.barriers } else { &model.meetings };
+                let (state, target) = &waiting[&(cell, id.index, *call)];
                 let count = model.signals.get(state).copied().unwrap_or(0);
                 assert!(count >= *target, "seed {seed}: {state} opened at {count} of {target}");
             }
@@ -109,19 +118,34 @@ fn check(seed: u64, world: &World, model: &Model, exact: bool) {
             other => panic!("seed {seed}: a signal of {state} is answered by {other:?}"),
         }
     }
+    for ((cell, index, call), (state, target)) in &model.meetings {
+        let reached = model.signals[state] >= *target;
+        match &world.answers(*cell, *index, *call)[..] {
+            [Reply::Opened { seq }] if reached => {
+                assert!(numbers.entry(state).or_default().insert(*seq), "seed {seed}: {state} has two signals {seq}")
+            }
+            [] if !reached => {}
+            other => panic!("seed {seed}: a meeting at {state} {target} is answered by {other:?}"),
+        }
+    }
     for (state, numbers) in numbers {
-        if exact {
+        let unanswered = model.meetings.values().any(|(at, target)| at == state && model.signals[at] < *target);
+        if exact && !unanswered {
             assert_eq!(numbers, (1..=model.signals[state]).collect(), "seed {seed}");
         }
     }
     for ((cell, index, call), (state, target)) in &model.barriers {
         let reached = model.signals.get(state).copied().unwrap_or(0) >= *target;
-        let expected = if reached { vec![Reply::Opened] } else { vec![] };
+        let expected = if reached { vec![Reply::Opened { seq: 0 }] } else { vec![] };
         assert_eq!(world.answers(*cell, *index, *call), expected, "seed {seed}: barrier {state} {target}");
     }
     let waiting: BTreeSet<(String, u64)> =
         world.run.waiting().into_iter().map(|barrier| (barrier.state, barrier.target)).collect();
-    let closed = model.barriers.values().filter(|(state, target)| model.signals.get(state).unwrap_or(&0) < target);
+    let closed = model
+        .barriers
+        .values()
+        .chain(model.meetings.values())
+        .filter(|(state, target)| model.signals.get(state).unwrap_or(&0) < target);
     assert_eq!(waiting, closed.cloned().collect(), "seed {seed}");
 
     let mut positions: BTreeMap<(&str, u64), &[u8]> = BTreeMap::new();

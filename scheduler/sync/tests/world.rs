@@ -44,6 +44,10 @@ pub(crate) fn barrier(state: &str, target: u64) -> SyncOp {
     SyncOp::Barrier { state: state.into(), target }
 }
 
+pub(crate) fn signal_and_wait(state: &str, target: u64) -> SyncOp {
+    SyncOp::SignalAndWait { state: state.into(), target }
+}
+
 pub(crate) fn publish(topic: &str, payload: impl Into<Vec<u8>>) -> SyncOp {
     SyncOp::Publish { topic: topic.into(), payload: payload.into().into() }
 }

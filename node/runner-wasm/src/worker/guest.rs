@@ -190,13 +190,11 @@ fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
     let cpu_us = u64::try_from(meter.used().as_micros()).unwrap_or(u64::MAX);
     let ended = Ended {
         exit,
-        usage: Usage { cpu_us, memory_bytes, sent_bytes, received_bytes },
+        usage: Usage { cpu_us, memory_bytes, sent_bytes, received_bytes, ..Usage::default() },
         started_ms,
         ended_ms: wall_ms(),
-        logs: left.logs,
-        events: left.events,
-        metrics: left.metrics,
-        artifacts: left.artifacts,
+        left,
+        limits_met: Vec::new(),
     };
     cell.instance_ended(instance.id.clone(), ended);
 }

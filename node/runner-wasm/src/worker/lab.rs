@@ -24,6 +24,7 @@ mod bindings {
         imports: {
             "iptl:lab/sync.signal": async | trappable,
             "iptl:lab/sync.barrier": async | trappable,
+            "iptl:lab/sync.signal-and-wait": async | trappable,
             "iptl:lab/sync.publish": async | trappable,
             "iptl:lab/sync.subscribe": async | trappable,
             default: trappable,

@@ -29,7 +29,8 @@ pub struct Lab {
 /// Barriers of one state.
 #[derive(Default)]
 struct Waiting {
-    calls: Vec<(InstanceId, u64, u64)>,
+    /// Instance, call, target, number of its own signal.
+    calls: Vec<(InstanceId, u64, u64, u64)>,
 }
 
 #[derive(Default)]
@@ -135,7 +136,14 @@ impl Lab {
                 self.open_barriers(&state).await;
             }
             SyncCall::Barrier { call, state, target } => {
-                self.barriers.entry(state.clone()).or_default().calls.push((id, call, target));
+                self.barriers.entry(state.clone()).or_default().calls.push((id, call, target, 0));
+                self.open_barriers(&state).await;
+            }
+            SyncCall::SignalAndWait { call, state, target } => {
+                let count = self.states.entry(state.clone()).or_default();
+                *count += 1;
+                let seq = *count;
+                self.barriers.entry(state.clone()).or_default().calls.push((id, call, target, seq));
                 self.open_barriers(&state).await;
             }
             SyncCall::Publish { call, topic, payload } => {
@@ -158,7 +166,7 @@ impl Lab {
             }
             SyncCall::Cancel { call } => {
                 for waiting in self.barriers.values_mut() {
-                    waiting.calls.retain(|(i, c, _)| (i, c) != (&id, &call));
+                    waiting.calls.retain(|(i, c, ..)| (i, c) != (&id, &call));
                 }
                 for topic in self.topics.values_mut() {
                     topic.subscribers.retain(|(i, c)| (i, c) != (&id, &call));
@@ -171,11 +179,12 @@ impl Lab {
         let count = self.states.get(state).copied().unwrap_or(0);
         let Some(waiting) = self.barriers.get_mut(state) else { return };
         // The suite's barriers of one state have one target: where the first does not open, none does.
-        if waiting.calls.first().is_none_or(|(_, _, target)| *target > count) {
+        if waiting.calls.first().is_none_or(|(_, _, target, _)| *target > count) {
             return;
         }
-        for (id, call, _) in waiting.calls.extract_if(.., |(_, _, target)| *target <= count).collect::<Vec<_>>() {
-            self.reply(SyncReply::Opened { id, call }).await;
+        for (id, call, _, seq) in waiting.calls.extract_if(.., |(_, _, target, _)| *target <= count).collect::<Vec<_>>()
+        {
+            self.reply(SyncReply::Opened { id, call, seq }).await;
         }
     }
 

@@ -17,6 +17,10 @@ impl Pending {
         Err(Error::Unsupported)
     }
 
+    pub(crate) fn signal_and_wait(_state: &str, _target: u64) -> Result<Pending> {
+        Err(Error::Unsupported)
+    }
+
     pub(crate) fn publish(_topic: &str, _payload: &[u8]) -> Result<Pending> {
         Err(Error::Unsupported)
     }

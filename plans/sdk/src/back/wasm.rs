@@ -28,6 +28,10 @@ impl Pending {
         Ok(Pending::new(sync::barrier(state, target)))
     }
 
+    pub(crate) fn signal_and_wait(state: &str, target: u64) -> Result<Pending> {
+        Ok(Pending::new(sync::signal_and_wait(state, target)))
+    }
+
     pub(crate) fn publish(topic: &str, payload: &[u8]) -> Result<Pending> {
         Ok(Pending::new(sync::publish(topic, payload)))
     }

@@ -76,7 +76,7 @@ impl Mailbox {
         let mut cost = 0;
         match reply {
             SyncReply::Signalled { seq, .. } => call.settle(Ok(seq)),
-            SyncReply::Opened { .. } => call.settle(Ok(0)),
+            SyncReply::Opened { seq, .. } => call.settle(Ok(seq)),
             SyncReply::Published { position, .. } => call.settle(Ok(position)),
             SyncReply::Failed { reason, .. } => call.settle(Err(reason)),
             SyncReply::Message { position, payload, .. } => {

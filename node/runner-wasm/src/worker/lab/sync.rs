@@ -82,6 +82,12 @@ impl Host for LabView<'_> {
         self.pending(call, Some(target))
     }
 
+    async fn signal_and_wait(&mut self, state: String, target: u64) -> Result<Resource<Pending>> {
+        let failed = check_name("a state", &state).err();
+        let call = self.ask(CallKind::Barrier, failed, |call| SyncCall::SignalAndWait { call, state, target }).await;
+        self.pending(call, None)
+    }
+
     async fn publish(&mut self, topic: String, payload: Vec<u8>) -> Result<Resource<Pending>> {
         let size = payload.len();
         let failed = check_name("a topic", &topic)
