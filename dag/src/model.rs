@@ -5,6 +5,7 @@
 //! did, and [`result`] ties them together. An [`image`] is what containers start from. `schemas/*.ipldsch` is the
 //! normative text.
 
+pub mod container;
 pub mod execution;
 pub mod fact;
 pub mod image;
@@ -18,6 +19,7 @@ pub mod signed;
 
 use serde::{Deserialize, Serialize};
 
+pub use container::{Container, Health};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
 pub use fact::{Fact, FactKind};
 pub use image::{Image, Layer, LayerPage};
@@ -29,7 +31,7 @@ pub use plan::{
     Affinity, Case, Comparison, Count, Engine, GroupSpec, ParamKind, ParamSpec, Plan, Requirements, Resources,
     Statistic, Subject, Threshold, Value, Workload, WorkloadKind,
 };
-pub use receipt::{Exit, Receipt, ReceiptShard, Usage};
+pub use receipt::{Exit, Intervention, Receipt, ReceiptShard, Usage};
 pub use result::{Attestation, Distortion, LabletRecord, ResultNode, ResultVerdict};
 pub use run::{GroupRun, LossPolicy, Network, Run};
 pub use signed::Signed;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    Affinity, Assignment, Attestation, Case, Comparison, Count, Counts, Distortion, Engine, Epoch, Execution,
-    ExecutionId, Exit, Fact, FactKind, GroupOutcome, GroupRun, GroupSpec, Image, InstanceId, InstanceOutcome,
-    LabletRecord, Layer, LayerPage, LossPolicy, Network, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement,
-    Plan, Receipt, ReceiptShard, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, Statistic,
-    Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
+    Affinity, Assignment, Attestation, Case, Comparison, Container, Count, Counts, Distortion, Engine, Epoch,
+    Execution, ExecutionId, Exit, Fact, FactKind, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId,
+    InstanceOutcome, Intervention, LabletRecord, Layer, LayerPage, LossPolicy, Network, Node, Outcome, OutcomeShard,
+    ParamKind, ParamSpec, Placement, Plan, Receipt, ReceiptShard, Refusal, Requirements, Resources, ResultNode,
+    ResultVerdict, Run, Signed, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict,
+    Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -22,6 +23,10 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
             "run-with-network".into(),
             Run { network: Network::Model(raw("network")), faults: vec![raw("fault")], ..run() }.into(),
         ),
+        ("plan-of-containers".into(), contained_plan().into()),
+        ("workload-image".into(), Workload { kind: WorkloadKind::Docker, ..workload() }.into()),
+        ("run-of-containers".into(), contained_run().into()),
+        ("receipts-of-containers".into(), contained_receipts().into()),
         ("execution".into(), execution().into()),
         ("placement".into(), placement(None).into()),
         ("placement-child".into(), placement(Some(cid(placement(None)))).into()),
@@ -103,6 +108,28 @@ fn layer_page() -> LayerPage {
     LayerPage { tar: vec![0, 1, 2, 3], files: vec![raw("a file")] }
 }
 
+fn container() -> Container {
+    Container {
+        entrypoint: vec!["/app/node".into()],
+        workdir: Some("/data".into()),
+        user: Some("1000:1000".into()),
+        files: map([("/etc/node.toml", raw("settings"))]),
+        tmpfs: map([("/tmp", 1 << 20)]),
+        writable: true,
+        cpu_milli: 500,
+        stop_signal: Some("SIGINT".into()),
+        health: Some(Health {
+            command: vec!["/app/node".into(), "health".into()],
+            interval_ms: 1000,
+            timeout_ms: 500,
+            start_ms: 2000,
+            retries: 3,
+        }),
+        exec: true,
+        ..Container::usual()
+    }
+}
+
 fn plan() -> Plan {
     let groups = [("balanced", Affinity::Balance), ("spread", Affinity::Spread), ("packed", Affinity::Pack)];
     let group = |affinity| GroupSpec {
@@ -112,6 +139,7 @@ fn plan() -> Plan {
         env: map([("RUST_LOG", "info".to_owned())]),
         resources: Resources::default(),
         requires: Requirements { labels: map([("zone", "home".to_owned())]), affinity, max_per_lablet: 5 },
+        container: None,
     };
     let param = |kind, default| ParamSpec { kind, default, description: "what it does".into() };
     let params = [
@@ -175,6 +203,7 @@ fn run() -> Run {
         env: BTreeMap::new(),
         resources: Resources::default(),
         requires: Requirements::default(),
+        container: None,
     };
     Run {
         plan: cid(plan()),
@@ -277,14 +306,57 @@ fn receipts_of(exits: Vec<Exit>) -> ReceiptShard {
             started_ms: 1_790_000_000_000,
             ended_ms: 1_790_000_001_000,
             exit,
-            usage: Usage { cpu_us: 1000, memory_bytes: 1 << 20, sent_bytes: 64, received_bytes: 65 },
+            usage: Usage {
+                cpu_us: 1000,
+                memory_bytes: 1 << 20,
+                sent_bytes: 64,
+                received_bytes: 65,
+                read_bytes: 0,
+                written_bytes: 0,
+            },
             logs: file("logs"),
             events: file("events"),
             metrics: file("metrics"),
             artifacts: file("artifacts"),
+            samples: None,
+            limits_met: Vec::new(),
+            interventions: Vec::new(),
         })
     };
     ReceiptShard { receipts: (0..).zip(exits).map(receipt).collect() }
+}
+
+fn contained_plan() -> Plan {
+    let mut plan = plan();
+    let groups = plan.cases.values_mut().flat_map(|case| case.groups.values_mut());
+    for (group, settings) in groups.zip([container(), Container::usual()]) {
+        group.container = Some(settings);
+    }
+    plan
+}
+
+fn contained_run() -> Run {
+    let mut run = run();
+    for group in run.groups.values_mut() {
+        group.kind = WorkloadKind::Docker;
+        group.container = Some(container());
+    }
+    run
+}
+
+fn contained_receipts() -> ReceiptShard {
+    let ends = [Exit::Signalled { signal: "SIGSEGV".into() }, Exit::Unwell { reason: "exit 1".into() }];
+    let receipts = receipts().receipts.into_iter().zip(ends).map(|(mut signed, exit)| {
+        signed.body.exit = exit;
+        signed.body.usage.read_bytes = 66;
+        signed.body.usage.written_bytes = 67;
+        signed.body.samples = Some(raw("samples"));
+        signed.body.limits_met = vec!["processes".into()];
+        signed.body.interventions =
+            vec![Intervention { by: peer(3), at_ms: 1_790_000_000_500, command: vec!["sh".into()] }];
+        signed
+    });
+    ReceiptShard { receipts: receipts.collect() }
 }
 
 fn outcome(verdict: Verdict) -> Outcome {

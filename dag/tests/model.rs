@@ -243,5 +243,6 @@ fn insert_at(mut value: &mut Ipld, path: &str) {
 fn has_typed_keys(at: &str) -> bool {
     let last = at.rsplit('/').next().unwrap_or_default();
     let typed = ["", "kind", "subject", "network", "termination", "workloads", "cases", "groups", "histograms"];
-    typed.contains(&last) || at.ends_with("/params")
+    let of_containers = ["files", "tmpfs"];
+    typed.contains(&last) || of_containers.contains(&last) || at.ends_with("/params")
 }

@@ -89,6 +89,7 @@ async fn publish(node: &Node) -> Cid {
         env: BTreeMap::new(),
         resources: Resources::default(),
         requires: Requirements::default(),
+        container: None,
     };
     let run = model::to_block(Run {
         plan: *plan.cid(),

@@ -169,6 +169,7 @@ fn groups(
                 env: spec.env.clone(),
                 resources: spec.resources,
                 requires: spec.requires.clone(),
+                container: spec.container.clone(),
             },
         );
     }

@@ -145,6 +145,7 @@ fn mismatch(group: &GroupRun, inventory: &Inventory) -> Option<String> {
     }
     match group.kind {
         WorkloadKind::Wasm if inventory.wasm_slots == 0 => return Some("has no wasm runner".into()),
+        WorkloadKind::Docker => return Some("has no docker runner".into()),
         WorkloadKind::Wasm => {}
     }
     group.requires.labels.iter().find_map(|(key, want)| match inventory.labels.get(key) {

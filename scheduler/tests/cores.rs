@@ -32,6 +32,7 @@ pub(crate) fn group(count: u32) -> GroupRun {
         env: BTreeMap::new(),
         resources: Resources::default(),
         requires: Requirements::default(),
+        container: None,
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) fn termination(exit: &Exit) -> Termination {
         Exit::Reported { code: _, failure: None } => Termination::Ok {},
         Exit::Reported { code: _, failure: Some(reason) } => failed(reason),
         Exit::Trapped { trap } => failed(&format!("trap {trap}")),
+        Exit::Signalled { signal } => failed(&format!("signal {signal}")),
+        Exit::Unwell { reason: _ } => failed("unwell"),
         Exit::StackOverflow {} => failed("stack overflow"),
         Exit::OutOfMemory {} => failed("out of memory"),
         Exit::OutOfCpu {} => failed("out of cpu time"),

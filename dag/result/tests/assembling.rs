@@ -24,6 +24,8 @@ fn every_exit_has_its_termination() {
         (Exit::Reported { code: 2, failure: None }, Termination::Ok {}),
         (Exit::Reported { code: 0, failure: Some("no peers".into()) }, failed("no peers")),
         (Exit::Trapped { trap: "unreachable".into() }, failed("trap unreachable")),
+        (Exit::Signalled { signal: "SIGSEGV".into() }, failed("signal SIGSEGV")),
+        (Exit::Unwell { reason: reason() }, failed("unwell")),
         (Exit::StackOverflow {}, failed("stack overflow")),
         (Exit::OutOfMemory {}, failed("out of memory")),
         (Exit::OutOfCpu {}, failed("out of cpu time")),

@@ -62,6 +62,7 @@ impl World {
             env: BTreeMap::new(),
             resources: Resources::default(),
             requires: Default::default(),
+            container: None,
         };
         let run = Run {
             plan: *Block::new(Codec::Raw, "plan").cid(),
@@ -132,6 +133,9 @@ impl World {
             events: None,
             metrics: None,
             artifacts: None,
+            samples: None,
+            limits_met: Vec::new(),
+            interventions: Vec::new(),
         }
     }
 

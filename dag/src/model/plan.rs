@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Cid;
+use crate::model::container::Container;
 use crate::model::run::Network;
 
 /// A test plan.
@@ -32,7 +33,7 @@ pub struct Workload {
     pub name: String,
     /// How the content is executed.
     pub kind: WorkloadKind,
-    /// Content: for Wasm the UnixFS file of the component.
+    /// Content: for Wasm the UnixFS file of the component, for Docker the image's node.
     pub content: Cid,
     /// Size of the content in bytes.
     pub size: u64,
@@ -44,6 +45,8 @@ pub struct Workload {
 pub enum WorkloadKind {
     /// A WASI 0.2 command component.
     Wasm,
+    /// A container image.
+    Docker,
 }
 
 /// One test case of a plan.
@@ -90,6 +93,9 @@ pub struct GroupSpec {
     pub resources: Resources,
     /// Where instances may be placed.
     pub requires: Requirements,
+    /// Settings of its containers; only where the workload is an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
 }
 
 /// Bounds of a group's size.

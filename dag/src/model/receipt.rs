@@ -44,6 +44,27 @@ pub struct Receipt {
     /// UnixFS directory of its artifacts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<Cid>,
+    /// UnixFS file of what it used second by second, as JSON lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Cid>,
+    /// Limits that it met, whether or not they ended it, sorted: `open files`, `processes`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits_met: Vec<String>,
+    /// Commands that people executed in it, in their order: what it did may be their doing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interventions: Vec<Intervention>,
+}
+
+/// A command that somebody executed in a running instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intervention {
+    /// Who.
+    pub by: PeerId,
+    /// Wall time in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Program with its arguments.
+    pub command: Vec<String>,
 }
 
 impl Signable for Receipt {
@@ -72,6 +93,16 @@ pub enum Exit {
         /// Kind of trap, stable: `unreachable`, `integer division by zero`.
         trap: String,
     },
+    /// A signal ended its program, and it was not the lab that sent it.
+    Signalled {
+        /// Name of the signal: `SIGSEGV`.
+        signal: String,
+    },
+    /// Its health check failed as often as its group allows.
+    Unwell {
+        /// What the last look said, cut to a line.
+        reason: String,
+    },
     /// It recursed deeper than its stack.
     StackOverflow {},
     /// It asked for more memory than it may have.
@@ -82,7 +113,7 @@ pub enum Exit {
     OutOfTime {},
     /// It wrote more output, records or artifacts than it may.
     TooMuchOutput {
-        /// What there was too much of: `output`, `records`, `artifacts`.
+        /// What there was too much of: `output`, `records`, `artifacts`, `disk`.
         what: String,
     },
     /// It was stopped from outside: cancelled, lease over, execution ended.
@@ -114,6 +145,17 @@ pub struct Usage {
     pub sent_bytes: u64,
     /// Bytes that it received over the lab network.
     pub received_bytes: u64,
+    /// Bytes that it read from disk.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub read_bytes: u64,
+    /// Bytes that it wrote to disk.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub written_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// A chunk of receipts.

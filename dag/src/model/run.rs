@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Cid;
+use crate::model::container::Container;
 use crate::model::plan::{Engine, Requirements, Resources, Threshold, Value, WorkloadKind};
 
 /// One experiment: no time, no name of a machine, no nonce, so that equal runs have equal CIDs.
@@ -51,6 +52,9 @@ pub struct GroupRun {
     pub resources: Resources,
     /// Where instances may be placed.
     pub requires: Requirements,
+    /// Settings of its containers; only where `kind` is Docker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
 }
 
 /// Network between instances.

@@ -185,6 +185,13 @@ pub async fn import_workload(
 ) -> Result<(Block, Workload, Imported)> {
     match kind {
         WorkloadKind::Wasm => check_component(path)?,
+        WorkloadKind::Docker => {
+            return Err(Error::usage(
+                "workload.is-image",
+                format!("{} is to be a container image, which no file is", path.display()),
+                "name the CID of a published image",
+            ));
+        }
     }
     let imported = import_path(store, path, &ImportOptions { only_hash, ..Default::default() }).await?;
     let workload = Workload { name: name.to_owned(), kind, content: imported.cid, size: imported.bytes };

@@ -50,5 +50,6 @@ fn fixture() -> Fixture {
     Fixture {
         runner: Arc::new(runner()),
         workload: Box::new(move |behaviour| (artifact.clone(), vec![behaviour.name().to_owned()])),
+        container: None,
     }
 }

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use iptl_dag::Cid;
-use iptl_dag::model::{Exit, InstanceId, Resources, Usage};
+use iptl_dag::model::{Container, Exit, InstanceId, Resources, Usage, WorkloadKind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::files::LeftFiles;
 use crate::sync::{SyncCall, SyncReply};
 
 /// All instances of one execution on one lablet.
@@ -29,8 +30,21 @@ pub struct CellSpec {
     pub groups: BTreeMap<String, u32>,
     /// Instances of this cell.
     pub instances: Vec<InstanceSpec>,
-    /// Private directory for output files; it exists and is empty.
+    /// Private directory for output files; it exists, and is empty but where a cell is adopted.
     pub scratch: PathBuf,
+    /// Whose cell it is, for labels on whatever may outlive its lablet.
+    pub origin: Origin,
+}
+
+/// Whose cell it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin {
+    /// The lab, as text.
+    pub lab: String,
+    /// The execution, as text.
+    pub execution: String,
+    /// Term of the grant.
+    pub epoch: u64,
 }
 
 /// One instance of a cell.
@@ -38,6 +52,8 @@ pub struct CellSpec {
 pub struct InstanceSpec {
     /// Group and index.
     pub id: InstanceId,
+    /// How it is executed; a runner is given its own kind alone.
+    pub kind: WorkloadKind,
     /// What it executes.
     pub artifact: Artifact,
     /// Arguments after the program name.
@@ -48,6 +64,17 @@ pub struct InstanceSpec {
     pub limits: Resources,
     /// Attempt, from one.
     pub attempt: u32,
+    /// Settings of its container, where it is one.
+    pub container: Option<ContainerSpec>,
+}
+
+/// Settings of a container with its files at hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// What the plan asks for.
+    pub settings: Container,
+    /// Verified files and directories by the absolute path at which they appear, read-only.
+    pub files: BTreeMap<String, PathBuf>,
 }
 
 /// A verified file to execute.
@@ -85,6 +112,70 @@ pub trait CellControl: Send + Sync {
 
     /// Returns the process that runs the cell, where there is one.
     fn worker_pid(&self) -> Option<u32>;
+
+    /// Executes a command in a running instance.
+    async fn exec(&self, _order: ExecOrder) -> Result<ExecStream, ExecError> {
+        Err(ExecError::Unsupported)
+    }
+}
+
+/// A command to execute in a running instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecOrder {
+    /// Instance.
+    pub id: InstanceId,
+    /// Program with its arguments.
+    pub command: Vec<String>,
+    /// Columns and rows of the terminal that it gets; none where it gets pipes.
+    pub terminal: Option<(u16, u16)>,
+}
+
+/// A command that runs in an instance. Dropping it leaves the command without its terminal, which ends it.
+#[derive(Debug)]
+pub struct ExecStream {
+    /// What it is told.
+    pub input: mpsc::Sender<ExecInput>,
+    /// What it says; the last is [`ExecOutput::Ended`].
+    pub output: mpsc::Receiver<ExecOutput>,
+}
+
+/// What a command in an instance is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecInput {
+    /// Bytes of its standard input.
+    Bytes(Vec<u8>),
+    /// Its terminal has this many columns and rows now.
+    Resize(u16, u16),
+    /// There will be no more bytes.
+    End,
+}
+
+/// What a command in an instance says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecOutput {
+    /// Bytes that it wrote; with a terminal all of them are standard output.
+    Bytes(OutputStream, Vec<u8>),
+    /// It ended with this status.
+    Ended(i32),
+}
+
+/// Why a command was not executed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExecError {
+    /// The runner has no processes to execute anything in.
+    #[error("instances of this kind have no room for commands: only containers have")]
+    Unsupported,
+    /// The instance does not run.
+    #[error("{0} does not run")]
+    NotRunning(InstanceId),
+    /// The command could not be started.
+    #[error("cannot execute {command}: {reason}")]
+    Failed {
+        /// Program.
+        command: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What a cell is told while it runs.
@@ -170,12 +261,8 @@ pub struct Ended {
     pub started_ms: u64,
     /// Wall time of its end in milliseconds since 1970.
     pub ended_ms: u64,
-    /// Lines that it wrote, as JSON lines `{"t":us,"stream":"out","line":…}`; none where it wrote nothing.
-    pub logs: Option<PathBuf>,
-    /// Events, as JSON lines `{"t":us,"name":…,"data":…}`.
-    pub events: Option<PathBuf>,
-    /// Metrics, as JSON lines `{"t":us,"name":"ping.rtt","value":1.25,"unit":"ms"}`.
-    pub metrics: Option<PathBuf>,
-    /// Directory of its artifacts.
-    pub artifacts: Option<PathBuf>,
+    /// Files that it left.
+    pub left: LeftFiles,
+    /// Limits that it met, whether or not they ended it, sorted: `open files`, `processes`.
+    pub limits_met: Vec<String>,
 }

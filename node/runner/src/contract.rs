@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use iptl_dag::model::{Exit, InstanceId, Resources};
 
-use crate::cell::{Artifact, CellSpec, InstanceSpec, OutputStream};
+use crate::cell::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, OutputStream};
 use crate::runner::{PrepareError, Runner};
 pub use lab::{Lab, Outcome};
 
@@ -103,6 +103,8 @@ pub struct Fixture {
     pub runner: Arc<dyn Runner>,
     /// Returns the workload that behaves so, and its arguments.
     pub workload: Box<dyn Fn(Behaviour) -> (Artifact, Vec<String>) + Send + Sync>,
+    /// Settings of containers, where they are any.
+    pub container: Option<ContainerSpec>,
 }
 
 impl Fixture {
@@ -115,11 +117,13 @@ impl Fixture {
                 let (artifact, args) = (self.workload)(*behaviour);
                 InstanceSpec {
                     id: instance(index),
+                    kind: self.runner.kind(),
                     artifact,
                     args,
                     env: BTreeMap::from([("MINE".to_owned(), "yes".to_owned())]),
                     limits: limits(),
                     attempt: 1,
+                    container: self.container.clone(),
                 }
             })
             .collect();
@@ -132,6 +136,7 @@ impl Fixture {
             groups: BTreeMap::from([("g".to_owned(), size)]),
             instances,
             scratch: scratch.to_owned(),
+            origin: Origin { lab: "lab".to_owned(), execution: scratch.display().to_string(), epoch: 1 },
         }
     }
 
@@ -187,7 +192,11 @@ pub async fn statuses_are_told(fixture: &Fixture) {
     assert_eq!(outcome.exit(1), &Exit::Exited { code: 3 });
     for ended in outcome.ended.values() {
         assert!(ended.started_ms > 0 && ended.ended_ms >= ended.started_ms, "{ended:?}");
-        assert_eq!((&ended.logs, &ended.artifacts), (&None, &None), "nothing was written, so nothing is left");
+        assert_eq!(
+            (&ended.left.logs, &ended.left.artifacts),
+            (&None, &None),
+            "nothing was written, so nothing is left"
+        );
     }
 }
 
@@ -196,7 +205,7 @@ pub async fn output_is_told_and_logged(fixture: &Fixture) {
     let (outcome, _dir) = fixture.run(&[Behaviour::Print]).await;
     assert_eq!(outcome.lines(0, OutputStream::Out), ["one", "two", "four"]);
     assert_eq!(outcome.lines(0, OutputStream::Err), ["three"]);
-    let log = read_json_lines(outcome.ended[&instance(0)].logs.as_ref());
+    let log = read_json_lines(outcome.ended[&instance(0)].left.logs.as_ref());
     let logged: Vec<(&str, &str)> = log.iter().map(|line| (text(&line["stream"]), text(&line["line"]))).collect();
     assert_eq!(logged, [("out", "one"), ("out", "two"), ("err", "three"), ("out", "four")]);
     assert!(log.iter().all(|line| line["t"].is_u64()));
@@ -253,7 +262,7 @@ pub async fn misbehaviour_ends_its_instance_and_no_other(fixture: &Fixture) {
 pub async fn what_was_within_the_limit_is_kept(fixture: &Fixture) {
     let (outcome, _dir) = fixture.run(&[Behaviour::FloodOutput]).await;
     assert_eq!(outcome.exit(0), &Exit::TooMuchOutput { what: "output".to_owned() });
-    let log = read_json_lines(outcome.ended[&instance(0)].logs.as_ref());
+    let log = read_json_lines(outcome.ended[&instance(0)].left.logs.as_ref());
     let bytes: u64 = log.iter().map(|line| text(&line["line"]).len() as u64 + 1).sum();
     let limit = limits().output_bytes;
     assert!((limit / 2..=limit + 1).contains(&bytes), "{bytes} bytes are logged");
@@ -264,14 +273,14 @@ pub async fn records_and_artifacts_are_left(fixture: &Fixture) {
     let (outcome, _dir) = fixture.run(&[Behaviour::Record]).await;
     assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 });
     let ended = &outcome.ended[&instance(0)];
-    let events = read_json_lines(ended.events.as_ref());
+    let events = read_json_lines(ended.left.events.as_ref());
     assert_eq!(events.len(), 1);
     assert_eq!((text(&events[0]["name"]), &events[0]["data"]["a"]), ("hello", &serde_json::json!(1)));
-    let metrics = read_json_lines(ended.metrics.as_ref());
+    let metrics = read_json_lines(ended.left.metrics.as_ref());
     assert_eq!(metrics.len(), 1);
     assert_eq!((text(&metrics[0]["name"]), text(&metrics[0]["unit"])), ("m", "ms"));
     assert_eq!(metrics[0]["value"], serde_json::json!(1.5));
-    let artifacts = ended.artifacts.as_ref().expect("an artifact was left");
+    let artifacts = ended.left.artifacts.as_ref().expect("an artifact was left");
     assert_eq!(std::fs::read(artifacts.join("dir/file")).expect("the artifact"), b"abc");
 }
 
@@ -366,7 +375,7 @@ pub async fn killed_worker_ends_its_cell_and_no_other(fixture: &Fixture) {
     assert!(status.success());
     let outcome = lab.finish().await;
     assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 });
-    assert!(outcome.ended[&instance(0)].logs.as_ref().is_some_and(|path| path.exists()));
+    assert!(outcome.ended[&instance(0)].left.logs.as_ref().is_some_and(|path| path.exists()));
     for index in 1..4 {
         assert_eq!(outcome.exit(index), &Exit::WorkerDied { reason: "signal 9".to_owned() });
         assert!(outcome.ended[&instance(index)].started_ms > 0);

@@ -265,17 +265,8 @@ impl Actor {
             }
         };
         let left = self.files.left(&self.id);
-        let usage = Usage { cpu_us: self.at_us(), memory_bytes: 1 << 20, sent_bytes: 0, received_bytes: 0 };
-        let ended = Ended {
-            exit,
-            usage,
-            started_ms,
-            ended_ms: wall_ms(),
-            logs: left.logs,
-            events: left.events,
-            metrics: left.metrics,
-            artifacts: left.artifacts,
-        };
+        let usage = Usage { cpu_us: self.at_us(), memory_bytes: 1 << 20, ..Usage::default() };
+        let ended = Ended { exit, usage, started_ms, ended_ms: wall_ms(), left, limits_met: Vec::new() };
         let _ = self.events.send(CellEvent::Ended { id: self.id, ended }).await;
     }
 

@@ -1,7 +1,7 @@
 //! Files that instances leave behind: logs, events and metrics as JSON lines, artifacts as they are.
 //!
-//! Below the scratch directory of a cell stands `<group>/<index>/` with `logs.jsonl`, `events.jsonl`, `metrics.jsonl`
-//! and `artifacts/`; nothing is made before it is written to. Every append reaches the kernel before it returns, so
+//! Below the scratch directory of a cell stands `<group>/<index>/` with `logs.jsonl`, `events.jsonl`, `metrics.jsonl`,
+//! `samples.jsonl` and `artifacts/`; nothing is made before it is written to. Every append reaches the kernel before it returns, so
 //! that what was said stays said when the process that runs the cell is killed.
 
 use std::collections::BTreeMap;
@@ -10,8 +10,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use iptl_dag::model::InstanceId;
-use serde::Serialize;
+use iptl_dag::model::{InstanceId, Usage};
+use serde::{Deserialize, Serialize};
 
 use crate::cell::OutputStream;
 
@@ -29,16 +29,20 @@ pub struct CellFiles {
 }
 
 /// The files that one instance left.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftFiles {
-    /// Lines that it wrote.
+    /// Lines that it wrote, as JSON lines `{"t":us,"stream":"out","line":…}`; none where it wrote nothing.
     pub logs: Option<PathBuf>,
-    /// Events.
+    /// Events, as JSON lines `{"t":us,"name":…,"data":…}`.
     pub events: Option<PathBuf>,
-    /// Metrics.
+    /// Metrics, as JSON lines `{"t":us,"name":"ping.rtt","value":1.25,"unit":"ms"}`.
     pub metrics: Option<PathBuf>,
-    /// Directory of artifacts.
+    /// Directory of its artifacts.
     pub artifacts: Option<PathBuf>,
+    /// What it used second by second, as JSON lines
+    /// `{"t":us,"cpu_us":…,"memory":…,"sent":…,"received":…,"read":…,"written":…}`: totals since its start but for the
+    /// memory, all in bytes but for the time.
+    pub samples: Option<PathBuf>,
 }
 
 /// Why a path is none for an artifact.
@@ -71,6 +75,17 @@ struct MetricLine<'a> {
     unit: &'a str,
 }
 
+#[derive(Serialize)]
+struct SampleLine {
+    t: u64,
+    cpu_us: u64,
+    memory: u64,
+    sent: u64,
+    received: u64,
+    read: u64,
+    written: u64,
+}
+
 impl CellFiles {
     /// Writes below `scratch`, which exists.
     pub fn new(scratch: PathBuf) -> CellFiles {
@@ -92,6 +107,23 @@ impl CellFiles {
         push_line(out, &MetricLine { t: at_us, name, value, unit });
     }
 
+    /// Encodes what an instance has used so far, and the memory that it has now.
+    pub fn sample_line(out: &mut Vec<u8>, at_us: u64, used: &Usage) {
+        let Usage { cpu_us, memory_bytes, sent_bytes, received_bytes, read_bytes, written_bytes } = *used;
+        push_line(
+            out,
+            &SampleLine {
+                t: at_us,
+                cpu_us,
+                memory: memory_bytes,
+                sent: sent_bytes,
+                received: received_bytes,
+                read: read_bytes,
+                written: written_bytes,
+            },
+        );
+    }
+
     /// Appends encoded lines to the log of an instance.
     pub fn append_logs(&self, id: &InstanceId, lines: &[u8]) -> io::Result<()> {
         self.append(self.dir(id).join("logs.jsonl"), lines)
@@ -105,6 +137,11 @@ impl CellFiles {
     /// Appends encoded lines to the metrics of an instance.
     pub fn append_metrics(&self, id: &InstanceId, lines: &[u8]) -> io::Result<()> {
         self.append(self.dir(id).join("metrics.jsonl"), lines)
+    }
+
+    /// Appends encoded lines to the samples of an instance.
+    pub fn append_samples(&self, id: &InstanceId, lines: &[u8]) -> io::Result<()> {
+        self.append(self.dir(id).join("samples.jsonl"), lines)
     }
 
     /// Appends to an artifact of an instance, whose path was checked by [`check_artifact_path`].
@@ -124,6 +161,7 @@ impl CellFiles {
             events: existing("events.jsonl"),
             metrics: existing("metrics.jsonl"),
             artifacts: existing("artifacts"),
+            samples: existing("samples.jsonl"),
         }
     }
 

@@ -18,7 +18,8 @@ pub mod runner;
 pub mod sync;
 
 pub use cell::{
-    Artifact, CellControl, CellEvent, CellInput, CellSpec, Ended, InstanceSpec, OutputStream, PreparedCell,
+    Artifact, CellControl, CellEvent, CellInput, CellSpec, ContainerSpec, Ended, ExecError, ExecInput, ExecOrder,
+    ExecOutput, ExecStream, InstanceSpec, Origin, OutputStream, PreparedCell,
 };
 pub use environment::environment;
 pub use fake::{FakeRunner, Step};

@@ -1,10 +1,12 @@
 //! The trait that every runner implements.
 
 use async_trait::async_trait;
+use std::collections::BTreeSet;
+
 use iptl_dag::Cid;
 use iptl_dag::model::WorkloadKind;
 
-use crate::cell::{CellSpec, PreparedCell};
+use crate::cell::{CellSpec, Origin, PreparedCell};
 
 /// Executes cells of one kind of workload.
 ///
@@ -25,6 +27,17 @@ pub trait Runner: Send + Sync {
     ///
     /// Dropping the future gives the cell up and leaves nothing running.
     async fn prepare(&self, cell: CellSpec) -> Result<PreparedCell, PrepareError>;
+
+    /// Takes over a cell that an earlier life of the lablet started and that may run on; none where nothing of it is
+    /// left. Its instances that ended meanwhile are told as ended; `start` has no effect on it.
+    ///
+    /// Dropping the future leaves what runs as it is.
+    async fn adopt(&self, _cell: CellSpec) -> Result<Option<PreparedCell>, PrepareError> {
+        Ok(None)
+    }
+
+    /// Ends and removes whatever an earlier life of the lablet left, but for the cells in `keep`.
+    async fn reap(&self, _keep: &BTreeSet<Origin>) {}
 
     /// Keeps a worker ready, so that the next `prepare` does not wait for one. Safe to drop half-way.
     async fn warm(&self);

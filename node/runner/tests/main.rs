@@ -15,6 +15,7 @@ async fn fake_runner_keeps_the_contract() {
     let fixture = Fixture {
         runner: Arc::new(FakeRunner::new(script)),
         workload: Box::new(move |behaviour| (artifact.clone(), vec![behaviour.name().to_owned()])),
+        container: None,
     };
     contract::statuses_are_told(&fixture).await;
     contract::output_is_told_and_logged(&fixture).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use iptl_artifacts::BlobStore;
 use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Run, Signed, Usage};
 use iptl_dag::{Cid, PeerId};
+use iptl_runner::files::LeftFiles;
 use iptl_runner::{CellControl, Ended, PreparedCell, Runner};
 use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_trust::Keypair;
@@ -341,6 +342,7 @@ impl Driver {
 
     fn prepare(&mut self, cell: CellRef, grant: Grant) {
         let preparer = Preparer {
+            lab: self.parts.membership.lab().clone(),
             home: self.parts.home.clone(),
             store: self.parts.store.clone(),
             fetcher: self.parts.fetcher.clone(),
@@ -558,10 +560,8 @@ fn died() -> Ended {
         usage: Usage::default(),
         started_ms: 0,
         ended_ms: clock::wall().0,
-        logs: None,
-        events: None,
-        metrics: None,
-        artifacts: None,
+        left: LeftFiles::default(),
+        limits_met: Vec::new(),
     }
 }
 

@@ -11,7 +11,7 @@ use iptl_artifacts::{BlobStore, read_block};
 use iptl_dag::model::{self, GroupRun, InstanceId, Run, Workload};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
-use iptl_runner::{Artifact, CellSpec, InstanceSpec, PrepareError, PreparedCell, Runner};
+use iptl_runner::{Artifact, CellSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runner};
 use iptl_wire::session::Grant;
 use tokio::io::AsyncWriteExt;
 
@@ -82,6 +82,7 @@ pub(super) struct Prepared {
 /// What preparing needs of its lablet.
 #[derive(Clone)]
 pub(super) struct Preparer {
+    pub(super) lab: PeerId,
     pub(super) home: Home,
     pub(super) store: Arc<dyn BlobStore>,
     pub(super) fetcher: Fetcher,
@@ -105,7 +106,7 @@ impl Preparer {
             }
         }
         let scratch = self.scratch(grant)?;
-        let spec = spec(&run, grant, &artifacts, scratch)?;
+        let spec = spec(&self.lab, &run, grant, &artifacts, scratch)?;
         let cell = self.runner.prepare(spec).await?;
         Ok(Prepared { run, cell })
     }
@@ -193,6 +194,7 @@ fn size_at_start(run: &Run, group: &GroupRun) -> u64 {
 }
 
 fn spec(
+    lab: &PeerId,
     run: &Run,
     grant: &Grant,
     artifacts: &BTreeMap<Cid, Artifact>,
@@ -215,11 +217,13 @@ fn spec(
         let artifact = artifacts.get(&group.workload).expect("every group's workload was fetched");
         instances.extend((assignment.start..assignment.start + assignment.count).map(|index| InstanceSpec {
             id: InstanceId { group: assignment.group.clone(), index },
+            kind: group.kind,
             artifact: artifact.clone(),
             args: group.args.clone(),
             env: group.env.clone(),
             limits: group.resources,
             attempt: grant.attempt,
+            container: None,
         }));
     }
     Ok(CellSpec {
@@ -231,5 +235,10 @@ fn spec(
         groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
         instances,
         scratch,
+        origin: Origin {
+            lab: lab.to_string(),
+            execution: grant.cell.execution.to_string(),
+            epoch: grant.cell.epoch.counter,
+        },
     })
 }

@@ -67,10 +67,13 @@ impl Sealer {
             ended_ms: how.ended_ms,
             exit: how.exit.clone(),
             usage: how.usage,
-            logs: self.import(how.logs.as_deref()).await?,
-            events: self.import(how.events.as_deref()).await?,
-            metrics: self.import(how.metrics.as_deref()).await?,
-            artifacts: self.import(how.artifacts.as_deref()).await?,
+            logs: self.import(how.left.logs.as_deref()).await?,
+            events: self.import(how.left.events.as_deref()).await?,
+            metrics: self.import(how.left.metrics.as_deref()).await?,
+            artifacts: self.import(how.left.artifacts.as_deref()).await?,
+            samples: self.import(how.left.samples.as_deref()).await?,
+            limits_met: how.limits_met.clone(),
+            interventions: Vec::new(),
         })
     }
 

@@ -223,6 +223,8 @@ fn ended_by(exit: &Exit) -> String {
         Exit::Exited { .. }
         | Exit::Reported { .. }
         | Exit::Trapped { .. }
+        | Exit::Signalled { .. }
+        | Exit::Unwell { .. }
         | Exit::StackOverflow {}
         | Exit::OutOfMemory {}
         | Exit::OutOfCpu {}
@@ -310,6 +312,9 @@ mod tests {
             events: None,
             metrics: Some(metrics),
             artifacts: None,
+            samples: None,
+            limits_met: Vec::new(),
+            interventions: Vec::new(),
         };
         Assembly {
             run_cid,

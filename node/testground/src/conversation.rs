@@ -221,7 +221,10 @@ impl Conversation {
         let unsent: Vec<u64> = self.calls.iter().map(SyncCall::call).collect();
         self.calls.retain(|call| match call {
             SyncCall::Barrier { .. } | SyncCall::Subscribe { .. } => false,
-            SyncCall::Signal { .. } | SyncCall::Publish { .. } | SyncCall::Cancel { .. } => true,
+            SyncCall::Signal { .. }
+            | SyncCall::SignalAndWait { .. }
+            | SyncCall::Publish { .. }
+            | SyncCall::Cancel { .. } => true,
         });
         for (call, open) in std::mem::take(&mut self.open) {
             match open.kind {

@@ -225,6 +225,8 @@ impl Journal {
             Exit::Exited { .. }
             | Exit::Reported { .. }
             | Exit::Trapped { .. }
+            | Exit::Signalled { .. }
+            | Exit::Unwell { .. }
             | Exit::StackOverflow {}
             | Exit::OutOfMemory {}
             | Exit::OutOfCpu {}

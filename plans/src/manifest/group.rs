@@ -30,6 +30,7 @@ pub(super) fn read(sink: &mut Sink, section: &Section<'_>, workloads: &BTreeMap<
                 .unwrap_or_default(),
             max_per_lablet: narrow(section.integer(sink, "max_per_lablet", 0, i64::from(MAX_INSTANCES)), 0),
         },
+        container: None,
     }
 }
 

@@ -32,6 +32,9 @@ impl Lablet {
         if offer.kinds.contains(&WorkloadKind::Wasm) && free.wasm_slots == 0 {
             return (0, "has no wasm runner".into());
         }
+        if offer.kinds.contains(&WorkloadKind::Docker) {
+            return (0, "has no docker runner".into());
+        }
         let by_memory = match offer.memory_bytes {
             0 => u32::MAX,
             each => u32::try_from(free.free_memory_bytes / each).unwrap_or(u32::MAX),

@@ -222,6 +222,8 @@ fn by_itself(exit: &Exit) -> bool {
         Exit::Exited { .. }
         | Exit::Reported { .. }
         | Exit::Trapped { .. }
+        | Exit::Signalled { .. }
+        | Exit::Unwell { .. }
         | Exit::StackOverflow {}
         | Exit::OutOfMemory {}
         | Exit::OutOfCpu {}

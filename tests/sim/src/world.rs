@@ -939,6 +939,7 @@ fn group(count: u32) -> GroupRun {
         env: BTreeMap::new(),
         resources: Resources::default(),
         requires: Requirements::default(),
+        container: None,
     }
 }
 

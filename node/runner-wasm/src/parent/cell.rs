@@ -100,6 +100,7 @@ fn encode_order(inner: &Inner, cell: &CellSpec) -> io::Result<Vec<u8>> {
         groups: cell.groups.clone(),
         instances: Vec::new(),
         scratch: cell.scratch.clone(),
+        origin: cell.origin.clone(),
     };
     let order =
         CellOrder { cell: head, cache_dir: inner.config.cache_dir.clone(), memory_bytes: inner.capacity.memory_bytes };
@@ -295,10 +296,8 @@ impl Life {
                 usage: Usage::default(),
                 started_ms,
                 ended_ms: wall_ms(),
-                logs: left.logs,
-                events: left.events,
-                metrics: left.metrics,
-                artifacts: left.artifacts,
+                left,
+                limits_met: Vec::new(),
             };
             let _ = self.events.send(CellEvent::Ended { id, ended }).await;
         }

@@ -106,11 +106,12 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
             lines.extend(image.layers.iter().map(|layer| format!("  layer   {layer}")));
             lines
         }
-        Node::Layer(layer) => vec![
-            format!("layer     {cid}"),
-            format!("size      {} in {} files", ui::bytes(layer.size), layer.entries),
-        ],
-        Node::LayerPage(page) => vec![format!("part of a layer {cid}"), format!("links     {} files", page.files.len())],
+        Node::Layer(layer) => {
+            vec![format!("layer     {cid}"), format!("size      {} in {} files", ui::bytes(layer.size), layer.entries)]
+        }
+        Node::LayerPage(page) => {
+            vec![format!("part of a layer {cid}"), format!("links     {} files", page.files.len())]
+        }
     }
 }
 
