@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use iptl_dag::Cid;
-use iptl_dag::model::Resources;
+use iptl_dag::model::{Resources, WorkloadKind};
+use iptl_runner::cell::Origin;
 use iptl_runner::{Artifact, CellSpec, InstanceSpec};
 use iptl_testground::environment::{Setting, environment};
 
@@ -47,6 +48,8 @@ fn cell() -> (CellSpec, InstanceSpec) {
             .into(),
         limits: Resources::default(),
         attempt: 1,
+        kind: WorkloadKind::Docker,
+        container: None,
     };
     let cell = CellSpec {
         name: "x-test".into(),
@@ -57,6 +60,7 @@ fn cell() -> (CellSpec, InstanceSpec) {
         groups: [("g", 2), ("other", 3)].map(|(name, size)| (name.to_owned(), size)).into(),
         instances: vec![instance.clone()],
         scratch: PathBuf::new(),
+        origin: Origin::default(),
     };
     (cell, instance)
 }

@@ -170,6 +170,7 @@ impl Inner {
         let op = match call {
             SyncCall::Signal { state, .. } => SyncOp::Signal { state },
             SyncCall::Barrier { state, target, .. } => SyncOp::Barrier { state, target },
+            SyncCall::SignalAndWait { state, target, .. } => SyncOp::SignalAndWait { state, target },
             SyncCall::Publish { topic, payload, .. } => SyncOp::Publish { topic, payload: payload.into() },
             SyncCall::Subscribe { topic, .. } => SyncOp::Subscribe { topic },
             SyncCall::Cancel { .. } => SyncOp::Cancel,
@@ -211,7 +212,7 @@ impl Inner {
 fn answer(id: InstanceId, call: u64, reply: Reply) -> SyncReply {
     match reply {
         Reply::Signalled { seq } => SyncReply::Signalled { id, call, seq },
-        Reply::Opened => SyncReply::Opened { id, call },
+        Reply::Opened { seq } => SyncReply::Opened { id, call, seq },
         Reply::Published { position } => SyncReply::Published { id, call, position },
         Reply::Message { position, payload } => SyncReply::Message { id, call, position, payload: payload.to_vec() },
         Reply::Failed(error) => SyncReply::Failed { id, call, reason: error.to_string() },
