@@ -20,6 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     // Storage, swarm and runners know nothing of scheduling, nor of each other.
     ("iptl-artifacts", &["iptl-dag"]),
     ("iptl-artifacts-iroh", &["iptl-dag", "iptl-artifacts"]),
+    ("iptl-artifacts-oci", &["iptl-dag", "iptl-artifacts"]),
     ("iptl-net", &["iptl-dag", "iptl-wire", "iptl-artifacts"]),
     ("iptl-runner", &["iptl-dag", "iptl-labnet"]),
     ("iptl-runner-wasm", &["iptl-dag", "iptl-labnet", "iptl-runner"]),
