@@ -15,6 +15,8 @@ macro_rules! files {
 const SDK: &[(&str, &str)] = files! { "sdk/", "sdk/":
     "Cargo.toml"
     "src/back.rs" "src/back/bindings.rs" "src/back/native.rs" "src/back/rt.rs" "src/back/wasm.rs"
+    "src/back/native/base64.rs" "src/back/native/client.rs" "src/back/native/json.rs" "src/back/native/records.rs"
+    "src/back/native/websocket.rs"
     "src/env.rs" "src/error.rs" "src/json.rs" "src/lib.rs" "src/net.rs" "src/rng.rs" "src/sync.rs"
     "wit/deps/clocks/monotonic-clock.wit" "wit/deps/io/poll.wit" "wit/lab.wit" "wit/sdk.wit"
 };

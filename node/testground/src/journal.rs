@@ -172,8 +172,9 @@ impl Journal {
             return;
         }
         let Ok(Line { ts, name, unit, measures }) = serde_json::from_str(line) else { return };
+        // Our own SDK, which alone writes a unit, knows no tags.
+        let name = if unit.is_some() { &name } else { name.split(',').next().unwrap_or_default() };
         let unit = unit.unwrap_or_default();
-        let name = name.split(',').next().unwrap_or_default();
         if unit.len() > MAX_UNIT {
             return;
         }

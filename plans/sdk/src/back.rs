@@ -1,4 +1,4 @@
-//! What answers: the lab through its WIT world, or nothing.
+//! What answers: the lab through its WIT world, or through its sync service for programs compiled natively.
 
 #[cfg(target_family = "wasm")]
 mod bindings;

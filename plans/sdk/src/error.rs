@@ -24,8 +24,6 @@ pub enum Error {
     },
     /// The lab refused, with its reason.
     Refused(String),
-    /// There is no lab behind this build.
-    Unsupported,
 }
 
 /// The answer of a call.
@@ -38,7 +36,6 @@ impl fmt::Display for Error {
             Error::NoParam { name } => write!(f, "the run has no parameter `{name}`"),
             Error::BadParam { name, value } => write!(f, "parameter `{name}` has the unexpected value `{value}`"),
             Error::Refused(reason) => f.write_str(reason),
-            Error::Unsupported => f.write_str("only wasm32-wasip2 programs can call the lab"),
         }
     }
 }

@@ -13,8 +13,10 @@
 //! functions here block, those of [`pending`] return handles that one loop can look at ([`Pending::try_take`]) or wait
 //! for together ([`wait_any`]). [`net`] waits for sockets of std in the same way.
 //!
-//! On `wasm32-wasip2` the lab answers through the WIT world in `wit/`. Other targets compile, so that the logic of a
-//! plan can be tested natively, but there is no lab behind them: all calls to it return [`Error::Unsupported`].
+//! On `wasm32-wasip2` the lab answers through the WIT world in `wit/`. Compiled for a machine's own system, as for a
+//! container, the same program speaks the sync protocol of Testground, and leaves its records as files; sockets and
+//! names are then the system's own. Outside a lab, as in a test of a plan's logic, calls fail with
+//! [`Error::NotInLab`].
 
 mod back;
 mod env;

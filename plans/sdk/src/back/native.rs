@@ -1,75 +1,120 @@
-//! Natively there is no lab: everything fails with [`Error::Unsupported`], and no handle can exist.
+//! The lab through the sync service of Testground, for programs compiled natively: in a container, or as a process.
+//!
+//! [`client`] is the connection with its thread that reads, [`websocket`] and [`json`] what it speaks, [`records`] the
+//! files in which events, metrics and artifacts are left. All of it is written on std alone, so that a plan needs no
+//! registry.
 
-use std::convert::Infallible;
+mod base64;
+mod client;
+mod json;
+mod records;
+mod websocket;
+
 use std::time::Duration;
+
+use client::{Ask, lab};
+pub(crate) use records::{artifact, event, metric};
 
 use crate::{Error, Message, Result};
 
+/// Calls that are answered together: one, or a signal and the barrier behind it.
 #[derive(Debug)]
-pub(crate) struct Pending(Infallible);
+pub(crate) struct Pending {
+    calls: Vec<u64>,
+    /// What the answer is where the lab answers without a number.
+    target: Option<u64>,
+    taken: bool,
+}
 
 impl Pending {
-    pub(crate) fn signal(_state: &str) -> Result<Pending> {
-        Err(Error::Unsupported)
+    fn new(calls: Vec<u64>, target: Option<u64>) -> Pending {
+        Pending { calls, target, taken: false }
     }
 
-    pub(crate) fn barrier(_state: &str, _target: u64) -> Result<Pending> {
-        Err(Error::Unsupported)
+    pub(crate) fn signal(state: &str) -> Result<Pending> {
+        Ok(Pending::new(vec![lab()?.ask(Ask::Signal { state })?], None))
     }
 
-    pub(crate) fn signal_and_wait(_state: &str, _target: u64) -> Result<Pending> {
-        Err(Error::Unsupported)
+    pub(crate) fn barrier(state: &str, target: u64) -> Result<Pending> {
+        Ok(Pending::new(vec![lab()?.ask(Ask::Barrier { state, target })?], Some(target)))
     }
 
-    pub(crate) fn publish(_topic: &str, _payload: &[u8]) -> Result<Pending> {
-        Err(Error::Unsupported)
+    pub(crate) fn signal_and_wait(state: &str, target: u64) -> Result<Pending> {
+        let lab = lab()?;
+        let signal = lab.ask(Ask::Signal { state })?;
+        // Held at once, so that the signal is given up where the barrier cannot be asked for.
+        let mut pending = Pending::new(vec![signal], None);
+        pending.calls.push(lab.ask(Ask::Barrier { state, target })?);
+        Ok(pending)
     }
 
+    pub(crate) fn publish(topic: &str, payload: &[u8]) -> Result<Pending> {
+        Ok(Pending::new(vec![lab()?.ask(Ask::Publish { topic, payload })?], None))
+    }
+
+    /// Takes the answer. Asking again after it was taken would wait for ever, so that is an error.
     pub(crate) fn take(&mut self) -> Option<Result<u64>> {
-        match self.0 {}
+        if self.taken {
+            return Some(Err(Error::Refused("the answer was taken before".to_owned())));
+        }
+        let answer = lab().ok()?.take_answers(&self.calls)?;
+        self.taken = true;
+        Some(answer.map(|number| self.target.unwrap_or(number)))
     }
 
     pub(crate) fn event(&self) -> Event {
-        match self.0 {}
+        Event { calls: self.calls.clone() }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Ok(lab) = lab() {
+            lab.forget(&self.calls);
+        }
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct Subscription(Infallible);
+pub(crate) struct Subscription {
+    call: u64,
+}
 
 impl Subscription {
-    pub(crate) fn new(_topic: &str) -> Result<Subscription> {
-        Err(Error::Unsupported)
+    pub(crate) fn new(topic: &str) -> Result<Subscription> {
+        Ok(Subscription { call: lab()?.ask(Ask::Subscribe { topic })? })
     }
 
     pub(crate) fn next(&mut self) -> Option<Result<Message>> {
-        match self.0 {}
+        lab().ok()?.take_message(self.call)
     }
 
     pub(crate) fn event(&self) -> Event {
-        match self.0 {}
+        Event { calls: vec![self.call] }
     }
 }
 
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Ok(lab) = lab() {
+            lab.forget(&[self.call]);
+        }
+    }
+}
+
+/// Something that is waited for: there once all its calls are answered, or one of them in vain.
 #[derive(Debug)]
-pub struct Event(Infallible);
+pub struct Event {
+    calls: Vec<u64>,
+}
 
+/// Blocks until an event is ready or the time is over; returns the positions of those that are.
 pub(crate) fn wait(events: Vec<Event>, timeout: Option<Duration>) -> Vec<usize> {
-    if let Some(event) = events.first() {
-        match event.0 {}
+    match lab() {
+        Ok(lab) if !events.is_empty() => lab.wait(&events, timeout),
+        Ok(_) | Err(_) => {
+            std::thread::sleep(timeout.unwrap_or_default());
+            Vec::new()
+        }
     }
-    std::thread::sleep(timeout.unwrap_or_default());
-    Vec::new()
-}
-
-pub(crate) fn event(_name: &str, _data: &str) -> Result<()> {
-    Err(Error::Unsupported)
-}
-
-pub(crate) fn metric(_name: &str, _value: f64, _unit: &str) -> Result<()> {
-    Err(Error::Unsupported)
-}
-
-pub(crate) fn artifact(_path: &str, _data: &[u8]) -> Result<()> {
-    Err(Error::Unsupported)
 }
