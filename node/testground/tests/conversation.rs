@@ -8,10 +8,10 @@ use iptl_testground::conversation::{Conversation, MAX_QUEUED, MAX_UNANSWERED, co
 use serde_json::Value;
 
 use crate::go::{key, publish};
-use crate::lab::{identity, instance};
+use crate::lab::{NAMES, identity, instance};
 
 fn conversation(dialect: Dialect) -> Conversation {
-    Conversation::new(3, Arc::new(identity(0)), dialect)
+    Conversation::new(3, Arc::new(identity(0, NAMES[2])), dialect)
 }
 
 fn send(conversation: &mut Conversation, id: u32, request: &str) {

@@ -50,8 +50,8 @@ pub fn instance(index: u32) -> InstanceId {
 }
 
 /// Who an instance is to its server.
-pub fn identity(index: u32) -> Identity {
-    let [run, plan, case] = NAMES;
+pub fn identity(index: u32, case: &str) -> Identity {
+    let [run, plan, _] = NAMES;
     Identity::new(run, plan, case, &format!("g-{index}"))
 }
 
@@ -86,11 +86,11 @@ impl Lab {
 
     /// Serves an instance on a port of its own.
     pub fn serve(&self, index: u32) -> SocketAddr {
-        self.serve_on(index, (Ipv4Addr::LOCALHOST, 0).into())
+        self.serve_case_on(index, NAMES[2], (Ipv4Addr::LOCALHOST, 0).into())
     }
 
-    /// Serves an instance at an address.
-    pub fn serve_on(&self, index: u32, address: SocketAddr) -> SocketAddr {
+    /// Serves an instance of a case at an address.
+    pub fn serve_case_on(&self, index: u32, case: &str, address: SocketAddr) -> SocketAddr {
         let listener = TcpListener::bind(address).unwrap_or_else(|e| panic!("{address}: {e}"));
         let address = listener.local_addr().unwrap();
         let journal = Arc::new(Mutex::new(Journal::new(1 << 20)));
@@ -100,7 +100,7 @@ impl Lab {
             published.lock().unwrap().published(at_us, event);
             inner.news.notify_waiters();
         };
-        let server = SyncServer::start(listener, instance(index), identity(index), self.events.clone(), observe);
+        let server = SyncServer::start(listener, instance(index), identity(index, case), self.events.clone(), observe);
         let mut world = self.inner.world.lock().unwrap();
         world.servers.insert(instance(index), Arc::new(server.unwrap()));
         world.journals.insert(instance(index), journal);
@@ -111,6 +111,11 @@ impl Lab {
     pub async fn finish(&self, index: u32) {
         let server = self.inner.world.lock().unwrap().servers.remove(&instance(index)).unwrap();
         Arc::into_inner(server).expect("nobody else holds it").finish(PATIENCE).await;
+    }
+
+    /// Drops the server of an instance at once.
+    pub fn drop_server(&self, index: u32) {
+        self.inner.world.lock().unwrap().servers.remove(&instance(index));
     }
 
     /// Looks at the journal of an instance.
@@ -148,6 +153,11 @@ impl Lab {
     /// Returns how many calls the servers have made.
     pub fn calls(&self) -> u64 {
         self.inner.world.lock().unwrap().calls
+    }
+
+    /// Waits until some server has called.
+    pub async fn called(&self) {
+        self.wait("a call", |world| (world.calls > 0).then_some(())).await;
     }
 
     async fn wait<T>(&self, what: &str, look: impl Fn(&World) -> Option<T>) -> T {

@@ -13,3 +13,4 @@ mod go;
 mod journal;
 mod lab;
 mod server;
+mod witnesses;

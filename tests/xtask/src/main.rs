@@ -9,6 +9,7 @@ mod demo;
 mod setup;
 mod shell;
 mod test;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Build the programs under tests/interop, which stand for those of other people
+    Witnesses,
     /// Format all Rust code, that of the plans too
     Fmt,
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&shell, &args),
         Command::Soak => soak(&shell),
         Command::Bench { args } => bench(&shell, &args),
+        Command::Witnesses => setup::for_witnesses(&shell).and_then(|()| witness::build(&shell)),
         Command::Fmt => fmt(&shell),
     });
     match result {

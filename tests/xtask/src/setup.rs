@@ -13,6 +13,9 @@ const TOOLCHAIN: &str = "1.95.0";
 /// Target of plan code.
 const WASM: &str = "wasm32-wasip2";
 
+/// Target of programs that run in any container: static, without a libc of the machine.
+pub const STATIC: &str = "x86_64-unknown-linux-musl";
+
 /// Version of cargo-deny whose rules `.cargo/deny.toml` is written for.
 const DENY: &str = "0.20.2";
 
@@ -20,6 +23,7 @@ const DENY: &str = "0.20.2";
 pub fn all(shell: &Shell) -> Result<()> {
     for_build(shell)?;
     for_checks(shell)?;
+    for_witnesses(shell)?;
     eprintln!("set-up: all is there");
     Ok(())
 }
@@ -27,12 +31,29 @@ pub fn all(shell: &Shell) -> Result<()> {
 /// Installs what building needs.
 pub fn for_build(shell: &Shell) -> Result<()> {
     compiler(shell)?;
-    let libraries = sysroot(shell)?.join("lib/rustlib").join(WASM).join("lib");
+    target(shell, WASM, "plans are compiled to WASI 0.2 components")
+}
+
+/// Installs what the programs under `tests/interop` need, which stand for those of other people.
+pub fn for_witnesses(shell: &Shell) -> Result<()> {
+    target(shell, STATIC, "programs for containers are static")?;
+    if shell.ask(shell.command("npm").arg("--version")).is_none()
+        || shell.ask(shell.command("node").arg("--version")).is_none()
+    {
+        say("nodejs, npm", "a program on the JavaScript SDK of Testground is a witness");
+        packages(shell, &["nodejs", "npm"])?;
+    }
+    Ok(())
+}
+
+/// Installs the standard library of a target.
+fn target(shell: &Shell, name: &str, why: &str) -> Result<()> {
+    let libraries = sysroot(shell)?.join("lib/rustlib").join(name).join("lib");
     if !libraries.is_dir() {
-        say(WASM, "plans are compiled to WASI 0.2 components");
-        rustup(shell, &["target", "add", WASM, "--toolchain", TOOLCHAIN])?;
+        say(name, why);
+        rustup(shell, &["target", "add", name, "--toolchain", TOOLCHAIN])?;
         if !libraries.is_dir() {
-            bail!("target {WASM} is still missing: run `rustup target add {WASM} --toolchain {TOOLCHAIN}` by hand");
+            bail!("target {name} is still missing: run `rustup target add {name} --toolchain {TOOLCHAIN}` by hand");
         }
     }
     Ok(())

@@ -73,13 +73,15 @@ impl Shell {
         Ok(child.wait()?.success())
     }
 
-    /// Lists the folders whose Rust code is a workspace of its own, built for the lab.
+    /// Lists the folders whose Rust code is a workspace of its own, built for the lab; witnesses too.
     pub fn guests(&self) -> Result<Vec<PathBuf>> {
         let mut guests = Vec::new();
-        for entry in std::fs::read_dir(self.root.join("plans"))? {
-            let path = entry?.path();
-            if path.join("Cargo.toml").exists() {
-                guests.push(path);
+        for folder in ["plans", "tests/interop"] {
+            for entry in std::fs::read_dir(self.root.join(folder))? {
+                let path = entry?.path();
+                if path.join("Cargo.toml").exists() {
+                    guests.push(path);
+                }
             }
         }
         guests.sort();

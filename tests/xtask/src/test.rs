@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::setup;
 use crate::shell::Shell;
+use crate::witness;
 
 /// Budget of the whole on a cold machine with two cores.
 const WHOLE: Duration = Duration::from_secs(40 * 60);
@@ -33,7 +34,7 @@ const SUITES: &[(&str, u64)] = &[
 /// Which part of the checks.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only steps whose name contains this: fmt, deny, plans, clippy, build, test, doc
+    /// Only steps whose name contains this: fmt, deny, plans, witnesses, clippy, build, test, doc
     #[arg(long)]
     only: Option<String>,
 }
@@ -43,11 +44,13 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     let started = Instant::now();
     setup::for_build(shell)?;
     setup::for_checks(shell)?;
+    setup::for_witnesses(shell)?;
     let mut tests = Tests::default();
     let mut report = Report { rows: vec![Row::new("setup", 300, started.elapsed(), true)], only: args.only.clone() };
     report.step("fmt", 30, || fmt(shell));
     report.step("deny", 30, || deny(shell));
     report.step("plans", 300, || build_plans(shell));
+    report.step("witnesses", 300, || witness::build(shell));
     report.step("clippy", 600, || clippy(shell));
     report.step("build", 900, || build(shell));
     report.step("test", 900, || test(shell, &mut tests));
@@ -227,7 +230,7 @@ impl Report {
         for row in &self.rows {
             let late = if row.took > row.budget { "  over budget" } else { "" };
             let failed = if row.ok { "" } else { "  FAILED" };
-            println!("{:<8} {:>6} s  {:>5} s{late}{failed}", row.name, row.took.as_secs(), row.budget.as_secs());
+            println!("{:<9} {:>5} s  {:>5} s{late}{failed}", row.name, row.took.as_secs(), row.budget.as_secs());
         }
         if !tests.suites.is_empty() {
             println!("\nsuite                                took   budget");

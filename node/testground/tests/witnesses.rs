@@ -1,0 +1,328 @@
+//! Programs that know nothing of this crate, as instances: on the published SDKs of Testground for Rust and JavaScript,
+//! on the native back end of our own SDK, and what a program on the Go SDK puts on the wire.
+//!
+//! They are built by `cargo xtask witnesses`, which `cargo xtask test` does too. The Rust SDK finds its sync service by
+//! a name and a port that cannot be changed; so its instances get a mount namespace with a hosts file of their own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use iptl_dag::Cid;
+use iptl_dag::model::{Exit, Resources, WorkloadKind};
+use iptl_runner::cell::Origin;
+use iptl_runner::{Artifact, CellSpec, InstanceSpec};
+use iptl_sync::{Reply, SyncOp};
+use iptl_testground::{SYNC_HOST, SYNC_PORT, Setting, environment, read_outputs};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::go::{Client, Heard};
+use crate::lab::{Lab, NAMES, PATIENCE, instance};
+
+/// What an instance left.
+#[derive(Debug)]
+struct Left {
+    exit: Exit,
+    log: Vec<String>,
+    errors: String,
+    events: String,
+    metrics: String,
+    outputs: tempfile::TempDir,
+}
+
+/// What starts a program.
+#[derive(Clone)]
+struct Witness {
+    command: Vec<String>,
+    /// Whether it finds the service by its name alone.
+    by_name: bool,
+    /// Folder of packages for Node.
+    packages: Option<PathBuf>,
+}
+
+/// Returns a file that `cargo xtask witnesses` makes.
+fn built(path: &str) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the build folder");
+    let path = target.join("interop").join(path);
+    assert!(path.exists(), "{} is missing: run `cargo xtask witnesses`", path.display());
+    path
+}
+
+fn rust() -> Witness {
+    let program = built("rust/x86_64-unknown-linux-musl/release/witness-rust");
+    Witness { command: vec![program.display().to_string()], by_name: true, packages: None }
+}
+
+fn native() -> Witness {
+    let program = built("native/release/witness-native");
+    Witness { command: vec![program.display().to_string()], by_name: false, packages: None }
+}
+
+fn js() -> Witness {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/interop/js/main.js");
+    let command = vec!["node".to_owned(), program.display().to_string()];
+    Witness { command, by_name: false, packages: Some(built("js/node_modules")) }
+}
+
+/// Runs so many instances of a case together, to their ends.
+async fn run(lab: &Lab, witness: &Witness, case: &str, count: u32) -> Vec<Left> {
+    let instances = (0..count).map(|index| run_one(lab, witness, case, index, count));
+    futures::future::join_all(instances).await
+}
+
+async fn run_one(lab: &Lab, witness: &Witness, case: &str, index: u32, count: u32) -> Left {
+    let outputs = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let address = if witness.by_name { loopback() } else { (Ipv4Addr::LOCALHOST, 0).into() };
+    let address = lab.serve_case_on(index, case, address);
+    let setting = setting(index, address, outputs.path(), temp.path());
+    let mut command = launch(witness, &setting, address, temp.path());
+    command.envs(variables(case, index, count, &setting));
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", witness.command));
+
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut stderr = child.stderr.take().unwrap();
+    let (mut log, mut errors) = (Vec::new(), String::new());
+    let ended = async {
+        let out = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                log.extend(lab.journal(index, |journal| journal.line(0, &line).map(|text| text.into_owned())));
+            }
+        };
+        let (_, err, status) = tokio::join!(out, stderr.read_to_string(&mut errors), child.wait());
+        err.unwrap();
+        status.unwrap()
+    };
+    let status = tokio::time::timeout(PATIENCE, ended).await;
+    let status = status.unwrap_or_else(|_| panic!("instance {index} of {case} does not end"));
+    lab.finish(index).await;
+    let (events, metrics) = lab.journal(index, |journal| {
+        read_outputs(outputs.path(), journal, 0).unwrap();
+        journal.finish();
+        (journal.take_events(), journal.take_metrics())
+    });
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let exit = lab.exit(index, status.code().unwrap_or(-1));
+    Left { exit, log, errors, events: text(events), metrics: text(metrics), outputs }
+}
+
+/// Returns an address of loopback that nobody else in this process or another run of it has, with the fixed port.
+fn loopback() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [high, low, ..] = (std::process::id() as u16).to_be_bytes();
+    let last = NEXT.fetch_add(1, Ordering::Relaxed);
+    ([127, high.max(1), low, last], SYNC_PORT).into()
+}
+
+/// Makes the command of an instance; where the service has to have its name, in namespaces with that name.
+fn launch(witness: &Witness, setting: &Setting, address: SocketAddr, temp: &Path) -> Command {
+    let mut line: Vec<String> = Vec::new();
+    if witness.by_name {
+        let hosts = temp.join("hosts");
+        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{} {SYNC_HOST}\n", address.ip())).unwrap();
+        line.push("unshare".into());
+        if !is_root() {
+            line.push("--map-root-user".into());
+        }
+        let inside =
+            "mount --bind \"$1\" /etc/hosts && echo \"$2\" > /proc/sys/kernel/hostname && shift 2 && exec \"$@\"";
+        line.extend(["--mount", "--uts", "--", "sh", "-ec", inside, "sh"].map(str::to_owned));
+        line.extend([hosts.display().to_string(), setting.hostname.clone()]);
+    }
+    line.extend(witness.command.iter().cloned());
+    let mut command = Command::new(&line[0]);
+    command.args(&line[1..]).current_dir(temp).kill_on_drop(true);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    if let Some(packages) = &witness.packages {
+        command.env("NODE_PATH", packages);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|process| std::os::unix::fs::MetadataExt::uid(&process) == 0)
+}
+
+fn setting(index: u32, address: SocketAddr, outputs: &Path, temp: &Path) -> Setting {
+    Setting {
+        plan: NAMES[1].to_owned(),
+        ordinal: index,
+        address: Ipv4Addr::LOCALHOST,
+        subnet: "127.0.0.0/8".to_owned(),
+        hostname: format!("g-{index}"),
+        sync_host: address.ip().to_string(),
+        sync_port: address.port(),
+        outputs: outputs.to_owned(),
+        temp: temp.to_owned(),
+        start_time: "2026-01-01T00:00:00Z".to_owned(),
+    }
+}
+
+fn variables(case: &str, index: u32, count: u32, setting: &Setting) -> std::collections::BTreeMap<String, String> {
+    let spec = InstanceSpec {
+        id: instance(index),
+        kind: WorkloadKind::Docker,
+        artifact: Artifact { cid: Cid::default(), path: PathBuf::new() },
+        args: Vec::new(),
+        env: Default::default(),
+        limits: Resources::default(),
+        attempt: 1,
+        container: None,
+    };
+    let params = [("greeting", "hello"), ("odd", "a=b"), ("rounds", "4")];
+    let cell = CellSpec {
+        name: "x-test".into(),
+        seed: 7,
+        run_id: NAMES[0].into(),
+        case: case.into(),
+        params: params.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        groups: [("g".to_owned(), count)].into(),
+        instances: vec![spec.clone()],
+        scratch: PathBuf::new(),
+        origin: Origin::default(),
+    };
+    environment(&cell, &spec, setting)
+}
+
+fn reported(code: i32, failure: Option<&str>) -> Exit {
+    Exit::Reported { code, failure: failure.map(str::to_owned) }
+}
+
+#[tokio::test]
+async fn rust_program_gets_parameters_meets_others_and_succeeds() {
+    let lab = Lab::new(3);
+    for (index, left) in run(&lab, &rust(), "tour", 3).await.into_iter().enumerate() {
+        assert_eq!(left.exit, reported(0, None), "{left:?}");
+        let expected = [format!("hello from g-{index}, with a=b"), "saw [1, 2, 3]".to_owned()];
+        for line in expected {
+            assert!(left.log.contains(&line), "{line}: {left:?}");
+        }
+        for event in ["stage_start_event", "stage_end_event", "message_event", "success_event"] {
+            assert!(left.events.contains(event), "{event}: {left:?}");
+        }
+        assert_eq!(left.events.matches("success_event").count(), 1, "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn rust_program_that_says_that_it_failed_has_failed() {
+    let lab = Lab::new(1);
+    let left = run(&lab, &rust(), "fail", 1).await.remove(0);
+    assert_eq!(left.exit, reported(0, Some("as it was told")), "{left:?}");
+    let lab = Lab::new(1);
+    let left = run(&lab, &rust(), "panic", 1).await.remove(0);
+    assert_eq!(left.exit, reported(101, Some("it ended without saying that it succeeded")), "{left:?}");
+}
+
+#[tokio::test]
+async fn javascript_program_gets_parameters_meets_others_and_succeeds() {
+    let lab = Lab::new(3);
+    for left in run(&lab, &js(), "tour", 3).await {
+        assert_eq!(left.exit, reported(0, None), "{left:?}");
+        for line in ["hello from g", "saw [1,2,3]"] {
+            assert!(left.log.iter().any(|logged| logged == line), "{line}: {left:?}");
+        }
+        for event in ["start_event", "message_event", "success_event"] {
+            assert!(left.events.contains(event), "{event}: {left:?}");
+        }
+        // It says each on stdout and to the sync service.
+        assert_eq!(left.events.matches("success_event").count(), 1, "{left:?}");
+        assert_eq!(left.events.matches("message_event").count(), 2, "{left:?}");
+        let copy = std::fs::read_to_string(left.outputs.path().join("run.out")).unwrap();
+        assert!(copy.contains("success_event"), "{copy}");
+    }
+}
+
+#[tokio::test]
+async fn javascript_program_that_fails_with_status_zero_has_failed() {
+    let lab = Lab::new(1);
+    let left = run(&lab, &js(), "fail", 1).await.remove(0);
+    assert_eq!(left.exit, reported(0, Some("Error: as it was told")), "{left:?}");
+    let lab = Lab::new(1);
+    let left = run(&lab, &js(), "silent", 1).await.remove(0);
+    assert_eq!(left.exit, reported(0, Some("it ended without saying that it succeeded")), "{left:?}");
+}
+
+#[tokio::test]
+async fn plan_compiled_natively_does_all_that_the_sdk_has() {
+    let lab = Lab::new(3);
+    for left in run(&lab, &native(), "tour", 3).await {
+        assert_eq!((&left.exit, left.errors.as_str()), (&Exit::Exited { code: 0 }, ""), "{left:?}");
+        assert_eq!(left.log, ["done"]);
+        assert!(left.events.contains(r#""name":"started","data":{"ordinal":"#), "{left:?}");
+        assert!(left.events.contains(r#""name":"done","data":null}"#), "{left:?}");
+        assert!(left.metrics.contains(r#""name":"tour.rounds","value":4.0,"unit":"rounds"}"#), "{left:?}");
+        let notes = std::fs::read_to_string(left.outputs.path().join("notes/tour.txt")).unwrap();
+        assert_eq!(notes, "first\nsecond\n");
+    }
+    // Others of the run got the very bytes.
+    let last = Lab::new(2);
+    run_one(&last, &native(), "quiet", 0, 2).await;
+    assert_eq!(last.ask(1, SyncOp::Signal { state: "left".into() }, 1).await, [Reply::Signalled { seq: 2 }]);
+}
+
+#[tokio::test]
+async fn plan_compiled_natively_sees_that_its_lab_is_gone() {
+    let lab = Lab::new(1);
+    let witness = native();
+    let ending = async {
+        lab.called().await;
+        lab.drop_server(0);
+    };
+    let outputs = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let address = lab.serve_case_on(0, "stall", (Ipv4Addr::LOCALHOST, 0).into());
+    let setting = setting(0, address, outputs.path(), temp.path());
+    let mut command = launch(&witness, &setting, address, temp.path());
+    command.envs(variables("stall", 0, 1, &setting));
+    let (output, ()) = tokio::join!(command.output(), ending);
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the lab is gone"), "{output:?}");
+
+    // Nobody listens any more.
+    let mut command = launch(&witness, &setting, address, temp.path());
+    let output = command.envs(variables("stall", 0, 1, &setting)).output().await.unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("does not listen"), "{output:?}");
+    // And there is no lab at all.
+    let output = launch(&witness, &setting, address, temp.path()).output().await.unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not started by a lab"), "{output:?}");
+}
+
+/// What a plan on the Go SDK sends between its start and its end, in this order.
+#[tokio::test]
+async fn go_program_is_answered_from_its_start_to_its_end() {
+    let lab = Lab::new(2);
+    let [run, plan, case] = NAMES;
+    let mut clients = Vec::new();
+    for index in 0..2 {
+        clients.push(Client::connect(lab.serve(index)).await);
+    }
+    let event = |event: &str| {
+        format!("\"publish\":{{\"topic\":\"run:{run}:plan:{plan}:case:{case}:run_events\",\"payload\":{event}}}")
+    };
+    for client in &mut clients {
+        let stage = r#"{"stage_start_event":{"name":"network-initialized","group":"g"}}"#;
+        assert_eq!(client.ask(&event(stage)).await["error"], "");
+        client.barrier("network-initialized", 2).await;
+        assert_eq!(client.reply().await["error"], "");
+        let stage = r#"{"stage_end_event":{"name":"network-initialized","group":"g"}}"#;
+        assert_eq!(client.ask(&event(stage)).await["error"], "");
+    }
+    for (client, number) in clients.iter_mut().zip(1..) {
+        assert_eq!(client.signal("initialized_global").await, number);
+        assert_eq!(client.signal("initialized_group_g").await, number);
+    }
+    let outcomes =
+        [r#"{"success_event":{"group":"g"}}"#, r#"{"crash_event":{"group":"g","error":"boom","stacktrace":""}}"#];
+    for (mut client, outcome) in clients.into_iter().zip(outcomes) {
+        assert_eq!(client.ask(&event(outcome)).await["error"], "");
+        assert_eq!(client.close().await, Heard::Closed(1000, String::new()));
+    }
+    // All events carry the same group; whose they are is known by the listener.
+    assert_eq!(lab.exit(0, 0), reported(0, None));
+    assert_eq!(lab.exit(1, 0), reported(0, Some("crash: boom")));
+}

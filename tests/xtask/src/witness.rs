@@ -1,0 +1,45 @@
+//! The witnesses: programs on software of other people, and the SDK's own tests.
+//!
+//! Each stands in a folder under `tests/interop` with its own lock file, and is built into `target/interop`:
+//! `rust/<target>/release/witness-rust` (static), `native/release/witness-native`, `js/node_modules`. The tests of
+//! `iptl-testground` run them.
+
+use anyhow::{Context, Result};
+
+use crate::setup::STATIC;
+use crate::shell::Shell;
+
+/// Builds all of them.
+pub fn build(shell: &Shell) -> Result<()> {
+    let sources = shell.root.join("tests/interop");
+    let built = shell.target.join("interop");
+    let cargo = |folder: &str, args: &[&str]| {
+        eprintln!("   {folder} {}", args.join(" "));
+        let mut cargo = shell.cargo();
+        cargo.args(args).args(["--quiet", "--locked"]).current_dir(sources.join(folder));
+        cargo.env("CARGO_TARGET_DIR", built.join(folder)).env_remove("RUSTFLAGS");
+        shell.run(&mut cargo)
+    };
+    cargo("rust", &["build", "--release", "--target", STATIC])?;
+    cargo("native", &["build", "--release"])?;
+    // The same source is a program of either kind.
+    cargo("native", &["build", "--release", "--target", "wasm32-wasip2"])?;
+    sdk(shell)?;
+
+    eprintln!("   js");
+    let js = built.join("js");
+    std::fs::create_dir_all(&js)?;
+    for file in ["package.json", "package-lock.json", ".npmrc", "main.js"] {
+        std::fs::copy(sources.join("js").join(file), js.join(file)).with_context(|| file.to_owned())?;
+    }
+    shell.run(shell.command("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&js))
+}
+
+/// Tests the SDK, which is a workspace of its own.
+fn sdk(shell: &Shell) -> Result<()> {
+    eprintln!("   plans/sdk test");
+    let mut cargo = shell.cargo();
+    cargo.args(["test", "--quiet", "--locked"]).current_dir(shell.root.join("plans/sdk"));
+    cargo.env("CARGO_TARGET_DIR", shell.target.join("interop/sdk")).env_remove("RUSTFLAGS");
+    shell.run(&mut cargo)
+}
