@@ -87,3 +87,20 @@ fn the_status_without_a_node_says_how_to_start_one() {
     home.run(&[]).exits(0);
     home.run(&["doctor"]).exits(0);
 }
+
+#[test]
+fn the_doctor_finds_a_port_that_another_program_holds() {
+    let home = Home::new();
+    let address = {
+        let _node = Foreground::start(home.path(), &[]);
+        let addrs = home.run(&["status", "--json"]).json()["addrs"].clone();
+        let tcp = addrs.as_array().unwrap().iter().filter_map(|a| a.as_str()).find(|a| a.contains("/tcp/")).unwrap();
+        tcp.split("/p2p/").next().unwrap().to_owned()
+    };
+    let port = address.rsplit('/').next().unwrap();
+    drop(Foreground::again(home.path(), &["--listen", &address]));
+    home.run(&["doctor"]).exits(0);
+    let _taken = TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
+    let output = home.run(&["doctor"]).exits(1);
+    assert!(output.stdout.contains(&format!("tcp/{port}")), "{}", output.stdout);
+}

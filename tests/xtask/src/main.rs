@@ -80,8 +80,9 @@ fn bench(shell: &Shell, args: &[String]) -> anyhow::Result<()> {
     setup::for_build(shell)?;
     test::build_plans(shell)?;
     shell.step("bench", "release build, then the measures");
+    // One build of everything: `cargo run` of one package would unify other features and compile most of it again.
     shell.run(shell.cargo().args(["build", "--release", "--workspace"]))?;
-    shell.run(shell.cargo().args(["run", "--release", "--quiet", "-p", "iptl-bench", "--"]).args(args))
+    shell.run(shell.command(shell.target.join("release/iptl-bench")).args(args))
 }
 
 fn fmt(shell: &Shell) -> anyhow::Result<()> {

@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// Code for the lab beside the plans.
+const GUESTS_OF_TESTS: [&str; 2] = ["node/runner-wasm/tests/guests", "tests/bench/guests"];
+
 /// The repository, and how programs are run in it.
 pub struct Shell {
     /// Root of the repository.
@@ -75,7 +78,7 @@ impl Shell {
 
     /// Lists the folders whose Rust code is a workspace of its own, built for the lab; witnesses too.
     pub fn guests(&self) -> Result<Vec<PathBuf>> {
-        let mut guests = Vec::new();
+        let mut guests = GUESTS_OF_TESTS.map(|path| self.root.join(path)).to_vec();
         for folder in ["plans", "tests/interop"] {
             for entry in std::fs::read_dir(self.root.join(folder))? {
                 let path = entry?.path();

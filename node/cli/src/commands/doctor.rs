@@ -1,5 +1,6 @@
 //! `iptl doctor`: checks this computer; each finding comes with its fix.
 
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -59,6 +60,7 @@ pub async fn run(ctx: &Context, _: Args) -> Result {
     let home = ctx.home();
     let mut findings =
         vec![home_writable(&home), disk_space(&home), mappings(), memory(), clock(), cargo(), wasm_target()];
+    findings.extend(ports(&home).await);
     findings.push(daemon(&home).await);
     let wrong = findings.iter().any(|f| f.state == State::Wrong);
     for finding in &findings {
@@ -191,6 +193,46 @@ fn wasm_target() -> Finding {
         ),
         None => Finding::note("wasm", "no rustc", "only for building plans: install Rust from https://rustup.rs"),
     }
+}
+
+/// Tries the ports that the node is to listen on; a node that runs holds them itself.
+async fn ports(home: &Path) -> Option<Finding> {
+    if !home.join("node.toml").exists() || Client::connect(home).await.is_some() {
+        return None;
+    }
+    let config = match iptl_node::Home::open(home).and_then(|home| home.config()) {
+        Ok(config) => config,
+        Err(e) => return Some(Finding::wrong("ports", e.to_string(), "correct node.toml")),
+    };
+    let fixed: Vec<&String> =
+        config.listen.iter().filter(|addr| socket(addr).is_some_and(|(_, at)| at.port() != 0)).collect();
+    for addr in &fixed {
+        let Some((udp, at)) = socket(addr) else { continue };
+        let bound = if udp { UdpSocket::bind(at).map(drop) } else { TcpListener::bind(at).map(drop) };
+        if let Err(e) = bound {
+            let fix = "end what holds it (see `ss -lptu`), or listen elsewhere: `iptl up --listen MULTIADDR`";
+            return Some(Finding::wrong("ports", format!("{addr}: {e}"), fix));
+        }
+    }
+    Some(match fixed.len() {
+        0 => Finding::ok("ports", "any that is free"),
+        n => Finding::ok("ports", format!("{n} of node.toml are free")),
+    })
+}
+
+/// Reads an address of an interface with its port; true where it is UDP.
+fn socket(addr: &str) -> Option<(bool, SocketAddr)> {
+    let mut parts = addr.split('/').skip(1);
+    let ip = match parts.next()? {
+        "ip4" | "ip6" => parts.next()?.parse::<IpAddr>().ok()?,
+        _ => return None,
+    };
+    let udp = match parts.next()? {
+        "udp" => true,
+        "tcp" => false,
+        _ => return None,
+    };
+    Some((udp, SocketAddr::new(ip, parts.next()?.parse().ok()?)))
 }
 
 async fn daemon(home: &Path) -> Finding {

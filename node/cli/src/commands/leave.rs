@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 /// What a home may hold; anything else in it is not ours to remove.
-const HOME_ENTRIES: [&str; 17] = [
+const HOME_ENTRIES: [&str; 18] = [
     "api.sock",
     "run.pid",
     "node.log",
@@ -37,6 +37,7 @@ const HOME_ENTRIES: [&str; 17] = [
     "runs",
     "cache",
     "scratch",
+    "local",
     "lock",
 ];
 

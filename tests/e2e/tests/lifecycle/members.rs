@@ -1,9 +1,10 @@
 //! Who comes to a lab that works, and who goes.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use iptl_e2e::beside::Beside;
-use iptl_e2e::{Foreground, Home, Lab, until};
+use iptl_e2e::{Foreground, Home, Lab, Output, until};
 
 use super::{Plan, passed_once, reaches, submit, watch};
 
@@ -45,13 +46,7 @@ fn a_node_that_asks_waits_for_approval_and_gets_work() {
     let lab = Lab::start(1);
     let home = Home::new();
     let _node = Foreground::start(home.path(), &[]);
-    let mut asking = Beside::start(&mut home.iptl(&["join", &lab.orchestrator.addrs[0], "--name", "second"]));
-    asking.says("approv");
-    let peer = until("a peer that asks", || {
-        lab.run(&["status", "--json"]).json()["asking"][0]["peer"].as_str().map(str::to_owned)
-    });
-    lab.run(&["lab", "approve", &peer]).exits(0);
-    asking.end().exits(0);
+    joins_by_approval(&home, &lab.orchestrator.addrs[0], |args| lab.run(args));
     ready(&lab, 2);
     assert_eq!(spread_over(&lab, 2), 2);
 }
@@ -91,4 +86,62 @@ fn a_lablet_that_goes_down_finishes_its_work_first() {
     for down in down {
         down.end().exits(0);
     }
+}
+
+#[test]
+fn a_lab_is_found_through_a_node_that_is_known() {
+    let lab = Lab::start(1);
+    let home = Home::new();
+    let known = &lab.lablets[0].addrs[0];
+    let _node = Foreground::start(home.path(), &["--known", known]);
+    joins_by_approval(&home, &lab.orchestrator.peer, |args| lab.run(args));
+    ready(&lab, 2);
+}
+
+/// Where the child process of the test below runs in a network of its own.
+const IN_A_NETWORK_OF_ITS_OWN: &str = "IPTL_TEST_LOCAL_NETWORK";
+
+/// Multicast does not cross the loopback, and tests stay off real networks: this one runs in a network namespace with an
+/// interface that leads nowhere.
+#[test]
+fn a_lab_is_found_on_the_local_network() {
+    if std::env::var_os(IN_A_NETWORK_OF_ITS_OWN).is_none() {
+        let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+        let mut child = Command::new("unshare");
+        if !is_root {
+            child.args(["--user", "--map-root-user"]);
+        }
+        child.arg("--net").arg(std::env::current_exe().unwrap());
+        child.args(["--exact", "lifecycle::members::a_lab_is_found_on_the_local_network", "--nocapture"]);
+        let output = child.env(IN_A_NETWORK_OF_ITS_OWN, "1").output().expect("`unshare` of util-linux is there");
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{}\n{}", said(&output.stdout), said(&output.stderr));
+        return;
+    }
+    for line in
+        ["link set lo up", "link add lan type dummy", "addr add 10.77.0.1/24 dev lan", "link set lan up multicast on"]
+    {
+        let done = Command::new("ip").args(line.split(' ')).status().expect("`ip` of iproute2 is there");
+        assert!(done.success(), "ip {line}");
+    }
+    let (lab, home) = (Home::new(), Home::new());
+    let listen = ["--listen", "/ip4/10.77.0.1/udp/0/quic-v1", "--listen", "/ip4/10.77.0.1/tcp/0"];
+    let _orchestrator = Foreground::again(lab.path(), &listen);
+    lab.run(&["lab", "init", "attic"]).exits(0);
+    let peer = lab.run(&["status", "--json"]).json()["peer"].as_str().unwrap().to_owned();
+    let _lablet = Foreground::again(home.path(), &listen);
+    joins_by_approval(&home, &peer, |args| lab.run(args));
+    until("a lablet", || (lab.run(&["status", "--json"]).json()["lablets_ready"] == 1).then_some(()));
+}
+
+/// Asks the orchestrator at an address, or with a peer ID, and is let in.
+#[track_caller]
+fn joins_by_approval(home: &Home, orchestrator: &str, owner: impl Fn(&[&str]) -> Output) {
+    let mut asking = Beside::start(&mut home.iptl(&["join", orchestrator, "--name", "second"]));
+    asking.says("approv");
+    let peer = until("a peer that asks", || {
+        owner(&["status", "--json"]).json()["asking"][0]["peer"].as_str().map(str::to_owned)
+    });
+    owner(&["lab", "approve", &peer]).exits(0);
+    asking.end().exits(0);
 }
