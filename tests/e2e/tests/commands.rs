@@ -1,5 +1,7 @@
 //! Commands that need no lab, no daemon and no network.
 
+use std::net::TcpListener;
+
 use iptl_e2e::{Foreground, Home, noise};
 
 #[test]
