@@ -150,7 +150,7 @@ impl Carrier {
             .filter(|(_, addrs)| !addrs.is_empty())
             .collect();
         for (control, addrs) in cells {
-            control.input(CellInput::Cut(addrs)).await;
+            control.input(vec![CellInput::Cut(addrs)]).await;
         }
     }
 
@@ -184,7 +184,7 @@ impl Carrier {
                 .filter(|cell| cell.routes.may_send(peer, &carried.packet))
                 .map(|cell| cell.control.clone());
             match control {
-                Some(control) => control.input(CellInput::Packet(carried.packet.into())).await,
+                Some(control) => control.input(vec![CellInput::Packet(carried.packet.into())]).await,
                 // The cell is over, or not prepared yet, or the packet is not the sender's to send.
                 None => {
                     self.shared.dropped.fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,8 @@ use std::io;
 
 use iptl_wire::frame::{self, HEADER_SIZE};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
+use tokio::sync::mpsc;
 
 /// Reads one message, or `None` where the stream ended between two messages.
 ///
@@ -38,6 +39,32 @@ pub async fn expect<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), 
 pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
     stream.write_all(&frame::encode(message)).await?;
     stream.flush().await
+}
+
+/// Writes what is queued, many messages at once where they wait, until the queue or the peer ends; `stamp` sees each
+/// message at the moment of its sending.
+///
+/// Dropped half-way, the stream is useless.
+pub(crate) async fn write_queue<M: Serialize>(
+    writer: impl AsyncWrite + Unpin,
+    mut queue: mpsc::Receiver<M>,
+    stamp: impl Fn(&mut M),
+) {
+    let mut writer = BufWriter::with_capacity(64 << 10, writer);
+    while let Some(first) = queue.recv().await {
+        let mut next = Some(first);
+        while let Some(mut message) = next {
+            stamp(&mut message);
+            if writer.write_all(&frame::encode(&message)).await.is_err() {
+                return;
+            }
+            next = queue.try_recv().ok();
+        }
+        if writer.flush().await.is_err() {
+            return;
+        }
+    }
+    let _gone = writer.shutdown().await;
 }
 
 fn invalid(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {

@@ -30,8 +30,8 @@ pub(crate) enum ToWorker {
         /// Why.
         reason: String,
     },
-    /// An answer or a packet.
-    Input(CellInput),
+    /// Answers and packets: many in one frame, which costs little more than one.
+    Input(Vec<CellInput>),
 }
 
 /// A cell without its instances.
@@ -159,10 +159,12 @@ mod tests {
     fn frames_come_back_as_they_were() {
         let mut bytes = Vec::new();
         encode(&mut bytes, &ToWorker::Stop { reason: "enough".into() }).unwrap();
-        encode(&mut bytes, &ToWorker::Input(CellInput::Packet(vec![1, 2, 3]))).unwrap();
+        encode(&mut bytes, &ToWorker::Input(vec![CellInput::Packet(vec![1, 2, 3])])).unwrap();
         let mut from = bytes.as_slice();
         assert!(matches!(read(&mut from).unwrap(), Some(ToWorker::Stop { reason }) if reason == "enough"));
-        assert!(matches!(read(&mut from).unwrap(), Some(ToWorker::Input(CellInput::Packet(p))) if p == [1, 2, 3]));
+        assert!(
+            matches!(read(&mut from).unwrap(), Some(ToWorker::Input(inputs)) if inputs == [CellInput::Packet(vec![1, 2, 3])])
+        );
         assert!(read::<ToWorker>(&mut from).unwrap().is_none());
     }
 

@@ -117,9 +117,9 @@ impl Control {
                         cell.stop(&reason);
                     }
                 }
-                ToWorker::Input(input) => {
+                ToWorker::Input(inputs) => {
                     if let Some(cell) = &self.cell {
-                        cell.input(input);
+                        cell.input(inputs);
                     }
                 }
             }

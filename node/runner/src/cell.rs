@@ -106,9 +106,9 @@ pub trait CellControl: Send + Sync {
     /// does.
     async fn stop(&self, reason: String);
 
-    /// Hands over an answer or a packet; waits while the cell has more of them than it can take. Dropped half-way, the
-    /// input is either handed over or not. Inputs for instances that have ended are ignored.
-    async fn input(&self, input: CellInput);
+    /// Hands over answers and packets, in their order; waits while the cell has more of them than it can take. Dropped
+    /// half-way, some are handed over and some are not. Inputs for instances that have ended are ignored.
+    async fn input(&self, inputs: Vec<CellInput>);
 
     /// Returns the process that runs the cell, where there is one.
     fn worker_pid(&self) -> Option<u32>;

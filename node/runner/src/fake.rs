@@ -58,6 +58,7 @@ pub struct FakeRunner {
 }
 
 struct Inner {
+    kind: WorkloadKind,
     script: Script,
     state: Mutex<State>,
 }
@@ -83,7 +84,16 @@ impl FakeRunner {
         let capacity =
             Capacity { instances: 1000, memory_bytes: 64 << 30, bound: "scripts need no machine".to_owned() };
         let state = State { capacity, refusals: Vec::new(), prepared: Vec::new(), cells: Vec::new() };
-        FakeRunner { inner: Arc::new(Inner { script: Arc::new(script), state: Mutex::new(state) }) }
+        let inner = Inner { kind: WorkloadKind::Wasm, script: Arc::new(script), state: Mutex::new(state) };
+        FakeRunner { inner: Arc::new(inner) }
+    }
+
+    /// Makes it a runner of another kind than Wasm. Must come before the runner is shared.
+    pub fn of_kind(mut self, kind: WorkloadKind) -> FakeRunner {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.kind = kind;
+        }
+        self
     }
 
     /// Sets what it claims to hold.
@@ -116,7 +126,7 @@ impl FakeRunner {
 #[async_trait]
 impl Runner for FakeRunner {
     fn kind(&self) -> WorkloadKind {
-        WorkloadKind::Wasm
+        self.inner.kind
     }
 
     fn version(&self) -> String {
@@ -208,14 +218,16 @@ impl CellControl for FakeControl {
         end(&self.phase, Exit::Stopped { reason });
     }
 
-    async fn input(&self, input: CellInput) {
-        match input {
-            CellInput::Sync(reply) => {
-                if let Some(instance) = self.inputs.get(reply.target().0) {
-                    let _ = instance.send(reply).await;
+    async fn input(&self, inputs: Vec<CellInput>) {
+        for input in inputs {
+            match input {
+                CellInput::Sync(reply) => {
+                    if let Some(instance) = self.inputs.get(reply.target().0) {
+                        let _ = instance.send(reply).await;
+                    }
                 }
+                CellInput::Packet(_) | CellInput::Cut(_) => {}
             }
-            CellInput::Packet(_) | CellInput::Cut(_) => {}
         }
     }
 

@@ -3,7 +3,8 @@
 //! A cell is all instances of one execution on one lablet. [`runner`] is the trait with its errors, [`cell`] what goes
 //! into a cell and what comes out, [`sync`] the calls of instances to the lab, [`mod@environment`] the variables that an
 //! instance starts with. [`files`] are what
-//! instances leave behind. [`fake`] executes scripts instead of programs, for the tests of whatever drives a runner;
+//! instances leave behind. [`several`] makes one runner of
+//! those of several kinds. [`fake`] executes scripts instead of programs, for the tests of whatever drives a runner;
 //! [`contract`] is the suite that every implementation passes.
 //!
 //! A runner never sees the store or the swarm: it gets verified files and leaves files behind. Start reading at
@@ -15,6 +16,7 @@ pub mod environment;
 pub mod fake;
 pub mod files;
 pub mod runner;
+pub mod several;
 pub mod sync;
 
 pub use cell::{
@@ -24,4 +26,5 @@ pub use cell::{
 pub use environment::environment;
 pub use fake::{FakeRunner, Step};
 pub use runner::{Capacity, PrepareError, Runner};
+pub use several::Runners;
 pub use sync::{SyncCall, SyncReply};

@@ -60,6 +60,12 @@ pub struct Capacity {
 /// Why a cell could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
+    /// The lablet has no runner for instances of this kind.
+    #[error("no runner for {kind:?} instances")]
+    NoRunner {
+        /// The kind.
+        kind: WorkloadKind,
+    },
     /// The file is not something that this runner executes.
     #[error("workload {workload} cannot be executed: {reason}")]
     BadArtifact {

@@ -226,8 +226,9 @@ impl CellTask {
 }
 
 async fn write_replies(control: Arc<dyn CellControl>, mut queue: mpsc::Receiver<SyncReply>) {
-    while let Some(reply) = queue.recv().await {
-        control.input(CellInput::Sync(reply)).await;
+    let mut batch = Vec::new();
+    while queue.recv_many(&mut batch, REPLY_QUEUE).await > 0 {
+        control.input(batch.drain(..).map(CellInput::Sync).collect()).await;
     }
 }
 

@@ -67,7 +67,10 @@ impl CellError {
             CellError::Fetch(_)
             | CellError::Artifact { .. }
             | CellError::Runner(
-                PrepareError::NoCapacity { .. } | PrepareError::WorkerDied { .. } | PrepareError::Io { .. },
+                PrepareError::NoRunner { .. }
+                | PrepareError::NoCapacity { .. }
+                | PrepareError::WorkerDied { .. }
+                | PrepareError::Io { .. },
             ) => false,
         }
     }

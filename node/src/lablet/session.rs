@@ -6,7 +6,7 @@ use std::time::Duration;
 use iptl_dag::PeerId;
 use iptl_wire::Timestamp;
 use iptl_wire::session::{Hello, MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator, Welcome};
-use tokio::io::{AsyncWriteExt, BufReader, BufWriter, ReadHalf, WriteHalf};
+use tokio::io::{BufReader, ReadHalf};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -98,7 +98,7 @@ impl SessionKeeper {
             .map_err(|_| "the orchestrator did not answer hello".to_owned())??;
         self.state.send_replace(String::new());
         let (out, queue) = mpsc::channel(OUT_QUEUE);
-        let writing = tokio::spawn(write(writer, queue));
+        let writing = tokio::spawn(framed::write_queue(writer, queue, stamp));
         self.pump(&mut reader, orchestrator, hello_at, welcome, out).await;
         writing.abort();
         Ok(())
@@ -161,24 +161,11 @@ impl SessionKeeper {
     }
 }
 
-async fn write(writer: WriteHalf<Stream>, mut queue: mpsc::Receiver<ToOrchestrator>) {
-    let mut writer = BufWriter::with_capacity(64 << 10, writer);
-    while let Some(first) = queue.recv().await {
-        let mut next = Some(first);
-        while let Some(mut message) = next {
-            if let ToOrchestrator::Heartbeat(heartbeat) = &mut message {
-                heartbeat.wall_us = clock::wall_us();
-            }
-            if writer.write_all(&iptl_wire::frame::encode(&message)).await.is_err() {
-                return;
-            }
-            next = queue.try_recv().ok();
-        }
-        if writer.flush().await.is_err() {
-            return;
-        }
+/// Writes the wall time of sending into a heartbeat.
+fn stamp(message: &mut ToOrchestrator) {
+    if let ToOrchestrator::Heartbeat(heartbeat) = message {
+        heartbeat.wall_us = clock::wall_us();
     }
-    let _gone = writer.shutdown().await;
 }
 
 /// Spreads the attempts of many lablets that lost the same orchestrator.

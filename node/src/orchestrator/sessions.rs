@@ -5,7 +5,7 @@ use std::time::Duration;
 use iptl_dag::PeerId;
 use iptl_wire::lab::Role;
 use iptl_wire::session::{Hello, MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator};
-use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 
 use super::Command;
@@ -62,7 +62,7 @@ async fn serve(peer: PeerId, stream: Stream, place: Place, session: u64, lab: Pe
     };
     drop(place);
     let (outbox, queue) = mpsc::channel(OUT_QUEUE);
-    let writing = tokio::spawn(write(writer, queue));
+    let writing = tokio::spawn(framed::write_queue(writer, queue, stamp));
     if driver.send(Command::Hello { from: peer.clone(), session, hello: Box::new(hello), outbox }).await.is_err() {
         return;
     }
@@ -102,22 +102,9 @@ async fn hello(
     }
 }
 
-async fn write(writer: tokio::io::WriteHalf<Stream>, mut queue: mpsc::Receiver<ToLablet>) {
-    let mut writer = BufWriter::with_capacity(64 << 10, writer);
-    while let Some(first) = queue.recv().await {
-        let mut next = Some(first);
-        while let Some(mut message) = next {
-            if let ToLablet::Lease(renewal) = &mut message {
-                renewal.wall_us = clock::wall_us();
-            }
-            if writer.write_all(&iptl_wire::frame::encode(&message)).await.is_err() {
-                return;
-            }
-            next = queue.try_recv().ok();
-        }
-        if writer.flush().await.is_err() {
-            return;
-        }
+/// Writes the wall time of sending into a lease.
+fn stamp(message: &mut ToLablet) {
+    if let ToLablet::Lease(renewal) = message {
+        renewal.wall_us = clock::wall_us();
     }
-    let _gone = writer.shutdown().await;
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use iptl_dag::model::{Exit, InstanceId, Usage};
 use iptl_runner::files::CellFiles;
-use iptl_runner::{CellControl, CellEvent, CellInput, CellSpec, Ended, PrepareError, PreparedCell};
+use iptl_runner::{CellControl, CellEvent, CellInput, CellSpec, Ended, PrepareError, PreparedCell, SyncReply};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -27,6 +27,12 @@ const INPUT_QUEUE: usize = 256;
 
 /// Instances in one frame.
 const INSTANCES_PER_FRAME: usize = 64;
+
+/// Bytes of answers and packets in one frame, but for a single larger one.
+const MAX_INPUT_FRAME: usize = 1 << 20;
+
+/// Bytes that an input takes in a frame beside its payload: the names of its fields, and an instance.
+const INPUT_OVERHEAD: usize = 128;
 
 /// Time that a worker has to end its instances before it is killed: guests yield every 10 ms, so this is ample even on
 /// a machine that swaps.
@@ -191,13 +197,42 @@ impl CellControl for Control {
         }
     }
 
-    async fn input(&self, input: CellInput) {
-        let _ = self.inputs.send(ToWorker::Input(input)).await;
+    async fn input(&self, inputs: Vec<CellInput>) {
+        let mut frame = Vec::new();
+        let mut size = 0;
+        for input in inputs {
+            let next = size_of_input(&input);
+            if size + next > MAX_INPUT_FRAME && !frame.is_empty() {
+                let _ = self.inputs.send(ToWorker::Input(std::mem::take(&mut frame))).await;
+                size = 0;
+            }
+            size += next;
+            frame.push(input);
+        }
+        if !frame.is_empty() {
+            let _ = self.inputs.send(ToWorker::Input(frame)).await;
+        }
     }
 
     fn worker_pid(&self) -> Option<u32> {
         self.shared.pid
     }
+}
+
+/// Returns about how many bytes an input takes in a frame.
+fn size_of_input(input: &CellInput) -> usize {
+    INPUT_OVERHEAD
+        + match input {
+            CellInput::Sync(SyncReply::Message { payload, .. }) => payload.len(),
+            CellInput::Sync(
+                SyncReply::Signalled { .. }
+                | SyncReply::Opened { .. }
+                | SyncReply::Published { .. }
+                | SyncReply::Failed { .. },
+            ) => 0,
+            CellInput::Packet(bytes) => bytes.len(),
+            CellInput::Cut(addrs) => addrs.len() * 16,
+        }
 }
 
 impl Drop for Control {

@@ -158,15 +158,17 @@ impl Cell {
     }
 
     /// Hands over what the lablet says.
-    pub(crate) fn input(&self, input: CellInput) {
-        match input {
-            CellInput::Sync(reply) => {
-                if let Some(instance) = self.instances.get(reply.target().0) {
-                    instance.mailbox.deliver(reply);
+    pub(crate) fn input(&self, inputs: Vec<CellInput>) {
+        for input in inputs {
+            match input {
+                CellInput::Sync(reply) => {
+                    if let Some(instance) = self.instances.get(reply.target().0) {
+                        instance.mailbox.deliver(reply);
+                    }
                 }
+                CellInput::Packet(bytes) => self.net.packet(bytes),
+                CellInput::Cut(addrs) => self.net.cut(&addrs),
             }
-            CellInput::Packet(bytes) => self.net.packet(bytes),
-            CellInput::Cut(addrs) => self.net.cut(&addrs),
         }
     }
 

@@ -68,7 +68,11 @@ impl Lab {
     /// Prepares a cell, which must be possible.
     pub async fn prepare(runner: &dyn Runner, cell: CellSpec) -> Lab {
         let prepared = tokio::time::timeout(PATIENCE, runner.prepare(cell)).await.expect("prepare hangs");
-        let PreparedCell { control, events } = prepared.expect("the cell can be prepared");
+        Lab::of(prepared.expect("the cell can be prepared"))
+    }
+
+    /// Takes a prepared cell.
+    pub fn of(PreparedCell { control, events }: PreparedCell) -> Lab {
         Lab {
             control,
             events,
@@ -189,6 +193,6 @@ impl Lab {
     }
 
     async fn reply(&self, reply: SyncReply) {
-        self.control.input(CellInput::Sync(reply)).await;
+        self.control.input(vec![CellInput::Sync(reply)]).await;
     }
 }

@@ -1,0 +1,214 @@
+//! Runners of several kinds as one: an execution may have instances of each on one lablet.
+//!
+//! A cell is split by kind, every part goes to its runner, and what the parts say is said as one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use iptl_dag::model::{InstanceId, WorkloadKind};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::cell::{
+    CellControl, CellEvent, CellInput, CellSpec, ExecError, ExecOrder, ExecStream, Origin, PreparedCell,
+};
+use crate::runner::{PrepareError, Runner};
+
+/// Events of all parts that the reader of a cell may lag behind.
+const EVENT_QUEUE: usize = 1024;
+
+/// The runners of a lablet, one of each kind at most.
+#[derive(Clone, Default)]
+pub struct Runners {
+    by_kind: BTreeMap<WorkloadKind, Arc<dyn Runner>>,
+}
+
+impl Runners {
+    /// Collects runners; of two of one kind the later one is kept.
+    pub fn new(runners: impl IntoIterator<Item = Arc<dyn Runner>>) -> Runners {
+        Runners { by_kind: runners.into_iter().map(|runner| (runner.kind(), runner)).collect() }
+    }
+
+    /// Returns the runner of a kind.
+    pub fn get(&self, kind: WorkloadKind) -> Option<&Arc<dyn Runner>> {
+        self.by_kind.get(&kind)
+    }
+
+    /// Returns all of them, in the order of their kinds.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Runner>> {
+        self.by_kind.values()
+    }
+
+    /// Makes every instance of a cell ready, as [`Runner::prepare`] does.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the first runner that does, and where there is none for a kind; nothing is left running.
+    pub async fn prepare(&self, cell: CellSpec) -> Result<PreparedCell, PrepareError> {
+        let mut preparing = JoinSet::new();
+        for (kind, part) in split(cell) {
+            let runner = Arc::clone(self.get(kind).ok_or(PrepareError::NoRunner { kind })?);
+            let instances = part.instances.iter().map(|i| i.id.clone()).collect();
+            preparing.spawn(async move { runner.prepare(part).await.map(|cell| (instances, cell)) });
+        }
+        let mut parts = Vec::new();
+        while let Some(prepared) = preparing.join_next().await {
+            // Leaving drops the others, prepared or not, and that gives them up.
+            parts.push(prepared.map_err(|e| PrepareError::WorkerDied { reason: e.to_string() })??);
+        }
+        Ok(join(parts))
+    }
+
+    /// Takes over what an earlier life of the lablet started, as [`Runner::adopt`] does. The second value names the
+    /// instances of which nothing is left.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the first runner that does; what runs goes on.
+    pub async fn adopt(&self, cell: CellSpec) -> Result<(Option<PreparedCell>, BTreeSet<InstanceId>), PrepareError> {
+        let (mut parts, mut gone) = (Vec::new(), BTreeSet::new());
+        for (kind, part) in split(cell) {
+            let instances: BTreeSet<InstanceId> = part.instances.iter().map(|i| i.id.clone()).collect();
+            let adopted = match self.get(kind) {
+                Some(runner) => runner.adopt(part).await?,
+                None => None,
+            };
+            match adopted {
+                Some(cell) => parts.push((instances, cell)),
+                None => gone.extend(instances),
+            }
+        }
+        Ok(((!parts.is_empty()).then(|| join(parts)), gone))
+    }
+
+    /// Removes what an earlier life of the lablet left, as [`Runner::reap`] does.
+    pub async fn reap(&self, keep: &BTreeSet<Origin>) {
+        for runner in self.iter() {
+            runner.reap(keep).await;
+        }
+    }
+
+    /// Keeps workers ready, as [`Runner::warm`] does.
+    pub async fn warm(&self) {
+        for runner in self.iter() {
+            runner.warm().await;
+        }
+    }
+
+    /// Ends everything, as [`Runner::shutdown`] does.
+    pub async fn shutdown(&self) {
+        for runner in self.iter() {
+            runner.shutdown().await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Runners {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter().map(|runner| runner.version())).finish()
+    }
+}
+
+/// Splits a cell by the kinds of its instances; a cell without any stays one of Wasm.
+fn split(mut cell: CellSpec) -> BTreeMap<WorkloadKind, CellSpec> {
+    let mut instances = BTreeMap::<WorkloadKind, Vec<_>>::new();
+    for instance in std::mem::take(&mut cell.instances) {
+        instances.entry(instance.kind).or_default().push(instance);
+    }
+    if instances.is_empty() {
+        instances.insert(WorkloadKind::Wasm, Vec::new());
+    }
+    instances.into_iter().map(|(kind, instances)| (kind, CellSpec { instances, ..cell.clone() })).collect()
+}
+
+/// Makes one cell of its parts.
+fn join(mut parts: Vec<(BTreeSet<InstanceId>, PreparedCell)>) -> PreparedCell {
+    if parts.len() == 1
+        && let Some((_, cell)) = parts.pop()
+    {
+        return cell;
+    }
+    let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+    let mut running = JoinSet::new();
+    let mut controls = Vec::new();
+    for (instances, cell) in parts {
+        running.spawn(forward(cell.events, events.clone()));
+        controls.push(Part { instances, control: cell.control });
+    }
+    tokio::spawn(async move {
+        while running.join_next().await.is_some() {}
+        // A reader that is gone wants to hear nothing.
+        let _gone = events.send(CellEvent::CellOver).await;
+    });
+    PreparedCell { control: Box::new(Together { parts: controls }), events: receiver }
+}
+
+/// Hands on what a part says, up to its end, which is not the end of the cell.
+async fn forward(mut part: mpsc::Receiver<CellEvent>, cell: mpsc::Sender<CellEvent>) {
+    while let Some(event) = part.recv().await {
+        if matches!(event, CellEvent::CellOver) || cell.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Part {
+    instances: BTreeSet<InstanceId>,
+    control: Box<dyn CellControl>,
+}
+
+/// The control of a cell of several parts.
+struct Together {
+    parts: Vec<Part>,
+}
+
+impl Together {
+    fn of(&self, id: &InstanceId) -> Option<&Part> {
+        self.parts.iter().find(|part| part.instances.contains(id))
+    }
+}
+
+#[async_trait]
+impl CellControl for Together {
+    async fn start(&self) {
+        for part in &self.parts {
+            part.control.start().await;
+        }
+    }
+
+    async fn stop(&self, reason: String) {
+        for part in &self.parts {
+            part.control.stop(reason.clone()).await;
+        }
+    }
+
+    async fn input(&self, inputs: Vec<CellInput>) {
+        let mut of_parts: Vec<Vec<CellInput>> = self.parts.iter().map(|_| Vec::new()).collect();
+        for input in inputs {
+            for (part, of_part) in self.parts.iter().zip(&mut of_parts) {
+                match &input {
+                    CellInput::Sync(reply) if !part.instances.contains(reply.target().0) => {}
+                    // Each part knows the addresses of its own instances and passes over the others.
+                    CellInput::Sync(_) | CellInput::Packet(_) | CellInput::Cut(_) => of_part.push(input.clone()),
+                }
+            }
+        }
+        for (part, of_part) in self.parts.iter().zip(of_parts) {
+            if !of_part.is_empty() {
+                part.control.input(of_part).await;
+            }
+        }
+    }
+
+    fn worker_pid(&self) -> Option<u32> {
+        self.parts.iter().find_map(|part| part.control.worker_pid())
+    }
+
+    async fn exec(&self, order: ExecOrder) -> Result<ExecStream, ExecError> {
+        match self.of(&order.id) {
+            Some(part) => part.control.exec(order).await,
+            None => Err(ExecError::NotRunning(order.id)),
+        }
+    }
+}
