@@ -7,7 +7,18 @@
 //! listener that the runner has opened where only this instance can reach it. [`journal`] reads what an instance says
 //! on stdout and leaves in files, and says how it ended; [`outputs`] opens those files.
 //!
-//! Nothing here starts a program; that is a runner's work. Start reading at [`conversation::Conversation`].
+//! Nothing here starts a program; that is a runner's work, in these steps:
+//!
+//! 1. It fills in a [`Setting`], opens a listener on loopback in the instance's network namespace, and starts a
+//!    [`SyncServer`] on it, whose observer hands events to the instance's [`Journal`]
+//!    ([`published`](Journal::published)).
+//! 2. It starts the program with [`environment()`](environment()), where [`SYNC_HOST`] leads to that listener.
+//! 3. It gives each line of stdout to [`Journal::line`], which says what of it is log, and each
+//!    [`SyncReply`](iptl_runner::SyncReply) to [`SyncServer::reply`].
+//! 4. When the program has ended it calls [`SyncServer::finish`], [`read_outputs`] and [`Journal::finish`], and the
+//!    instance ended as [`Journal::exit`] says.
+//!
+//! Start reading at [`conversation::Conversation`].
 
 pub mod conversation;
 pub mod environment;
@@ -15,6 +26,7 @@ pub mod journal;
 pub mod keys;
 mod network;
 pub mod outputs;
+mod prompt;
 pub mod reply;
 pub mod request;
 pub mod server;

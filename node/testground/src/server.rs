@@ -27,6 +27,7 @@ use tokio_tungstenite::{WebSocketStream, accept_hdr_async_with_config};
 
 use crate::conversation::{Close, Conversation, connection_of};
 use crate::keys::Identity;
+use crate::prompt::Prompt;
 use crate::reply::Dialect;
 
 /// Connections that an instance may have at once: an SDK opens one, and a container may hold a few programs. One more
@@ -264,8 +265,6 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 }
 
 async fn converse(shared: Arc<Shared>, stream: TcpStream) {
-    // A barrier of a hundred bytes must not wait for more to come.
-    let _ = stream.set_nodelay(true);
     let mut dialect = Dialect::Other;
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER)
@@ -277,7 +276,7 @@ async fn converse(shared: Arc<Shared>, stream: TcpStream) {
         dialect = dialect_of(request.headers());
         Ok(response)
     };
-    let handshake = accept_hdr_async_with_config(stream, listen, Some(config));
+    let handshake = accept_hdr_async_with_config(Prompt::new(stream), listen, Some(config));
     let Ok(Ok(socket)) = tokio::time::timeout(HANDSHAKE_TIME, handshake).await else { return };
     let (number, wake) = shared.open(dialect);
     // Closes the conversation whatever happens to this task.
@@ -297,7 +296,7 @@ impl Drop for Closer<'_> {
 }
 
 /// Reads and writes until the client is gone or has to go.
-async fn talk(shared: &Shared, number: u64, wake: &Wake, socket: WebSocketStream<TcpStream>) {
+async fn talk(shared: &Shared, number: u64, wake: &Wake, socket: WebSocketStream<Prompt>) {
     let (mut sink, mut source) = socket.split();
     let read = async {
         loop {

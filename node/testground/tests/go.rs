@@ -42,7 +42,10 @@ impl Client {
              Connection: Upgrade\r\nSec-Websocket-Extensions: permessage-deflate; client_no_context_takeover; \
              server_no_context_takeover\r\nSec-Websocket-Key: 4Hb8HMqfvbJDbbGvbLa2Jg==\r\n\
              Sec-Websocket-Version: 13\r\nUpgrade: websocket\r\n\r\n";
-        Client::connect_with(address, hello).await
+        let client = Client::connect_with(address, hello).await;
+        // As everything in Go does, and not the Rust SDK.
+        client.stream.set_nodelay(true).unwrap();
+        client
     }
 
     /// Connects as the Rust SDK does.

@@ -12,5 +12,6 @@ mod environment;
 mod go;
 mod journal;
 mod lab;
+mod schedules;
 mod server;
 mod witnesses;

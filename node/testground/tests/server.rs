@@ -1,5 +1,7 @@
 //! Clients at real sockets.
 
+use std::time::{Duration, Instant};
+
 use iptl_dag::model::Exit;
 use iptl_sync::{Reply, SyncOp};
 use serde_json::json;
@@ -198,4 +200,17 @@ async fn a_fast_writer_waits_and_is_answered_in_full() {
         let reply = client.reply().await;
         assert_eq!((&reply["id"], &reply["publish"]["seq"]), (&json!(n.to_string()), &json!(n + 1)));
     }
+}
+
+/// Without acknowledgement at once each request takes 40 ms: half of it is held back until the other half has arrived.
+#[tokio::test]
+async fn a_client_that_writes_in_pieces_is_not_kept_waiting() {
+    let lab = Lab::new(1);
+    let mut client = Client::connect_as_rust(lab.serve(0)).await;
+    let started = Instant::now();
+    for n in 1..=100 {
+        assert_eq!(client.signal("here").await, n);
+    }
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(4), "100 signals took {took:?}");
 }
