@@ -207,6 +207,28 @@ async fn rust_program_gets_parameters_meets_others_and_succeeds() {
     }
 }
 
+/// The second instance is one of another kind, such as Wasm: it knows bare names and bytes alone.
+#[tokio::test]
+async fn rust_program_shares_states_and_topics_with_groups_of_other_kinds() {
+    let lab = Lab::new(2);
+    let other = async {
+        let signal_and_wait = |state: &str| SyncOp::SignalAndWait { state: state.to_owned(), target: 2 };
+        assert!(matches!(lab.ask(1, signal_and_wait("initialized_global"), 1).await[..], [Reply::Opened { .. }]));
+        assert!(matches!(lab.ask(1, signal_and_wait("initialized_group_g"), 1).await[..], [Reply::Opened { .. }]));
+        let places = lab.ask(1, SyncOp::Subscribe { topic: "places".into() }, 1).await;
+        let [Reply::Message { position: 1, payload }] = &places[..] else { panic!("{places:?}") };
+        let place: serde_json::Value = serde_json::from_slice(payload).unwrap();
+        assert_eq!(place["host"], "g-0");
+        let free = 3 - place["seq"].as_u64().unwrap();
+        lab.publish(1, "places", format!("{{\"seq\":{free}}}")).await;
+        assert!(matches!(lab.ask(1, signal_and_wait("seen"), 1).await[..], [Reply::Opened { .. }]));
+    };
+    let witness = rust();
+    let (left, ()) = tokio::join!(run_one(&lab, &witness, "tour", 0, 2), other);
+    assert_eq!(left.exit, reported(0, None), "{left:?}");
+    assert!(left.log.contains(&"saw [1, 2]".to_owned()), "{left:?}");
+}
+
 #[tokio::test]
 async fn rust_program_that_says_that_it_failed_has_failed() {
     let lab = Lab::new(1);
