@@ -116,7 +116,7 @@ fn loopback() -> SocketAddr {
     ([127, high.max(1), low, last], SYNC_PORT).into()
 }
 
-/// Makes the command of an instance; where the service has to have its name, in namespaces with that name.
+/// Makes the command of an instance; where the service has to have its name, in a namespace with that name.
 fn launch(witness: &Witness, setting: &Setting, address: SocketAddr, temp: &Path) -> Command {
     let mut line: Vec<String> = Vec::new();
     if witness.by_name {
@@ -126,10 +126,9 @@ fn launch(witness: &Witness, setting: &Setting, address: SocketAddr, temp: &Path
         if !is_root() {
             line.push("--map-root-user".into());
         }
-        let inside =
-            "mount --bind \"$1\" /etc/hosts && echo \"$2\" > /proc/sys/kernel/hostname && shift 2 && exec \"$@\"";
-        line.extend(["--mount", "--uts", "--", "sh", "-ec", inside, "sh"].map(str::to_owned));
-        line.extend([hosts.display().to_string(), setting.hostname.clone()]);
+        let inside = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+        line.extend(["--mount", "--", "sh", "-ec", inside, "sh"].map(str::to_owned));
+        line.push(hosts.display().to_string());
     }
     line.extend(witness.command.iter().cloned());
     let mut command = Command::new(&line[0]);
