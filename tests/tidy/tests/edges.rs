@@ -25,6 +25,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("iptl-runner", &["iptl-dag", "iptl-labnet"]),
     ("iptl-runner-wasm", &["iptl-dag", "iptl-labnet", "iptl-runner"]),
     ("iptl-testground", &["iptl-dag", "iptl-runner"]),
+    ("iptl-runner-docker", &["iptl-dag", "iptl-labnet", "iptl-runner", "iptl-testground"]),
     // The driver joins them, the command line stands on it.
     (
         "iptl-node",

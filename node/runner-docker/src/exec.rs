@@ -1,0 +1,95 @@
+//! Commands that people execute in running containers, with what their user and their limits are there.
+
+use std::time::Duration;
+
+use bollard::container::LogOutput;
+use bollard::exec::{ResizeExecOptions, StartExecOptions, StartExecResults};
+use bollard::models::ExecConfig;
+use futures::StreamExt;
+use iptl_runner::{ExecError, ExecInput, ExecOrder, ExecOutput, ExecStream, OutputStream};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+
+use crate::engine::{Engine, said};
+
+/// Messages that either side may lag behind.
+const QUEUE: usize = 64;
+
+/// Time between two looks whether a command whose output is over has a status.
+const STATUS_LOOK: Duration = Duration::from_millis(50);
+
+/// Looks for a status.
+const STATUS_LOOKS: u32 = 100;
+
+/// Starts a command in a container.
+pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) -> Result<ExecStream, ExecError> {
+    let program = order.command.first().cloned().unwrap_or_default();
+    let failed = |e: bollard::errors::Error| ExecError::Failed { command: program.clone(), reason: said(&e) };
+    let docker = engine.docker().clone();
+    let config = ExecConfig {
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        tty: Some(order.terminal.is_some()),
+        cmd: Some(order.command),
+        ..ExecConfig::default()
+    };
+    let id = docker.create_exec(container, config).await.map_err(failed)?.id;
+    let options = StartExecOptions { tty: order.terminal.is_some(), ..StartExecOptions::default() };
+    let StartExecResults::Attached { output: mut from, input: mut to } =
+        docker.start_exec(&id, Some(options)).await.map_err(failed)?
+    else {
+        return Err(ExecError::Failed { command: program, reason: "the engine did not attach".to_owned() });
+    };
+    if let Some((columns, rows)) = order.terminal {
+        let _ = docker.resize_exec(&id, ResizeExecOptions { width: columns, height: rows }).await;
+    }
+    let (input, mut inputs) = mpsc::channel(QUEUE);
+    let (output, outputs) = mpsc::channel(QUEUE);
+    let (engine, name) = (docker.clone(), id.clone());
+    let writing = tokio::spawn(async move {
+        while let Some(input) = inputs.recv().await {
+            match input {
+                ExecInput::Bytes(bytes) => {
+                    if to.write_all(&bytes).await.is_err() || to.flush().await.is_err() {
+                        break;
+                    }
+                }
+                ExecInput::Resize(columns, rows) => {
+                    let _ = engine.resize_exec(&name, ResizeExecOptions { width: columns, height: rows }).await;
+                }
+                ExecInput::End => {
+                    let _ = to.shutdown().await;
+                }
+            }
+        }
+        // Nobody is at the terminal any more: the command sees that it is gone.
+        let _ = to.shutdown().await;
+    });
+    tokio::spawn(async move {
+        while let Some(Ok(said)) = from.next().await {
+            let (stream, message) = match said {
+                LogOutput::StdErr { message } => (OutputStream::Err, message),
+                LogOutput::StdOut { message } | LogOutput::Console { message } => (OutputStream::Out, message),
+                LogOutput::StdIn { .. } => continue,
+            };
+            if output.send(ExecOutput::Bytes(stream, message.to_vec())).await.is_err() {
+                break;
+            }
+        }
+        writing.abort();
+        let mut status = None;
+        for _ in 0..STATUS_LOOKS {
+            let found = docker.inspect_exec(&id).await.ok();
+            status = found.as_ref().and_then(|exec| exec.exit_code);
+            // One whose container is over never gets one.
+            if status.is_some() || found.is_none_or(|exec| exec.running != Some(true)) {
+                break;
+            }
+            tokio::time::sleep(STATUS_LOOK).await;
+        }
+        let code = status.and_then(|code| i32::try_from(code).ok()).unwrap_or(137);
+        let _ = output.send(ExecOutput::Ended(code)).await;
+    });
+    Ok(ExecStream { input, output: outputs })
+}

@@ -1,0 +1,39 @@
+//! Runs containers by Docker Engine: the only crate that names bollard.
+//!
+//! [`DockerRunner`] takes cells. Each instance is a container whose first process is a small static program of ours,
+//! in the folder `init/`, which the build embeds: it holds the workload until the cell is started, reaps, says what is
+//! used, and speaks with the lablet over a socket that is mounted into the container. Output goes from the workload
+//! into pipes whose other ends are here, so the engine is asked for nothing while an instance runs, and may be
+//! restarted. The page `docs/decisions/0009-container-init.md` says why.
+//!
+//! [`config`] is what an owner decides and why an engine cannot be used; [`engine`] asks the engine for things;
+//! [`archive`] reads the files that images come as; [`settings`] makes the container that a plan asks for within what
+//! its owner allows; [`link`] is the connection with an init, [`output`] the lines that a workload writes; [`instance`]
+//! is the life of one instance, [`cell`] that of a cell; [`state`] is what must outlive a lablet.
+//!
+//! Nothing that a workload or its init says is trusted for more than a workload's word. Start reading at
+//! [`instance`].
+
+mod archive;
+mod capacity;
+mod cell;
+pub mod config;
+mod engine;
+mod exec;
+mod exit;
+mod instance;
+mod link;
+mod output;
+#[path = "../init/src/protocol.rs"]
+#[allow(unreachable_pub, reason = "the file belongs to two crates")]
+#[expect(dead_code, reason = "each end uses its half")]
+mod protocol;
+mod runner;
+mod settings;
+mod state;
+
+pub use config::{DockerConfig, OwnerLimits, Unusable};
+pub use runner::DockerRunner;
+
+/// The init program, as the build made it.
+const INIT: &[u8] = include_bytes!(env!("IPTL_INIT"));

@@ -1,0 +1,201 @@
+//! What is known of running cells and must outlive the lablet, in its private directory.
+//!
+//! ```text
+//! id                  who this lablet is, in the labels of its containers
+//! bin/init-<hash>     the init program
+//! cells/<key>/        one cell
+//!   started           wall time of its start in milliseconds since 1970
+//!   <ordinal>/        one instance
+//!     lab/            mounted into the container, with the socket in it
+//!     token           what its init shows when it connects again
+//!     published       events that it published for the run, one on a line
+//!     ended           how it ended, once that is known
+//! ```
+//!
+//! What is written here reaches the kernel before anything depends on it: it survives the lablet, not the machine,
+//! which no container survives either.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use iptl_runner::{Ended, Origin};
+
+use crate::INIT;
+use crate::protocol::Token;
+
+/// The directory of a lablet.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+    id: String,
+    init: PathBuf,
+}
+
+/// The directory of a cell.
+#[derive(Clone, Debug)]
+pub(crate) struct CellDir(PathBuf);
+
+/// The directory of an instance.
+#[derive(Clone, Debug)]
+pub(crate) struct InstanceDir(PathBuf);
+
+impl Store {
+    /// Opens a directory, making what is missing.
+    pub(crate) fn open(dir: &Path) -> io::Result<Store> {
+        let dir = std::path::absolute(dir)?;
+        make_private(&dir)?;
+        make_private(&dir.join("cells"))?;
+        let bin = dir.join("bin");
+        make_private(&bin)?;
+        let id = match fs::read_to_string(dir.join("id")) {
+            Ok(id) if !id.trim().is_empty() => id.trim().to_owned(),
+            Ok(_) | Err(_) => {
+                let id = hex(&random()?);
+                replace(&dir.join("id"), id.as_bytes())?;
+                id
+            }
+        };
+        // Named by its content: containers that were started with another one go on with that.
+        let init = bin.join(format!("init-{}", &blake3::hash(INIT).to_hex()[..16]));
+        if !fs::metadata(&init).is_ok_and(|m| m.len() == INIT.len() as u64) {
+            replace(&init, INIT)?;
+            fs::set_permissions(&init, Permissions::from_mode(0o555))?;
+        }
+        Ok(Store { dir, id, init })
+    }
+
+    /// Returns who this lablet is in labels.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Returns the init program.
+    pub(crate) fn init(&self) -> &Path {
+        &self.init
+    }
+
+    /// Returns the name under which a cell's containers and directory are known.
+    pub(crate) fn key(&self, origin: &Origin) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for part in [&self.id, &origin.lab, &origin.execution] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.update(&origin.epoch.to_le_bytes());
+        hasher.finalize().to_hex()[..20].to_owned()
+    }
+
+    /// Returns the directory of a cell, which may not be there.
+    pub(crate) fn cell(&self, key: &str) -> CellDir {
+        CellDir(self.dir.join("cells").join(key))
+    }
+
+    /// Lists the keys of cells that there are directories of.
+    pub(crate) fn cells(&self) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(self.dir.join("cells"))?;
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+    }
+}
+
+impl CellDir {
+    /// Makes it, empty.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        self.remove()?;
+        make_private(&self.0)
+    }
+
+    /// Removes it with all that is in it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.0) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Notes the wall time of the start.
+    pub(crate) fn set_started(&self, wall_ms: u64) -> io::Result<()> {
+        replace(&self.0.join("started"), wall_ms.to_string().as_bytes())
+    }
+
+    /// Returns the wall time of the start; none where it was not started.
+    pub(crate) fn started(&self) -> Option<u64> {
+        fs::read_to_string(self.0.join("started")).ok()?.trim().parse().ok()
+    }
+
+    /// Returns the directory of an instance.
+    pub(crate) fn instance(&self, ordinal: u32) -> InstanceDir {
+        InstanceDir(self.0.join(ordinal.to_string()))
+    }
+}
+
+impl InstanceDir {
+    /// Makes it, with a new token.
+    pub(crate) fn make(&self) -> io::Result<Token> {
+        make_private(&self.0)?;
+        fs::create_dir(self.lab())?;
+        // The container's user looks into it; nobody of this machine gets so far.
+        fs::set_permissions(self.lab(), Permissions::from_mode(0o755))?;
+        let token = random()?;
+        replace(&self.0.join("token"), &token)?;
+        Ok(token)
+    }
+
+    /// Returns the directory that is mounted into the container.
+    pub(crate) fn lab(&self) -> PathBuf {
+        self.0.join("lab")
+    }
+
+    /// Returns what its init shows.
+    pub(crate) fn token(&self) -> io::Result<Token> {
+        let bytes = fs::read(self.0.join("token"))?;
+        bytes.try_into().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a token has 16 bytes"))
+    }
+
+    /// Notes an event that it published for the run.
+    pub(crate) fn add_published(&self, event: &str) -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(self.0.join("published"))?;
+        file.write_all(format!("{}\n", event.replace(['\n', '\r'], " ")).as_bytes())
+    }
+
+    /// Returns the events that it published.
+    pub(crate) fn published(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.0.join("published")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Notes how it ended.
+    pub(crate) fn set_ended(&self, ended: &Ended) -> io::Result<()> {
+        let bytes = serde_json::to_vec(ended).map_err(io::Error::other)?;
+        replace(&self.0.join("ended"), &bytes)
+    }
+
+    /// Returns how it ended, where that is known.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        serde_json::from_slice(&fs::read(self.0.join("ended")).ok()?).ok()
+    }
+}
+
+fn make_private(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Writes a file whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    drop(file);
+    fs::rename(new, path)
+}
+
+fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| io::Error::other(e.to_string()))?;
+    Ok(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,1 @@
+//! The Docker runner against a real engine.
