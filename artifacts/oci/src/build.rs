@@ -158,6 +158,7 @@ pub async fn image_from_rootfs(
 ) -> Result<Imported, BuildError> {
     let dir = dir.to_path_buf();
     drive(store, options.only_hash, move |out| {
+        rootfs::check_directory(&dir)?;
         let architecture = match options.architecture {
             Some(architecture) => architecture.name().to_owned(),
             None => match rootfs::architecture(&dir, &options.process.entrypoint)? {

@@ -46,6 +46,9 @@ const MAX_PAGE_ENTRIES: usize = 1024;
 /// Differences with fewer equal bytes between them are one run: two numbers cost two bytes or more.
 const MIN_GAP: usize = 4;
 
+/// Bytes that are compared at once.
+const STRETCH: usize = 16;
+
 mod op {
     pub(super) const HEADER: u8 = 0;
     pub(super) const EXTENSION_HEADER: u8 = 1;
@@ -88,10 +91,13 @@ fn put_number(out: &mut Vec<u8>, mut number: u64) {
 
 fn put_difference(out: &mut Vec<u8>, last: &TarBlock, block: &TarBlock) {
     let mut runs: Vec<(usize, usize)> = Vec::new();
-    for i in (0..BLOCK).filter(|i| last[*i] != block[*i]) {
-        match runs.last_mut() {
-            Some((_, end)) if i - *end < MIN_GAP => *end = i + 1,
-            Some(_) | None => runs.push((i, i + 1)),
+    // Most of two headers is equal, so look at stretches first.
+    for start in (0..BLOCK).step_by(STRETCH).filter(|at| last[*at..*at + STRETCH] != block[*at..*at + STRETCH]) {
+        for i in (start..start + STRETCH).filter(|i| last[*i] != block[*i]) {
+            match runs.last_mut() {
+                Some((_, end)) if i - *end < MIN_GAP => *end = i + 1,
+                Some(_) | None => runs.push((i, i + 1)),
+            }
         }
     }
     put_number(out, runs.len() as u64);

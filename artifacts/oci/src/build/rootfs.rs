@@ -91,12 +91,14 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// Refuses what is no directory; a link to one is one here.
+pub(super) fn check_directory(dir: &Path) -> Result<(), BuildError> {
+    let metadata = fs::metadata(dir).map_err(|source| BuildError::Read { path: dir.into(), source })?;
+    if metadata.is_dir() { Ok(()) } else { Err(BuildError::NotADirectory { path: dir.into() }) }
+}
+
 /// Writes everything below a directory, sorted.
 pub(super) fn write_tree(dir: &Path, options: &RootfsOptions, writer: &mut Writer<'_>) -> Result<(), BuildError> {
-    let metadata = fs::metadata(dir).map_err(|source| BuildError::Read { path: dir.into(), source })?;
-    if !metadata.is_dir() {
-        return Err(BuildError::NotADirectory { path: dir.into() });
-    }
     let mut tree = Tree { options, writer, linked: BTreeMap::new() };
     tree.directory(dir, &[], 0)?;
     tree.writer.end()

@@ -57,10 +57,13 @@ impl Header {
 
 fn check_sum(block: &TarBlock) -> Result<(), &'static str> {
     let stated = octal(&block[148..156]).ok_or("its checksum is no number")?;
-    let bytes = || block.iter().enumerate().map(|(i, byte)| if (148..156).contains(&i) { b' ' } else { *byte });
-    let unsigned: i64 = bytes().map(i64::from).sum();
-    let signed: i64 = bytes().map(|byte| i64::from(byte as i8)).sum();
-    if stated == unsigned || stated == signed { Ok(()) } else { Err("its checksum is wrong") }
+    // The sum is taken with blanks in its own place. Some old writers summed bytes as signed.
+    let [before, own, after] = [&block[..148], &b"        "[..], &block[156..]];
+    let unsigned = |part: &[u8]| part.iter().fold(0, |sum, byte| sum + i64::from(*byte));
+    let signed = |part: &[u8]| part.iter().fold(0, |sum, byte| sum + i64::from(*byte as i8));
+    let fits = stated == unsigned(before) + unsigned(own) + unsigned(after)
+        || stated == signed(before) + signed(own) + signed(after);
+    if fits { Ok(()) } else { Err("its checksum is wrong") }
 }
 
 /// Returns the bytes before the first NUL.
