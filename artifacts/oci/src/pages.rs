@@ -326,6 +326,7 @@ pub enum PageError {
 }
 
 /// What one operation gives.
+#[expect(clippy::large_enum_variant, reason = "blocks are most of them, and each is passed on at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'a> {
     Block(TarBlock),
@@ -361,23 +362,23 @@ impl<'a> Pieces<'a> {
         }
         let wrong = PageError::Operation { number: self.number };
         self.number += 1;
-        match self.operation() {
-            Some(Operation::Piece(piece)) => Ok(Some(piece)),
-            Some(Operation::File { size, padding }) => {
-                let cid = self.files.pop_front().ok_or(PageError::Files)?;
-                Ok(Some(Piece::File { cid, size, padding }))
-            }
-            None => Err(wrong),
-        }
+        self.operation().unwrap_or(Err(wrong)).map(Some)
     }
 
-    fn operation(&mut self) -> Option<Operation<'a>> {
+    /// Returns `None` where the operation cannot be read.
+    fn operation(&mut self) -> Option<Result<Piece<'a>, PageError>> {
+        let padding_of = |padded: bool, size: u64| if padded { padding(size) } else { 0 };
         let piece = match self.byte()? {
             code @ (op::HEADER | op::EXTENSION_HEADER | op::EXTENSION_DATA) => Piece::Block(self.block(code)?),
-            op::FILE => return self.number().map(|size| Operation::File { size, padding: padding(size) }),
-            op::FILE_UNPADDED => return self.number().map(|size| Operation::File { size, padding: 0 }),
-            op::SMALL => self.number().map(|size| Piece::Small { size, padding: padding(size) })?,
-            op::SMALL_UNPADDED => self.number().map(|size| Piece::Small { size, padding: 0 })?,
+            code @ (op::FILE | op::FILE_UNPADDED) => {
+                let size = self.number()?;
+                let Some(cid) = self.files.pop_front() else { return Some(Err(PageError::Files)) };
+                Piece::File { cid, size, padding: padding_of(code == op::FILE, size) }
+            }
+            code @ (op::SMALL | op::SMALL_UNPADDED) => {
+                let size = self.number()?;
+                Piece::Small { size, padding: padding_of(code == op::SMALL, size) }
+            }
             op::ZEROS => Piece::Zeros(self.number()?),
             op::BYTES => {
                 let count = usize::try_from(self.number()?).ok()?;
@@ -385,7 +386,7 @@ impl<'a> Pieces<'a> {
             }
             _ => return None,
         };
-        Some(Operation::Piece(piece))
+        Some(Ok(piece))
     }
 
     fn block(&mut self, code: u8) -> Option<TarBlock> {
@@ -429,11 +430,6 @@ impl<'a> Pieces<'a> {
         }
         None
     }
-}
-
-enum Operation<'a> {
-    Piece(Piece<'a>),
-    File { size: u64, padding: usize },
 }
 
 #[cfg(test)]

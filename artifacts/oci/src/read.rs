@@ -62,7 +62,7 @@ pub enum ReadError {
         cid: Cid,
         /// What is wrong with it.
         #[source]
-        source: UnixFsError,
+        source: Box<UnixFsError>,
     },
     /// The image is more than is allowed.
     #[error(transparent)]
@@ -78,7 +78,7 @@ pub enum ReadError {
     Config {
         /// The cause.
         #[source]
-        source: ExportError,
+        source: Box<ExportError>,
     },
     /// A page cannot be read.
     #[error("layer {layer} cannot be put together")]
@@ -135,7 +135,7 @@ pub async fn read_config(store: &dyn BlobStore, image: &Image) -> Result<Bytes, 
     let config = read_file(store, &image.config, MAX_JSON_SIZE).await;
     let config = config.map_err(|source| match source {
         ExportError::Missing { cid } => ReadError::Missing { cid },
-        source => ReadError::Config { source },
+        source => ReadError::Config { source: Box::new(source) },
     })?;
     let (stated, actual) = (Digest(image.config_digest), Digest::of(&config));
     if stated != actual {
@@ -272,9 +272,10 @@ impl LayerStream<'_> {
         while let Some(next) = reader.next().copied() {
             let upcoming = reader.upcoming(READ_AHEAD).chain(pieces.upcoming().take(READ_AHEAD));
             let block = self.files.block(&next, upcoming).await?;
-            let content = reader.supply(&block).map_err(|source| ReadError::File { layer, cid: next, source })?;
+            let content =
+                reader.supply(&block).map_err(|source| ReadError::File { layer, cid: next, source: source.into() })?;
             if reader.size() != Some(size) {
-                return Err(ReadError::File { layer, cid, source: UnixFsError::Sizes }.into());
+                return Err(ReadError::File { layer, cid, source: UnixFsError::Sizes.into() }.into());
             }
             self.emit.send(content).await?;
         }
@@ -290,8 +291,11 @@ impl LayerStream<'_> {
             if small.left.is_empty() {
                 let next = small.reader.next().copied().ok_or_else(wrong)?;
                 let block = small.blocks.block(&next, small.reader.upcoming(READ_AHEAD)).await?;
-                small.left =
-                    small.reader.supply(&block).map_err(|source| ReadError::File { layer, cid: next, source })?;
+                small.left = small.reader.supply(&block).map_err(|source| ReadError::File {
+                    layer,
+                    cid: next,
+                    source: source.into(),
+                })?;
                 continue;
             }
             let count = usize::try_from(size).unwrap_or(usize::MAX).min(small.left.len());

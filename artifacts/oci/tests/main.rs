@@ -1,5 +1,7 @@
 //! Images through their public surface. All of them are made here; no engine takes part.
 
+#![expect(clippy::unwrap_used, reason = "what a test needs and does not get ends it")]
+
 mod build;
 mod dedup;
 mod hostile;
