@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +51,10 @@ const MAX_LEFT_OVER: usize = 1024;
 /// How long nothing is accepted where that failed: with no descriptor to be had, the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Numbers connections over all servers of the process: one that is started anew for an instance must not use numbers of
+/// calls that an earlier one has left open.
+static NEXT_CONNECTION: AtomicU32 = AtomicU32::new(0);
+
 /// The sync service of one instance. Dropping it closes the listener and all connections.
 #[derive(Debug)]
 pub struct SyncServer {
@@ -84,7 +89,6 @@ impl std::fmt::Debug for Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    next_connection: u32,
     connections: BTreeMap<u64, Connection>,
     /// The connection whose call went last.
     served: u64,
@@ -179,9 +183,8 @@ impl Shared {
     }
 
     fn open(&self, dialect: Dialect) -> (u64, Arc<Wake>) {
+        let number = NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
-        let number = state.next_connection;
-        state.next_connection = number.wrapping_add(1);
         let conversation = Conversation::new(number, Arc::clone(&self.identity), dialect);
         let wake = Arc::new(Wake::default());
         state.connections.insert(number.into(), Connection { conversation, wake: Arc::clone(&wake) });

@@ -214,3 +214,16 @@ async fn a_client_that_writes_in_pieces_is_not_kept_waiting() {
     let took = started.elapsed();
     assert!(took < Duration::from_secs(4), "100 signals took {took:?}");
 }
+
+#[tokio::test]
+async fn a_server_that_is_started_anew_uses_new_numbers() {
+    let lab = Lab::new(1);
+    let mut first = Client::connect(lab.serve(0)).await;
+    first.barrier("never", 2).await;
+    assert_eq!(first.signal("here").await, 1);
+    lab.drop_server(0);
+    assert_eq!(first.hear().await, Heard::Gone);
+    let mut second = Client::connect(lab.serve(0)).await;
+    second.barrier("never", 2).await;
+    assert_eq!(second.signal("here").await, 2);
+}

@@ -78,7 +78,7 @@ async fn run_one(lab: &Lab, witness: &Witness, case: &str, index: u32, count: u3
     let address = if witness.by_name { loopback() } else { (Ipv4Addr::LOCALHOST, 0).into() };
     let address = lab.serve_case_on(index, case, address);
     let setting = setting(index, address, outputs.path(), temp.path());
-    let mut command = launch(witness, &setting, address, temp.path());
+    let mut command = launch(witness, address, temp.path());
     command.envs(variables(case, index, count, &setting));
     let mut child = command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", witness.command));
 
@@ -117,7 +117,7 @@ fn loopback() -> SocketAddr {
 }
 
 /// Makes the command of an instance; where the service has to have its name, in a namespace with that name.
-fn launch(witness: &Witness, setting: &Setting, address: SocketAddr, temp: &Path) -> Command {
+fn launch(witness: &Witness, address: SocketAddr, temp: &Path) -> Command {
     let mut line: Vec<String> = Vec::new();
     if witness.by_name {
         let hosts = temp.join("hosts");
@@ -297,7 +297,7 @@ async fn plan_compiled_natively_sees_that_its_lab_is_gone() {
     let temp = tempfile::tempdir().unwrap();
     let address = lab.serve_case_on(0, "stall", (Ipv4Addr::LOCALHOST, 0).into());
     let setting = setting(0, address, outputs.path(), temp.path());
-    let mut command = launch(&witness, &setting, address, temp.path());
+    let mut command = launch(&witness, address, temp.path());
     command.envs(variables("stall", 0, 1, &setting));
     let (output, ()) = tokio::join!(command.output(), ending);
     let output = output.unwrap();
@@ -305,11 +305,11 @@ async fn plan_compiled_natively_sees_that_its_lab_is_gone() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("the lab is gone"), "{output:?}");
 
     // Nobody listens any more.
-    let mut command = launch(&witness, &setting, address, temp.path());
+    let mut command = launch(&witness, address, temp.path());
     let output = command.envs(variables("stall", 0, 1, &setting)).output().await.unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not listen"), "{output:?}");
     // And there is no lab at all.
-    let output = launch(&witness, &setting, address, temp.path()).output().await.unwrap();
+    let output = launch(&witness, address, temp.path()).output().await.unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("not started by a lab"), "{output:?}");
 }
 
