@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::codec::{self, DecodeError, decode_canonical};
-use iptl_dag::model::{self, Node, Plan, Run, Value};
+use iptl_dag::model::{self, Assignment, InstanceId, Node, Plan, Run, Value, WorkloadKind};
 use iptl_dag::walk::links;
 use iptl_dag::{Cid, Codec, Ipld};
 use proptest::prelude::*;
@@ -245,4 +245,31 @@ fn has_typed_keys(at: &str) -> bool {
     let typed = ["", "kind", "subject", "network", "termination", "workloads", "cases", "groups", "histograms"];
     let of_containers = ["files", "tmpfs"];
     typed.contains(&last) || of_containers.contains(&last) || at.ends_with("/params")
+}
+
+#[test]
+fn an_assignment_names_its_instances_and_nothing_beyond_the_largest_index() {
+    let rows: [(u32, u32, &[u32]); 5] = [
+        (0, 3, &[0, 1, 2]),
+        (7, 2, &[7, 8]),
+        (7, 0, &[]),
+        (u32::MAX - 2, 2, &[u32::MAX - 2, u32::MAX - 1]),
+        (u32::MAX - 1, u32::MAX, &[u32::MAX - 1, u32::MAX]),
+    ];
+    for (start, count, want) in rows {
+        let lablet = iptl_dag::PeerId::from_ed25519(&[1; 32]);
+        let assignment = Assignment { group: "a".into(), start, count, lablet };
+        let named: Vec<InstanceId> = assignment.instances().collect();
+        assert!(named.iter().all(|id| id.group == "a" && assignment.holds(id)), "{start} {count}");
+        assert_eq!(named.iter().map(|id| id.index).collect::<Vec<_>>(), want, "{start} {count}");
+        assert!(!assignment.holds(&InstanceId { group: "b".into(), index: start }));
+        assert!(!assignment.holds(&InstanceId { group: "a".into(), index: start.wrapping_sub(1) }));
+    }
+}
+
+#[test]
+fn a_kind_is_written_by_its_name() {
+    for kind in [WorkloadKind::Wasm, WorkloadKind::Docker] {
+        assert_eq!(codec::encode(&kind), codec::encode(&kind.name()));
+    }
 }

@@ -111,8 +111,7 @@ pub fn assemble(input: &Assembly, read: &mut dyn FnMut(&Cid) -> Option<Bytes>) -
     let mut metrics = Collector::new(&run.thresholds);
     let mut assembler = Assembler::default();
     for (name, group) in &run.groups {
-        let instances = (0..group.count).map(|index| {
-            let id = InstanceId { group: name.clone(), index };
+        let instances = InstanceId::range(name, 0, group.count).map(|id| {
             let receipt = chosen.get(&id).copied();
             (id, receipt)
         });

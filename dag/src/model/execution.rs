@@ -61,6 +61,14 @@ pub struct InstanceId {
     pub index: u32,
 }
 
+impl InstanceId {
+    /// Names `count` instances of a group from index `start` on; what would lie beyond the largest index is none.
+    pub fn range(group: &str, start: u32, count: u32) -> impl Iterator<Item = InstanceId> + '_ {
+        let indexes = (0..count).map_while(move |n| start.checked_add(n));
+        indexes.map(|index| InstanceId { group: group.to_owned(), index })
+    }
+}
+
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.group, self.index)

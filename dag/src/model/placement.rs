@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::execution::ExecutionId;
+use crate::model::execution::{ExecutionId, InstanceId};
 use crate::{Cid, PeerId};
 
 /// A decision of placement. A change is a child that links what it changes.
@@ -32,6 +32,18 @@ pub struct Assignment {
     pub count: u32,
     /// Lablet.
     pub lablet: PeerId,
+}
+
+impl Assignment {
+    /// Names its instances, in the order of their indexes.
+    pub fn instances(&self) -> impl Iterator<Item = InstanceId> + '_ {
+        InstanceId::range(&self.group, self.start, self.count)
+    }
+
+    /// Whether an instance is one of them.
+    pub fn holds(&self, instance: &InstanceId) -> bool {
+        self.group == instance.group && instance.index.checked_sub(self.start).is_some_and(|at| at < self.count)
+    }
 }
 
 /// Why a lablet got nothing.

@@ -49,6 +49,16 @@ pub enum WorkloadKind {
     Docker,
 }
 
+impl WorkloadKind {
+    /// Returns its name as manifests, nodes and messages have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            WorkloadKind::Wasm => "wasm",
+            WorkloadKind::Docker => "docker",
+        }
+    }
+}
+
 /// One test case of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {

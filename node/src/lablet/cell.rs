@@ -76,9 +76,7 @@ impl Routes {
         let places = self.read();
         let ranges = places.placement.iter().filter(|(_, (_, owner))| owner == lablet);
         ranges
-            .flat_map(|((group, start), (count, _))| {
-                (*start..start.saturating_add(*count)).map(|index| InstanceId { group: group.clone(), index })
-            })
+            .flat_map(|((group, start), (count, _))| InstanceId::range(group, *start, *count))
             .filter_map(|id| self.directory.addr(&id))
             .collect()
     }

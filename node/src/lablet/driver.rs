@@ -396,7 +396,7 @@ impl Driver {
             lablet: self.commands.clone(),
             carrier: self.carrier.clone(),
             routes,
-            instances: instances(&held.grant.assignments),
+            instances: held.grant.assignments.iter().flat_map(Assignment::instances).collect(),
         };
         tokio::spawn(task.run());
         held.run = Some(run);
@@ -488,16 +488,6 @@ impl Driver {
             draining: false,
         }));
     }
-}
-
-/// Names the instances of assignments.
-pub(super) fn instances(assignments: &[Assignment]) -> Vec<InstanceId> {
-    assignments
-        .iter()
-        .flat_map(|a| {
-            (a.start..a.start.saturating_add(a.count)).map(|index| InstanceId { group: a.group.clone(), index })
-        })
-        .collect()
 }
 
 /// Passes offers on that are heard by gossip or from an orchestrator on the same node.

@@ -12,7 +12,6 @@ use iptl_scheduler::lablet::CellRecord;
 use iptl_wire::session::{CellRef, Grant};
 use serde::{Deserialize, Serialize};
 
-use super::driver::instances;
 use crate::clock;
 use crate::home::{Home, HomeError};
 
@@ -110,7 +109,7 @@ impl Journal {
     /// Returns the grant of a cell that was held when the lablet died, with its instances.
     pub(super) fn dead(&self, cell: &CellRef) -> Option<(Grant, Vec<InstanceId>)> {
         let held = self.state.cells.get(&key(cell))?;
-        Some((held.grant.clone()?, instances(&held.assignments)))
+        Some((held.grant.clone()?, held.assignments.iter().flat_map(Assignment::instances).collect()))
     }
 
     /// Forgets a cell, not its promise. Need not be durable: a cell that comes back is told again that it is over.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use iptl_artifacts::export::{self, ExportError};
 use iptl_artifacts::{BlobStore, read_block};
-use iptl_dag::model::{self, GroupRun, InstanceId, Run, Workload};
+use iptl_dag::model::{self, GroupRun, Run, Workload};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runner};
@@ -218,8 +218,8 @@ fn spec(
             return Err(CellError::Bad { cid: grant.run, reason });
         }
         let artifact = artifacts.get(&group.workload).expect("every group's workload was fetched");
-        instances.extend((assignment.start..assignment.start + assignment.count).map(|index| InstanceSpec {
-            id: InstanceId { group: assignment.group.clone(), index },
+        instances.extend(assignment.instances().map(|id| InstanceSpec {
+            id,
             kind: group.kind,
             artifact: artifact.clone(),
             args: group.args.clone(),

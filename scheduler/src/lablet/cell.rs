@@ -77,10 +77,7 @@ impl Cell {
     }
 
     pub(super) fn holds(&self, instance: &InstanceId) -> bool {
-        self.record
-            .assignments
-            .iter()
-            .any(|a| a.group == instance.group && instance.index >= a.start && instance.index - a.start < a.count)
+        self.record.assignments.iter().any(|a| a.holds(instance))
     }
 
     pub(super) fn status(&self) -> CellStatus {

@@ -303,7 +303,7 @@ fn without(
 ) -> Vec<Assignment> {
     let mut rest = Vec::new();
     for a in assignments {
-        for instance in super::state::instances_of(std::slice::from_ref(a)).filter(|i| !out.contains(i)) {
+        for instance in a.instances().filter(|i| !out.contains(i)) {
             let Assignment { group, lablet, .. } = a;
             rest.push(Assignment { group: group.clone(), start: instance.index, count: 1, lablet: lablet.clone() });
         }

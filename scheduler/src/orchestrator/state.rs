@@ -260,24 +260,16 @@ impl Cell {
     }
 
     pub(super) fn holds(&self, instance: &InstanceId) -> bool {
-        self.assignments
-            .iter()
-            .any(|a| a.group == instance.group && instance.index >= a.start && instance.index - a.start < a.count)
+        self.assignments.iter().any(|a| a.holds(instance))
     }
 
     pub(super) fn instances(&self) -> impl Iterator<Item = InstanceId> + '_ {
-        instances_of(&self.assignments)
+        self.assignments.iter().flat_map(Assignment::instances)
     }
 }
 
 pub(super) fn slots_of(assignments: &[Assignment]) -> u32 {
     assignments.iter().map(|a| a.count).sum()
-}
-
-pub(super) fn instances_of(assignments: &[Assignment]) -> impl Iterator<Item = InstanceId> + '_ {
-    assignments
-        .iter()
-        .flat_map(|a| (a.start..a.start + a.count).map(|index| InstanceId { group: a.group.clone(), index }))
 }
 
 /// Memory in bytes that the assignments may take together.

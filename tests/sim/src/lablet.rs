@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use iptl_dag::model::{Epoch, ExecutionId, Exit, InstanceId};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, Exit, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::lablet::CellRecord;
 use iptl_scheduler::{Lablet, LabletEffect, ReceiptSummary};
@@ -63,7 +63,7 @@ pub struct FakeCell {
 impl FakeCell {
     /// Instances that the cell was granted.
     pub fn instances(&self) -> Vec<InstanceId> {
-        instances(&self.grant.assignments)
+        self.grant.assignments.iter().flat_map(Assignment::instances).collect()
     }
 
     /// Whether its instances take room.
@@ -79,14 +79,6 @@ impl FakeCell {
             .map(|(instance, exit)| ReceiptSummary { instance, attempt, epoch: epoch.clone(), exit })
             .collect()
     }
-}
-
-/// Instances of assignments, one by one.
-pub fn instances(assignments: &[iptl_dag::model::Assignment]) -> Vec<InstanceId> {
-    assignments
-        .iter()
-        .flat_map(|a| (a.start..a.start + a.count).map(|index| InstanceId { group: a.group.clone(), index }))
-        .collect()
 }
 
 impl LabletNode {
