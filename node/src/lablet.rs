@@ -10,12 +10,14 @@ mod prepare;
 mod receipts;
 mod session;
 
-use iptl_dag::model::{ExecutionId, InstanceId, Run, Signed};
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{ExecutionId, InstanceId, Run, Signed, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::Ended;
 use iptl_wire::Timestamp;
 use iptl_wire::offer::Offer;
-use iptl_wire::session::{CellRef, SyncDown, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{CellRef, Slots, SyncDown, ToLablet, ToOrchestrator, Welcome};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use cell::Routes;
@@ -55,7 +57,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug)]
 pub(crate) struct LabletStatus {
     pub(crate) online: bool,
-    pub(crate) free_slots: u32,
+    pub(crate) slots: BTreeMap<WorkloadKind, Slots>,
     pub(crate) cells: Vec<(ExecutionId, u32, u32)>,
 }
 

@@ -105,9 +105,14 @@ impl Lablet {
 
     /// Returns what a hello says that the lablet has.
     pub fn inventory(&self) -> Inventory {
+        self.inventory_without(None)
+    }
+
+    /// Returns what the lablet would have if it did not hold the cell of an execution.
+    fn inventory_without(&self, execution: Option<&ExecutionId>) -> Inventory {
         let mut inventory = self.machine.clone();
-        for cell in self.cells.values().filter(|c| c.holds_room()) {
-            inventory.free_wasm_slots = inventory.free_wasm_slots.saturating_sub(cell.slots());
+        for (_, cell) in self.cells.iter().filter(|(id, cell)| cell.holds_room() && Some(*id) != execution) {
+            inventory.take(&cell.record.slots);
             inventory.free_memory_bytes = inventory.free_memory_bytes.saturating_sub(cell.record.memory_bytes);
         }
         inventory.draining |= self.draining;

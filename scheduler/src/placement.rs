@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{Affinity, Assignment, GroupRun, Refusal, Run, WorkloadKind};
-use iptl_wire::session::Inventory;
+use iptl_wire::session::{Inventory, Slots};
 
 /// What [`placement()`] decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,9 +29,9 @@ impl Placed {
     }
 }
 
-/// What is left of one lablet while groups are placed.
+/// What is left of one lablet while groups are placed: slots of each kind, and one memory for all of them.
 struct Room {
-    slots: u32,
+    slots: BTreeMap<WorkloadKind, Slots>,
     memory_bytes: u64,
 }
 
@@ -48,7 +48,7 @@ pub fn placement(
     let mut rooms: BTreeMap<&PeerId, Room> = inventory
         .iter()
         .filter(|(peer, _)| !excluded.contains_key(*peer))
-        .map(|(peer, i)| (peer, Room { slots: i.free_wasm_slots, memory_bytes: i.free_memory_bytes }))
+        .map(|(peer, i)| (peer, Room { slots: i.slots.clone(), memory_bytes: i.free_memory_bytes }))
         .collect();
     let mut assignments = kept.to_vec();
     let mut unplaced = BTreeMap::new();
@@ -80,7 +80,9 @@ pub fn placement(
             placed += share;
             got.insert(*peer);
             if let Some(room) = rooms.get_mut(*peer) {
-                room.slots -= share;
+                if let Some(slots) = room.slots.get_mut(&group.kind) {
+                    slots.free -= share;
+                }
                 room.memory_bytes -= u64::from(share) * group.resources.memory_bytes;
             }
             for (start, count) in take(&mut open, share) {
@@ -143,10 +145,8 @@ fn mismatch(group: &GroupRun, inventory: &Inventory) -> Option<String> {
     if inventory.draining {
         return Some("draining: its owner lets it take no new work".into());
     }
-    match group.kind {
-        WorkloadKind::Wasm if inventory.wasm_slots == 0 => return Some("has no wasm runner".into()),
-        WorkloadKind::Docker => return Some("has no docker runner".into()),
-        WorkloadKind::Wasm => {}
+    if !inventory.runs(group.kind) {
+        return Some(no_runner(group.kind));
     }
     group.requires.labels.iter().find_map(|(key, want)| match inventory.labels.get(key) {
         Some(have) if have == want => None,
@@ -155,13 +155,44 @@ fn mismatch(group: &GroupRun, inventory: &Inventory) -> Option<String> {
     })
 }
 
+/// Says that a lablet has no runner for a kind.
+pub(crate) fn no_runner(kind: WorkloadKind) -> String {
+    format!("has no {} runner", kind.name())
+}
+
+/// Names a slot of one of so many kinds: where only Wasm is spoken of, a slot is a slot.
+pub(crate) fn slot_name(kind: WorkloadKind, kinds: usize) -> &'static str {
+    match kind {
+        WorkloadKind::Wasm if kinds <= 1 => "slot",
+        WorkloadKind::Wasm => "wasm slot",
+        WorkloadKind::Docker => "docker slot",
+    }
+}
+
+/// Returns why no lablet can ever take instances of one of the groups that have none, whatever is free.
+///
+/// Where lablets give different reasons, the first that has the runner counts.
+pub(crate) fn unmatched(run: &Run, placed: &Placed, inventory: &BTreeMap<PeerId, Inventory>) -> Option<String> {
+    placed.unplaced.keys().filter_map(|name| run.groups.get(name)).find_map(|group| {
+        let reasons: Option<Vec<String>> = inventory.values().map(|i| mismatch(group, i)).collect();
+        let reasons = reasons?;
+        let missing = no_runner(group.kind);
+        reasons.iter().find(|why| **why != missing).or(reasons.first()).cloned()
+    })
+}
+
 /// Returns why a lablet got nothing, or `None` where it was just not needed.
 fn refusal(run: &Run, inventory: &Inventory) -> Option<String> {
     let mut reason = None;
+    let alone = run.kinds().len() <= 1;
     for group in run.groups.values() {
         let found = mismatch(group, inventory).or_else(|| {
-            if inventory.free_wasm_slots == 0 {
-                return Some(format!("no free slot of {}", inventory.wasm_slots));
+            if inventory.free(group.kind) == 0 {
+                let total = inventory.total(group.kind);
+                return Some(match alone {
+                    true => format!("no free slot of {total}"),
+                    false => format!("no free {} slot of {total}", group.kind.name()),
+                });
             }
             (inventory.free_memory_bytes < group.resources.memory_bytes).then(|| {
                 format!(
@@ -177,6 +208,7 @@ fn refusal(run: &Run, inventory: &Inventory) -> Option<String> {
 }
 
 fn room_for(group: &GroupRun, room: &Room, held: u32) -> u32 {
+    let slots = room.slots.get(&group.kind).map_or(0, |slots| slots.free);
     let by_memory = match group.resources.memory_bytes {
         0 => u32::MAX,
         each => u32::try_from(room.memory_bytes / each).unwrap_or(u32::MAX),
@@ -185,7 +217,7 @@ fn room_for(group: &GroupRun, room: &Room, held: u32) -> u32 {
         0 => u32::MAX,
         most => most.saturating_sub(held),
     };
-    room.slots.min(by_memory).min(by_rule)
+    slots.min(by_memory).min(by_rule)
 }
 
 fn held_of(group: &str, peer: &PeerId, kept: &[Assignment]) -> u32 {

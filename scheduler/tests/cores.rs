@@ -14,7 +14,7 @@ use iptl_scheduler::{
 use iptl_wire::control::{Event, FailureKind};
 use iptl_wire::lab::{MemberToken, Role};
 use iptl_wire::session::{
-    Bid, CellPhase, CellRef, CellStatus, Grant, Heartbeat, Hello, Inventory, KnownRun, ReceiptsReady, ToLablet,
+    Bid, CellPhase, CellRef, CellStatus, Grant, Heartbeat, Hello, Inventory, KnownRun, ReceiptsReady, Slots, ToLablet,
     ToOrchestrator,
 };
 use iptl_wire::{Timestamp, Verified, WallTime};
@@ -57,11 +57,24 @@ pub(crate) fn inventory(slots: u32) -> Inventory {
         // Its owner lends half of it.
         memory_bytes: 128 << 30,
         free_memory_bytes: 64 << 30,
-        wasm_slots: slots,
-        free_wasm_slots: slots,
+        slots: BTreeMap::from([(WorkloadKind::Wasm, Slots::of(slots))]),
         cpus: 4,
         ..Inventory::default()
     }
+}
+
+/// What a lablet has that runs containers too.
+pub(crate) fn both(wasm: u32, docker: u32) -> Inventory {
+    let slots = [(WorkloadKind::Wasm, wasm), (WorkloadKind::Docker, docker)];
+    let slots = slots.into_iter().filter(|(_, n)| *n > 0).map(|(kind, n)| (kind, Slots::of(n)));
+    Inventory { slots: slots.collect(), ..inventory(0) }
+}
+
+/// A run of one group of each kind: `w` and `d`.
+pub(crate) fn mixed(wasm: u32, docker: u32) -> Run {
+    let mut mixed = run(&[("w", wasm), ("d", docker)]);
+    mixed.groups.get_mut("d").expect("it was just made").kind = WorkloadKind::Docker;
+    mixed
 }
 
 /// An orchestrator with its log and a clock.
@@ -125,6 +138,17 @@ impl Bench {
     }
 
     fn hello(&mut self, n: u8, boot: u8, session: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
+        self.hello_with(n, boot, session, inventory(slots), cells)
+    }
+
+    fn hello_with(
+        &mut self,
+        n: u8,
+        boot: u8,
+        session: u64,
+        inventory: Inventory,
+        cells: Vec<CellStatus>,
+    ) -> Vec<Effect> {
         let hello = Hello {
             token: Signed {
                 body: MemberToken { lab: peer(201), member: peer(n), role: Role::Lablet, expires: WallTime(u64::MAX) },
@@ -133,7 +157,7 @@ impl Bench {
             },
             version: "1".into(),
             boot: [boot; 16],
-            inventory: Inventory { name: format!("l{n}"), ..inventory(slots) },
+            inventory: Inventory { name: format!("l{n}"), ..inventory },
             cells,
         };
         self.give(Input::Hello { from: peer(n), session, hello: Verified::vouch(hello) })
@@ -153,6 +177,11 @@ impl Bench {
     }
 
     fn bid(&mut self, n: u8, execution: ExecutionId, slots: u32) -> Vec<Effect> {
+        self.bid_with(n, execution, &[(WorkloadKind::Wasm, slots)])
+    }
+
+    fn bid_with(&mut self, n: u8, execution: ExecutionId, slots: &[(WorkloadKind, u32)]) -> Vec<Effect> {
+        let slots = slots.iter().copied().collect();
         self.say(n, ToOrchestrator::Bid(Bid { execution, epoch: epoch(1), slots, reason: String::new() }))
     }
 
@@ -296,7 +325,10 @@ fn a_run_goes_from_submission_to_seal() {
     let (id, effects) = bench.submit(run(&[("a", 8)]));
     assert!(matches!(persisted(&effects)[..], [FactKind::Submitted { .. }, FactKind::Placed { .. }]));
     assert!(matches!(effects[0], Effect::StorePlacement(_)), "a placement is stored before its fact");
-    assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(offer) if offer.instances == 8)));
+    assert!(effects.iter().any(|e| matches!(
+        e,
+        Effect::PublishOffer(offer) if offer.wanted[&WorkloadKind::Wasm].instances == 8 && offer.wanted.len() == 1
+    )));
 
     assert!(grants(&bench.bid(3, id, 1)).is_empty());
     assert!(grants(&bench.bid(1, id, 4)).is_empty());
@@ -305,6 +337,7 @@ fn a_run_goes_from_submission_to_seal() {
     assert_eq!(granted.iter().flat_map(|g| &g.assignments).map(|a| a.count).sum::<u32>(), 8);
     assert_eq!(persisted(&effects).len(), granted.len());
     assert!(granted.iter().all(|g| g.memory_bytes > 0 && g.placement.len() == granted.len()));
+    assert!(granted.iter().all(|g| g.slots == BTreeMap::from([(WorkloadKind::Wasm, g.assignments[0].count)])));
 
     let named = cell(id, 1);
     let lablets: Vec<u8> = (1..=3).filter(|n| granted.iter().any(|g| g.lablet == peer(*n))).collect();
@@ -448,6 +481,111 @@ fn a_run_waits_for_room_with_a_reason_and_is_placed_when_a_lablet_joins() {
     assert_eq!(waiting(&bench.wait(1_100)).as_deref(), Some("waits for 20 slots, 17 free on 1 lablet"));
     let effects = bench.hello(2, 2, 2, 3, vec![]);
     assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
+}
+
+fn waits_for(effects: &[Effect]) -> Option<String> {
+    effects.iter().rev().find_map(|e| match e {
+        Effect::Notify { event: Event::Waiting { reason }, .. } => Some(reason.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_run_of_both_kinds_is_granted_as_one_cell_for_each_lablet() {
+    use WorkloadKind::{Docker, Wasm};
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(4, 2), vec![]);
+    bench.hello_with(2, 2, 2, both(4, 0), vec![]);
+    bench.hello_with(3, 3, 3, both(0, 4), vec![]);
+    let (id, effects) = bench.submit(mixed(8, 6));
+    let offer = effects.iter().find_map(|e| match e {
+        Effect::PublishOffer(offer) => Some(offer.clone()),
+        _ => None,
+    });
+    let wanted = offer.expect("it fits").wanted.into_iter().map(|(kind, w)| (kind, w.instances));
+    assert_eq!(wanted.collect::<Vec<_>>(), [(Wasm, 8), (Docker, 6)]);
+
+    assert!(grants(&bench.bid_with(2, id, &[(Wasm, 4)])).is_empty());
+    assert!(grants(&bench.bid_with(3, id, &[(Docker, 4)])).is_empty());
+    let granted = grants(&bench.bid_with(1, id, &[(Wasm, 4), (Docker, 2)]));
+    let slots: BTreeMap<PeerId, Vec<(WorkloadKind, u32)>> =
+        granted.iter().map(|g| (g.lablet.clone(), g.slots.clone().into_iter().collect())).collect();
+    let want = [(peer(1), vec![(Wasm, 4), (Docker, 2)]), (peer(2), vec![(Wasm, 4)]), (peer(3), vec![(Docker, 4)])];
+    assert_eq!((granted.len(), slots), (3, BTreeMap::from(want)));
+    // All of it is promised: there is nothing left for others, of either kind.
+    let sums = bench.core.inventory().into_values().map(|i| i.sum().free);
+    assert_eq!(sums.collect::<Vec<_>>(), [0, 0, 0]);
+}
+
+#[test]
+fn a_bid_that_lacks_a_kind_moves_only_what_it_lacks() {
+    use WorkloadKind::{Docker, Wasm};
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(4, 4), vec![]);
+    bench.hello_with(2, 2, 2, both(4, 4), vec![]);
+    let (id, _) = bench.submit(mixed(4, 2));
+    // Its containers were taken for something else meanwhile.
+    bench.bid_with(1, id, &[(Wasm, 4)]);
+    let granted = grants(&bench.bid_with(2, id, &[(Wasm, 4), (Docker, 4)]));
+    let of = |n: u8, kind| granted.iter().find(|g| g.lablet == peer(n)).and_then(|g| g.slots.get(&kind).copied());
+    assert_eq!((of(1, Wasm), of(1, Docker)), (Some(2), None));
+    assert_eq!((of(2, Wasm), of(2, Docker)), (Some(2), Some(2)));
+}
+
+#[test]
+fn a_lab_without_docker_waits_with_the_reason_and_then_fails() {
+    let mut bench = Bench::new();
+    for n in [1, 2, 3] {
+        bench.hello(n, n, u64::from(n), 8, vec![]);
+    }
+    let (_, effects) = bench.submit(mixed(4, 2));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
+    let mut effects = Vec::new();
+    for seq in 1..34 {
+        effects.extend(bench.wait(1_000));
+        for n in [1, 2, 3] {
+            effects.extend(bench.heartbeat(n, seq, 8, vec![]));
+        }
+    }
+    let why = "a lablet that matches: none of 3 does (has no docker runner)";
+    assert_eq!(waits_for(&effects), Some(format!("waits for {why}")));
+    let failure = failure(&effects).unwrap();
+    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::LabUnable, "lab.no-capacity"));
+    assert!(failure.message.ends_with(why), "{}", failure.message);
+}
+
+#[test]
+fn a_wait_for_slots_names_the_kinds_that_are_short() {
+    let rows = [
+        (mixed(20, 0), "waits for 20 slots, 17 free on 1 lablet"),
+        (mixed(0, 20), "waits for 20 docker slots, 5 free on 2 lablets"),
+        (mixed(3, 20), "waits for 20 docker slots, 5 free on 2 lablets"),
+        (mixed(20, 2), "waits for 20 wasm slots, 17 free on 1 lablet"),
+        (mixed(18, 6), "waits for 18 wasm slots, 17 free on 1 lablet; 6 docker slots, 5 free on 2 lablets"),
+    ];
+    for (run, want) in rows {
+        let mut bench = Bench::new();
+        bench.hello_with(1, 1, 1, both(17, 4), vec![]);
+        bench.hello_with(2, 2, 2, both(0, 1), vec![]);
+        bench.submit(run);
+        assert_eq!(waits_for(&bench.wait(1_100)).as_deref(), Some(want));
+    }
+}
+
+#[test]
+fn docker_slots_that_get_free_let_a_run_go_on() {
+    let mut bench = Bench::new();
+    let full = |docker_free: u32| {
+        let mut inventory = both(8, 2);
+        inventory.slots.insert(WorkloadKind::Docker, Slots { total: 2, free: docker_free });
+        inventory
+    };
+    bench.hello_with(1, 1, 1, full(0), vec![]);
+    let (id, _) = bench.submit(mixed(1, 2));
+    assert_eq!(waits_for(&bench.wait(1_100)).as_deref(), Some("waits for 2 docker slots, 0 free on 0 lablets"));
+    let beat = Heartbeat { seq: 1, wall_us: 0, inventory: full(2), cells: Vec::new(), clock: None };
+    let effects = bench.say(1, ToOrchestrator::Heartbeat(beat));
+    assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(o) if o.execution == id)));
 }
 
 #[test]

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use iptl_dag::model::WorkloadKind::{self, Docker, Wasm};
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
 use iptl_dag::{PeerId, codec};
 use iptl_scheduler::lablet::CellRecord;
 use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_wire::lab::Certificate;
-use iptl_wire::session::{CellPhase, CellRef, Grant, LeaseRenewal, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::offer::{Offer, Wanted};
+use iptl_wire::session::{Bid, CellPhase, CellRef, Grant, LeaseRenewal, ToLablet, ToOrchestrator, Welcome};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
-use crate::cores::{cell, epoch, inventory, peer};
+use crate::cores::{both, cell, epoch, inventory, peer};
 
 const ME: u8 = 1;
 const ORCHESTRATOR: u8 = 200;
@@ -110,6 +112,7 @@ fn grant(counter: u64, count: u32) -> Grant {
         lablet: peer(ME),
         run: codec::cid_of(&"run"),
         assignments: vec![Assignment { group: "a".into(), start: 0, count, lablet: peer(ME) }],
+        slots: BTreeMap::from([(Wasm, count)]),
         attempt: 1,
         memory_bytes: 1 << 20,
         placement: Vec::new(),
@@ -138,7 +141,7 @@ fn a_promise_is_durable_before_the_grant_is_taken() {
     };
     assert_eq!(record.cell, named(3));
     assert_eq!(*message, ToOrchestrator::Accept(named(3)));
-    assert_eq!(bench.core.inventory().free_wasm_slots, 2);
+    assert_eq!(bench.core.inventory().free(Wasm), 2);
 }
 
 #[test]
@@ -229,14 +232,29 @@ fn receipts_that_nobody_kept_are_announced_again_after_a_reconnection() {
 fn a_restored_cell_hands_in_what_was_sealed_and_runs_nothing() {
     let mut bench = Bench::new();
     let shard = codec::cid_of(&"sealed");
-    let record = CellRecord { cell: named(1), assignments: grant(1, 3).assignments, memory_bytes: 1 };
+    let Grant { assignments, slots, .. } = grant(1, 3);
+    let record = CellRecord { cell: named(1), assignments, slots, memory_bytes: 1 };
     bench.give(LabletInput::Restore { promised: Vec::new(), cells: vec![(record, vec![(shard, 2)])] });
     let effects = bench.session();
     assert!(sent(&effects).iter().any(|m| matches!(m, ToOrchestrator::Receipts(r) if r.shard == shard)));
     let status = &bench.core.cells()[0];
     assert_eq!((status.phase, status.ended), (CellPhase::Ended, 2));
-    assert_eq!(bench.core.inventory().free_wasm_slots, 4);
+    assert_eq!(bench.core.inventory().free(Wasm), 4);
     assert!(!bench.hear(ToLablet::Start(named(1))).iter().any(|e| matches!(e, LabletEffect::Start { .. })));
+}
+
+#[test]
+fn a_restored_cell_of_containers_holds_no_room_and_keeps_nobody_out() {
+    let mut bench = Bench::new();
+    bench.give(LabletInput::Inventory(both(4, 2)));
+    let Grant { cell, assignments, slots, .. } = mixed_grant(1, 3, 2);
+    let record = CellRecord { cell, assignments, slots, memory_bytes: 1 };
+    bench.give(LabletInput::Restore { promised: Vec::new(), cells: vec![(record, Vec::new())] });
+    bench.session();
+    // Its instances died with the lablet: other executions and later terms of its own may have all slots.
+    assert_eq!(bench.free(), [4, 2]);
+    assert_eq!(bench.hear_grant(mixed_grant(2, 4, 2)), [ToOrchestrator::Accept(named(2))]);
+    assert_eq!(bench.free(), [0, 0]);
 }
 
 #[test]
@@ -274,4 +292,115 @@ fn a_draining_lablet_takes_nothing_new_and_finishes_what_it_has() {
     assert!(bench.core.inventory().draining);
     let mut stopped = Bench::running(1);
     assert!(matches!(stopped.give(LabletInput::Drain { now: true })[..], [LabletEffect::Stop { .. }]));
+}
+
+/// A grant of so many instances of each kind, in the groups `a` and `b`.
+fn mixed_grant(counter: u64, wasm: u32, docker: u32) -> Grant {
+    let mut grant = grant(counter, wasm);
+    grant.assignments.push(Assignment { group: "b".into(), start: 0, count: docker, lablet: peer(ME) });
+    grant.slots.insert(Docker, docker);
+    grant
+}
+
+impl Bench {
+    /// A lablet with four slots for components and two for containers.
+    fn both() -> Bench {
+        let mut bench = Bench::up();
+        bench.give(LabletInput::Inventory(both(4, 2)));
+        bench
+    }
+
+    fn hear_grant(&mut self, grant: Grant) -> Vec<ToOrchestrator> {
+        let signed = Signed { body: grant, signer: peer(ORCHESTRATOR), signature: Vec::new() };
+        sent(&self.hear(ToLablet::Grant(signed)))
+    }
+
+    fn free(&self) -> [u32; 2] {
+        [Wasm, Docker].map(|kind| self.core.inventory().free(kind))
+    }
+
+    fn offer(&mut self, wanted: &[(WorkloadKind, u32, u64)]) -> Option<Bid> {
+        let offer = Offer {
+            lab: peer(201),
+            execution: execution(),
+            run: codec::cid_of(&"run"),
+            epoch: epoch(1),
+            wanted: wanted
+                .iter()
+                .map(|(k, instances, memory_bytes)| (*k, Wanted { instances: *instances, memory_bytes: *memory_bytes }))
+                .collect(),
+            expires: WallTime(u64::MAX),
+        };
+        sent(&self.give(LabletInput::Offer(Verified::vouch(offer)))).into_iter().find_map(|m| match m {
+            ToOrchestrator::Bid(bid) => Some(bid),
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn a_cell_of_both_kinds_takes_room_of_both_until_it_ended() {
+    let mut bench = Bench::both();
+    assert_eq!(bench.hear_grant(mixed_grant(1, 3, 2)), [ToOrchestrator::Accept(named(1))]);
+    assert_eq!(bench.free(), [1, 0]);
+    // A later term takes the place of the first, whatever the first took.
+    assert_eq!(bench.hear_grant(mixed_grant(2, 4, 1)), [ToOrchestrator::Accept(named(2))]);
+    assert_eq!(bench.free(), [0, 1]);
+    bench.give(LabletInput::Prepared { cell: named(2) });
+    bench.hear(ToLablet::Start(named(2)));
+    for (group, count) in [("a", 4), ("b", 1)] {
+        for instance in InstanceId::range(group, 0, count) {
+            assert_eq!(bench.free(), [0, 1]);
+            bench.give(LabletInput::InstanceEnded { cell: named(2), instance });
+        }
+    }
+    assert_eq!(bench.free(), [4, 2]);
+}
+
+#[test]
+fn a_grant_whose_slots_do_not_add_up_or_have_no_runner_is_refused() {
+    let with = |slots: &[(WorkloadKind, u32)]| Grant { slots: slots.iter().copied().collect(), ..mixed_grant(1, 2, 1) };
+    let rows = [
+        (both(4, 2), with(&[(Wasm, 2)]), "the grant has 2 slots for 3 instances"),
+        (both(4, 2), with(&[(Wasm, 2), (Docker, 2)]), "the grant has 4 slots for 3 instances"),
+        (both(4, 2), with(&[(Wasm, u32::MAX), (Docker, 4)]), "the grant has 4294967299 slots for 3 instances"),
+        (both(4, 2), with(&[]), "the grant has 0 slots for 3 instances"),
+        (both(4, 0), with(&[(Wasm, 2), (Docker, 1)]), "has no docker runner"),
+        (both(0, 2), with(&[(Wasm, 2), (Docker, 1)]), "has no wasm runner"),
+        (both(4, 2), with(&[(Docker, 3)]), "3 docker slots wanted, 2 free"),
+        (both(1, 2), with(&[(Wasm, 2), (Docker, 1)]), "2 wasm slots wanted, 1 free"),
+    ];
+    for (machine, grant, want) in rows {
+        let mut bench = Bench::up();
+        bench.give(LabletInput::Inventory(machine));
+        assert_eq!(bench.hear_grant(grant), [ToOrchestrator::Refuse(named(1), want.into())]);
+    }
+}
+
+#[test]
+fn a_lablet_bids_for_the_kinds_that_it_has() {
+    const GIB: u64 = 1 << 30;
+    // It has so many slots of each kind, and 64 GiB are free.
+    let check = |wasm, docker, wanted: &[(WorkloadKind, u32, u64)], slots: &[(WorkloadKind, u32)], reason: &str| {
+        let mut bench = Bench::up();
+        bench.give(LabletInput::Inventory(both(wasm, docker)));
+        let bid = bench.offer(wanted).expect("every offer is answered");
+        assert_eq!(bid.slots, slots.iter().copied().collect(), "{wanted:?} of {wasm} and {docker}");
+        assert_eq!(bid.reason, reason);
+    };
+    check(4, 2, &[(Wasm, 9, GIB), (Docker, 9, GIB)], &[(Wasm, 4), (Docker, 2)], "");
+    check(4, 2, &[(Wasm, 3, GIB), (Docker, 1, GIB)], &[(Wasm, 3), (Docker, 1)], "");
+    check(4, 2, &[(Wasm, 3, GIB), (Docker, 2, 40 * GIB)], &[(Wasm, 3), (Docker, 1)], "");
+    check(4, 0, &[(Wasm, 3, GIB), (Docker, 1, GIB)], &[(Wasm, 3)], "");
+    check(0, 2, &[(Wasm, 3, GIB), (Docker, 1, GIB)], &[(Docker, 1)], "");
+    check(4, 0, &[(Docker, 1, GIB)], &[], "has no docker runner");
+    check(0, 2, &[(Wasm, 1, GIB)], &[], "has no wasm runner");
+    check(4, 2, &[(Docker, 1, 65 * GIB)], &[], "no free memory");
+    check(0, 2, &[(Wasm, 1, GIB), (Docker, 1, 65 * GIB)], &[], "has no wasm runner, no free memory");
+    let mut full = Bench::both();
+    let busy = Grant { cell: cell(ExecutionId(codec::cid_of(&"other")), 1), ..mixed_grant(1, 4, 2) };
+    full.hear_grant(busy);
+    assert_eq!(full.offer(&[(Wasm, 1, 1)]).unwrap().reason, "no free slot");
+    assert_eq!(full.offer(&[(Docker, 1, 1)]).unwrap().reason, "no free docker slot");
+    assert_eq!(full.offer(&[(Wasm, 1, 1), (Docker, 1, 1)]).unwrap().reason, "no free wasm slot, no free docker slot");
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Affinity, Assignment, GroupRun, Run};
+use iptl_dag::model::{Affinity, Assignment, GroupRun, Run, WorkloadKind};
 use iptl_scheduler::placement;
 use iptl_wire::session::Inventory;
 use proptest::prelude::*;
 
-use crate::cores::{group, inventory, peer, run};
+use crate::cores::{both, group, inventory, mixed, peer, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -16,10 +16,15 @@ fn affinities() -> impl Strategy<Value = Affinity> {
     prop_oneof![Just(Affinity::Balance), Just(Affinity::Spread), Just(Affinity::Pack)]
 }
 
+fn kinds() -> impl Strategy<Value = WorkloadKind> {
+    prop_oneof![2 => Just(WorkloadKind::Wasm), 1 => Just(WorkloadKind::Docker)]
+}
+
 fn groups() -> impl Strategy<Value = BTreeMap<String, GroupRun>> {
-    let one = (0u32..40, 1u64..200, affinities(), 0u32..6, any::<bool>()).prop_map(
-        |(count, memory_mib, affinity, most, labelled)| {
+    let one = (0u32..40, 1u64..200, affinities(), 0u32..6, any::<bool>(), kinds()).prop_map(
+        |(count, memory_mib, affinity, most, labelled, kind)| {
             let mut group = group(count);
+            group.kind = kind;
             group.resources.memory_bytes = memory_mib * MIB;
             group.requires.affinity = affinity;
             group.requires.max_per_lablet = most;
@@ -34,17 +39,16 @@ fn groups() -> impl Strategy<Value = BTreeMap<String, GroupRun>> {
 }
 
 fn labs() -> impl Strategy<Value = BTreeMap<PeerId, Inventory>> {
-    let one = (0u32..30, 0u64..4_000, any::<bool>(), prop::bool::weighted(0.1)).prop_map(
-        |(slots, memory_mib, eu, draining)| {
-            let mut inventory = inventory(slots);
+    let one = (0u32..30, prop_oneof![Just(0), 0u32..12], 0u64..4_000, any::<bool>(), prop::bool::weighted(0.1))
+        .prop_map(|(wasm, docker, memory_mib, eu, draining)| {
+            let mut inventory = both(wasm, docker);
             inventory.free_memory_bytes = memory_mib * MIB;
             inventory.draining = draining;
             if eu {
                 inventory.labels.insert("region".into(), "eu".into());
             }
             inventory
-        },
-    );
+        });
     prop::collection::vec(one, 0..8)
         .prop_map(|lablets| lablets.into_iter().enumerate().map(|(n, i)| (peer(n as u8), i)).collect())
 }
@@ -76,10 +80,12 @@ proptest! {
         check_indexes(&run, &placed.assignments, &placed.unplaced);
         for (lablet, has) in &lab {
             let mine: Vec<_> = placed.assignments.iter().filter(|a| a.lablet == *lablet).collect();
-            let slots: u32 = mine.iter().map(|a| a.count).sum();
             let memory: u64 =
                 mine.iter().map(|a| u64::from(a.count) * run.groups[&a.group].resources.memory_bytes).sum();
-            prop_assert!(slots <= has.free_wasm_slots);
+            for kind in [WorkloadKind::Wasm, WorkloadKind::Docker] {
+                let of_kind = mine.iter().filter(|a| run.groups[&a.group].kind == kind);
+                prop_assert!(of_kind.map(|a| a.count).sum::<u32>() <= has.free(kind));
+            }
             prop_assert!(memory <= has.free_memory_bytes);
             prop_assert!(mine.is_empty() || !has.draining);
             for (name, group) in &run.groups {
@@ -92,20 +98,26 @@ proptest! {
     }
 
     #[test]
-    fn all_are_placed_where_slots_suffice(
-        counts in prop::collection::vec((0u32..40, affinities()), 1..4),
-        slots in prop::collection::vec(0u32..30, 1..8),
+    fn all_are_placed_where_slots_of_their_kind_suffice(
+        counts in prop::collection::vec((0u32..40, affinities(), kinds()), 1..5),
+        slots in prop::collection::vec((0u32..30, 0u32..30), 1..8),
     ) {
-        let groups = counts.iter().enumerate().map(|(n, (count, affinity))| {
+        let groups = counts.iter().enumerate().map(|(n, (count, affinity, kind))| {
             let mut group = group(*count);
             group.requires.affinity = *affinity;
+            group.kind = *kind;
             (format!("g{n}"), group)
         });
         let run = run_of(groups.collect());
-        let lab = slots.iter().enumerate().map(|(n, s)| (peer(n as u8), inventory(*s))).collect();
+        let lab = slots.iter().enumerate().map(|(n, (wasm, docker))| (peer(n as u8), both(*wasm, *docker))).collect();
         let placed = placement(&run, &lab, &[], &BTreeMap::new());
-        let room: u64 = slots.iter().map(|s| u64::from(*s)).sum();
-        prop_assert_eq!(placed.missing(), run.instances().saturating_sub(room));
+        for kind in [WorkloadKind::Wasm, WorkloadKind::Docker] {
+            let room: u64 = lab.values().map(|has: &Inventory| u64::from(has.free(kind))).sum();
+            let of_kind = |name: &String| run.groups[name].kind == kind;
+            let missing = placed.unplaced.iter().filter(|(name, _)| of_kind(name)).map(|(_, n)| u64::from(*n));
+            let wanted = run.kinds().get(&kind).copied().unwrap_or(0);
+            prop_assert_eq!(missing.sum::<u64>(), wanted.saturating_sub(room), "{:?}", kind);
+        }
     }
 
     #[test]
@@ -134,7 +146,7 @@ proptest! {
         let mut left = lab.clone();
         for a in &kept {
             let has = left.get_mut(&a.lablet).expect("placed on a lablet of the lab");
-            has.free_wasm_slots -= a.count;
+            has.slots.get_mut(&run.groups[&a.group].kind).expect("it has a runner").free -= a.count;
             has.free_memory_bytes -= u64::from(a.count) * run.groups[&a.group].resources.memory_bytes;
         }
         let excluded = BTreeMap::from([(peer(gone), "gave its grant back".to_owned())]);
@@ -196,15 +208,16 @@ fn every_refused_lablet_is_told_why() {
     us.labels.insert("region".into(), "us".into());
     let draining = Inventory { draining: true, ..eu(inventory(8)) };
     let small = Inventory { free_memory_bytes: 12 * MIB, ..eu(inventory(8)) };
-    let full = Inventory { free_wasm_slots: 0, ..eu(inventory(8)) };
-    let dockerless = Inventory { wasm_slots: 0, free_wasm_slots: 0, ..eu(inventory(0)) };
+    let mut full = eu(inventory(8));
+    full.take(&BTreeMap::from([(WorkloadKind::Wasm, 8)]));
+    let wasmless = eu(both(0, 8));
     let rows = [
         (us, "label region=eu wanted, has region=us"),
         (inventory(8), "label region=eu wanted, has no region"),
         (draining, "draining: its owner lets it take no new work"),
         (small, "12 MiB of memory free, an instance may take 512 MiB"),
         (full, "no free slot of 8"),
-        (dockerless, "has no wasm runner"),
+        (wasmless, "has no wasm runner"),
     ];
     let lab: BTreeMap<_, _> = rows.iter().enumerate().map(|(n, (i, _))| (peer(n as u8), i.clone())).collect();
     let placed = placement(&run, &lab, &[], &BTreeMap::new());
@@ -233,4 +246,51 @@ fn groups_of_one_that_spread_go_to_different_lablets() {
     let placed = placement(&run_of(BTreeMap::from(groups)), &lab, &[], &BTreeMap::new());
     let lablets: std::collections::BTreeSet<&PeerId> = placed.assignments.iter().map(|a| &a.lablet).collect();
     assert_eq!(lablets.len(), 3, "{:?}", placed.assignments);
+}
+
+#[test]
+fn groups_of_both_kinds_go_where_their_kind_has_room() {
+    let lab = BTreeMap::from([(peer(0), both(4, 0)), (peer(1), both(0, 3)), (peer(2), both(2, 2))]);
+    let placed = placement(&mixed(6, 5), &lab, &[], &BTreeMap::new());
+    assert_eq!(placed.missing(), 0);
+    let of = |n: u8, group: &str| -> u32 {
+        placed.assignments.iter().filter(|a| a.lablet == peer(n) && a.group == group).map(|a| a.count).sum()
+    };
+    assert_eq!([0, 1, 2].map(|n| (of(n, "w"), of(n, "d"))), [(4, 0), (0, 3), (2, 2)]);
+}
+
+#[test]
+fn memory_is_shared_by_both_kinds() {
+    let mut has = both(8, 8);
+    has.free_memory_bytes = 10 * MIB;
+    let mut run = mixed(8, 8);
+    for (name, memory_mib) in [("w", 1), ("d", 2)] {
+        run.groups.get_mut(name).unwrap().resources.memory_bytes = memory_mib * MIB;
+    }
+    // The larger instances come first.
+    let placed = placement(&run, &BTreeMap::from([(peer(0), has)]), &[], &BTreeMap::new());
+    assert_eq!(placed.unplaced, BTreeMap::from([("d".to_owned(), 3), ("w".to_owned(), 8)]));
+}
+
+#[test]
+fn a_lablet_is_refused_by_kind() {
+    let taken = |mut has: Inventory| {
+        for slots in has.slots.values_mut() {
+            slots.free = 0;
+        }
+        has
+    };
+    let rows = [
+        (mixed(0, 4), both(8, 0), "has no docker runner"),
+        (mixed(4, 0), both(0, 8), "has no wasm runner"),
+        (mixed(4, 0), taken(both(8, 3)), "no free slot of 8"),
+        (mixed(0, 4), taken(both(8, 3)), "no free slot of 3"),
+        (mixed(4, 4), taken(both(8, 3)), "no free docker slot of 3"),
+        (mixed(4, 4), taken(both(8, 0)), "has no docker runner"),
+    ];
+    for (mut run, has, why) in rows {
+        run.groups.retain(|_, group| group.count > 0);
+        let placed = placement(&run, &BTreeMap::from([(peer(0), has)]), &[], &BTreeMap::new());
+        assert_eq!(placed.refused.first().map(|r| r.reason.as_str()), Some(why));
+    }
 }

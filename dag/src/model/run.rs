@@ -82,4 +82,13 @@ impl Run {
     pub fn instances(&self) -> u64 {
         self.groups.values().map(|g| u64::from(g.count)).sum()
     }
+
+    /// Returns the number of instances of each kind; kinds of which there are none are absent.
+    pub fn kinds(&self) -> BTreeMap<WorkloadKind, u64> {
+        let mut kinds = BTreeMap::new();
+        for group in self.groups.values().filter(|group| group.count > 0) {
+            *kinds.entry(group.kind).or_default() += u64::from(group.count);
+        }
+        kinds
+    }
 }

@@ -1,5 +1,6 @@
 //! The lab and the node itself: making, joining, letting in, leaving, status, stopping.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         peers,
         lablets: 0,
         lablets_ready: 0,
-        free_slots: 0,
+        slots: BTreeMap::new(),
         running: Vec::new(),
         offline_reason: node.waiting.borrow().clone(),
         asking: node.admission().map(|admission| admission.asking()).unwrap_or_default(),
@@ -46,7 +47,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         && let Some(own) = lablet.status().await
     {
         status.online = own.online;
-        status.free_slots = u64::from(own.free_slots);
+        status.slots = own.slots;
         status.running = own
             .cells
             .iter()
@@ -64,7 +65,12 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         status.online = true;
         status.lablets = u32::try_from(lablets.len()).unwrap_or(u32::MAX);
         status.lablets_ready = u32::try_from(ready().count()).unwrap_or(u32::MAX);
-        status.free_slots = ready().map(|l| u64::from(l.inventory.free_wasm_slots)).sum();
+        // What a lablet on this node has is among what the lablets have.
+        status.slots = BTreeMap::new();
+        for (kind, slots) in ready().flat_map(|l| &l.inventory.slots) {
+            let sum = status.slots.entry(*kind).or_default();
+            *sum = [*sum, *slots].iter().sum();
+        }
         let runs = lab.ask(|answer| Ask::Runs { answer }).await.map_err(broken)?;
         status.running = runs
             .into_iter()

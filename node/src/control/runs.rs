@@ -298,6 +298,13 @@ fn pins(node: &Node, kind: Option<PinKind>) -> Vec<BTreeMap<String, String>> {
 }
 
 fn lablet_row(lablet: &LabletRow) -> BTreeMap<String, String> {
+    let slots = lablet.inventory.sum();
+    let by_kind: Vec<_> = lablet
+        .inventory
+        .slots
+        .iter()
+        .map(|(kind, slots)| format!("{}={}/{}", kind.name(), slots.free, slots.total))
+        .collect();
     let labels: Vec<_> = lablet.inventory.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     row([
         ("peer", lablet.peer.to_string()),
@@ -306,8 +313,9 @@ fn lablet_row(lablet: &LabletRow) -> BTreeMap<String, String> {
         ("version", lablet.version.clone()),
         ("cpus", lablet.inventory.cpus.to_string()),
         ("memory_bytes", lablet.inventory.memory_bytes.to_string()),
-        ("slots", lablet.inventory.wasm_slots.to_string()),
-        ("free_slots", lablet.inventory.free_wasm_slots.to_string()),
+        ("slots", slots.total.to_string()),
+        ("free_slots", slots.free.to_string()),
+        ("slots_by_kind", by_kind.join(",")),
         ("labels", labels.join(",")),
     ])
 }

@@ -13,7 +13,7 @@ use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
 use iptl_wire::offer::{self, MAX_OFFER_SIZE, Offer};
-use iptl_wire::session::{CellRef, Grant, Hello, Inventory, ToLablet, ToOrchestrator};
+use iptl_wire::session::{CellRef, Grant, Hello, Inventory, Slots, ToLablet, ToOrchestrator};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -457,7 +457,7 @@ impl Driver {
         let (inventory, cells) = (self.core.inventory(), self.core.cells());
         LabletStatus {
             online: self.uplink.borrow().is_some(),
-            free_slots: inventory.free_wasm_slots,
+            slots: inventory.slots,
             cells: cells.into_iter().map(|c| (c.cell.execution, c.running, c.ended)).collect(),
         }
     }
@@ -469,7 +469,7 @@ impl Driver {
     async fn take_inventory(&mut self) {
         let capacity = self.parts.runner.capacity();
         let limits = self.parts.config.limits;
-        let slots = limits.instances.unwrap_or(u32::MAX).min(capacity.instances);
+        let slots = Slots::of(limits.instances.unwrap_or(u32::MAX).min(capacity.instances));
         let memory = limits.memory_bytes.unwrap_or(u64::MAX).min(capacity.memory_bytes);
         let addrs = match self.parts.links.net() {
             Some(net) => net.addrs().await,
@@ -482,8 +482,7 @@ impl Driver {
             cpus,
             memory_bytes: total_memory(),
             free_memory_bytes: memory,
-            wasm_slots: slots,
-            free_wasm_slots: slots,
+            slots: BTreeMap::from([(self.parts.runner.kind(), slots)]),
             addrs,
             draining: false,
         }));

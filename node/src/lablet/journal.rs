@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, WorkloadKind};
 use iptl_dag::{Cid, codec};
 use iptl_scheduler::lablet::CellRecord;
 use iptl_wire::session::{CellRef, Grant};
@@ -47,6 +47,9 @@ struct Promise {
 struct Held {
     cell: CellRef,
     assignments: Vec<Assignment>,
+    /// Empty in journals from before lablets had more than one kind of runner.
+    #[serde(default)]
+    slots: BTreeMap<WorkloadKind, u32>,
     memory_bytes: u64,
     shards: Vec<(Cid, u32)>,
     #[serde(default)]
@@ -74,6 +77,7 @@ impl Journal {
                 let record = CellRecord {
                     cell: held.cell.clone(),
                     assignments: held.assignments.clone(),
+                    slots: held.slots.clone(),
                     memory_bytes: held.memory_bytes,
                 };
                 (record, held.shards.clone())
@@ -90,6 +94,7 @@ impl Journal {
         let held = Held {
             cell: record.cell.clone(),
             assignments: record.assignments.clone(),
+            slots: record.slots.clone(),
             memory_bytes: record.memory_bytes,
             shards: Vec::new(),
             grant,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use iptl_artifacts::export::{self, ExportError};
 use iptl_artifacts::{BlobStore, read_block};
-use iptl_dag::model::{self, GroupRun, Run, Workload};
+use iptl_dag::model::{self, GroupRun, Run, Workload, WorkloadKind};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runner};
@@ -45,6 +45,14 @@ pub(super) enum CellError {
         /// What is wrong.
         reason: String,
     },
+    /// The grant takes other slots than its instances need.
+    #[error("the grant has slots for {granted:?}, its groups need {needed:?}")]
+    Slots {
+        /// What the grant says.
+        granted: BTreeMap<WorkloadKind, u32>,
+        /// What the run says.
+        needed: BTreeMap<WorkloadKind, u32>,
+    },
     /// The workload's file could not be written.
     #[error("cannot write the artifact {cid}: {reason}")]
     Artifact {
@@ -66,6 +74,7 @@ impl CellError {
             | CellError::Runner(PrepareError::BadArtifact { .. } | PrepareError::MissingImport { .. }) => true,
             CellError::Fetch(_)
             | CellError::Artifact { .. }
+            | CellError::Slots { .. }
             | CellError::Runner(
                 PrepareError::NoRunner { .. }
                 | PrepareError::NoCapacity { .. }
@@ -205,6 +214,7 @@ fn spec(
 ) -> Result<CellSpec, CellError> {
     let mut instances = Vec::new();
     let mut start_size = 0;
+    let mut needed: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
     for assignment in &grant.assignments {
         let group = group(run, grant, &assignment.group)?;
         start_size = size_at_start(run, group).saturating_mul(u64::from(assignment.count)).saturating_add(start_size);
@@ -217,6 +227,8 @@ fn spec(
             let reason = format!("group {:?} has no {} instances", assignment.group, assignment.start);
             return Err(CellError::Bad { cid: grant.run, reason });
         }
+        let of_kind = needed.entry(group.kind).or_default();
+        *of_kind = of_kind.saturating_add(assignment.count);
         let artifact = artifacts.get(&group.workload).expect("every group's workload was fetched");
         instances.extend(assignment.instances().map(|id| InstanceSpec {
             id,
@@ -228,6 +240,10 @@ fn spec(
             attempt: grant.attempt,
             container: None,
         }));
+    }
+    // The lablet keeps the room that the grant named before the run was here.
+    if needed != grant.slots {
+        return Err(CellError::Slots { granted: grant.slots.clone(), needed });
     }
     Ok(CellSpec {
         name: grant.cell.execution.alias(),

@@ -1,6 +1,8 @@
 //! What goes into a lablet core and what comes out.
 
-use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId};
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{CellRef, Directory, Grant, Inventory, ToLablet, ToOrchestrator, Welcome};
@@ -121,6 +123,8 @@ pub struct CellRecord {
     pub cell: CellRef,
     /// Its instances.
     pub assignments: Vec<Assignment>,
+    /// The slots that they take, by kind.
+    pub slots: BTreeMap<WorkloadKind, u32>,
     /// Memory in bytes that they may take.
     pub memory_bytes: u64,
 }

@@ -9,6 +9,7 @@ use iptl_wire::session::{CellPhase, CellRef, CellStatus, Directory, Grant, ToOrc
 
 use super::receipts::Shard;
 use super::{CellRecord, Lablet, LabletEffect};
+use crate::placement::{no_runner, slot_name};
 
 /// The instances of an execution that this lablet holds.
 #[derive(Debug)]
@@ -115,6 +116,7 @@ impl Lablet {
         let record = CellRecord {
             cell: named.clone(),
             assignments: grant.assignments.clone(),
+            slots: grant.slots.clone(),
             memory_bytes: grant.memory_bytes,
         };
         self.promise(named.execution, named.epoch.clone());
@@ -135,24 +137,29 @@ impl Lablet {
         if !self.leased(now, from) {
             return Err("has no lease".into());
         }
-        let mut free = self.inventory();
+        // The new cell takes the place of the old one.
+        let free = self.inventory_without(Some(&id));
         if free.draining {
             return Err("draining: its owner lets it take no new work".into());
         }
-        let Some(slots) = count_of(&grant.assignments) else {
+        let Some(instances) = count_of(&grant.assignments) else {
             return Err("the grant names no instances, or some twice".into());
         };
-        if let Some(old) = self.cells.get(&id) {
-            if !old.replaceable() {
-                return Err("holds a cell of this execution that was started".into());
-            }
-            // The new cell takes the place of the old one.
-            free.free_wasm_slots = free.free_wasm_slots.saturating_add(old.slots()).min(self.machine.free_wasm_slots);
-            free.free_memory_bytes =
-                free.free_memory_bytes.saturating_add(old.record.memory_bytes).min(self.machine.free_memory_bytes);
+        if self.cells.get(&id).is_some_and(|old| !old.replaceable()) {
+            return Err("holds a cell of this execution that was started".into());
         }
-        if slots > free.free_wasm_slots {
-            return Err(format!("{slots} slots wanted, {} free", free.free_wasm_slots));
+        let slots: u64 = grant.slots.values().map(|n| u64::from(*n)).sum();
+        if slots != u64::from(instances) {
+            return Err(format!("the grant has {slots} slots for {instances} instances"));
+        }
+        for (kind, wanted) in grant.slots.iter().filter(|(_, wanted)| **wanted > 0) {
+            if !free.runs(*kind) {
+                return Err(no_runner(*kind));
+            }
+            let (name, has) = (slot_name(*kind, grant.slots.len()), free.free(*kind));
+            if *wanted > has {
+                return Err(format!("{wanted} {name}s wanted, {has} free"));
+            }
         }
         if grant.memory_bytes > free.free_memory_bytes {
             let (want, have) = (grant.memory_bytes >> 20, free.free_memory_bytes >> 20);

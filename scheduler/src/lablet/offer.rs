@@ -1,11 +1,14 @@
 //! Offers that come by gossip, and the bids that answer them. A bid reserves nothing; a grant does.
 
+use std::collections::BTreeMap;
+
 use iptl_dag::model::WorkloadKind;
 use iptl_wire::Timestamp;
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{Bid, ToOrchestrator};
 
 use super::Lablet;
+use crate::placement::{no_runner, slot_name};
 
 impl Lablet {
     pub(super) fn offer(&mut self, now: Timestamp, offer: Offer) {
@@ -24,26 +27,32 @@ impl Lablet {
         self.send(&orchestrator, ToOrchestrator::Bid(bid));
     }
 
-    fn what_fits(&self, offer: &Offer) -> (u32, String) {
+    /// Returns how many instances of each kind would fit, or why none do. Memory is one: each kind is looked at as if
+    /// it got all of it.
+    fn what_fits(&self, offer: &Offer) -> (BTreeMap<WorkloadKind, u32>, String) {
         let free = self.inventory();
         if free.draining {
-            return (0, "draining: its owner lets it take no new work".into());
+            return (BTreeMap::new(), "draining: its owner lets it take no new work".into());
         }
-        if offer.kinds.contains(&WorkloadKind::Wasm) && free.wasm_slots == 0 {
-            return (0, "has no wasm runner".into());
+        let mut slots = BTreeMap::new();
+        let mut reasons = Vec::new();
+        for (kind, wanted) in &offer.wanted {
+            let by_memory = match wanted.memory_bytes {
+                0 => u32::MAX,
+                each => u32::try_from(free.free_memory_bytes / each).unwrap_or(u32::MAX),
+            };
+            let fit = free.free(*kind).min(by_memory).min(wanted.instances);
+            if fit > 0 {
+                slots.insert(*kind, fit);
+            } else if !free.runs(*kind) {
+                reasons.push(no_runner(*kind));
+            } else if free.free(*kind) == 0 {
+                reasons.push(format!("no free {}", slot_name(*kind, offer.wanted.len())));
+            } else {
+                reasons.push("no free memory".to_owned());
+            }
         }
-        if offer.kinds.contains(&WorkloadKind::Docker) {
-            return (0, "has no docker runner".into());
-        }
-        let by_memory = match offer.memory_bytes {
-            0 => u32::MAX,
-            each => u32::try_from(free.free_memory_bytes / each).unwrap_or(u32::MAX),
-        };
-        let slots = free.free_wasm_slots.min(by_memory).min(offer.instances);
-        if slots > 0 {
-            return (slots, String::new());
-        }
-        let what = if free.free_wasm_slots == 0 { "slot" } else { "memory" };
-        (0, format!("no free {what}"))
+        let reason = if slots.is_empty() { reasons.join(", ") } else { String::new() };
+        (slots, reason)
     }
 }

@@ -9,7 +9,7 @@ use iptl_wire::control::Event;
 use iptl_wire::session::{CellRef, Directory, Grant, ToLablet};
 
 use super::offer::{bans, usage};
-use super::state::{Cell, Exec, Phase, Stage, memory_of};
+use super::state::{Cell, Exec, Phase, Stage, kinds_of, memory_of};
 use super::{Effect, Orchestrator, lab_unable, ms};
 use crate::placement::{merge, placement};
 
@@ -83,6 +83,7 @@ impl Orchestrator {
             lablet: lablet.clone(),
             run: exec.run.cid,
             assignments: cell.assignments.clone(),
+            slots: kinds_of(&exec.run.run, &cell.assignments),
             attempt: cell.attempt,
             memory_bytes: memory_of(&exec.run.run, &cell.assignments),
             placement: directory.placement,

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, Execution, ExecutionId, FactKind, Placement, WorkloadKind};
 use iptl_wire::control::{Event, Failure, FailureKind};
-use iptl_wire::offer::Offer;
+use iptl_wire::offer::{Offer, Wanted};
 use iptl_wire::session::{Bid, Inventory, KnownRun, ToLablet};
 use iptl_wire::{Timestamp, WallTime};
 
-use super::state::{Exec, Stage, memory_of, slots_of};
+use super::grant::parts;
+use super::state::{Bids, Exec, Stage, kinds_of, memory_of, slots_of};
 use super::{Effect, NOTICE_INTERVAL, Orchestrator, lab_unable, ms};
-use crate::placement::{Placed, placement};
+use crate::placement::{Placed, placement, slot_name, unmatched};
 
 impl Orchestrator {
     pub(super) fn submit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId) {
@@ -228,14 +229,17 @@ impl Orchestrator {
         let Some(exec) = self.executions.get_mut(&id) else { return };
         let Stage::Offered { bids_until, .. } = exec.stage else { return };
         exec.drop_stale_bids(now);
-        let mut wanted: BTreeMap<&PeerId, u32> = BTreeMap::new();
-        for assignment in &exec.assignments {
-            *wanted.entry(&assignment.lablet).or_default() += assignment.count;
-        }
+        let wanted: BTreeMap<PeerId, BTreeMap<WorkloadKind, u32>> = parts(&exec.assignments)
+            .into_iter()
+            .map(|(lablet, part)| (lablet, kinds_of(&exec.run.run, &part)))
+            .collect();
         let there = |lablet: &PeerId| self.lablets.get(lablet).is_some_and(|l| l.session.is_some());
-        let short = wanted.iter().any(|(l, n)| !there(l) || exec.bids.get(*l).is_some_and(|(bid, _)| bid < n));
-        let silent: Vec<PeerId> =
-            wanted.keys().filter(|l| !exec.bids.contains_key(**l)).map(|l| (*l).clone()).collect();
+        let too_little = |lablet: &PeerId, wanted: &BTreeMap<WorkloadKind, u32>| {
+            let bid = exec.bids.get(lablet).map(|(bid, _)| bid);
+            bid.is_some_and(|bid| wanted.iter().any(|(kind, n)| bid.get(kind).is_none_or(|bid| bid < n)))
+        };
+        let short = wanted.iter().any(|(l, n)| !there(l) || too_little(l, n));
+        let silent: Vec<PeerId> = wanted.into_keys().filter(|l| !exec.bids.contains_key(l)).collect();
         if !short && silent.is_empty() {
             self.grant_round(now, id);
             return;
@@ -310,15 +314,18 @@ impl Orchestrator {
     }
 
     pub(super) fn offer_of(&self, exec: &Exec, wall: WallTime) -> Offer {
-        let kinds: BTreeSet<WorkloadKind> = exec.run.run.groups.values().map(|g| g.kind).collect();
+        let run = &exec.run.run;
+        let wanted_of = |(kind, instances): (WorkloadKind, u64)| {
+            let groups = run.groups.values().filter(|g| g.kind == kind);
+            let memory_bytes = groups.map(|g| g.resources.memory_bytes).max().unwrap_or(0);
+            (kind, Wanted { instances: u32::try_from(instances).unwrap_or(u32::MAX), memory_bytes })
+        };
         Offer {
             lab: self.config.lab.clone(),
             execution: exec.node.id(),
             run: exec.run.cid,
             epoch: self.epoch(exec.epoch),
-            instances: u32::try_from(exec.run.run.instances()).unwrap_or(u32::MAX),
-            kinds: kinds.into_iter().collect(),
-            memory_bytes: exec.run.run.groups.values().map(|g| g.resources.memory_bytes).max().unwrap_or(0),
+            wanted: run.kinds().into_iter().map(wanted_of).collect(),
             expires: WallTime(wall.0 + self.config.offer_ttl_ms),
         }
     }
@@ -335,11 +342,7 @@ impl Orchestrator {
     /// Returns what lablets have free after all that was promised, within what they bid for `bids`' execution.
     ///
     /// What `except` was only offered is not counted; what its cells hold is.
-    pub(super) fn available(
-        &self,
-        except: Option<ExecutionId>,
-        bids: &BTreeMap<PeerId, (u32, Timestamp)>,
-    ) -> BTreeMap<PeerId, Inventory> {
+    pub(super) fn available(&self, except: Option<ExecutionId>, bids: &Bids) -> BTreeMap<PeerId, Inventory> {
         let mut free: BTreeMap<PeerId, Inventory> = self
             .lablets
             .iter()
@@ -348,7 +351,7 @@ impl Orchestrator {
             .collect();
         let mut take = |lablet: &PeerId, exec: &Exec, assignments: &[Assignment]| {
             if let Some(i) = free.get_mut(lablet) {
-                i.free_wasm_slots = i.free_wasm_slots.saturating_sub(slots_of(assignments));
+                i.take(&kinds_of(&exec.run.run, assignments));
                 i.free_memory_bytes = i.free_memory_bytes.saturating_sub(memory_of(&exec.run.run, assignments));
             }
         };
@@ -368,7 +371,9 @@ impl Orchestrator {
         }
         for (lablet, (slots, _)) in bids {
             if let Some(i) = free.get_mut(lablet) {
-                i.free_wasm_slots = i.free_wasm_slots.min(*slots);
+                for (kind, has) in &mut i.slots {
+                    has.free = has.free.min(slots.get(kind).copied().unwrap_or(0));
+                }
             }
         }
         free
@@ -381,7 +386,9 @@ impl Orchestrator {
             .filter(|(_, l)| l.session.is_some())
             .map(|(peer, l)| {
                 let mut inventory = l.inventory.clone();
-                inventory.free_wasm_slots = inventory.wasm_slots;
+                for slots in inventory.slots.values_mut() {
+                    slots.free = slots.total;
+                }
                 // What the owner lends is less than what the machine has: it is what is free and what cells hold.
                 let held = self.executions.iter().filter_map(|(id, exec)| {
                     let (_, cell) = exec.live_cells().find(|(lablet, _)| *lablet == peer)?;
@@ -399,20 +406,31 @@ impl Orchestrator {
         if free.is_empty() {
             return "waits for a lablet: none is connected".into();
         }
-        if placed.matching == 0 {
-            let why = placed.refused.first().map_or("", |r| r.reason.as_str());
+        if let Some(why) = unmatched(&exec.run.run, placed, &free) {
             return format!("waits for a lablet that matches: none of {} does ({why})", free.len());
         }
-        let slots: u64 = free.values().map(|i| u64::from(i.free_wasm_slots)).sum();
-        let with_room = free.values().filter(|i| i.free_wasm_slots > 0).count();
-        let wanted = exec.run.run.instances();
-        if slots >= wanted {
-            let missing = placed.missing();
+        let run = &exec.run.run;
+        let wanted = run.kinds();
+        let short: Vec<String> = wanted
+            .iter()
+            .filter_map(|(kind, wanted_of_kind)| {
+                let rooms = || free.values().map(|i| i.free(*kind)).filter(|room| *room > 0);
+                let slots: u64 = rooms().map(u64::from).sum();
+                if slots >= *wanted_of_kind {
+                    return None;
+                }
+                let name = slot_name(*kind, wanted.len());
+                let with_room = rooms().count();
+                let lablets = if with_room == 1 { "lablet" } else { "lablets" };
+                Some(format!("{wanted_of_kind} {name}s, {slots} free on {with_room} {lablets}"))
+            })
+            .collect();
+        if short.is_empty() {
+            let (missing, wanted) = (placed.missing(), run.instances());
             let why = placed.refused.first().map_or("memory, labels or a bound per lablet", |r| r.reason.as_str());
             return format!("waits for room for {missing} of {wanted} instances ({why})");
         }
-        let lablets = if with_room == 1 { "lablet" } else { "lablets" };
-        format!("waits for {wanted} slots, {slots} free on {with_room} {lablets}")
+        format!("waits for {}", short.join("; "))
     }
 }
 

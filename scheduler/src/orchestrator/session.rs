@@ -277,7 +277,7 @@ impl Orchestrator {
 }
 
 fn more_room(old: &Inventory, new: &Inventory) -> bool {
-    new.free_wasm_slots > old.free_wasm_slots
+    new.slots.keys().any(|kind| new.free(*kind) > old.free(*kind))
         || new.free_memory_bytes > old.free_memory_bytes
         || new.labels != old.labels
         || new.draining != old.draining

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use iptl_dag::model::{Assignment, Execution, InstanceId, LabletRecord, Run};
+use iptl_dag::model::{Assignment, Execution, InstanceId, LabletRecord, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellStatus, ClockSample, Inventory, KnownRun};
@@ -13,6 +13,9 @@ const BID_LIFE: Duration = Duration::from_secs(5);
 
 /// Boot of a lablet that was not heard since the orchestrator started.
 pub(super) const UNKNOWN_BOOT: [u8; 16] = [0; 16];
+
+/// Instances of each kind that lablets bid for, with the time of the bid.
+pub(super) type Bids = BTreeMap<PeerId, (BTreeMap<WorkloadKind, u32>, Timestamp)>;
 
 /// A lablet that has a lease, or is expected back after a restart.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ pub(super) struct Exec {
     /// The last placement.
     pub assignments: Vec<Assignment>,
     /// Last bid of each lablet, with its time.
-    pub bids: BTreeMap<PeerId, (u32, Timestamp)>,
+    pub bids: Bids,
     /// Whether those that bid and lost were told.
     pub losers_told: bool,
     /// Lablets that get nothing for a while, with the reason.
@@ -270,6 +273,21 @@ impl Cell {
 
 pub(super) fn slots_of(assignments: &[Assignment]) -> u32 {
     assignments.iter().map(|a| a.count).sum()
+}
+
+/// Instances of assignments by kind.
+pub(super) fn kinds_of<'a>(
+    run: &Run,
+    assignments: impl IntoIterator<Item = &'a Assignment>,
+) -> BTreeMap<WorkloadKind, u32> {
+    let mut kinds = BTreeMap::new();
+    for a in assignments {
+        if let Some(group) = run.groups.get(&a.group) {
+            let count: &mut u32 = kinds.entry(group.kind).or_default();
+            *count = count.saturating_add(a.count);
+        }
+    }
+    kinds
 }
 
 /// Memory in bytes that the assignments may take together.

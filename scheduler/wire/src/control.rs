@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Counts, ResultVerdict};
+use iptl_dag::model::{Counts, ResultVerdict, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use serde::{Deserialize, Serialize};
 
 use crate::lab::Role;
-use crate::session::OutputLine;
+use crate::session::{OutputLine, Slots};
 
 /// Protocol ID of the control stream.
 pub const PROTOCOL: &str = "/iptl/control/1";
@@ -296,8 +296,8 @@ pub struct Status {
     pub lablets: u32,
     /// Lablets with a valid lease.
     pub lablets_ready: u32,
-    /// Free Wasm slots over all lablets, or of this lablet.
-    pub free_slots: u64,
+    /// Slots of each kind over all ready lablets, or of this lablet.
+    pub slots: BTreeMap<WorkloadKind, Slots>,
     /// Executions that are not over.
     pub running: Vec<RunningRow>,
     /// Why the lab cannot be reached; empty where it can, or nothing is known yet.

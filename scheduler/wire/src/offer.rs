@@ -1,5 +1,7 @@
 //! Offers: small signed records that travel by gossip.
 
+use std::collections::BTreeMap;
+
 use iptl_dag::model::signed::Signable;
 use iptl_dag::model::{Epoch, ExecutionId, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
@@ -22,14 +24,20 @@ pub struct Offer {
     pub run: Cid,
     /// Term of the orchestrator.
     pub epoch: Epoch,
-    /// Instances that are wanted in all.
-    pub instances: u32,
-    /// Runner that a lablet must have; the groups' kinds without repetition.
-    pub kinds: Vec<WorkloadKind>,
-    /// Memory of the largest instance in bytes.
-    pub memory_bytes: u64,
+    /// What is wanted of each kind of runner. A lablet that lacks one may bid for the others.
+    pub wanted: BTreeMap<WorkloadKind, Wanted>,
     /// When it lapses.
     pub expires: WallTime,
+}
+
+/// Instances of one kind that an offer wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// How many in all.
+    pub instances: u32,
+    /// Memory of the largest of them in bytes.
+    pub memory_bytes: u64,
 }
 
 impl Signable for Offer {

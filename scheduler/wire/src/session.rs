@@ -1,10 +1,11 @@
 //! The session between a lablet and an orchestrator: one stream, opened by the lablet, messages both ways.
 
 use std::collections::BTreeMap;
+use std::iter::Sum;
 
 use bytes::Bytes;
 use iptl_dag::model::signed::{Signable, Signed};
-use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, Run};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use serde::{Deserialize, Serialize};
 
@@ -116,14 +117,69 @@ pub struct Inventory {
     pub memory_bytes: u64,
     /// Memory in bytes that instances may still take.
     pub free_memory_bytes: u64,
-    /// Wasm instances that it can hold in all; zero means that it has no such runner.
-    pub wasm_slots: u32,
-    /// Wasm instances that it can still take.
-    pub free_wasm_slots: u32,
+    /// Instances of each kind that it can hold; a kind that is absent has no runner.
+    pub slots: BTreeMap<WorkloadKind, Slots>,
     /// Addresses at which other lablets may dial it.
     pub addrs: Vec<String>,
     /// Whether its owner lets it take new work.
     pub draining: bool,
+}
+
+impl Inventory {
+    /// Whether it can hold instances of a kind at all: it has a runner, to which its owner lends room.
+    pub fn runs(&self, kind: WorkloadKind) -> bool {
+        self.total(kind) > 0
+    }
+
+    /// Returns how many instances of a kind it can hold in all.
+    pub fn total(&self, kind: WorkloadKind) -> u32 {
+        self.slots.get(&kind).map_or(0, |slots| slots.total)
+    }
+
+    /// Returns how many instances of a kind it can still take.
+    pub fn free(&self, kind: WorkloadKind) -> u32 {
+        self.slots.get(&kind).map_or(0, |slots| slots.free)
+    }
+
+    /// Returns how many instances it can hold and can still take, of all kinds together.
+    pub fn sum(&self) -> Slots {
+        self.slots.values().sum()
+    }
+
+    /// Takes free slots away, as far as there are any.
+    pub fn take(&mut self, taken: &BTreeMap<WorkloadKind, u32>) {
+        for (kind, count) in taken {
+            if let Some(slots) = self.slots.get_mut(kind) {
+                slots.free = slots.free.saturating_sub(*count);
+            }
+        }
+    }
+}
+
+/// Instances that can be held at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slots {
+    /// In all.
+    pub total: u32,
+    /// Of these, how many more can be taken.
+    pub free: u32,
+}
+
+impl Slots {
+    /// Returns slots none of which is taken.
+    pub fn of(total: u32) -> Slots {
+        Slots { total, free: total }
+    }
+}
+
+impl<'a> Sum<&'a Slots> for Slots {
+    fn sum<I: Iterator<Item = &'a Slots>>(slots: I) -> Slots {
+        slots.fold(Slots::default(), |sum, slots| Slots {
+            total: sum.total.saturating_add(slots.total),
+            free: sum.free.saturating_add(slots.free),
+        })
+    }
 }
 
 /// Sign of life.
@@ -205,8 +261,8 @@ pub struct Bid {
     pub execution: ExecutionId,
     /// Term of the offer.
     pub epoch: Epoch,
-    /// Instances that it would take; zero declines with `reason`.
-    pub slots: u32,
+    /// Instances of each kind that it would take if it took none of another; none at all declines with `reason`.
+    pub slots: BTreeMap<WorkloadKind, u32>,
     /// Why it takes none; empty where it takes some.
     pub reason: String,
 }
@@ -223,6 +279,9 @@ pub struct Grant {
     pub run: Cid,
     /// Instances.
     pub assignments: Vec<Assignment>,
+    /// Instances by kind, in all as many as `assignments` name: the lablet has not read the run when it takes them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slots: BTreeMap<WorkloadKind, u32>,
     /// Attempt of these instances, from one.
     pub attempt: u32,
     /// Memory in bytes that these instances may take together.

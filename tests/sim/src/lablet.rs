@@ -80,11 +80,3 @@ impl FakeCell {
             .collect()
     }
 }
-
-impl LabletNode {
-    /// Slots that its cells take.
-    pub fn slots_taken(&self) -> u32 {
-        let held = self.cells.values().filter(|c| c.holds_room());
-        held.flat_map(|c| &c.grant.assignments).map(|a| a.count).sum()
-    }
-}

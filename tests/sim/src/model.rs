@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{ExecutionId, FactKind, InstanceId, Run};
+use iptl_dag::model::{Assignment, ExecutionId, FactKind, InstanceId, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{AssemblyOrder, Effect};
 use iptl_wire::session::{CellRef, ToLablet};
@@ -54,9 +54,35 @@ impl Model {
     }
 
     /// A cell begins to prepare on a lablet.
-    pub fn preparing(&mut self, lablet: &LabletNode) {
-        let (taken, has) = (lablet.slots_taken(), lablet.machine.wasm_slots);
-        self.check(taken <= has, || format!("{} holds {taken} instances in {has} slots", lablet.peer.short()));
+    pub fn preparing(&mut self, lablet: &LabletNode, cell: &CellRef) {
+        let mut taken: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
+        for (named, held) in lablet.cells.iter().filter(|(_, held)| held.holds_room()) {
+            let Some(kinds) = self.kinds(&named.execution, &held.grant.assignments) else {
+                return self.violations.push(format!("{named:?} is held and was never submitted"));
+            };
+            self.check(*named != *cell || kinds == held.grant.slots, || {
+                format!("{named:?} has {kinds:?} and was granted {:?}", held.grant.slots)
+            });
+            for (kind, count) in kinds {
+                *taken.entry(kind).or_default() += count;
+            }
+        }
+        for (kind, taken) in taken {
+            let has = lablet.machine.total(kind);
+            self.check(taken <= has, || {
+                format!("{} holds {taken} {} instances in {has} slots", lablet.peer.short(), kind.name())
+            });
+        }
+    }
+
+    /// Instances by kind, as the run has it and not as a grant says.
+    fn kinds(&self, id: &ExecutionId, assignments: &[Assignment]) -> Option<BTreeMap<WorkloadKind, u32>> {
+        let run = self.runs.get(id)?;
+        let mut kinds = BTreeMap::new();
+        for assignment in assignments {
+            *kinds.entry(run.groups.get(&assignment.group)?.kind).or_default() += assignment.count;
+        }
+        Some(kinds)
     }
 
     /// A cell is started on a lablet.

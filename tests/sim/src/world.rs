@@ -12,7 +12,7 @@ use iptl_scheduler::lablet::{LabletConfig, LabletEffect, LabletInput};
 use iptl_scheduler::{AssembledResult, Effect, Input, Lablet, Orchestrator, OrchestratorConfig, Submission};
 use iptl_wire::lab::{Certificate, MemberToken, Role};
 use iptl_wire::offer::Offer;
-use iptl_wire::session::{CellRef, Hello, Inventory, KnownRun, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{CellRef, Hello, Inventory, KnownRun, Slots, ToLablet, ToOrchestrator, Welcome};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
 use crate::Profile;
@@ -429,9 +429,18 @@ impl World {
 
     fn submission(&self, n: u32) -> Submission {
         let mut draws = Draws::new(self.seed, 100 + u64::from(n));
-        let groups = (0..draws.between(1, 3))
+        let mut groups = (0..draws.between(1, 3))
             .map(|g| (format!("g{g}"), group(draws.between(1, 6) as u32)))
             .collect::<BTreeMap<_, _>>();
+        // One run in three has containers, alone or beside components.
+        if draws.chance(333_333) {
+            for group in groups.values_mut() {
+                if draws.chance(500_000) {
+                    group.kind = WorkloadKind::Docker;
+                    group.count = group.count.div_ceil(2);
+                }
+            }
+        }
         let run = Run {
             plan: cid(b"plan"),
             case: "case".into(),
@@ -524,7 +533,9 @@ impl World {
                     if !self.orchestrator.results.contains(&result) {
                         self.model.violations.push(format!("sealed {result}, which nobody made"));
                     }
-                    self.model.over(fact.execution, "sealed".into());
+                    let kinds = self.model.runs.get(&fact.execution).map(Run::kinds).unwrap_or_default();
+                    let names: Vec<&str> = kinds.into_keys().map(WorkloadKind::name).collect();
+                    self.model.over(fact.execution, format!("sealed: {}", names.join(" and ")));
                 }
                 FactKind::Failed { reason } => {
                     let short = reason.split(':').next().unwrap_or_default().to_owned();
@@ -747,7 +758,7 @@ impl World {
                     unsealed: Vec::new(),
                 };
                 self.lablets[lablet].cells.insert(cell.clone(), fake);
-                self.model.preparing(&self.lablets[lablet]);
+                self.model.preparing(&self.lablets[lablet], &cell);
                 let takes = self.work.between(MILLI, 800 * MILLI);
                 self.after(takes, Event::PrepareDone { lablet, life, cell });
             }
@@ -944,7 +955,14 @@ fn group(count: u32) -> GroupRun {
 }
 
 fn lablet_node(n: u8, draws: &mut Draws) -> LabletNode {
-    let slots = draws.between(2, 12) as u32;
+    let mut slots = BTreeMap::from([(WorkloadKind::Wasm, Slots::of(draws.between(2, 12) as u32))]);
+    // Half of the lablets run containers too, some of them nothing else.
+    if draws.chance(500_000) {
+        slots.insert(WorkloadKind::Docker, Slots::of(draws.between(1, 6) as u32));
+        if draws.chance(200_000) {
+            slots.remove(&WorkloadKind::Wasm);
+        }
+    }
     LabletNode {
         peer: peer(n + 1),
         machine: Inventory {
@@ -952,8 +970,7 @@ fn lablet_node(n: u8, draws: &mut Draws) -> LabletNode {
             cpus: 4,
             memory_bytes: 8 << 30,
             free_memory_bytes: 8 << 30,
-            wasm_slots: slots,
-            free_wasm_slots: slots,
+            slots,
             ..Inventory::default()
         },
         skew_us: draws.between(0, 5_000_000),

@@ -29,6 +29,11 @@ fn no_schedule_breaks_a_promise() {
     }
     assert!(ended.get("sealed").is_some_and(|n| *n > 300), "{ended:?}");
     assert!(ended.get("failed").is_some_and(|n| *n > 10), "{ended:?}");
+    for kinds in ["docker", "wasm and docker"] {
+        let how = format!("sealed: {kinds}");
+        let sealed: u32 = reports.iter().filter_map(|r| r.ended.get(&how)).sum();
+        assert!(sealed > 10, "{sealed} {how}");
+    }
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! `iptl status`: what is going on at the node and in its lab.
 
+use std::collections::BTreeMap;
+
+use iptl_dag::model::WorkloadKind;
 use iptl_wire::control::{Reply, Request, Status};
 use iptl_wire::lab::Role;
-use serde_json::{Value, json};
+use iptl_wire::session::Slots;
+use serde_json::{Map, Value, json};
 
 use crate::client::{Client, unexpected};
 use crate::context::Context;
@@ -65,12 +69,12 @@ pub fn lines(status: &Status) -> Vec<String> {
     }
     match status.role {
         Some(Role::Orchestrator) => lines.push(format!(
-            "lablets {:<14} {} ready    {} free",
+            "lablets {:<14} {} ready    {}",
             status.lablets,
             status.lablets_ready,
-            ui::count(status.free_slots, "slot")
+            slots_line(&status.slots, " slots")
         )),
-        Some(Role::Lablet) => lines.push(format!("slots   {} free", status.free_slots)),
+        Some(Role::Lablet) => lines.push(format!("slots   {}", slots_line(&status.slots, ""))),
         Some(Role::Developer) | None => {}
     }
     let runs: Vec<String> = status
@@ -92,6 +96,17 @@ pub fn lines(status: &Status) -> Vec<String> {
     lines
 }
 
+/// Writes what is free of what there is; by kind where there is more than Wasm.
+fn slots_line(slots: &BTreeMap<WorkloadKind, Slots>, what: &str) -> String {
+    let of = |slots: &Slots| format!("{} of {}", slots.free, slots.total);
+    let all = format!("{}{what} free", of(&slots.values().sum()));
+    if slots.keys().all(|kind| *kind == WorkloadKind::Wasm) {
+        return all;
+    }
+    let kinds: Vec<String> = slots.iter().map(|(kind, slots)| format!("{} {}", kind.name(), of(slots))).collect();
+    format!("{all} ({})", kinds.join(", "))
+}
+
 /// Returns a status as the body of a JSON object.
 pub fn to_json(status: &Status) -> Value {
     let running: Vec<Value> = status
@@ -101,11 +116,32 @@ pub fn to_json(status: &Status) -> Value {
         .collect();
     let asking: Vec<Value> =
         status.asking.iter().map(|(peer, name)| json!({"peer": peer.to_string(), "name": name})).collect();
+    let sum: Slots = status.slots.values().sum();
+    let by_kind: Map<String, Value> = status
+        .slots
+        .iter()
+        .map(|(kind, slots)| (kind.name().to_owned(), json!({"total": slots.total, "free": slots.free})))
+        .collect();
     json!({
         "peer": status.peer.to_string(), "addrs": status.addrs, "version": status.version,
         "uptime_ms": status.uptime_ms, "role": status.role.map(|r| role_word(Some(r))),
         "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online, "offline_reason": status.offline_reason,
         "peers": status.peers, "lablets": status.lablets, "lablets_ready": status.lablets_ready,
-        "free_slots": status.free_slots, "running": running, "asking": asking,
+        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_told_by_kind_where_there_is_more_than_wasm() {
+        let wasm = (WorkloadKind::Wasm, Slots { total: 16, free: 12 });
+        let docker = (WorkloadKind::Docker, Slots { total: 4, free: 2 });
+        assert_eq!(slots_line(&BTreeMap::from([wasm]), " slots"), "12 of 16 slots free");
+        let both = slots_line(&BTreeMap::from([wasm, docker]), "");
+        assert_eq!(both, "14 of 20 free (wasm 12 of 16, docker 2 of 4)");
+        assert_eq!(slots_line(&BTreeMap::new(), ""), "0 of 0 free");
+    }
 }

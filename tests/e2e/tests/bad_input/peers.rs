@@ -1,14 +1,16 @@
 //! Peers, ports and stores that are not what they should be.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
 use iptl_dag::PeerId;
+use iptl_dag::model::WorkloadKind;
 use iptl_e2e::{Foreground, Home, Lab, iptl, run, until};
 use iptl_trust::Keypair;
 use iptl_wire::frame;
 use iptl_wire::lab::{MemberToken, Role};
-use iptl_wire::session::{Hello, Inventory, ToLablet, ToOrchestrator};
+use iptl_wire::session::{Hello, Inventory, Slots, ToLablet, ToOrchestrator};
 use iptl_wire::time::WallTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -68,8 +70,7 @@ fn bid_from_a_stranger() {
         boot: [1; 16],
         inventory: Inventory {
             name: "stranger".to_owned(),
-            wasm_slots: 1000,
-            free_wasm_slots: 1000,
+            slots: BTreeMap::from([(WorkloadKind::Wasm, Slots::of(1000))]),
             ..Default::default()
         },
         cells: Vec::new(),
