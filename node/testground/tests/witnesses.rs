@@ -4,7 +4,7 @@
 //! They are built by `cargo xtask witnesses`, which `cargo xtask test` does too. The Rust SDK finds its sync service by
 //! a name and a port that cannot be changed; so its instances get a mount namespace with a hosts file of their own.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -36,7 +36,7 @@ struct Left {
 #[derive(Clone)]
 struct Witness {
     command: Vec<String>,
-    /// Whether it finds the service by its name alone.
+    /// Whether it needs names: of the service, at its fixed port, and of other instances.
     by_name: bool,
     /// Folder of packages for Node.
     packages: Option<PathBuf>,
@@ -60,6 +60,12 @@ fn native() -> Witness {
     Witness { command: vec![program.display().to_string()], by_name: false, packages: None }
 }
 
+/// The plan that ships, compiled for the machine.
+fn ping() -> Witness {
+    let program = built("ping/release/ping");
+    Witness { command: vec![program.display().to_string()], by_name: true, packages: None }
+}
+
 fn js() -> Witness {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/interop/js/main.js");
     let command = vec!["node".to_owned(), program.display().to_string()];
@@ -68,18 +74,20 @@ fn js() -> Witness {
 
 /// Runs so many instances of a case together, to their ends.
 async fn run(lab: &Lab, witness: &Witness, case: &str, count: u32) -> Vec<Left> {
-    let instances = (0..count).map(|index| run_one(lab, witness, case, index, count));
+    let addresses = addresses(count);
+    let instances = (0..count).map(|index| run_one(lab, witness, case, index, &addresses));
     futures::future::join_all(instances).await
 }
 
-async fn run_one(lab: &Lab, witness: &Witness, case: &str, index: u32, count: u32) -> Left {
+async fn run_one(lab: &Lab, witness: &Witness, case: &str, index: u32, addresses: &[Ipv4Addr]) -> Left {
     let outputs = tempfile::tempdir().unwrap();
     let temp = tempfile::tempdir().unwrap();
-    let address = if witness.by_name { loopback() } else { (Ipv4Addr::LOCALHOST, 0).into() };
-    let address = lab.serve_case_on(index, case, address);
-    let setting = setting(index, address, outputs.path(), temp.path());
-    let mut command = launch(witness, address, temp.path());
-    command.envs(variables(case, index, count, &setting));
+    let port = if witness.by_name { SYNC_PORT } else { 0 };
+    let service = lab.serve_case_on(index, case, (addresses[index as usize], port).into());
+    let setting = setting(index, service, outputs.path(), temp.path());
+    let names = witness.by_name.then(|| hosts(service.ip(), addresses));
+    let mut command = launch(witness, names, temp.path());
+    command.envs(variables(case, index, addresses.len() as u32, &setting));
     let mut child = command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", witness.command));
 
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -108,27 +116,32 @@ async fn run_one(lab: &Lab, witness: &Witness, case: &str, index: u32, count: u3
     Left { exit, log, errors, events: text(events), metrics: text(metrics), outputs }
 }
 
-/// Returns an address of loopback that nobody else in this process or another run of it has, with the fixed port.
-fn loopback() -> SocketAddr {
+/// Returns addresses of loopback that nobody else in this process or another run of it has.
+fn addresses(count: u32) -> Vec<Ipv4Addr> {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let [high, low, ..] = (std::process::id() as u16).to_be_bytes();
-    let last = NEXT.fetch_add(1, Ordering::Relaxed);
-    ([127, high.max(1), low, last], SYNC_PORT).into()
+    (0..count).map(|_| Ipv4Addr::new(127, high.max(1), low, NEXT.fetch_add(1, Ordering::Relaxed))).collect()
 }
 
-/// Makes the command of an instance; where the service has to have its name, in a namespace with that name.
-fn launch(witness: &Witness, address: SocketAddr, temp: &Path) -> Command {
+/// Writes the names that a lab gives: the service, and the instances of group `g`.
+fn hosts(service: IpAddr, addresses: &[Ipv4Addr]) -> String {
+    let instances = addresses.iter().enumerate().map(|(index, address)| format!("{address} g-{index}\n"));
+    format!("127.0.0.1 localhost\n{service} {SYNC_HOST}\n{}", instances.collect::<String>())
+}
+
+/// Makes the command of an instance; where it needs names, in a namespace with a hosts file that has them.
+fn launch(witness: &Witness, hosts: Option<String>, temp: &Path) -> Command {
     let mut line: Vec<String> = Vec::new();
-    if witness.by_name {
-        let hosts = temp.join("hosts");
-        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{} {SYNC_HOST}\n", address.ip())).unwrap();
+    if let Some(hosts) = hosts {
+        let file = temp.join("hosts");
+        std::fs::write(&file, hosts).unwrap();
         line.push("unshare".into());
         if !is_root() {
             line.push("--map-root-user".into());
         }
         let inside = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
         line.extend(["--mount", "--", "sh", "-ec", inside, "sh"].map(str::to_owned));
-        line.push(hosts.display().to_string());
+        line.push(file.display().to_string());
     }
     line.extend(witness.command.iter().cloned());
     let mut command = Command::new(&line[0]);
@@ -145,15 +158,18 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|process| std::os::unix::fs::MetadataExt::uid(&process) == 0)
 }
 
-fn setting(index: u32, address: SocketAddr, outputs: &Path, temp: &Path) -> Setting {
+fn setting(index: u32, service: SocketAddr, outputs: &Path, temp: &Path) -> Setting {
     Setting {
         plan: NAMES[1].to_owned(),
         ordinal: index,
-        address: Ipv4Addr::LOCALHOST,
+        address: match service.ip() {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(address) => panic!("{address} is none of the lab"),
+        },
         subnet: "127.0.0.0/8".to_owned(),
         hostname: format!("g-{index}"),
-        sync_host: address.ip().to_string(),
-        sync_port: address.port(),
+        sync_host: service.ip().to_string(),
+        sync_port: service.port(),
         outputs: outputs.to_owned(),
         temp: temp.to_owned(),
         start_time: "2026-01-01T00:00:00Z".to_owned(),
@@ -171,7 +187,17 @@ fn variables(case: &str, index: u32, count: u32, setting: &Setting) -> std::coll
         attempt: 1,
         container: None,
     };
-    let params = [("greeting", "hello"), ("odd", "a=b"), ("rounds", "4")];
+    let params = [
+        ("greeting", "hello"),
+        ("odd", "a=b"),
+        ("rounds", "4"),
+        // Those of the plan ping, as a lab writes them.
+        ("peers", "32"),
+        ("interval", "1"),
+        ("payload", "64"),
+        ("patience", "20000"),
+        ("udp-timeout", "1000"),
+    ];
     let cell = CellSpec {
         name: "x-test".into(),
         seed: 7,
@@ -223,7 +249,8 @@ async fn rust_program_shares_states_and_topics_with_groups_of_other_kinds() {
         assert!(matches!(lab.ask(1, signal_and_wait("seen"), 1).await[..], [Reply::Opened { .. }]));
     };
     let witness = rust();
-    let (left, ()) = tokio::join!(run_one(&lab, &witness, "tour", 0, 2), other);
+    let addresses = addresses(2);
+    let (left, ()) = tokio::join!(run_one(&lab, &witness, "tour", 0, &addresses), other);
     assert_eq!(left.exit, reported(0, None), "{left:?}");
     assert!(left.log.contains(&"saw [1, 2]".to_owned()), "{left:?}");
 }
@@ -281,8 +308,20 @@ async fn plan_compiled_natively_does_all_that_the_sdk_has() {
     }
     // Others of the run got the very bytes.
     let last = Lab::new(2);
-    run_one(&last, &native(), "quiet", 0, 2).await;
+    run_one(&last, &native(), "quiet", 0, &addresses(2)).await;
     assert_eq!(last.ask(1, SyncOp::Signal { state: "left".into() }, 1).await, [Reply::Signalled { seq: 2 }]);
+}
+
+/// Names and sockets are the machine's own here, as they are the lab network's in a lab.
+#[tokio::test]
+async fn plan_that_ships_runs_natively_as_well() {
+    let lab = Lab::new(3);
+    for left in run(&lab, &ping(), "mesh", 3).await {
+        assert_eq!((&left.exit, left.errors.as_str()), (&Exit::Exited { code: 0 }, ""), "{left:?}");
+        assert!(left.events.contains(r#""name":"pinged","data":{"tcp":8,"udp":8,"#), "{left:?}");
+        assert_eq!(left.metrics.matches(r#""name":"ping.tcp.rtt""#).count(), 8, "{left:?}");
+        assert!(left.metrics.contains(r#""unit":"ms""#), "{left:?}");
+    }
 }
 
 #[tokio::test]
@@ -297,7 +336,7 @@ async fn plan_compiled_natively_sees_that_its_lab_is_gone() {
     let temp = tempfile::tempdir().unwrap();
     let address = lab.serve_case_on(0, "stall", (Ipv4Addr::LOCALHOST, 0).into());
     let setting = setting(0, address, outputs.path(), temp.path());
-    let mut command = launch(&witness, address, temp.path());
+    let mut command = launch(&witness, None, temp.path());
     command.envs(variables("stall", 0, 1, &setting));
     let (output, ()) = tokio::join!(command.output(), ending);
     let output = output.unwrap();
@@ -305,11 +344,11 @@ async fn plan_compiled_natively_sees_that_its_lab_is_gone() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("the lab is gone"), "{output:?}");
 
     // Nobody listens any more.
-    let mut command = launch(&witness, address, temp.path());
+    let mut command = launch(&witness, None, temp.path());
     let output = command.envs(variables("stall", 0, 1, &setting)).output().await.unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not listen"), "{output:?}");
     // And there is no lab at all.
-    let output = launch(&witness, address, temp.path()).output().await.unwrap();
+    let output = launch(&witness, None, temp.path()).output().await.unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("not started by a lab"), "{output:?}");
 }
 

@@ -1,7 +1,8 @@
 //! The witnesses: programs on software of other people, and the SDK's own tests.
 //!
 //! Each stands in a folder under `tests/interop` with its own lock file, and is built into `target/interop`:
-//! `rust/<target>/release/witness-rust` (static), `native/release/witness-native`, `js/node_modules`. The tests of
+//! `rust/<target>/release/witness-rust` (static), `native/release/witness-native`, `ping/release/ping` (the plan that
+//! ships, compiled for the machine), `js/node_modules`. The tests of
 //! `iptl-testground` run them.
 
 use anyhow::{Context, Result};
@@ -13,17 +14,18 @@ use crate::shell::Shell;
 pub fn build(shell: &Shell) -> Result<()> {
     let sources = shell.root.join("tests/interop");
     let built = shell.target.join("interop");
-    let cargo = |folder: &str, args: &[&str]| {
+    let cargo = |folder: &str, args: &[&str], into: &str| {
         eprintln!("   {folder} {}", args.join(" "));
         let mut cargo = shell.cargo();
         cargo.args(args).args(["--quiet", "--locked"]).current_dir(sources.join(folder));
-        cargo.env("CARGO_TARGET_DIR", built.join(folder)).env_remove("RUSTFLAGS");
+        cargo.env("CARGO_TARGET_DIR", built.join(into)).env_remove("RUSTFLAGS");
         shell.run(&mut cargo)
     };
-    cargo("rust", &["build", "--release", "--target", STATIC])?;
-    cargo("native", &["build", "--release"])?;
+    cargo("rust", &["build", "--release", "--target", STATIC], "rust")?;
+    cargo("native", &["build", "--release"], "native")?;
     // The same source is a program of either kind.
-    cargo("native", &["build", "--release", "--target", "wasm32-wasip2"])?;
+    cargo("native", &["build", "--release", "--target", "wasm32-wasip2"], "native")?;
+    cargo("../../plans/ping", &["build", "--release"], "ping")?;
     sdk(shell)?;
 
     eprintln!("   js");
