@@ -28,12 +28,23 @@ pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     for chunk in digits.as_bytes().chunks(4) {
         let mut four = 0u32;
         for digit in chunk {
-            four = four << 6 | DIGITS.iter().position(|known| known == digit)? as u32;
+            four = four << 6 | u32::from(value(*digit)?);
         }
         four <<= 6 * (4 - chunk.len());
         bytes.extend_from_slice(&four.to_be_bytes()[1..chunk.len()]);
     }
     Some(bytes)
+}
+
+fn value(digit: u8) -> Option<u8> {
+    match digit {
+        b'A'..=b'Z' => Some(digit - b'A'),
+        b'a'..=b'z' => Some(digit - b'a' + 26),
+        b'0'..=b'9' => Some(digit - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

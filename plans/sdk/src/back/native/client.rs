@@ -78,9 +78,13 @@ impl Client {
         let port = port.parse().map_err(|_| Error::NotInLab { variable: "SYNC_SERVICE_PORT".to_owned() })?;
         let prefix = format!("run:{}:plan:{}:case:{}", text("TEST_RUN")?, text("TEST_PLAN")?, text("TEST_CASE")?);
         let no_lab = |error| Error::Refused(format!("the lab at {host}:{port} does not listen: {error}"));
-        let mut stream = TcpStream::connect((host.as_str(), port)).map_err(no_lab)?;
-        stream.set_nodelay(true).map_err(no_lab)?;
-        websocket::shake_hands(&mut stream, &host).map_err(no_lab)?;
+        let stream = TcpStream::connect((host.as_str(), port)).map_err(no_lab)?;
+        Client::open(stream, &host, prefix).map_err(no_lab)
+    }
+
+    fn open(mut stream: TcpStream, host: &str, prefix: String) -> std::io::Result<Client> {
+        stream.set_nodelay(true)?;
+        websocket::shake_hands(&mut stream, host)?;
         Ok(Client { prefix, writer: Mutex::new(stream), state: Mutex::default(), news: Condvar::new() })
     }
 
@@ -302,4 +306,113 @@ impl Call {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A client with a thread that reads, and the service's end of its connection.
+    fn connect() -> (&'static Client, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").unwrap();
+            stream
+        });
+        let client = Client::open(TcpStream::connect(address).unwrap(), "lab", "run:r:plan:p:case:c".to_owned());
+        let client: &'static Client = Box::leak(Box::new(client.unwrap()));
+        client.start_reading().unwrap();
+        (client, service.join().unwrap())
+    }
+
+    /// Reads a request of fewer than 126 bytes.
+    fn request(service: &mut TcpStream) -> String {
+        let mut head = [0; 6];
+        service.read_exact(&mut head).unwrap();
+        let mut request = vec![0; usize::from(head[1] & 0x7f)];
+        service.read_exact(&mut request).unwrap();
+        String::from_utf8(request).unwrap()
+    }
+
+    fn say(service: &mut TcpStream, first: u8, data: &[u8]) {
+        let mut frame = vec![first, 127];
+        frame.extend((data.len() as u64).to_be_bytes());
+        frame.extend(data);
+        service.write_all(&frame).unwrap();
+    }
+
+    fn reply(service: &mut TcpStream, id: u64, fields: &str) {
+        say(service, 0x81, format!("{{\"id\":\"{id}\",{fields}}}").as_bytes());
+    }
+
+    fn wait(client: &Client, call: u64) {
+        assert_eq!(client.wait(&[Event { calls: vec![call] }], None), [0]);
+    }
+
+    #[test]
+    fn a_subscription_that_is_not_read_ends_and_nothing_else_does() {
+        let (client, mut service) = connect();
+        let topic = client.ask(Ask::Subscribe { topic: "t" }).unwrap();
+        let message = format!("\"subscribe\":\"\\\"{}\\\"\"", base64::encode(&vec![7; 1 << 20]));
+        for _ in 0..9 {
+            reply(&mut service, topic, &message);
+        }
+        let signal = client.ask(Ask::Signal { state: "s" }).unwrap();
+        reply(&mut service, signal, "\"signal_entry\":{\"seq\":3}");
+        wait(client, signal);
+        assert_eq!(client.take_answers(&[signal]), Some(Ok(3)));
+        for position in 1..8 {
+            let message = client.take_message(topic).unwrap().unwrap();
+            assert_eq!((message.position, message.payload.len()), (position, 1 << 20));
+        }
+        for _ in 0..2 {
+            assert!(matches!(client.take_message(topic), Some(Err(Error::Refused(_)))));
+        }
+    }
+
+    #[test]
+    fn the_lab_is_told_what_is_given_up() {
+        let (client, mut service) = connect();
+        let barrier = client.ask(Ask::Barrier { state: "s", target: u64::MAX }).unwrap();
+        let asked = request(&mut service);
+        assert!(asked.contains("\"state\":\"run:r:plan:p:case:c:states:s\",\"target\":9223372036854775807"), "{asked}");
+        client.forget(&[barrier]);
+        assert_eq!(request(&mut service), "{\"id\":\"0\",\"is_cancel\":true}");
+        // A signal counts although nobody waits for its number, and what was answered is over.
+        let signal = client.ask(Ask::Signal { state: "s" }).unwrap();
+        assert!(request(&mut service).contains("signal_entry"));
+        client.forget(&[signal]);
+        let open = client.ask(Ask::Barrier { state: "s", target: 1 }).unwrap();
+        assert!(request(&mut service).contains("barrier"));
+        reply(&mut service, open, "\"error\":\"\"");
+        wait(client, open);
+        client.forget(&[open]);
+        client.ask(Ask::Subscribe { topic: "last" }).unwrap();
+        assert!(request(&mut service).contains("last"));
+    }
+
+    #[test]
+    fn nothing_is_waited_for_once_the_lab_is_gone() {
+        let (client, mut service) = connect();
+        let barrier = client.ask(Ask::Barrier { state: "s", target: 2 }).unwrap();
+        say(&mut service, 0x89, b"are you there");
+        say(&mut service, 0x88, b"\x03\xe8the run is over");
+        wait(client, barrier);
+        let expected = Error::Refused("the lab closed the connection: the run is over".to_owned());
+        assert_eq!(client.take_answers(&[barrier]), Some(Err(expected.clone())));
+        let late = client.ask(Ask::Subscribe { topic: "t" }).unwrap();
+        wait(client, late);
+        assert_eq!(client.take_message(late), Some(Err(expected)));
+    }
 }
