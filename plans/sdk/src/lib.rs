@@ -1,4 +1,4 @@
-//! What plan code says to the lab: where it is ([`env`]), what it waits for ([`signal`], [`barrier`], [`publish`],
+//! What plan code says to the lab: where it is ([`env()`]), what it waits for ([`signal`], [`barrier`], [`publish`],
 //! [`subscribe`]) and what it found out ([`event`], [`metric`], [`artifact`]).
 //!
 //! ```no_run
