@@ -33,7 +33,7 @@ pub use digest::{Digest, DigestError};
 pub use import::{ImportError, ImportOptions, Platform, import_archive, import_layout_dir, import_stream};
 pub use limits::{
     LimitError, Limits, MAX_COMPONENTS, MAX_COMPRESSION_RATIO, MAX_ENTRIES, MAX_IMAGE_SIZE, MAX_JSON_SIZE, MAX_PATH,
-    check_declared,
+    check_declared, walk_limits,
 };
 pub use out::Imported;
 pub use pages::{MAX_SMALL_FILE, PageError};

@@ -2,6 +2,8 @@
 
 use iptl_dag::model::Image;
 use iptl_dag::model::image::MAX_LAYERS;
+use iptl_dag::unixfs::LEAF_MIN;
+use iptl_dag::walk;
 
 /// Most bytes of an image, all layers unpacked, where the caller does not say: the largest images of machine learning
 /// are about as large.
@@ -91,4 +93,23 @@ pub fn check_declared(image: &Image, limits: &Limits) -> Result<(), LimitError> 
         return Err(LimitError::Entries { entries: image.entries, limit: limits.entries });
     }
     Ok(())
+}
+
+/// Returns how much a walk over an image may find, by what the image says about itself.
+///
+/// An honest image stays below it. One that says that it is small and links a terabyte is refused by the walk.
+pub fn walk_limits(image: &Image) -> walk::Limits {
+    // A file has leaves of at least this size but for the last, and one node over them; a page has an entry.
+    let leaves = image.size / LEAF_MIN as u64;
+    walk::Limits {
+        blocks: leaves.saturating_mul(2).saturating_add(image.entries.saturating_mul(3)).saturating_add(8192),
+        // Blocks of tar that share nothing take 8 bytes more each; a link takes 45, and 60 more in a node.
+        bytes: image
+            .size
+            .saturating_add(image.size / 16)
+            .saturating_add(image.entries.saturating_mul(128))
+            .saturating_add(16 << 20),
+        // Image, layer, page, and a file's tree of width 1024.
+        depth: 32,
+    }
 }

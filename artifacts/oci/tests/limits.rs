@@ -6,10 +6,11 @@ use std::io::Write;
 use iptl_artifacts::{BlobStore, MemStore};
 use iptl_artifacts_oci::{
     ImportError, ImportOptions, LimitError, Limits, ReadError, RebuildError, check_declared, read_image, unpack,
-    write_docker_archive,
+    walk_limits, write_docker_archive,
 };
 use iptl_dag::model::{Image, Layer, LayerPage, to_block};
 use iptl_dag::unixfs::FileBuilder;
+use iptl_dag::walk::{Walk, WalkError};
 use iptl_dag::{Block, Cid, Codec};
 
 use crate::make::{
@@ -259,4 +260,26 @@ async fn config_must_agree_with_the_image() {
     let doubled = Image { layers: vec![image.layers[0]; 2], size: image.size * 2, entries: image.entries * 2, ..image };
     let error = rebuild_error(&store, doubled).await;
     assert!(matches!(error, ReadError::Contradiction { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn image_that_links_more_than_it_says_ends_the_walk() {
+    let (store, image, layer) = image().await;
+    let mut blocks = Vec::new();
+    let junk = FileBuilder::of_bytes(&noise(9, 32 << 20), &mut blocks).cid;
+    store.put_now(blocks);
+    let hidden = LayerPage { tar: Vec::new(), files: vec![junk] };
+    let pages = vec![layer.pages[0], put(&store, to_block(hidden))];
+    let image = with_layer(&store, &image, Layer { pages, ..layer });
+    let limits = walk_limits(&image);
+    let mut walk = Walk::new([put(&store, to_block(image))], limits).unwrap();
+    let ended = loop {
+        assert!(!walk.is_done(), "it found everything");
+        let cids = walk.wants(1);
+        let block = iptl_artifacts::read_block(&store, &cids[0]).await.unwrap().unwrap();
+        if let Err(error) = walk.accept(&block) {
+            break error;
+        }
+    };
+    assert!(matches!(ended, WalkError::TooManyBytes { .. }), "{ended}");
 }

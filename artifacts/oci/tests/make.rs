@@ -7,10 +7,11 @@ use std::path::Path;
 
 use iptl_artifacts::{BlobStore, MemStore};
 use iptl_artifacts_oci::{
-    Digest, ImportError, ImportOptions, Imported, Limits, import_archive, import_layout_dir, write_docker_archive,
+    Digest, ImportError, ImportOptions, Imported, Limits, import_archive, import_layout_dir, read_image, walk_limits,
+    write_docker_archive,
 };
 use iptl_dag::Cid;
-use iptl_dag::walk::{Limits as WalkLimits, Walk};
+use iptl_dag::walk::Walk;
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
@@ -250,7 +251,8 @@ pub(crate) async fn assert_round_trip(layer: &[u8]) {
 
 /// Every block below a root, by a walk such as the one that fetches it: its size by its CID.
 pub(crate) async fn blocks(store: &dyn BlobStore, root: &Cid) -> BTreeMap<Cid, usize> {
-    let mut walk = Walk::new([*root], WalkLimits::default()).unwrap();
+    let image = read_image(store, root).await.unwrap();
+    let mut walk = Walk::new([*root], walk_limits(&image)).unwrap();
     let mut blocks = BTreeMap::new();
     while !walk.is_done() {
         for cid in walk.wants(100) {
