@@ -24,7 +24,6 @@ pub(crate) struct Cell {
     pub(crate) engine: Engine,
     pub(crate) spec: CellSpec,
     pub(crate) files: Arc<CellFiles>,
-    pub(crate) events: mpsc::Sender<CellEvent>,
     pub(crate) dir: CellDir,
     /// Start by the clocks of this process and of people.
     pub(crate) start: OnceLock<(Instant, u64)>,
@@ -78,7 +77,7 @@ impl Cell {
 }
 
 /// Follows all instances to their ends, tells that, and when nobody controls the cell any more forgets it.
-pub(crate) async fn follow(cell: Arc<Cell>, members: Vec<Member>, phase: watch::Sender<Phase>) {
+pub(crate) async fn follow(events: mpsc::Sender<CellEvent>, members: Vec<Member>, phase: watch::Sender<Phase>) {
     let mut tasks = tokio::task::JoinSet::new();
     for member in members {
         match member {
@@ -86,7 +85,7 @@ pub(crate) async fn follow(cell: Arc<Cell>, members: Vec<Member>, phase: watch::
                 tasks.spawn(instance.live(phase.subscribe()));
             }
             Member::Ended { id, dir, ended } => {
-                let events = cell.events.clone();
+                let events = events.clone();
                 tasks.spawn(async move {
                     if let Err(e) = dir.set_ended(&ended) {
                         tracing::debug!(error = %e, instance = %id, "an end will be forgotten by a restart");
@@ -101,7 +100,7 @@ pub(crate) async fn follow(cell: Arc<Cell>, members: Vec<Member>, phase: watch::
             tracing::error!(error = %e, "the task of an instance broke");
         }
     }
-    let _ = cell.events.send(CellEvent::CellOver).await;
+    let _ = events.send(CellEvent::CellOver).await;
 }
 
 /// Returns the end of an instance that never ran.

@@ -57,6 +57,7 @@ pub(crate) struct Instance {
     pub(crate) id: InstanceId,
     pub(crate) spec: InstanceSpec,
     pub(crate) cell: Arc<Cell>,
+    pub(crate) events: mpsc::Sender<CellEvent>,
     pub(crate) dir: InstanceDir,
     /// The engine's name for the container.
     pub(crate) container: String,
@@ -267,7 +268,7 @@ impl Instance {
             lock(&heard).published(at_us, event);
         };
         let identity = iptl_testground::environment::identity(&self.cell.spec, &self.wanted.setting);
-        match SyncServer::start(listener, self.id.clone(), identity, self.cell.events.clone(), observer) {
+        match SyncServer::start(listener, self.id.clone(), identity, self.events.clone(), observer) {
             Ok(server) => *lock(&self.sync) = Some(server),
             Err(e) => end_for(&mut life.ending, Ending::Failed(format!("its sync service cannot be opened: {e}"))),
         }
@@ -275,7 +276,7 @@ impl Instance {
         let output = Output {
             id: self.id.clone(),
             files: Arc::clone(&self.cell.files),
-            events: self.cell.events.clone(),
+            events: self.events.clone(),
             journal: Arc::clone(journal),
             origin,
             room: self.spec.limits.output_bytes.saturating_sub(logged),
@@ -612,7 +613,7 @@ impl Instance {
         if let Err(e) = self.cell.engine.remove(&self.container).await {
             tracing::warn!(error = %e, instance = %self.id, container = self.container, "a container is left");
         }
-        let _ = self.cell.events.send(CellEvent::Ended { id: self.id, ended }).await;
+        let _ = self.events.send(CellEvent::Ended { id: self.id, ended }).await;
     }
 }
 

@@ -11,7 +11,9 @@ use iptl_dag::Cid;
 use iptl_dag::model::{Exit, Usage, WorkloadKind};
 use iptl_labnet::Directory;
 use iptl_runner::files::{CellFiles, check_artifact_path};
-use iptl_runner::{Artifact, Capacity, CellSpec, Ended, InstanceSpec, Origin, PrepareError, PreparedCell, Runner};
+use iptl_runner::{
+    Artifact, Capacity, CellEvent, CellSpec, Ended, InstanceSpec, Origin, PrepareError, PreparedCell, Runner,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -277,7 +279,7 @@ impl Inner {
         cell: Arc<Cell>,
         members: Vec<Member>,
         phase: Phase,
-        events: mpsc::Receiver<iptl_runner::CellEvent>,
+        (events, receiver): (mpsc::Sender<CellEvent>, mpsc::Receiver<CellEvent>),
         reservation: Reservation,
     ) -> PreparedCell {
         let (phase, _) = watch::channel(phase);
@@ -301,7 +303,7 @@ impl Inner {
             stop(&phase, "the runner shuts down");
         }
         let (inner, life, dir) = (Arc::clone(self), phase.clone(), cell.dir.clone());
-        let follow = follow(Arc::clone(&cell), members, life);
+        let follow = follow(events, members, life);
         self.tasks.spawn(async move {
             follow.await;
             drop(reservation);
@@ -316,7 +318,7 @@ impl Inner {
             }
         });
         let control = Control { cell, phase, handles, _alive: alive };
-        PreparedCell { control: Box::new(control), events }
+        PreparedCell { control: Box::new(control), events: receiver }
     }
 }
 
@@ -347,13 +349,12 @@ impl Runner for DockerRunner {
             engine: inner.engine.clone(),
             files: Arc::new(CellFiles::new(spec.scratch.clone())),
             spec,
-            events,
             dir: dir.clone(),
             start: OnceLock::new(),
         });
         let seats = seats(&cell.spec, &dir)?;
         let one = |seat: Seat<'_>| {
-            let (cell, key, images) = (Arc::clone(&cell), &key, &images);
+            let (cell, events, key, images) = (Arc::clone(&cell), events.clone(), &key, &images);
             let name = format!("iptl-{key}-{}", seat.ordinal);
             let id = seat.spec.id.clone();
             let spec = seat.spec.clone();
@@ -375,6 +376,7 @@ impl Runner for DockerRunner {
                         id,
                         spec,
                         cell,
+                        events,
                         dir: instance_dir,
                         container,
                         wanted,
@@ -406,7 +408,7 @@ impl Runner for DockerRunner {
         }
         drop(setting_up);
         give_up.armed = false;
-        Ok(inner.launch(key, cell, members, Phase::Held, receiver, reservation))
+        Ok(inner.launch(key, cell, members, Phase::Held, (events, receiver), reservation))
     }
 
     async fn adopt(&self, spec: CellSpec) -> Result<Option<PreparedCell>, PrepareError> {
@@ -428,7 +430,6 @@ impl Runner for DockerRunner {
             engine: inner.engine.clone(),
             files: Arc::new(CellFiles::new(spec.scratch.clone())),
             spec,
-            events,
             dir: dir.clone(),
             start: OnceLock::new(),
         });
@@ -437,9 +438,9 @@ impl Runner for DockerRunner {
         }
         let mut members = Vec::new();
         for seat in seats(&cell.spec, &dir)? {
-            members.push(inner.adopt_one(&cell, &key, seat, &found, &images, started).await);
+            members.push(inner.adopt_one(&cell, &events, &key, seat, &found, &images, started).await);
         }
-        Ok(Some(inner.launch(key, cell, members, Phase::Running, receiver, reservation)))
+        Ok(Some(inner.launch(key, cell, members, Phase::Running, (events, receiver), reservation)))
     }
 
     async fn reap(&self, keep: &BTreeSet<Origin>) {
@@ -485,6 +486,7 @@ impl Inner {
     async fn adopt_one(
         &self,
         cell: &Arc<Cell>,
+        events: &mpsc::Sender<CellEvent>,
         key: &str,
         seat: Seat<'_>,
         found: &[crate::engine::Listed],
@@ -532,6 +534,7 @@ impl Inner {
             id,
             spec: seat.spec.clone(),
             cell: Arc::clone(cell),
+            events: events.clone(),
             dir,
             container: container.id.clone(),
             wanted,

@@ -1,1 +1,24 @@
 //! The Docker runner against a real engine.
+//!
+//! Where there is none these tests say so and pass; where `CI` or `IPTL_DOCKER=required` is set they fail. Images are
+//! made here, from a static program of the tests' own (`programs/`) and nothing else.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod contract;
+mod hostile;
+mod images;
+mod life;
+mod support;
+mod take_over;
+
+/// Returns what a test needs of an engine, or ends the test where there is none.
+macro_rules! engine {
+    () => {
+        match crate::support::Bench::new().await {
+            Some(bench) => bench,
+            None => return,
+        }
+    };
+}
+pub(crate) use engine;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iptl_dag::model::{Exit, InstanceId, Resources};
+use iptl_dag::model::{Exit, InstanceId, Resources, WorkloadKind};
 
 use crate::cell::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, OutputStream};
 use crate::runner::{PrepareError, Runner};
@@ -237,14 +237,20 @@ pub async fn environment_is_the_labs(fixture: &Fixture) {
 
 /// Each misbehaviour ends as what it is, and its neighbours meet at their barrier as if nothing had happened.
 pub async fn misbehaviour_ends_its_instance_and_no_other(fixture: &Fixture) {
+    // A program of a machine ends by the signals that these are there.
+    let signalled = |signal: &str| Exit::Signalled { signal: signal.to_owned() };
+    let (overflow, trap) = match fixture.runner.kind() {
+        WorkloadKind::Wasm => (Exit::StackOverflow {}, Exit::Trapped { trap: "unreachable".to_owned() }),
+        WorkloadKind::Docker => (signalled("SIGSEGV"), signalled("SIGILL")),
+    };
     let bad = [
         (Behaviour::Spin, Exit::OutOfCpu {}),
         (Behaviour::EatMemory, Exit::OutOfMemory {}),
         (Behaviour::FloodOutput, Exit::TooMuchOutput { what: "output".to_owned() }),
         (Behaviour::FloodRecords, Exit::TooMuchOutput { what: "records".to_owned() }),
         (Behaviour::FloodArtifacts, Exit::TooMuchOutput { what: "artifacts".to_owned() }),
-        (Behaviour::Recurse, Exit::StackOverflow {}),
-        (Behaviour::Trap, Exit::Trapped { trap: "unreachable".to_owned() }),
+        (Behaviour::Recurse, overflow),
+        (Behaviour::Trap, trap),
     ];
     let mut behaviours: Vec<Behaviour> = bad.iter().map(|(behaviour, _)| *behaviour).collect();
     behaviours.extend([Behaviour::Print, Behaviour::Record, Behaviour::Succeed]);

@@ -1,0 +1,129 @@
+//! What a container is while it runs, and what is said of it.
+
+use std::time::Duration;
+
+use iptl_dag::model::{Container, Exit};
+use iptl_runner::contract::{Lab, instance};
+use iptl_runner::{ExecError, ExecInput, ExecOrder, ExecOutput, OutputStream, Runner};
+
+use crate::engine;
+use crate::support::{PROGRAM, docker, until, wrote};
+
+#[tokio::test]
+async fn container_has_no_more_than_is_written() {
+    let bench = engine!();
+    let mut lab = Lab::prepare(&bench.runner, bench.cell(&Container::usual(), &[&["ignore-term"]])).await;
+    lab.control.start().await;
+    until(&mut lab, "it runs", wrote(0, "ignoring")).await;
+    let id = bench.containers().remove(0);
+    let found: serde_json::Value = serde_json::from_str(&docker(&["inspect", &id])).unwrap();
+    let (host, config) = (&found[0]["HostConfig"], &found[0]["Config"]);
+    assert_eq!(host["NetworkMode"], "none");
+    assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
+    assert_eq!(host["CapAdd"], serde_json::Value::Null);
+    assert_eq!(host["SecurityOpt"], serde_json::json!(["no-new-privileges:true"]));
+    assert_eq!((&host["Privileged"], &host["ReadonlyRootfs"]), (&false.into(), &true.into()));
+    assert_eq!((&host["Memory"], &host["MemorySwap"]), (&(32 << 20).into(), &(32 << 20).into()));
+    assert_eq!(host["PidsLimit"], 257);
+    assert_eq!(config["User"], "65534:65534");
+    for mount in found[0]["Mounts"].as_array().unwrap() {
+        let destination = mount["Destination"].as_str().unwrap();
+        assert!(destination.starts_with("/.iptl/") && mount["RW"] == false, "{mount}");
+    }
+    let labels = &config["Labels"];
+    assert_eq!((&labels["iptl.lab"], &labels["iptl.group"]), (&"lab".into(), &"g".into()));
+    assert_eq!((&labels["iptl.instance"], &labels["iptl.epoch"]), (&"0".into(), &"1".into()));
+    assert!(labels["iptl.execution"].is_string());
+    lab.control.stop("seen".to_owned()).await;
+    lab.finish().await;
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn samples_come_each_second() {
+    let bench = engine!();
+    let mut cell = bench.cell(&Container::usual(), &[&["spin"]]);
+    cell.instances[0].limits.wall_ms = 3_500;
+    let outcome = bench.run(cell).await;
+    let path = outcome.ended[&instance(0)].left.samples.clone().unwrap();
+    let text = std::fs::read_to_string(path).unwrap();
+    let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!((3..=8).contains(&rows.len()), "{text}");
+    let cpu: Vec<u64> = rows.iter().map(|row| row["cpu_us"].as_u64().unwrap()).collect();
+    assert!(cpu.is_sorted() && cpu[cpu.len() - 1] > 500_000, "{cpu:?}");
+    assert!(rows.iter().all(|row| row["memory"].as_u64().unwrap() > 0), "{text}");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn command_runs_in_an_instance_where_the_plan_allows() {
+    let bench = engine!();
+    let open = Container { exec: true, ..Container::usual() };
+    let mut cell = bench.cell(&open, &[&["ignore-term"], &["ignore-term"]]);
+    cell.instances[1].container = Some(crate::support::plain(Container::usual()));
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    let order = |index, command: &[&str]| ExecOrder {
+        id: instance(index),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        terminal: None,
+    };
+    let early = lab.control.exec(order(0, &[PROGRAM, "print"])).await.unwrap_err();
+    assert_eq!(early, ExecError::NotRunning(instance(0)));
+    lab.control.start().await;
+    until(&mut lab, "both run", |o| wrote(0, "ignoring")(o) && wrote(1, "ignoring")(o)).await;
+    let mut stream = lab.control.exec(order(0, &[PROGRAM, "print"])).await.unwrap();
+    stream.input.send(ExecInput::End).await.unwrap();
+    let (mut out, mut err, mut status) = (Vec::new(), Vec::new(), None);
+    while let Some(said) = stream.output.recv().await {
+        match said {
+            ExecOutput::Bytes(OutputStream::Out, bytes) => out.extend(bytes),
+            ExecOutput::Bytes(OutputStream::Err, bytes) => err.extend(bytes),
+            ExecOutput::Ended(code) => status = Some(code),
+        }
+    }
+    assert_eq!((&out[..], &err[..], status), (&b"one\ntwo\nfour"[..], &b"three\n"[..], Some(0)));
+    let closed = lab.control.exec(order(1, &[PROGRAM, "print"])).await.unwrap_err();
+    assert!(matches!(closed, ExecError::Failed { .. }), "{closed}");
+    let mut stream = lab.control.exec(order(0, &["/missing"])).await.unwrap();
+    let mut last = None;
+    while let Some(said) = stream.output.recv().await {
+        last = Some(said);
+    }
+    assert!(matches!(last, Some(ExecOutput::Ended(126 | 127))), "{last:?}");
+    lab.control.stop("seen".to_owned()).await;
+    lab.finish().await;
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn container_that_is_ended_from_outside_is_told_so() {
+    let bench = engine!();
+    let mut lab =
+        Lab::prepare(&bench.runner, bench.cell(&Container::usual(), &[&["ignore-term"], &["ignore-term"]])).await;
+    lab.control.start().await;
+    until(&mut lab, "both run", |o| wrote(0, "ignoring")(o) && wrote(1, "ignoring")(o)).await;
+    for id in bench.containers() {
+        if docker(&["inspect", "--format", "{{index .Config.Labels \"iptl.instance\"}}", &id]) == "0" {
+            docker(&["kill", &id]);
+        } else {
+            docker(&["rm", "--force", &id]);
+        }
+    }
+    let outcome = lab.finish().await;
+    for index in 0..2 {
+        let Exit::WorkerDied { reason } = outcome.exit(index) else { panic!("{:?}", outcome.exit(index)) };
+        assert!(reason.starts_with("its container"), "{reason}");
+        assert!(outcome.ended[&instance(index)].started_ms > 0);
+    }
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn preparation_that_is_given_up_leaves_nothing() {
+    let bench = engine!();
+    let args = vec![&["park"][..]; 12];
+    let cell = bench.cell(&Container::usual(), &args);
+    let given_up = tokio::time::timeout(Duration::from_millis(700), bench.runner.prepare(cell)).await;
+    drop(given_up);
+    bench.close().await;
+}

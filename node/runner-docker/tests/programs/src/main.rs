@@ -1,0 +1,179 @@
+//! Behaves as its first argument says: as the contract of runners asks, or worse.
+
+mod hostile;
+mod sync;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let Some(behaviour) = args.first() else { return ExitCode::from(64) };
+    match behaviour.as_str() {
+        "succeed" => {}
+        "fail" => return ExitCode::from(3),
+        "print" => print(),
+        "environment" => environment(&args),
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
+        "park" => park(),
+        "eat-memory" => eat_memory(),
+        "flood-output" => loop {
+            println!("{}", "x".repeat(99));
+        },
+        "flood-records" => loop {
+            println!("{}", r#"{"ts":1,"event":{"stage_start_event":{"name":"again","group":"g"}}}"#);
+        },
+        "flood-artifacts" => return flood_artifacts(),
+        "recurse" => println!("{}", recurse(1)),
+        "trap" => trap(),
+        "barrier" => {
+            let mut lab = sync::Sync::connect();
+            lab.signal_and_wait("ready", number("IPTL_TOTAL"));
+            println!("open");
+        }
+        "gossip" => {
+            let mut lab = sync::Sync::connect();
+            lab.publish("t", &std::env::var("IPTL_INDEX").unwrap());
+            for message in lab.subscribe("t", number("IPTL_TOTAL")) {
+                println!("{message}");
+            }
+        }
+        "record" => record(),
+        "say" => say(&args[1..]),
+        "bytes" => bytes(args[1].parse().unwrap()),
+        "steps" => steps(&args[1]),
+        "well-until" => return well_until(&args[1]),
+        "catch-term" => hostile::catch_term(),
+        "kill-self" => hostile::kill_self(args[1].parse().unwrap()),
+        "ignore-term" => hostile::ignore_term(),
+        "fork-bomb" => hostile::fork_bomb(),
+        "open-files" => hostile::open_files(),
+        "fill-disk" => return hostile::fill_disk(&args[1]),
+        "zombies" => hostile::zombies(args[1].parse().unwrap()),
+        "links" => hostile::links(),
+        "orphan" => hostile::orphan(),
+        "look-around" => hostile::look_around(),
+        "attack-init" => hostile::attack_init(),
+        other => panic!("no behaviour {other}"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn number(name: &str) -> u64 {
+    std::env::var(name).unwrap().parse().unwrap()
+}
+
+fn print() {
+    println!("one");
+    println!("two");
+    eprintln!("three");
+    print!("four");
+    std::io::stdout().flush().unwrap();
+}
+
+fn environment(args: &[String]) {
+    for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with("IPTL_")) {
+        println!("{name}={value}");
+    }
+    for arg in args {
+        println!("{arg}");
+    }
+}
+
+fn park() {
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+fn eat_memory() {
+    let mut eaten = Vec::new();
+    loop {
+        // Written to, so that it is there.
+        eaten.push(vec![1u8; 1 << 20]);
+        std::hint::black_box(&eaten);
+    }
+}
+
+fn flood_artifacts() -> ExitCode {
+    let mut file = std::fs::File::create(outputs("flood")).unwrap();
+    loop {
+        if file.write_all(&[b'x'; 4096]).is_err() {
+            // There is no room; the lab sees that too.
+            park();
+        }
+    }
+}
+
+fn outputs(name: &str) -> String {
+    format!("{}/{name}", std::env::var("TEST_OUTPUTS_PATH").unwrap())
+}
+
+#[expect(unconditional_recursion, reason = "that is what it is for")]
+fn recurse(n: u64) -> u64 {
+    let frame = [n; 512];
+    recurse(std::hint::black_box(frame)[7] + 1) + frame[3]
+}
+
+fn trap() {
+    // SAFETY: it does nothing but stop the program.
+    unsafe { std::arch::asm!("ud2") };
+}
+
+fn record() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
+    let event = format!("{{\"ts\":{now},\"event\":{{\"iptl_event\":{{\"name\":\"hello\",\"data\":{{\"a\":1}}}}}}}}\n");
+    std::fs::write(outputs("run.out"), event).unwrap();
+    let metric =
+        format!("{{\"ts\":{now},\"type\":\"point\",\"name\":\"m\",\"unit\":\"ms\",\"measures\":{{\"value\":1.5}}}}\n");
+    std::fs::write(outputs("results.out"), metric).unwrap();
+    std::fs::create_dir(outputs("dir")).unwrap();
+    std::fs::write(outputs("dir/file"), "abc").unwrap();
+}
+
+/// Writes lines.
+fn say(lines: &[String]) {
+    for line in lines {
+        println!("{line}");
+    }
+}
+
+/// Writes so many bytes in lines of a hundred.
+fn bytes(count: usize) {
+    let chunk = format!("{}\n", "x".repeat(99)).repeat(600);
+    let mut out = std::io::stdout().lock();
+    let mut left = count;
+    while left > 0 {
+        let size = left.min(chunk.len());
+        out.write_all(&chunk.as_bytes()[..size]).unwrap();
+        left -= size;
+    }
+}
+
+/// Says a number each time that a byte comes through a pipe that was mounted; ends with the pipe.
+fn steps(path: &str) {
+    let mut done = 0;
+    loop {
+        let asked: u64 = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        while done < asked {
+            done += 1;
+            println!("step {done}");
+        }
+        if asked >= 100 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The look of a health check: well until a file is there.
+fn well_until(path: &str) -> ExitCode {
+    if std::fs::exists(path).unwrap_or(false) {
+        println!("it is tired");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
