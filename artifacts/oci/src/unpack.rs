@@ -201,8 +201,7 @@ impl Tree {
         if self.is_root {
             rustix::fs::fchown(&file, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
         }
-        // After the owner, whose change takes special bits away.
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(meta.mode))?;
+        // After the owner, whose change takes capabilities away; before the mode, which may forbid to write.
         for (name, value) in &meta.xattrs {
             let ours = name.starts_with(b"user.") || (self.is_root && name == b"security.capability");
             let set = |()| rustix::fs::fsetxattr(&file, name.as_slice(), value, XattrFlags::empty());
@@ -214,6 +213,8 @@ impl Tree {
                 Some(Err(error)) => return Err(error.into()),
             }
         }
+        // After the owner, whose change takes special bits away.
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(meta.mode))?;
         rustix::fs::futimens(&file, &times(meta.mtime))?;
         Ok(())
     }

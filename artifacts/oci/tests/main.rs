@@ -7,6 +7,7 @@ mod dedup;
 mod hostile;
 mod limits;
 mod make;
+mod mutations;
 mod rebuild;
 mod round_trip;
 mod sources;
