@@ -432,8 +432,8 @@ impl World {
         let mut groups = (0..draws.between(1, 3))
             .map(|g| (format!("g{g}"), group(draws.between(1, 6) as u32)))
             .collect::<BTreeMap<_, _>>();
-        // One run in three has containers, alone or beside components.
-        if draws.chance(333_333) {
+        // Half of the runs have containers, alone or beside components.
+        if draws.chance(500_000) {
             for group in groups.values_mut() {
                 if draws.chance(500_000) {
                     group.kind = WorkloadKind::Docker;
@@ -958,7 +958,7 @@ fn lablet_node(n: u8, draws: &mut Draws) -> LabletNode {
     let mut slots = BTreeMap::from([(WorkloadKind::Wasm, Slots::of(draws.between(2, 12) as u32))]);
     // Half of the lablets run containers too, some of them nothing else.
     if draws.chance(500_000) {
-        slots.insert(WorkloadKind::Docker, Slots::of(draws.between(1, 6) as u32));
+        slots.insert(WorkloadKind::Docker, Slots::of(draws.between(1, 3) as u32));
         if draws.chance(200_000) {
             slots.remove(&WorkloadKind::Wasm);
         }
