@@ -4,6 +4,7 @@
 
 mod build;
 mod dedup;
+mod golden;
 mod hostile;
 mod limits;
 mod make;

@@ -129,7 +129,7 @@ proptest! {
     #[test]
     fn changed_archive_is_refused_or_read(changes in changes(), packing in 0..3_usize) {
         let packing = [Packing::Plain, Packing::Gzip, Packing::Zstd][packing];
-        let mut archive = packed(&tar_of(&layout(&[TAR.clone()], packing)), packing);
+        let mut archive = packed(&tar_of(&layout(std::slice::from_ref(&*TAR), packing)), packing);
         apply(&mut archive, &changes);
         block_on(async {
             let _ = try_import(&MemStore::new(), &archive, ImportOptions::default()).await;

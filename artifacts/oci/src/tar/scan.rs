@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::header::{Extended, Header, is_zero, text};
 use super::{BLOCK, TarBlock, padding};
-use crate::limits::{Limits, MAX_COMPONENTS, MAX_ENTRIES, MAX_EXTENSION, MAX_NAME, MAX_PATH};
+use crate::limits::{Limits, MAX_COMPONENTS, MAX_EXTENSION, MAX_NAME, MAX_PATH};
 
 /// A path of a stranger, for people: cut, and without control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -406,7 +406,7 @@ impl Scanner {
                 let entry = self.entry(header)?;
                 self.entries += 1;
                 if self.entries > self.limits.entries {
-                    return Err(TarError::TooManyEntries { limit: self.limits.entries.min(MAX_ENTRIES) }.into());
+                    return Err(TarError::TooManyEntries { limit: self.limits.entries }.into());
                 }
                 let group = std::mem::take(&mut self.group);
                 self.state = match entry.size {
