@@ -1,12 +1,17 @@
 //! What is written for engines.
 
-use iptl_artifacts::MemStore;
+use std::sync::Arc;
+
+use iptl_artifacts::{BlobStore, MemStore};
 use iptl_artifacts_oci::{
-    Digest, ImportOptions, Limits, RebuildError, import_layout_dir, read_config, read_image, write_docker_archive,
+    Digest, ImportOptions, Limits, RebuildError, RootfsOptions, image_from_rootfs, import_archive, import_layout_dir,
+    import_stream, read_config, read_image, unpack, write_docker_archive,
 };
 use serde_json::Value;
 
-use crate::make::{Packing, Tar, blob_name, config, import, noise, rebuilt, tar_files, try_import, write_files};
+use crate::make::{
+    Packing, Tar, blob_name, config, docker_save, import, noise, rebuilt, tar_files, try_import, write_files,
+};
 
 fn layers() -> [Vec<u8>; 3] {
     let shared = Tar::new().file("shared", noise(1, 300_000)).end();
@@ -91,4 +96,25 @@ async fn what_is_no_image_is_refused() {
         let written = write_docker_archive(&store, &cid, None, &Limits::default(), &mut sink).await;
         assert!(matches!(written, Err(RebuildError::Read(_))), "{written:?}");
     }
+}
+
+#[tokio::test]
+async fn work_can_be_spawned() {
+    // Each future moves between threads, with a store that many share.
+    let store: Arc<dyn BlobStore> = Arc::new(MemStore::new());
+    let archive = docker_save(&layers(), &["x:1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, dest) = (dir.path().join("saved.tar"), dir.path().join("root"));
+    std::fs::write(&path, &archive).unwrap();
+    let work = tokio::spawn(async move {
+        let imported = import_archive(&*store, &path, ImportOptions::default()).await.unwrap();
+        let streamed = import_stream(&*store, archive.as_slice(), ImportOptions::default()).await.unwrap();
+        assert_eq!(imported.image, streamed.image);
+        let mut sink = tokio::io::sink();
+        write_docker_archive(&*store, &imported.image, None, &Limits::default(), &mut sink).await.unwrap();
+        unpack(&*store, &imported.image, &dest, &Limits::default()).await.unwrap();
+        let made = image_from_rootfs(&*store, &dest, RootfsOptions::default()).await.unwrap();
+        assert_ne!(made.image, imported.image);
+    });
+    work.await.unwrap();
 }
