@@ -8,6 +8,7 @@ mod golden;
 mod hostile;
 mod limits;
 mod make;
+mod messages;
 mod mutations;
 mod rebuild;
 mod round_trip;
