@@ -51,7 +51,7 @@ pub(crate) enum Member {
     /// Its container holds it, or runs.
     Ready(Box<Instance>),
     /// It has no container; this is how it ended.
-    Ended { id: InstanceId, dir: InstanceDir, ended: Ended },
+    Ended { id: InstanceId, dir: InstanceDir, ended: Box<Ended> },
 }
 
 impl Cell {
@@ -90,7 +90,7 @@ pub(crate) async fn follow(events: mpsc::Sender<CellEvent>, members: Vec<Member>
                     if let Err(e) = dir.set_ended(&ended) {
                         tracing::debug!(error = %e, instance = %id, "an end will be forgotten by a restart");
                     }
-                    let _ = events.send(CellEvent::Ended { id, ended }).await;
+                    let _ = events.send(CellEvent::Ended { id, ended: *ended }).await;
                 });
             }
         }
@@ -104,15 +104,15 @@ pub(crate) async fn follow(events: mpsc::Sender<CellEvent>, members: Vec<Member>
 }
 
 /// Returns the end of an instance that never ran.
-pub(crate) fn not_started(reason: String) -> Ended {
-    Ended {
+pub(crate) fn not_started(reason: String) -> Box<Ended> {
+    Box::new(Ended {
         exit: Exit::NotStarted { reason },
         usage: Usage::default(),
         started_ms: 0,
         ended_ms: wall_ms(),
         left: iptl_runner::files::LeftFiles::default(),
         limits_met: Vec::new(),
-    }
+    })
 }
 
 /// Controls a cell.

@@ -495,7 +495,7 @@ impl Inner {
     ) -> Member {
         let (id, dir) = (seat.spec.id.clone(), seat.dir.clone());
         if let Some(ended) = dir.ended() {
-            return Member::Ended { id, dir, ended };
+            return Member::Ended { id, dir, ended: Box::new(ended) };
         }
         let index = id.index.to_string();
         let is_it = |labels: &HashMap<String, String>| {
@@ -504,14 +504,14 @@ impl Inner {
         let gone = |reason: &str| Member::Ended {
             id: id.clone(),
             dir: dir.clone(),
-            ended: Ended {
+            ended: Box::new(Ended {
                 exit: Exit::WorkerDied { reason: reason.to_owned() },
                 usage: Usage::default(),
                 started_ms: started.unwrap_or(0),
                 ended_ms: wall_ms(),
                 left: cell.files.left(&id),
                 limits_met: Vec::new(),
-            },
+            }),
         };
         let Some(container) = found.iter().find(|c| is_it(&c.labels)) else {
             return gone("its container was removed while the lablet was away");
