@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use iptl_dag::model::{Container, Exit};
+use iptl_dag::model::{Container, Exit, Health};
 use iptl_runner::contract::{Lab, instance};
 use iptl_runner::{ExecError, ExecInput, ExecOrder, ExecOutput, OutputStream, Runner};
 
 use crate::engine;
-use crate::support::{PROGRAM, docker, until, wrote};
+use crate::support::{PROGRAM, docker, plain, until, wrote};
 
 #[tokio::test]
 async fn container_has_no_more_than_is_written() {
@@ -60,7 +60,7 @@ async fn command_runs_in_an_instance_where_the_plan_allows() {
     let bench = engine!();
     let open = Container { exec: true, ..Container::usual() };
     let mut cell = bench.cell(&open, &[&["ignore-term"], &["ignore-term"]]);
-    cell.instances[1].container = Some(crate::support::plain(Container::usual()));
+    cell.instances[1].container = Some(plain(Container::usual()));
     let mut lab = Lab::prepare(&bench.runner, cell).await;
     let order = |index, command: &[&str]| ExecOrder {
         id: instance(index),
@@ -125,5 +125,34 @@ async fn preparation_that_is_given_up_leaves_nothing() {
     let cell = bench.cell(&Container::usual(), &args);
     let given_up = tokio::time::timeout(Duration::from_millis(700), bench.runner.prepare(cell)).await;
     drop(given_up);
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn settings_of_the_plan_are_seen_inside() {
+    let bench = engine!();
+    let dir = bench.dir.path().join("given");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("tired"), "x").unwrap();
+    let mut cell = bench.cell(&Container::usual(), &[&["environment", "an argument"], &["park"], &["park"]]);
+    let health = |file: &str| Health {
+        command: vec![PROGRAM.to_owned(), "well-until".to_owned(), file.to_owned()],
+        interval_ms: 200,
+        timeout_ms: 5_000,
+        start_ms: 0,
+        retries: 2,
+    };
+    // One whose check fails since a file of the plan is there, and one that is well until its time is over.
+    for (index, file) in [(1, "/given/tired"), (2, "/given/awake")] {
+        let settings = Container { health: Some(health(file)), ..Container::usual() };
+        let mut container = plain(settings);
+        container.files.insert("/given".to_owned(), dir.clone());
+        cell.instances[index].container = Some(container);
+    }
+    cell.instances[2].limits.wall_ms = 2_500;
+    let outcome = bench.run(cell).await;
+    assert!(outcome.lines(0, OutputStream::Out).contains(&"an argument".to_owned()));
+    assert_eq!(outcome.exit(1), &Exit::Unwell { reason: "it is tired".to_owned() });
+    assert_eq!(outcome.exit(2), &Exit::OutOfTime {});
     bench.close().await;
 }

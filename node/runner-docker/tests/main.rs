@@ -5,9 +5,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod bad_input;
 mod contract;
+mod engine_restart;
 mod hostile;
-mod images;
 mod life;
 mod support;
 mod take_over;

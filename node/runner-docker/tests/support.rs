@@ -29,8 +29,12 @@ impl Bench {
     }
 
     pub(crate) async fn with(limits: OwnerLimits) -> Option<Bench> {
+        Bench::at(limits, None).await
+    }
+
+    pub(crate) async fn at(limits: OwnerLimits, socket: Option<PathBuf>) -> Option<Bench> {
         let dir = tempfile::tempdir().unwrap();
-        match DockerRunner::connect(config(dir.path(), limits)).await {
+        match DockerRunner::connect(DockerConfig { socket, ..config(dir.path(), limits) }).await {
             Ok(runner) => Some(Bench { runner, dir }),
             Err(e) => {
                 let required = std::env::var_os("CI").is_some()

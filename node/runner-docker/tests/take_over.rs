@@ -11,7 +11,7 @@ use crate::engine;
 use crate::support::{Bench, plain, until, wrote};
 
 /// A cell whose first instance makes as many steps as a file says that the plan mounted.
-fn cell(bench: &Bench) -> CellSpec {
+pub(crate) fn steps(bench: &Bench) -> CellSpec {
     let given = bench.dir.path().join("given");
     std::fs::create_dir_all(&given).unwrap();
     ask(bench.dir.path(), 0);
@@ -22,7 +22,7 @@ fn cell(bench: &Bench) -> CellSpec {
     cell
 }
 
-fn ask(dir: &Path, steps: u64) {
+pub(crate) fn ask(dir: &Path, steps: u64) {
     let new = dir.join("given/new");
     std::fs::write(&new, steps.to_string()).unwrap();
     std::fs::rename(new, dir.join("given/steps")).unwrap();
@@ -36,7 +36,7 @@ fn abandon(lab: Lab) {
 #[tokio::test]
 async fn running_containers_are_found_again_and_nothing_is_run_twice() {
     let mut bench = engine!();
-    let spec = cell(&bench);
+    let spec = steps(&bench);
     // A runtime of its own, as the lablet's process would be: it ends with everything that it did.
     let first = std::thread::scope(|scope| {
         scope
@@ -82,9 +82,6 @@ async fn running_containers_are_found_again_and_nothing_is_run_twice() {
                     // The parked one goes on for ever.
                     adopted.control.start().await;
                 }
-                if line == "step 100" {
-                    tokio::task::yield_now().await;
-                }
                 outcome.output.push((id, stream, line));
             }
             CellEvent::Ended { id, ended } => {
@@ -101,9 +98,9 @@ async fn running_containers_are_found_again_and_nothing_is_run_twice() {
     assert_eq!(outcome.exit(2), &Exit::Stopped { reason: "enough".to_owned() });
     let log = std::fs::read_to_string(outcome.ended[&instance(0)].left.logs.as_ref().unwrap()).unwrap();
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let steps: Vec<String> = lines.iter().map(|line| line["line"].as_str().unwrap().to_owned()).collect();
+    let told: Vec<String> = lines.iter().map(|line| line["line"].as_str().unwrap().to_owned()).collect();
     let expected: Vec<String> = (1..=100).map(|n| format!("step {n}")).collect();
-    assert_eq!(steps, expected, "each step once, in order");
+    assert_eq!(told, expected, "each step once, in order");
     let times: Vec<u64> = lines.iter().map(|line| line["t"].as_u64().unwrap()).collect();
     assert!(times.is_sorted(), "{times:?}");
     assert_eq!(outcome.lines(0, OutputStream::Out).first().map(String::as_str), Some("step 4"));

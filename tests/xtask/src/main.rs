@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
 
 mod demo;
+mod engine;
 mod setup;
 mod shell;
 mod test;

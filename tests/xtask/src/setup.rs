@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::engine;
 use crate::shell::Shell;
 
 /// Toolchain of the repository; `rust-toolchain.toml` says the same.
@@ -24,6 +25,7 @@ pub fn all(shell: &Shell) -> Result<()> {
     for_build(shell)?;
     for_checks(shell)?;
     for_witnesses(shell)?;
+    engine::ensure(shell)?;
     eprintln!("set-up: all is there");
     Ok(())
 }
@@ -31,12 +33,12 @@ pub fn all(shell: &Shell) -> Result<()> {
 /// Installs what building needs.
 pub fn for_build(shell: &Shell) -> Result<()> {
     compiler(shell)?;
-    target(shell, WASM, "plans are compiled to WASI 0.2 components")
+    target(shell, WASM, "plans are compiled to WASI 0.2 components")?;
+    target(shell, STATIC, "the first process of containers is a static program")
 }
 
 /// Installs what the programs under `tests/interop` need, which stand for those of other people.
 pub fn for_witnesses(shell: &Shell) -> Result<()> {
-    target(shell, STATIC, "programs for containers are static")?;
     if shell.ask(shell.command("npm").arg("--version")).is_none()
         || shell.ask(shell.command("node").arg("--version")).is_none()
     {
@@ -109,20 +111,23 @@ fn compiler(shell: &Shell) -> Result<()> {
     packages(shell, &["gcc", "libc6-dev"])
 }
 
+/// Returns what to put before a command that an administrator may run; none where this user is none, and may not
+/// become one without being asked.
+pub fn administrator(shell: &Shell) -> Option<&'static [&'static str]> {
+    if shell.ask(shell.command("id").arg("-u")).as_deref() == Some("0") {
+        return Some(&[]);
+    }
+    shell.ask(shell.command("sudo").args(["-n", "true"])).map(|_| &["sudo", "-n"] as &[_])
+}
+
 /// Installs system packages where that needs nobody; else says the one command that does it.
-fn packages(shell: &Shell, names: &[&str]) -> Result<()> {
+pub fn packages(shell: &Shell, names: &[&str]) -> Result<()> {
     let list = names.join(" ");
     let by_hand = format!("sudo apt-get update && sudo apt-get install -y {list}");
     if shell.ask(shell.command("apt-get").arg("--version")).is_none() {
         bail!("install {list} with the package manager of this system");
     }
-    let prefix: &[&str] = if shell.ask(shell.command("id").arg("-u")).as_deref() == Some("0") {
-        &[]
-    } else if shell.ask(shell.command("sudo").args(["-n", "true"])).is_some() {
-        &["sudo", "-n"]
-    } else {
-        bail!("this needs an administrator; run:  {by_hand}");
-    };
+    let Some(prefix) = administrator(shell) else { bail!("this needs an administrator; run:  {by_hand}") };
     for args in [vec!["apt-get", "update"], [vec!["apt-get", "install", "-y"], names.to_vec()].concat()] {
         let line = [prefix, &args].concat();
         let (program, args) = line.split_first().context("the line names apt-get")?;
@@ -145,6 +150,7 @@ fn sysroot(shell: &Shell) -> Result<PathBuf> {
     Ok(PathBuf::from(root))
 }
 
-fn say(what: &str, why: &str) {
+/// Announces that something is installed, and why.
+pub fn say(what: &str, why: &str) {
     eprintln!("set-up: installing {what}: {why}");
 }

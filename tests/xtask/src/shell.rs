@@ -7,7 +7,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// Code for the lab beside the plans.
-const GUESTS_OF_TESTS: [&str; 2] = ["node/runner-wasm/tests/guests", "tests/bench/guests"];
+const GUESTS_OF_TESTS: [&str; 4] = [
+    "node/runner-wasm/tests/guests",
+    "node/runner-docker/init",
+    "node/runner-docker/tests/programs",
+    "tests/bench/guests",
+];
 
 /// The repository, and how programs are run in it.
 pub struct Shell {

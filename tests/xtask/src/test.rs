@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::setup;
 use crate::shell::Shell;
 use crate::witness;
+use crate::{engine, setup};
 
 /// Budget of the whole on a cold machine with two cores.
 const WHOLE: Duration = Duration::from_secs(40 * 60);
@@ -22,6 +22,8 @@ const SUITES: &[(&str, u64)] = &[
     ("iptl_e2e", 600),
     // Compiles guests and runs thousands of instances.
     ("iptl_runner_wasm", 180),
+    // Real containers, some hundred of them.
+    ("iptl_runner_docker", 240),
     // Many seeds of whole labs.
     ("iptl_sim", 120),
     // A whole node with its swarm.
@@ -30,6 +32,9 @@ const SUITES: &[(&str, u64)] = &[
     // Stores of many thousand blocks, killed and opened again.
     ("iptl_artifacts_iroh", 120),
 ];
+
+/// Programs for containers, built by what uses them, each a workspace of its own.
+const STATIC_PROGRAMS: [&str; 2] = ["node/runner-docker/init", "node/runner-docker/tests/programs"];
 
 /// Which part of the checks.
 #[derive(clap::Args)]
@@ -45,6 +50,7 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     setup::for_build(shell)?;
     setup::for_checks(shell)?;
     setup::for_witnesses(shell)?;
+    let engine = engine_for_tests(shell)?;
     let mut tests = Tests::default();
     let mut report = Report { rows: vec![Row::new("setup", 300, started.elapsed(), true)], only: args.only.clone() };
     report.step("fmt", 30, || fmt(shell));
@@ -53,7 +59,7 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     report.step("witnesses", 300, || witness::build(shell));
     report.step("clippy", 600, || clippy(shell));
     report.step("build", 900, || build(shell));
-    report.step("test", 900, || test(shell, &mut tests));
+    report.step("test", 900, || test(shell, engine, &mut tests));
     report.step("doc", 240, || doc(shell));
     report.print(&tests, started.elapsed())
 }
@@ -109,7 +115,15 @@ pub fn build_plans(shell: &Shell) -> Result<()> {
 
 fn clippy(shell: &Shell) -> Result<()> {
     let args = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"];
-    shell.run(shell.cargo().args(args))
+    shell.run(shell.cargo().args(args))?;
+    for program in STATIC_PROGRAMS {
+        let args = ["clippy", "--release", "--locked", "--quiet", "--target", setup::STATIC, "--manifest-path"];
+        let mut cargo = shell.cargo();
+        cargo.args(args).arg(shell.root.join(program).join("Cargo.toml"));
+        cargo.arg("--target-dir").arg(shell.target.join("static")).args(["--", "-D", "warnings"]);
+        shell.run(&mut cargo)?;
+    }
+    Ok(())
 }
 
 /// Programs and tests in one build: the same flags and features as the tests after it, so nothing is compiled twice.
@@ -123,9 +137,25 @@ fn doc(shell: &Shell) -> Result<()> {
     shell.run(&mut cargo)
 }
 
-fn test(shell: &Shell, tests: &mut Tests) -> Result<()> {
+/// Returns whether there is a container engine; fails where none can be had and somebody counts on every test.
+fn engine_for_tests(shell: &Shell) -> Result<bool> {
+    match engine::ensure(shell) {
+        Ok(()) => Ok(true),
+        Err(error) if std::env::var_os("CI").is_some() => Err(error.context("tests of containers need an engine")),
+        Err(error) => {
+            eprintln!("tests of containers are skipped: {error:#}");
+            Ok(false)
+        }
+    }
+}
+
+fn test(shell: &Shell, engine: bool, tests: &mut Tests) -> Result<()> {
     let mut cargo = shell.cargo();
     cargo.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    if engine {
+        // Where there is one, a test that does not find it has failed.
+        cargo.env("IPTL_DOCKER", "required");
+    }
     let ok = shell.watch(&mut cargo, |line| tests.read(line))?;
     if !ok || tests.failed > 0 {
         bail!("{} tests failed", tests.failed);

@@ -1,12 +1,12 @@
 //! Images and settings that are not what they should be.
 
-use iptl_dag::model::{Container, Exit, Health};
+use iptl_dag::model::{Container, Exit};
 use iptl_runner::contract::instance;
-use iptl_runner::{Artifact, OutputStream, PrepareError, Runner};
+use iptl_runner::{Artifact, PrepareError, Runner};
 use iptl_runner_docker::{DockerConfig, DockerRunner};
 
 use crate::engine;
-use crate::support::{Bench, PROGRAM, artifact, plain, save, tar};
+use crate::support::{Bench, artifact, plain, save, tar};
 
 async fn refused(bench: &Bench, artifact: Artifact) -> PrepareError {
     let mut cell = bench.cell(&Container::usual(), &[&["succeed"]]);
@@ -115,35 +115,6 @@ async fn wish_beyond_what_the_owner_allows_is_not_started_and_no_other_instance_
     }
     let last = u32::try_from(rows.len()).unwrap();
     assert_eq!(outcome.exit(last), &Exit::Exited { code: 0 });
-    bench.close().await;
-}
-
-#[tokio::test]
-async fn settings_of_the_plan_are_seen_inside() {
-    let bench = engine!();
-    let dir = bench.dir.path().join("given");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("tired"), "x").unwrap();
-    let mut cell = bench.cell(&Container::usual(), &[&["environment", "an argument"], &["park"], &["park"]]);
-    let health = |file: &str| Health {
-        command: vec![PROGRAM.to_owned(), "well-until".to_owned(), file.to_owned()],
-        interval_ms: 200,
-        timeout_ms: 5_000,
-        start_ms: 0,
-        retries: 2,
-    };
-    // One whose check fails since a file of the plan is there, and one that is well until its time is over.
-    for (index, file) in [(1, "/given/tired"), (2, "/given/awake")] {
-        let settings = Container { health: Some(health(file)), ..Container::usual() };
-        let mut container = plain(settings);
-        container.files.insert("/given".to_owned(), dir.clone());
-        cell.instances[index].container = Some(container);
-    }
-    cell.instances[2].limits.wall_ms = 2_500;
-    let outcome = bench.run(cell).await;
-    assert!(outcome.lines(0, OutputStream::Out).contains(&"an argument".to_owned()));
-    assert_eq!(outcome.exit(1), &Exit::Unwell { reason: "it is tired".to_owned() });
-    assert_eq!(outcome.exit(2), &Exit::OutOfTime {});
     bench.close().await;
 }
 
