@@ -71,8 +71,11 @@ impl Engine {
     }
 
     fn again(&mut self) {
-        // A killed one leaves its number behind.
-        let _ = std::fs::remove_file(self.dir.path().join("pid"));
+        // A killed one leaves its number behind, and that of its containerd, which died with it; where nobody asks
+        // after the dead, a number looks alive.
+        for left in ["pid", "exec/containerd/containerd.pid"] {
+            let _ = std::fs::remove_file(self.dir.path().join(left));
+        }
         self.process = Engine::spawn(self.dir.path(), self.live_restore).unwrap();
         self.answers();
     }

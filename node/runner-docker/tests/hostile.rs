@@ -39,7 +39,11 @@ async fn memory_hog_is_seen_as_what_it_is() {
 async fn fork_bomb_stays_in_its_container() {
     let bench = engine!();
     let settings = Container { pids: 32, ..Container::usual() };
-    let outcome = beside(&bench, &settings, &["fork-bomb"], |limits| limits.cpu_ms = 1_500).await;
+    let outcome = beside(&bench, &settings, &["fork-bomb"], |limits| {
+        limits.cpu_ms = 1_500;
+        limits.memory_bytes = 256 << 20;
+    })
+    .await;
     assert_eq!(outcome.exit(0), &Exit::OutOfCpu {});
     assert_eq!(met(&outcome), ["processes"]);
     bench.close().await;
