@@ -10,6 +10,7 @@ use iptl_runner::files::CellFiles;
 use iptl_runner::{CellControl, CellEvent, CellInput, CellSpec, Ended, ExecError, ExecOrder, ExecStream};
 use iptl_testground::SyncServer;
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
 
 use crate::engine::Engine;
 use crate::exec;
@@ -27,6 +28,8 @@ pub(crate) struct Cell {
     pub(crate) dir: CellDir,
     /// Start by the clocks of this process and of people.
     pub(crate) start: OnceLock<(Instant, u64)>,
+    /// What the engine was asked to make: it does so whether or not anybody waits for it.
+    pub(crate) making: TaskTracker,
 }
 
 /// Where a cell stands.

@@ -47,6 +47,7 @@ pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) ->
     let (input, mut inputs) = mpsc::channel(QUEUE);
     let (output, outputs) = mpsc::channel(QUEUE);
     let (engine, name) = (docker.clone(), id.clone());
+    let terminal = order.terminal.is_some();
     let writing = tokio::spawn(async move {
         while let Some(input) = inputs.recv().await {
             match input {
@@ -63,7 +64,12 @@ pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) ->
                 }
             }
         }
-        // Nobody is at the terminal any more: the command sees that it is gone.
+        // Nobody is at the terminal any more. The engine would let the command wait for ever, so it gets what a person
+        // would type to leave: an interrupt, and the end of input.
+        if terminal {
+            let _ = to.write_all(b"\x03\x04").await;
+            let _ = to.flush().await;
+        }
         let _ = to.shutdown().await;
     });
     tokio::spawn(async move {
@@ -74,7 +80,9 @@ pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) ->
                 LogOutput::StdIn { .. } => continue,
             };
             if output.send(ExecOutput::Bytes(stream, message.to_vec())).await.is_err() {
-                break;
+                // Nobody listens any more, and so nobody types: the writer has the last word.
+                let _ = writing.await;
+                return;
             }
         }
         writing.abort();

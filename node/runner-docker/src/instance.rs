@@ -87,7 +87,7 @@ pub(crate) enum Failure {
 
 /// Makes the container, starts it, and waits until its init holds the workload.
 ///
-/// Dropped half-way it may leave a container under its name, which the caller removes.
+/// Dropped half-way it may leave a container, which the caller removes once nothing is being made any more.
 pub(crate) async fn set_up(
     cell: &Cell,
     name: &str,
@@ -101,8 +101,14 @@ pub(crate) async fn set_up(
         true => Failure::Engine(io::Error::other(engine::said(&e))),
         false => Failure::NotStarted(format!("the container engine refuses it: {}", engine::said(&e))),
     };
-    let id = cell.engine.create(name, &wanted.body).await.map_err(failed)?;
-    cell.engine.start(&id).await.map_err(failed)?;
+    let (engine, name, body) = (cell.engine.clone(), name.to_owned(), wanted.body.clone());
+    let making = async move {
+        let id = engine.create(&name, &body).await?;
+        engine.start(&id).await.map(|()| id)
+    };
+    // Not dropped with this: the engine would go on, and nobody would know when it is done.
+    let made = cell.making.spawn(making).await.map_err(|e| Failure::Engine(io::Error::other(e)))?;
+    let id = made.map_err(failed)?;
     let greeted = tokio::time::timeout(CONNECT, door.accept([0; 16])).await;
     let (mut link, greeting) = match greeted {
         Ok(greeted) => greeted.map_err(io("its init cannot be heard"))?,

@@ -4,7 +4,7 @@
 //! in the folder `init/`, which the build embeds: it holds the workload until the cell is started, reaps, says what is
 //! used, and speaks with the lablet over a socket that is mounted into the container. Output goes from the workload
 //! into pipes whose other ends are here, so the engine is asked for nothing while an instance runs, and may be
-//! restarted. The page `docs/decisions/0009-container-init.md` says why.
+//! restarted. The page `docs/decisions/0008-container-init.md` says why.
 //!
 //! [`config`] is what an owner decides and why an engine cannot be used; [`engine`] asks the engine for things;
 //! [`archive`] reads the files that images come as; [`settings`] makes the container that a plan asks for within what

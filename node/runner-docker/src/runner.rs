@@ -17,6 +17,7 @@ use iptl_runner::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::capacity;
 use crate::cell::{Cell, Control, EVENT_QUEUE, Handle, Member, Phase, follow, not_started, stop, wall_ms};
@@ -55,6 +56,8 @@ struct State {
     memory: u64,
     /// Cells of this life, by the key of their containers.
     cells: BTreeMap<String, watch::Sender<Phase>>,
+    /// Keys of cells that are being made ready.
+    preparing: BTreeSet<String>,
 }
 
 impl DockerRunner {
@@ -232,20 +235,46 @@ impl Drop for Reservation {
     }
 }
 
-/// Removes the containers of a cell that was given up half-way.
+/// Removes the containers of a cell that was given up half-way. Until then they are nobody else's to remove.
 struct GiveUp {
     inner: Arc<Inner>,
     key: String,
     armed: bool,
+    /// What the engine is still making.
+    making: TaskTracker,
+    /// Where it is done: whoever drops this may stand outside of it.
+    runtime: tokio::runtime::Handle,
+    /// The runner's shutdown waits for it.
+    _tracked: TaskTrackerToken,
+}
+
+impl GiveUp {
+    fn new(inner: &Arc<Inner>, key: &str, making: TaskTracker) -> GiveUp {
+        inner.state().preparing.insert(key.to_owned());
+        GiveUp {
+            inner: Arc::clone(inner),
+            key: key.to_owned(),
+            armed: true,
+            making,
+            runtime: tokio::runtime::Handle::current(),
+            _tracked: inner.tasks.token(),
+        }
+    }
 }
 
 impl Drop for GiveUp {
     fn drop(&mut self) {
+        self.inner.state().preparing.remove(&self.key);
         if !self.armed {
             return;
         }
-        let (inner, key) = (Arc::clone(&self.inner), self.key.clone());
-        self.inner.tasks.spawn(async move { inner.clear(&key).await });
+        let (inner, key, making) = (Arc::clone(&self.inner), self.key.clone(), self.making.clone());
+        let clear = async move {
+            making.close();
+            making.wait().await;
+            inner.clear(&key).await;
+        };
+        self.inner.tasks.spawn_on(clear, &self.runtime);
     }
 }
 
@@ -342,8 +371,9 @@ impl Runner for DockerRunner {
         let images = inner.images(&spec).await?;
         let key = inner.store.key(&spec.origin);
         let dir = inner.store.cell(&key);
+        let making = TaskTracker::new();
+        let mut give_up = GiveUp::new(inner, &key, making.clone());
         dir.make().map_err(|source| PrepareError::Io { what: "the directory of a cell".to_owned(), source })?;
-        let mut give_up = GiveUp { inner: Arc::clone(inner), key: key.clone(), armed: true };
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let cell = Arc::new(Cell {
             engine: inner.engine.clone(),
@@ -351,6 +381,7 @@ impl Runner for DockerRunner {
             spec,
             dir: dir.clone(),
             start: OnceLock::new(),
+            making,
         });
         let seats = seats(&cell.spec, &dir)?;
         let one = |seat: Seat<'_>| {
@@ -407,8 +438,9 @@ impl Runner for DockerRunner {
             }
         }
         drop(setting_up);
+        let prepared = inner.launch(key, cell, members, Phase::Held, (events, receiver), reservation);
         give_up.armed = false;
-        Ok(inner.launch(key, cell, members, Phase::Held, (events, receiver), reservation))
+        Ok(prepared)
     }
 
     async fn adopt(&self, spec: CellSpec) -> Result<Option<PreparedCell>, PrepareError> {
@@ -432,6 +464,7 @@ impl Runner for DockerRunner {
             spec,
             dir: dir.clone(),
             start: OnceLock::new(),
+            making: TaskTracker::new(),
         });
         if let Some(wall) = started {
             cell.started_at(wall);
@@ -446,7 +479,10 @@ impl Runner for DockerRunner {
     async fn reap(&self, keep: &BTreeSet<Origin>) {
         let inner = &self.inner;
         let mut kept: BTreeSet<String> = keep.iter().map(|origin| inner.store.key(origin)).collect();
-        kept.extend(inner.state().cells.keys().cloned());
+        {
+            let state = inner.state();
+            kept.extend(state.cells.keys().chain(&state.preparing).cloned());
+        }
         let labels = BTreeMap::from([("iptl.lablet", inner.store.id().to_owned())]);
         match inner.engine.list(&labels).await {
             Ok(found) => {

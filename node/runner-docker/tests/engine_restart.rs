@@ -86,6 +86,9 @@ impl Drop for Engine {
         let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.process.wait();
+        // One that was killed leaves its data mounted on itself, once for each time.
+        let data = self.dir.path().join("data");
+        while Command::new("umount").arg(&data).stderr(Stdio::null()).status().is_ok_and(|s| s.success()) {}
     }
 }
 

@@ -96,6 +96,38 @@ async fn command_runs_in_an_instance_where_the_plan_allows() {
 }
 
 #[tokio::test]
+async fn command_at_a_terminal_ends_with_who_sat_there() {
+    let bench = engine!();
+    let open = Container { exec: true, ..Container::usual() };
+    let mut lab = Lab::prepare(&bench.runner, bench.cell(&open, &[&["ignore-term"]])).await;
+    lab.control.start().await;
+    until(&mut lab, "it runs", wrote(0, "ignoring")).await;
+    let command = [PROGRAM, "copy"].map(str::to_owned).to_vec();
+    let order = ExecOrder { id: instance(0), command, terminal: Some((80, 24)) };
+    let mut stream = lab.control.exec(order).await.unwrap();
+    stream.input.send(ExecInput::Bytes(b"hello\n".to_vec())).await.unwrap();
+    let mut said = Vec::new();
+    // What is typed, and what the program says.
+    while said.windows(5).filter(|five| five == b"hello").count() < 2 {
+        let Some(ExecOutput::Bytes(OutputStream::Out, bytes)) = stream.output.recv().await else { panic!("{said:?}") };
+        said.extend(bytes);
+    }
+    stream.input.send(ExecInput::Resize(100, 30)).await.unwrap();
+    let id = bench.containers().remove(0);
+    let programs = || docker(&["top", &id, "-o", "pid,args"]).lines().filter(|line| line.contains("copy")).count();
+    assert_eq!(programs(), 1);
+    drop(stream);
+    let began = std::time::Instant::now();
+    while programs() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(10), "the command goes on without anybody");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    lab.control.stop("seen".to_owned()).await;
+    lab.finish().await;
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn container_that_is_ended_from_outside_is_told_so() {
     let bench = engine!();
     let mut lab =

@@ -10,6 +10,7 @@ mod contract;
 mod engine_restart;
 mod hostile;
 mod life;
+mod measures;
 mod support;
 mod take_over;
 

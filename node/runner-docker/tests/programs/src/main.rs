@@ -43,6 +43,9 @@ fn main() -> ExitCode {
         }
         "record" => record(),
         "say" => say(&args[1..]),
+        "copy" => {
+            std::io::copy(&mut std::io::stdin(), &mut std::io::stdout()).unwrap();
+        }
         "bytes" => bytes(args[1].parse().unwrap()),
         "steps" => steps(&args[1]),
         "well-until" => return well_until(&args[1]),
