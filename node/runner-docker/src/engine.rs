@@ -41,6 +41,7 @@ pub(crate) struct Engine {
     docker: Docker,
     version: String,
     architecture: String,
+    own_groups: bool,
 }
 
 /// An image, ready to be used.
@@ -98,8 +99,11 @@ impl Engine {
         }
         // The newest that both know; engines drop old ones in time.
         let docker = docker.negotiate_version().await.map_err(|e| strange(e.to_string()))?;
+        let info = docker.info().await.map_err(|e| strange(e.to_string()))?;
+        let unified = info.cgroup_version == Some(bollard::models::SystemInfoCgroupVersionEnum::_2);
         Ok(Engine {
             docker,
+            own_groups: unified,
             version: said.version.unwrap_or_else(|| "of unknown version".to_owned()),
             architecture: said.arch.unwrap_or_default(),
         })
@@ -108,6 +112,11 @@ impl Engine {
     /// Returns the engine's version: `20.10.24`.
     pub(crate) fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Returns whether containers see their own control group only in a namespace of their own: with version 2.
+    pub(crate) fn needs_group_namespace(&self) -> bool {
+        self.own_groups
     }
 
     /// Makes sure that the image in an archive is there, under a name of ours that keeps it; loads it where it is not.

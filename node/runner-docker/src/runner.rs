@@ -186,6 +186,7 @@ impl Inner {
             labels: labels.map(|(name, value)| (name.to_owned(), value)).into_iter().collect::<HashMap<_, _>>(),
             token,
             image: &image.id,
+            group_namespace: self.engine.needs_group_namespace(),
         };
         settings::container(cell, seat.spec, &image.config, &self.config.limits, place)
     }

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, ImageConfig, Mount, MountBindOptions,
-    MountBindOptionsPropagationEnum, MountType, ResourcesUlimits,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, ImageConfig, Mount,
+    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits,
 };
 use iptl_dag::model::{Container, Health};
 use iptl_runner::{CellSpec, InstanceSpec};
@@ -71,6 +71,8 @@ pub(crate) struct Place<'a> {
     pub(crate) labels: HashMap<String, String>,
     pub(crate) token: Token,
     pub(crate) image: &'a str,
+    /// Whether it needs a namespace of control groups to see its own.
+    pub(crate) group_namespace: bool,
 }
 
 /// Makes the container of an instance; fails with the reason for which it is not started.
@@ -113,6 +115,8 @@ pub(crate) fn container(
         readonly_rootfs: Some(!settings.writable),
         network_mode: Some("none".to_owned()),
         extra_hosts: Some(vec![format!("{}:127.0.0.1", iptl_testground::SYNC_HOST)]),
+        // Engines may be set to share the host's; init reads its own group.
+        cgroupns_mode: place.group_namespace.then_some(HostConfigCgroupnsModeEnum::PRIVATE),
         ipc_mode: Some("private".to_owned()),
         shm_size: Some(signed((instance.limits.memory_bytes / 2).min(64 << 20))),
         // What it says goes through pipes of ours.

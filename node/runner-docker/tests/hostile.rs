@@ -68,13 +68,15 @@ async fn root_cannot_be_written_to_by_itself() {
 }
 
 #[tokio::test]
-async fn disk_filler_is_ended_at_its_bound() {
+async fn directory_in_memory_is_bounded() {
     let bench = engine!();
     let settings =
         Container { writable: true, disk_bytes: 48 << 20, user: Some("1000".to_owned()), ..Container::usual() };
-    // The directory belongs to root; the workload's own is in memory, which is bounded too.
-    let outcome = beside(&bench, &settings, &["fill-disk", "/tmp"], |_| {}).await;
+    let outcome = beside(&bench, &settings, &["fill-disk", "/tmp"], |limits| limits.wall_ms = 4_000).await;
+    // It is refused more and waits, or there was no memory for what it wrote.
     assert!(matches!(outcome.exit(0), Exit::OutOfMemory {} | Exit::OutOfTime {}), "{:?}", outcome.exit(0));
+    let usage = outcome.ended[&instance(0)].usage;
+    assert!(usage.memory_bytes <= 32 << 20, "{usage:?}");
     bench.close().await;
 }
 

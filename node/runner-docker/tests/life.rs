@@ -151,6 +151,17 @@ async fn container_that_is_ended_from_outside_is_told_so() {
 }
 
 #[tokio::test]
+async fn signal_from_outside_reaches_the_workload() {
+    let bench = engine!();
+    let mut lab = Lab::prepare(&bench.runner, bench.cell(&Container::usual(), &[&["catch-term"]])).await;
+    lab.control.start().await;
+    until(&mut lab, "it runs", wrote(0, "catching")).await;
+    docker(&["kill", "--signal", "TERM", &bench.containers()[0]]);
+    assert_eq!(lab.finish().await.exit(0), &Exit::Exited { code: 7 });
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn preparation_that_is_given_up_leaves_nothing() {
     let bench = engine!();
     let args = vec![&["park"][..]; 12];

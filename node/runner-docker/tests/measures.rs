@@ -173,6 +173,22 @@ async fn idle_containers() {
     bench.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measure"]
+async fn barriers() {
+    let bench = engine!();
+    for count in [20, 50, 100] {
+        let lab = Lab::prepare(&bench.runner, many(&bench, count, &["barriers", "50"])).await;
+        lab.control.start().await;
+        let outcome = lab.finish().await;
+        let mut medians: Vec<u64> = outcome.output.iter().filter_map(|(_, _, line)| line.parse::<u64>().ok()).collect();
+        assert_eq!(medians.len(), count);
+        medians.sort_unstable();
+        println!("barrier of {count} containers: p50 {:.1} ms", medians[count / 2] as f64 / 1000.0);
+    }
+    bench.close().await;
+}
+
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -15,7 +15,8 @@ const TOOLCHAIN: &str = "1.95.0";
 const WASM: &str = "wasm32-wasip2";
 
 /// Target of programs that run in any container: static, without a libc of the machine.
-pub const STATIC: &str = "x86_64-unknown-linux-musl";
+pub const STATIC: &str =
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-musl" } else { "x86_64-unknown-linux-musl" };
 
 /// Version of cargo-deny whose rules `.cargo/deny.toml` is written for.
 const DENY: &str = "0.20.2";

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
             lab.signal_and_wait("ready", number("IPTL_TOTAL"));
             println!("open");
         }
+        "barriers" => barriers(args[1].parse().unwrap()),
         "gossip" => {
             let mut lab = sync::Sync::connect();
             lab.publish("t", &std::env::var("IPTL_INDEX").unwrap());
@@ -63,6 +64,24 @@ fn main() -> ExitCode {
         other => panic!("no behaviour {other}"),
     }
     ExitCode::SUCCESS
+}
+
+/// Meets all others again and again, and says what half of the meetings took at most, in microseconds.
+fn barriers(rounds: usize) {
+    let mut lab = sync::Sync::connect();
+    let total = number("IPTL_TOTAL");
+    lab.signal_and_wait("all", total);
+    let mut took: Vec<u128> = (0..rounds)
+        .map(|round| {
+            // Together, so that nobody waits for one who is late from the last meeting.
+            lab.signal_and_wait(&format!("before-{round}"), total);
+            let began = std::time::Instant::now();
+            lab.signal_and_wait(&format!("round-{round}"), total);
+            began.elapsed().as_micros()
+        })
+        .collect();
+    took.sort_unstable();
+    println!("{}", took[rounds / 2]);
 }
 
 fn number(name: &str) -> u64 {
