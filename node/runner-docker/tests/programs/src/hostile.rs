@@ -118,7 +118,7 @@ pub(crate) fn links() {
     link("/proc/1/environ", "sub/environ");
     std::fs::write(format!("{out}/real"), "real").unwrap();
     std::fs::hard_link(format!("{out}/real"), format!("{out}/hard")).unwrap();
-    let closed = std::fs::Permissions::from(<std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0));
+    let closed = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o000);
     std::fs::write(format!("{out}/closed"), "closed").unwrap();
     std::fs::set_permissions(format!("{out}/closed"), closed).unwrap();
 }

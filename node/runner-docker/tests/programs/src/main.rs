@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             println!("{}", "x".repeat(99));
         },
         "flood-records" => loop {
-            println!("{}", r#"{"ts":1,"event":{"stage_start_event":{"name":"again","group":"g"}}}"#);
+            println!(r#"{{"ts":1,"event":{{"stage_start_event":{{"name":"again","group":"g"}}}}}}"#);
         },
         "flood-artifacts" => return flood_artifacts(),
         "recurse" => println!("{}", recurse(1)),
