@@ -56,6 +56,8 @@ codes! {
     BAD_ENV = "E0311";
     /// More instances than one run may have.
     TOO_MANY = "E0312";
+    /// Settings of a container for a workload that is none.
+    CONTAINER = "E0313";
     /// The plan has no such case.
     UNKNOWN_CASE = "E0401";
     /// The plan has several cases and none was chosen.

@@ -17,7 +17,9 @@ mod units;
 
 pub use codes::{CODES, explain};
 pub use diagnostic::{Diagnostic, Related};
-pub use manifest::{MAX_INSTANCES, MAX_MANIFEST_BYTES, Manifest, ToPlanError, WorkloadDef, WorkloadSource, parse};
+pub use manifest::{
+    ImageSource, MAX_INSTANCES, MAX_MANIFEST_BYTES, Manifest, ToPlanError, WorkloadDef, WorkloadSource, parse,
+};
 pub use names::{MAX_METRIC_NAME, MAX_NAME, is_metric_name, is_name, param_variable};
 pub use run::{DEFAULT_CASE, DEFAULT_SEED, RunOptions, make_run};
 pub use scaffold::{ScaffoldError, ScaffoldFile, scaffold};

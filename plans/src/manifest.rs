@@ -1,16 +1,17 @@
 //! The manifest: what its author wrote, checked, with workloads still as paths.
 //!
 //! [`parse`] reads a `plan.toml` and notes every mistake it can see in one pass; [`Manifest::to_plan`] makes the node
-//! once the workloads have CIDs. The parts of a manifest are read in [`workload`], [`case`], [`group`], [`param`] and
+//! once the workloads have CIDs. The parts of a manifest are read in [`workload`], [`case`], [`group`], [`container`], [`param`] and
 //! [`threshold`]; `docs/spec/plan-manifest.md` says what may stand in each.
 
 mod case;
+mod container;
 mod group;
 mod param;
 mod threshold;
 mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::Cid;
 use iptl_dag::model::{Case, Plan};
@@ -22,7 +23,7 @@ use crate::names;
 use crate::section::{Section, Sink, check_text};
 
 pub(crate) use param::MAX_TEXT_VALUE;
-pub use workload::{WorkloadDef, WorkloadSource};
+pub use workload::{ImageSource, WorkloadDef, WorkloadSource};
 
 /// Largest manifest, in bytes: its plan must fit into a block of 2 MiB.
 pub const MAX_MANIFEST_BYTES: usize = 512 << 10;
@@ -43,8 +44,10 @@ pub struct Manifest {
     pub description: String,
     /// Workloads by name.
     pub workloads: BTreeMap<String, WorkloadDef>,
-    /// Cases by name.
+    /// Cases by name; the files of their containers are still missing.
     pub cases: BTreeMap<String, Case>,
+    /// Files of containers, as paths in the manifest's directory: by case, group and the path at which they appear.
+    pub files: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
 }
 
 /// Why a manifest could not become a plan.
@@ -55,6 +58,12 @@ pub enum ToPlanError {
     MissingWorkload {
         /// Name in the manifest.
         name: String,
+    },
+    /// The caller has no CID for a file that a container gets.
+    #[error("file `{path}` has no CID yet")]
+    MissingFile {
+        /// Path in the manifest's directory.
+        path: String,
     },
 }
 
@@ -109,8 +118,9 @@ fn read(sink: &mut Sink, table: &toml::Spanned<DeTable<'_>>, file: &str) -> Opti
 
     let (name, version, description) = head(sink, &document);
     let workloads = workloads(sink, &document);
-    let cases = cases(sink, &document, &workloads);
-    Some(Manifest { file: file.to_owned(), name: name?, version: version?, description, workloads, cases })
+    let mut files = BTreeMap::new();
+    let cases = cases(sink, &document, &workloads, &mut files);
+    Some(Manifest { file: file.to_owned(), name: name?, version: version?, description, workloads, cases, files })
 }
 
 fn head(sink: &mut Sink, document: &Section<'_>) -> (Option<String>, Option<String>, String) {
@@ -141,12 +151,25 @@ fn workloads(sink: &mut Sink, document: &Section<'_>) -> BTreeMap<String, Worklo
     named.into_iter().map(|(name, section)| (name.value, workload::read(sink, &section))).collect()
 }
 
-fn cases(sink: &mut Sink, document: &Section<'_>, workloads: &BTreeMap<String, WorkloadDef>) -> BTreeMap<String, Case> {
+fn cases(
+    sink: &mut Sink,
+    document: &Section<'_>,
+    workloads: &BTreeMap<String, WorkloadDef>,
+    files: &mut BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
+) -> BTreeMap<String, Case> {
     let named = document.named(sink, "cases", "case");
     if named.is_empty() && document.get("cases").is_none_or(|node| node.get_ref().is_table()) {
         empty(sink, document, "cases", "the plan has no cases", "add `[cases.NAME]`");
     }
-    named.into_iter().map(|(name, section)| (name.value, case::read(sink, &section, workloads))).collect()
+    let mut read = |name: &str, section: &Section<'_>| {
+        let mut of_groups = BTreeMap::new();
+        let case = case::read(sink, section, workloads, &mut of_groups);
+        if !of_groups.is_empty() {
+            files.insert(name.to_owned(), of_groups);
+        }
+        case
+    };
+    named.into_iter().map(|(name, section)| (name.value.clone(), read(&name.value, &section))).collect()
 }
 
 /// Notes that there is nothing where something must be.
@@ -156,18 +179,25 @@ fn empty(sink: &mut Sink, section: &Section<'_>, key: &str, message: &str, help:
 }
 
 impl Manifest {
-    /// Makes the plan. `workloads` has the CID of a [`Workload`](iptl_dag::model::Workload) node for each name, and
-    /// `source` is the directory of the plan's source where it is published with it.
+    /// Makes the plan. `workloads` has the CID of a [`Workload`](iptl_dag::model::Workload) node for each name, `files`
+    /// the CIDs of the [paths](Manifest::paths) that containers get, and `source` is the directory of the plan's source where it is published with it.
     ///
     /// # Errors
     ///
-    /// Returns the first workload that has no CID; one that the manifest itself gives needs none.
-    pub fn to_plan(&self, workloads: &BTreeMap<String, Cid>, source: Option<Cid>) -> Result<Plan, ToPlanError> {
+    /// Returns the first workload or file that has no CID; a workload that the manifest itself gives needs none.
+    pub fn to_plan(
+        &self,
+        workloads: &BTreeMap<String, Cid>,
+        files: &BTreeMap<String, Cid>,
+        source: Option<Cid>,
+    ) -> Result<Plan, ToPlanError> {
         let mut linked = BTreeMap::new();
         for (name, def) in &self.workloads {
             let cid = match (&def.source, workloads.get(name)) {
                 (_, Some(cid)) | (WorkloadSource::Published(cid), None) => *cid,
-                (WorkloadSource::Path(_), None) => return Err(ToPlanError::MissingWorkload { name: name.clone() }),
+                (WorkloadSource::Path(_) | WorkloadSource::Image(_), None) => {
+                    return Err(ToPlanError::MissingWorkload { name: name.clone() });
+                }
             };
             linked.insert(name.clone(), cid);
         }
@@ -177,7 +207,28 @@ impl Manifest {
             description: self.description.clone(),
             source,
             workloads: linked,
-            cases: self.cases.clone(),
+            cases: self.cases_with(files)?,
         })
+    }
+
+    /// Returns the paths in the manifest's directory that containers get, each once.
+    pub fn paths(&self) -> BTreeSet<&str> {
+        let groups = self.files.values().flat_map(BTreeMap::values);
+        groups.flat_map(BTreeMap::values).map(String::as_str).collect()
+    }
+
+    fn cases_with(&self, files: &BTreeMap<String, Cid>) -> Result<BTreeMap<String, Case>, ToPlanError> {
+        let mut cases = self.cases.clone();
+        for (case, groups) in &self.files {
+            for (group, wanted) in groups {
+                let spec = cases.get_mut(case).and_then(|case| case.groups.get_mut(group));
+                let Some(container) = spec.and_then(|spec| spec.container.as_mut()) else { continue };
+                for (inside, path) in wanted {
+                    let cid = files.get(path).ok_or_else(|| ToPlanError::MissingFile { path: path.clone() })?;
+                    container.files.insert(inside.clone(), *cid);
+                }
+            }
+        }
+        Ok(cases)
     }
 }

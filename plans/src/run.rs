@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::Cid;
-use iptl_dag::model::{Case, Count, GroupRun, LossPolicy, ParamKind, ParamSpec, Plan, Run, Value, Workload};
+use iptl_dag::model::{
+    Case, Container, Count, GroupRun, LossPolicy, ParamKind, ParamSpec, Plan, Run, Value, Workload, WorkloadKind,
+};
 
 use crate::codes;
 use crate::diagnostic::{Diagnostic, list, quote, suggest, suggestion};
@@ -169,7 +171,10 @@ fn groups(
                 env: spec.env.clone(),
                 resources: spec.resources,
                 requires: spec.requires.clone(),
-                container: spec.container.clone(),
+                container: match workload.kind {
+                    WorkloadKind::Wasm => None,
+                    WorkloadKind::Docker => Some(spec.container.clone().unwrap_or_else(Container::usual)),
+                },
             },
         );
     }

@@ -212,6 +212,16 @@ impl<'a> Section<'a> {
         found
     }
 
+    /// Returns a value that is true or false.
+    pub(crate) fn boolean(&self, sink: &mut Sink, key: &str) -> Option<Located<bool>> {
+        let node = self.get(key)?;
+        let value = node.get_ref().as_bool();
+        if value.is_none() {
+            wrong_type(sink, &self.path_of(key), node, "true or false", None);
+        }
+        value.map(|value| Located { value, span: node.span() })
+    }
+
     /// Returns one of the words of a closed list.
     pub(crate) fn word<T: Copy>(&self, sink: &mut Sink, key: &str, words: &[(&str, T)]) -> Option<Located<T>> {
         let given = self.string(sink, key)?;

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Affinity, Comparison, Count, ParamKind, Resources, Statistic, Subject, Value};
-use iptl_plans::{ToPlanError, WorkloadSource, parse};
+use iptl_dag::model::{
+    Affinity, Comparison, Container, Count, Health, ParamKind, Resources, Statistic, Subject, Value,
+};
+use iptl_dag::{Block, Codec};
+use iptl_plans::{ImageSource, ToPlanError, WorkloadSource, parse};
 
 const FULL: &str = r#"
 [plan]
@@ -12,12 +15,12 @@ version = "1.2.0-rc1"
 description = "Everything that may stand in a manifest."
 
 [workloads.node]
-kind = "wasm"
+runner = "wasm"
 path = "target/wasm32-wasip2/release/node.wasm"
 build = ["cargo", "build", "--release", "--target", "wasm32-wasip2"]
 
 [workloads.old]
-kind = "wasm"
+runner = "wasm"
 cid = "bafyr4ifkgnumvzf6goyb2uxa2ge2sq4z6vsa2cpgc5dcq6y4erhs3n44pq"
 
 [cases.mesh]
@@ -61,7 +64,9 @@ fn every_key_ends_up_in_the_plan() {
     let manifest = parse(FULL, "plan.toml").expect("it has no mistakes");
     assert_eq!(manifest.workloads["node"].build.len(), 5);
     let WorkloadSource::Published(old) = manifest.workloads["old"].source else { panic!("it has a CID") };
-    let plan = manifest.to_plan(&BTreeMap::from([("node".to_owned(), old)]), Some(old)).expect("CIDs for all");
+    let plan = manifest
+        .to_plan(&BTreeMap::from([("node".to_owned(), old)]), &BTreeMap::new(), Some(old))
+        .expect("CIDs for all");
     assert_eq!(plan.workloads.len(), 2);
 
     let case = &plan.cases["mesh"];
@@ -99,7 +104,7 @@ fn every_key_ends_up_in_the_plan() {
 #[test]
 fn a_workload_without_a_cid_is_no_plan() {
     let manifest = parse(FULL, "plan.toml").expect("it has no mistakes");
-    let error = manifest.to_plan(&BTreeMap::new(), None).expect_err("`node` has no CID");
+    let error = manifest.to_plan(&BTreeMap::new(), &BTreeMap::new(), None).expect_err("`node` has no CID");
     assert_eq!(error, ToPlanError::MissingWorkload { name: "node".to_owned() });
     assert_eq!(error.to_string(), "workload `node` has no CID yet");
 }
@@ -130,5 +135,131 @@ fn damaged_manifests_do_not_panic() {
                 let _ = mistake.render("plan.toml", &text);
             }
         }
+    }
+}
+
+/// A plan of containers with every key that such a plan may have.
+const CONTAINERS: &str = r#"
+[plan]
+name = "contained"
+version = "0.1.0"
+
+[workloads.program]
+runner = "docker"
+binary = "target/release/node"
+with_libs = true
+build = ["cargo", "build", "--release"]
+
+[workloads.tree]
+runner = "docker"
+rootfs = "rootfs"
+
+[workloads.layout]
+runner = "docker"
+oci = "image.tar"
+
+[workloads.local]
+runner = "docker"
+image = "example/node:1.2"
+
+[workloads.made]
+runner = "docker"
+dockerfile = "docker"
+
+[cases.all.groups.usual]
+workload = "tree"
+count = 1
+
+[cases.all.groups.set]
+workload = "program"
+count = 2
+resources = { memory = "8GiB" }
+
+[cases.all.groups.set.container]
+entrypoint = ["/app/node", "--serve"]
+workdir = "/data"
+user = "1000:1000"
+files = { "/etc/node.toml" = "settings/node.toml" }
+tmpfs = { "/tmp" = "16MiB" }
+writable = true
+cpu = 0.5
+pids = 32
+open_files = 512
+disk = "1GiB"
+stop_signal = "SIGINT"
+stop_grace = "2s"
+health = { command = ["/app/node", "health"], interval = "1s", timeout = "500ms", start = "3s", retries = 5 }
+exec = true
+"#;
+
+#[test]
+fn every_key_of_a_container_ends_up_in_the_plan() {
+    let manifest = parse(CONTAINERS, "plan.toml").expect("it has no mistakes");
+    let sources: Vec<&WorkloadSource> = manifest.workloads.values().map(|def| &def.source).collect();
+    assert_eq!(
+        sources,
+        [
+            &WorkloadSource::Image(ImageSource::Oci("image.tar".into())),
+            &WorkloadSource::Image(ImageSource::Engine("example/node:1.2".into())),
+            &WorkloadSource::Image(ImageSource::Dockerfile("docker".into())),
+            &WorkloadSource::Image(ImageSource::Binary { path: "target/release/node".into(), with_libs: true }),
+            &WorkloadSource::Image(ImageSource::Rootfs("rootfs".into())),
+        ]
+    );
+    assert_eq!(manifest.paths().into_iter().collect::<Vec<_>>(), ["settings/node.toml"]);
+
+    let cid = *Block::new(Codec::DagCbor, vec![0xa0]).cid();
+    let workloads = manifest.workloads.keys().map(|name| (name.clone(), cid)).collect();
+    let missing = manifest.to_plan(&workloads, &BTreeMap::new(), None);
+    assert_eq!(missing, Err(ToPlanError::MissingFile { path: "settings/node.toml".into() }));
+    let files = BTreeMap::from([("settings/node.toml".to_owned(), cid)]);
+    let plan = manifest.to_plan(&workloads, &files, None).expect("CIDs for all");
+    let groups = &plan.cases["all"].groups;
+    assert_eq!(groups["usual"].container, Some(Container::usual()));
+    assert_eq!(groups["set"].resources.memory_bytes, 8 << 30);
+    assert_eq!(
+        groups["set"].container,
+        Some(Container {
+            entrypoint: vec!["/app/node".into(), "--serve".into()],
+            workdir: Some("/data".into()),
+            user: Some("1000:1000".into()),
+            files: BTreeMap::from([("/etc/node.toml".into(), cid)]),
+            tmpfs: BTreeMap::from([("/tmp".into(), 16 << 20)]),
+            writable: true,
+            cpu_milli: 500,
+            pids: 32,
+            open_files: 512,
+            disk_bytes: 1 << 30,
+            stop_signal: Some("SIGINT".into()),
+            stop_grace_ms: 2000,
+            health: Some(Health {
+                command: vec!["/app/node".into(), "health".into()],
+                interval_ms: 1000,
+                timeout_ms: 500,
+                start_ms: 3000,
+                retries: 5,
+            }),
+            exec: true,
+        })
+    );
+}
+
+#[test]
+fn mistakes_in_the_settings_of_containers_are_found() {
+    let cases = [
+        ("\"/tmp\" = \"16MiB\"", "\"tmp\" = \"16MiB\"", "E0306"),
+        ("cpu = 0.5", "cpu = 0", "E0207"),
+        ("cpu = 0.5", "cpu = \"half\"", "E0203"),
+        ("workdir = \"/data\"", "workdir = \"/data/../etc\"", "E0306"),
+        ("settings/node.toml", "../node.toml", "E0306"),
+        ("writable = true", "writable = 1", "E0203"),
+        ("with_libs = true", "with_libs = \"yes\"", "E0203"),
+        ("rootfs = \"rootfs\"", "rootfs = \"rootfs\"\noci = \"a.tar\"", "E0305"),
+        ("rootfs = \"rootfs\"", "rootfs = \"rootfs\"\nwith_libs = true", "E0305"),
+        ("rootfs = \"rootfs\"", "path = \"node.wasm\"", "E0201"),
+    ];
+    for (from, to, code) in cases {
+        let mistakes = parse(&CONTAINERS.replacen(from, to, 1), "plan.toml").expect_err(to);
+        assert!(mistakes.iter().any(|mistake| mistake.code == code), "{to}: {mistakes:?}");
     }
 }

@@ -40,7 +40,7 @@ fn mistakes(source: &str) -> Vec<Diagnostic> {
             other => panic!("{other}"),
         }
     }
-    let plan = manifest.to_plan(&cids, None).expect("all workloads have CIDs");
+    let plan = manifest.to_plan(&cids, &BTreeMap::new(), None).expect("all workloads have CIDs");
     make_run(&plan, PLAN_CID.parse().expect("a CID"), &workloads, &options).err().unwrap_or_default()
 }
 

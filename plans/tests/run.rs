@@ -14,7 +14,7 @@ name = "example"
 version = "0.1.0"
 
 [workloads.node]
-kind = "wasm"
+runner = "wasm"
 path = "node.wasm"
 
 [cases.default]
@@ -69,7 +69,9 @@ pub(crate) fn workload() -> (Cid, Workload) {
 
 fn plan() -> Plan {
     let manifest = parse(MANIFEST, "plan.toml").expect("it has no mistakes");
-    manifest.to_plan(&BTreeMap::from([("node".to_owned(), workload().0)]), None).expect("all workloads have CIDs")
+    manifest
+        .to_plan(&BTreeMap::from([("node".to_owned(), workload().0)]), &BTreeMap::new(), None)
+        .expect("all workloads have CIDs")
 }
 
 fn run(options: &RunOptions) -> Run {

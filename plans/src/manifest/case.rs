@@ -16,7 +16,13 @@ const DEFAULT_TIMEOUT_MS: u64 = 300_000;
 /// Longest wall time that a case may ask for, in milliseconds: a week.
 const MAX_TIMEOUT_MS: u64 = 7 * 24 * 3_600_000;
 
-pub(super) fn read(sink: &mut Sink, section: &Section<'_>, workloads: &BTreeMap<String, WorkloadDef>) -> Case {
+/// Reads a case; the files of its containers go to `files`, by group.
+pub(super) fn read(
+    sink: &mut Sink,
+    section: &Section<'_>,
+    workloads: &BTreeMap<String, WorkloadDef>,
+    files: &mut BTreeMap<String, BTreeMap<String, String>>,
+) -> Case {
     section.only(sink, &["description", "timeout", "max_lost", "engine", "groups", "params", "thresholds"]);
     let description = section.text(sink, "description");
     let timeout = section.duration_ms(sink, "timeout", 1, MAX_TIMEOUT_MS);
@@ -28,7 +34,10 @@ pub(super) fn read(sink: &mut Sink, section: &Section<'_>, workloads: &BTreeMap<
     let mut groups = BTreeMap::new();
     let mut smallest = 0u64;
     for (name, group) in section.named(sink, "groups", "group") {
-        let group = group::read(sink, &group, workloads);
+        let (group, files_of_group) = group::read(sink, &group, workloads);
+        if !files_of_group.is_empty() {
+            files.insert(name.value.clone(), files_of_group);
+        }
         smallest += u64::from(group.count.min);
         groups.insert(name.value, group);
     }

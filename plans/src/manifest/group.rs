@@ -2,22 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Affinity, Count, GroupSpec, Requirements, Resources};
+use iptl_dag::model::{Affinity, Count, GroupSpec, Requirements, Resources, WorkloadKind};
 use toml::de::DeValue;
 
-use super::{MAX_INSTANCES, WorkloadDef};
+use super::{MAX_INSTANCES, WorkloadDef, container};
 use crate::codes;
 use crate::diagnostic::{Diagnostic, quote, suggestion};
 use crate::section::{Located, Section, Sink, check_text, string};
 
-pub(super) fn read(sink: &mut Sink, section: &Section<'_>, workloads: &BTreeMap<String, WorkloadDef>) -> GroupSpec {
-    section.only(sink, &["workload", "count", "args", "env", "labels", "affinity", "max_per_lablet", "resources"]);
-    GroupSpec {
-        workload: workload(sink, section, workloads),
+/// Reads a group; the second value are the files of its containers, by the path at which they appear.
+pub(super) fn read(
+    sink: &mut Sink,
+    section: &Section<'_>,
+    workloads: &BTreeMap<String, WorkloadDef>,
+) -> (GroupSpec, BTreeMap<String, String>) {
+    section.only(
+        sink,
+        &["workload", "count", "args", "env", "labels", "affinity", "max_per_lablet", "resources", "container"],
+    );
+    let workload = workload(sink, section, workloads);
+    let kind = workloads.get(&workload).map(|def| def.kind);
+    let container = container::read(sink, section, kind);
+    let spec = GroupSpec {
+        workload,
         count: count(sink, section),
         args: section.strings(sink, "args").into_iter().map(|arg| arg.value).collect(),
         env: env(sink, section),
-        resources: resources(sink, section),
+        resources: resources(sink, section, kind),
         requires: Requirements {
             labels: labels(sink, section),
             affinity: section
@@ -30,12 +41,13 @@ pub(super) fn read(sink: &mut Sink, section: &Section<'_>, workloads: &BTreeMap<
                 .unwrap_or_default(),
             max_per_lablet: narrow(section.integer(sink, "max_per_lablet", 0, i64::from(MAX_INSTANCES)), 0),
         },
-        container: None,
-    }
+        container: container.settings.filter(|_| kind == Some(WorkloadKind::Docker)),
+    };
+    (spec, container.files)
 }
 
 /// Returns a number that was read within bounds of a `u32`, or else `otherwise`.
-fn narrow(read: Option<Located<i64>>, otherwise: u32) -> u32 {
+pub(super) fn narrow(read: Option<Located<i64>>, otherwise: u32) -> u32 {
     read.and_then(|read| u32::try_from(read.value).ok()).unwrap_or(otherwise)
 }
 
@@ -169,22 +181,32 @@ fn labels(sink: &mut Sink, section: &Section<'_>) -> BTreeMap<String, String> {
 
 /// Least memory that an instance may ask for, in bytes: a small std program needs 1.1 MiB.
 const MIN_MEMORY: u64 = 1 << 20;
-/// Most memory: what a 32-bit guest can address.
-const MAX_MEMORY: u64 = 4 << 30;
+/// Most memory of a component: what a 32-bit guest can address.
+const MAX_GUEST_MEMORY: u64 = 4 << 30;
+/// Most memory of a container: more than any machine has that people lend.
+const MAX_CONTAINER_MEMORY: u64 = 1 << 42;
 /// Longest CPU and wall time, in milliseconds: a week.
-const MAX_TIME_MS: u64 = 7 * 24 * 3_600_000;
+pub(super) const MAX_TIME_MS: u64 = 7 * 24 * 3_600_000;
 /// Most bytes of output, records and artifacts each.
 const MAX_BYTES: u64 = 1 << 40;
 /// Most open sockets: the ports of one address.
 const MAX_SOCKETS: i64 = 65_535;
 
-fn resources(sink: &mut Sink, section: &Section<'_>) -> Resources {
+/// Returns what was read, or else `otherwise`.
+pub(super) fn or(read: Option<Located<u64>>, otherwise: u64) -> u64 {
+    read.map_or(otherwise, |read| read.value)
+}
+
+fn resources(sink: &mut Sink, section: &Section<'_>, kind: Option<WorkloadKind>) -> Resources {
     let default = Resources::default();
     let Some(table) = section.section(sink, "resources") else { return default };
     table.only(sink, &["memory", "cpu", "wall", "output", "records", "artifacts", "sockets"]);
-    let or = |read: Option<Located<u64>>, default: u64| read.map_or(default, |read| read.value);
+    let most = match kind {
+        Some(WorkloadKind::Wasm) => MAX_GUEST_MEMORY,
+        Some(WorkloadKind::Docker) | None => MAX_CONTAINER_MEMORY,
+    };
     Resources {
-        memory_bytes: or(table.size_bytes(sink, "memory", MIN_MEMORY, MAX_MEMORY), default.memory_bytes),
+        memory_bytes: or(table.size_bytes(sink, "memory", MIN_MEMORY, most), default.memory_bytes),
         cpu_ms: or(table.duration_ms(sink, "cpu", 1, MAX_TIME_MS), default.cpu_ms),
         wall_ms: or(table.duration_ms(sink, "wall", 1, MAX_TIME_MS), default.wall_ms),
         output_bytes: or(table.size_bytes(sink, "output", 0, MAX_BYTES), default.output_bytes),

@@ -16,7 +16,7 @@ name = "bad"
 version = "0.1.0"
 
 [workloads.work]
-kind = "wasm"
+runner = "wasm"
 path = "work.wasm"
 {build}
 
