@@ -17,7 +17,7 @@ use iptl_dag::{Cid, PeerId};
 use iptl_runner::Ended;
 use iptl_wire::Timestamp;
 use iptl_wire::offer::Offer;
-use iptl_wire::session::{CellRef, Slots, SyncDown, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{CellRef, Hello, Slots, SyncDown, ToLablet, ToOrchestrator, Welcome};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use cell::Routes;
@@ -25,6 +25,8 @@ pub(crate) use driver::{Parts, start};
 
 /// What the driver is told.
 pub(crate) enum Command {
+    /// Asks for hello as it would be said now.
+    Hello { answer: oneshot::Sender<Box<Hello>> },
     /// The orchestrator answered hello.
     Up { hello_at: Timestamp, welcome: Welcome, out: mpsc::Sender<ToOrchestrator> },
     /// The session ended.

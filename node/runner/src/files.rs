@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::OutputStream;
 
-/// Most files that one cell keeps open; a cell of 10,000 instances must not need 30,000 descriptors.
-const MAX_OPEN_FILES: usize = 256;
+/// Most files that one cell keeps open; a cell of 10,000 instances must not need 30,000 descriptors, and a worker has
+/// 4096.
+const MAX_OPEN_FILES: usize = 2048;
 
 /// Longest path of an artifact in bytes.
 const MAX_ARTIFACT_PATH: usize = 512;
@@ -25,7 +26,8 @@ const MAX_ARTIFACT_PATH: usize = 512;
 #[derive(Debug)]
 pub struct CellFiles {
     scratch: PathBuf,
-    open: Mutex<BTreeMap<PathBuf, File>>,
+    /// By path below `scratch`.
+    open: Mutex<BTreeMap<String, File>>,
 }
 
 /// The files that one instance left.
@@ -126,27 +128,27 @@ impl CellFiles {
 
     /// Appends encoded lines to the log of an instance.
     pub fn append_logs(&self, id: &InstanceId, lines: &[u8]) -> io::Result<()> {
-        self.append(self.dir(id).join("logs.jsonl"), lines)
+        self.append(id, "logs.jsonl", lines)
     }
 
     /// Appends encoded lines to the events of an instance.
     pub fn append_events(&self, id: &InstanceId, lines: &[u8]) -> io::Result<()> {
-        self.append(self.dir(id).join("events.jsonl"), lines)
+        self.append(id, "events.jsonl", lines)
     }
 
     /// Appends encoded lines to the metrics of an instance.
     pub fn append_metrics(&self, id: &InstanceId, lines: &[u8]) -> io::Result<()> {
-        self.append(self.dir(id).join("metrics.jsonl"), lines)
+        self.append(id, "metrics.jsonl", lines)
     }
 
     /// Appends encoded lines to the samples of an instance.
     pub fn append_samples(&self, id: &InstanceId, lines: &[u8]) -> io::Result<()> {
-        self.append(self.dir(id).join("samples.jsonl"), lines)
+        self.append(id, "samples.jsonl", lines)
     }
 
     /// Appends to an artifact of an instance, whose path was checked by [`check_artifact_path`].
     pub fn append_artifact(&self, id: &InstanceId, path: &str, data: &[u8]) -> io::Result<()> {
-        self.append(self.dir(id).join("artifacts").join(path), data)
+        self.append(id, &format!("artifacts/{path}"), data)
     }
 
     /// Returns what an instance has left so far.
@@ -169,7 +171,8 @@ impl CellFiles {
         self.scratch.join(&id.group).join(id.index.to_string())
     }
 
-    fn append(&self, path: PathBuf, data: &[u8]) -> io::Result<()> {
+    fn append(&self, id: &InstanceId, name: &str, data: &[u8]) -> io::Result<()> {
+        let path = format!("{}/{}/{name}", id.group, id.index);
         let mut open = self.open();
         if let Some(file) = open.get_mut(&path) {
             return file.write_all(data);
@@ -177,13 +180,13 @@ impl CellFiles {
         if open.len() >= MAX_OPEN_FILES {
             open.clear();
         }
-        let mut file = open_append(&path)?;
+        let mut file = open_append(&self.scratch.join(&path))?;
         file.write_all(data)?;
         open.insert(path, file);
         Ok(())
     }
 
-    fn open(&self) -> MutexGuard<'_, BTreeMap<PathBuf, File>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<String, File>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -133,6 +133,7 @@ impl CellTask {
         let mut held = None;
         let writer = self.control.take().map(|control| tokio::spawn(write_replies(control, queue)).abort_handle());
         let mut batch = Vec::with_capacity(MAX_EVENTS_AT_ONCE);
+        let mut notes = Vec::new();
         let (mut over, mut told) = (false, false);
         let mut recent = VecDeque::with_capacity(RECENT_LINES);
         loop {
@@ -144,21 +145,23 @@ impl CellTask {
                         place.send(reply);
                     }
                 }
-                note = self.notes.recv() => match note {
-                    None => break,
-                    Some(CellNote::Sync(down)) => sync.handle(down),
-                    Some(CellNote::Follow(on)) => {
+                taken = self.notes.recv_many(&mut notes, MAX_EVENTS_AT_ONCE) => if taken == 0 { break },
+                Ok(()) = self.uplink.changed() => match self.uplink.borrow_and_update().is_some() {
+                    true => sync.session_up(),
+                    false => sync.session_down(),
+                },
+            }
+            for note in notes.drain(..) {
+                match note {
+                    CellNote::Sync(down) => sync.handle(down),
+                    CellNote::Follow(on) => {
                         following = on;
                         if on {
                             lines.extend(recent.iter().cloned());
                         }
                     }
-                    Some(CellNote::Directory(directory)) => self.routes.moved(*directory),
-                },
-                Ok(()) = self.uplink.changed() => match self.uplink.borrow_and_update().is_some() {
-                    true => sync.session_up(),
-                    false => sync.session_down(),
-                },
+                    CellNote::Directory(directory) => self.routes.moved(*directory),
+                }
             }
             let mut ended = Vec::new();
             for event in batch.drain(..) {

@@ -62,7 +62,6 @@ pub(crate) struct Parts {
 /// Starts the lablet of a node.
 pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
-    let (hello, hello_seen) = watch::channel(None);
     let (uplink, uplink_seen) = watch::channel(None);
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).expect("the kernel gives random bytes");
@@ -74,7 +73,6 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     let keeper = SessionKeeper {
         links: parts.links.clone(),
         membership: parts.membership.clone(),
-        hello: hello_seen,
         lablet: commands.clone(),
         stop: parts.stop.clone(),
         state: parts.waiting.clone(),
@@ -84,7 +82,6 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
         core,
         journal,
         carrier,
-        hello,
         uplink,
         uplink_seen,
         boot,
@@ -122,7 +119,6 @@ struct Driver {
     core: Lablet,
     journal: Journal,
     carrier: Carrier,
-    hello: watch::Sender<Option<Hello>>,
     uplink: watch::Sender<Option<mpsc::Sender<ToOrchestrator>>>,
     uplink_seen: watch::Receiver<Option<mpsc::Sender<ToOrchestrator>>>,
     boot: [u8; 16],
@@ -176,6 +172,9 @@ impl Driver {
                 self.uplink.send_replace(Some(out));
                 tracing::info!(%orchestrator, "the lab is online");
                 self.input(LabletInput::SessionUp { orchestrator, hello_at, welcome: Verified::vouch(welcome) });
+            }
+            Command::Hello { answer } => {
+                let _gone = answer.send(Box::new(self.hello()));
             }
             Command::Down => {
                 self.uplink.send_replace(None);
@@ -266,10 +265,9 @@ impl Driver {
         while let Some(effect) = self.core.poll_effect() {
             self.carry_out(effect);
         }
-        self.hello.send_replace(Some(self.hello_now()));
     }
 
-    fn hello_now(&self) -> Hello {
+    fn hello(&self) -> Hello {
         let (inventory, cells) = (self.core.inventory(), self.core.cells());
         Hello {
             token: self.parts.membership.token.clone(),

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use iptl_dag::PeerId;
 use iptl_wire::Timestamp;
-use iptl_wire::session::{Hello, MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator, Welcome};
 use tokio::io::{BufReader, ReadHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::Command;
@@ -42,8 +42,6 @@ const PATIENCE_PER_PAUSE: u32 = 5;
 pub(super) struct SessionKeeper {
     pub(super) links: Links,
     pub(super) membership: Membership,
-    /// Hello as it would be said now; none until the lablet knows what it has.
-    pub(super) hello: watch::Receiver<Option<Hello>>,
     pub(super) lablet: mpsc::Sender<Command>,
     pub(super) stop: CancellationToken,
     /// Why there is no session; empty where there is one.
@@ -84,15 +82,13 @@ impl SessionKeeper {
             .await
             .map_err(|_| format!("cannot reach {} within {} s", orchestrator.short(), patience.as_secs()))?
             .map_err(|e| e.to_string())?;
-        let hello = match self.hello.wait_for(Option::is_some).await {
-            Ok(hello) => hello.clone(),
-            Err(_) => None,
-        };
-        let hello = hello.ok_or("the lablet has stopped")?;
+        let (answer, hello) = oneshot::channel();
+        let _stopped = self.lablet.send(Command::Hello { answer }).await;
+        let hello = hello.await.map_err(|_| "the lablet has stopped")?;
         let (reader, mut writer) = tokio::io::split(stream);
         let mut reader = BufReader::with_capacity(64 << 10, reader);
         let hello_at = clock::now();
-        framed::write(&mut writer, &ToOrchestrator::Hello(hello)).await.map_err(|e| e.to_string())?;
+        framed::write(&mut writer, &ToOrchestrator::Hello(*hello)).await.map_err(|e| e.to_string())?;
         let welcome = tokio::time::timeout(WELCOME_TIMEOUT, self.welcome(&mut reader, &orchestrator))
             .await
             .map_err(|_| "the orchestrator did not answer hello".to_owned())??;

@@ -123,6 +123,7 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
         barriers: BTreeMap::new(),
         looks: 0,
         promised: Vec::new(),
+        spoken: BTreeSet::new(),
         parts,
     };
     driver.replay(facts).await?;
@@ -158,6 +159,8 @@ struct Driver {
     looks: u32,
     /// Answers that wait until what they promise is durable.
     promised: Vec<Promised>,
+    /// Executions of whose sync something was heard and not yet answered.
+    spoken: BTreeSet<ExecutionId>,
 }
 
 /// An answer about an execution, held back until its facts are durable: who was told of an execution finds it after a
@@ -184,6 +187,10 @@ impl Driver {
             }
             for command in batch.drain(..) {
                 self.command(command);
+            }
+            // What came together is answered together.
+            for execution in std::mem::take(&mut self.spoken) {
+                self.send_sync(execution);
             }
             if let Err(error) = self.act().await {
                 // Without its log it can promise nothing: it stops, and the next start goes on from what is durable.
@@ -247,7 +254,7 @@ impl Driver {
                     {
                         tracing::warn!(%from, %error, "refused what a lablet said of sync");
                     }
-                    self.send_sync(execution);
+                    self.spoken.insert(execution);
                 }
             }
             ToOrchestrator::Output(execution, lines) => {

@@ -15,6 +15,10 @@ use crate::{
 /// round trip to a call that just missed it; many would make ten thousand signals as many messages.
 const UPS_UNDER_WAY: u64 = 4;
 
+/// The same where all that is to be said are signals that others of the cell will follow: a crowd that gathers at a
+/// barrier arrives one by one, and nobody waits for less than the last.
+const UPS_WHILE_GATHERING: u64 = 1;
+
 /// Messages of the orchestrator after which the cell says that it has them, where it has nothing else to say.
 const DOWNS_UNTOLD: u64 = 64;
 
@@ -225,7 +229,8 @@ impl CellSync {
 
     /// Returns what the orchestrator has to be told, if anything and if it keeps up.
     pub fn poll_up(&mut self) -> Option<SyncUp> {
-        if !self.link.up || !self.is_due() || self.link.said - self.link.said_heard >= UPS_UNDER_WAY {
+        let most = if self.is_gathering() { UPS_WHILE_GATHERING } else { UPS_UNDER_WAY };
+        if !self.link.up || !self.is_due() || self.link.said - self.link.said_heard >= most {
             return None;
         }
         self.link.said += 1;
@@ -607,6 +612,18 @@ impl CellSync {
             || !self.dirty.asks.is_empty()
             || !self.dirty.topics.is_empty()
             || !self.dirty.inquired.is_empty()
+    }
+
+    /// Whether nothing is to be said but signals of states that some of the cell have not signalled yet.
+    fn is_gathering(&self) -> bool {
+        let others = self.link.fresh
+            || self.link.restore.is_some()
+            || self.link.published < self.published.len()
+            || !self.dirty.topics.is_empty()
+            || !self.dirty.inquired.is_empty();
+        let alive = self.by_id.len();
+        let complete = |name: &String| self.states.get(name).is_none_or(|state| state.signalled.len() >= alive);
+        !others && !self.dirty.states.is_empty() && !self.dirty.states.iter().any(complete)
     }
 
     fn say_names(&mut self, up: &mut SyncUp) {
