@@ -10,6 +10,7 @@
 //! store/         blocks          pins.cbor   roots that are kept
 //! log/           one file of facts for each execution
 //! runs/          one record for each execution that ended
+//! docker/        what is known of running containers, and the sockets to them
 //! cache/         compiled code and artifacts as files; may be deleted
 //! scratch/       files of running cells; emptied at start
 //! api.sock       control API          lock       held while a node runs on this home
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use iptl_dag::model::signed::Signed;
 use iptl_dag::{PeerId, codec};
+use iptl_runner_docker::{DockerConfig, OwnerLimits};
 use iptl_trust::Keypair;
 use iptl_wire::lab::{Certificate, MemberToken, Role};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -77,13 +79,76 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// What instances may take in all.
     pub limits: Limits,
+    /// Containers.
+    pub docker: Docker,
+}
+
+/// What the owner allows containers, whatever their plan wishes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Docker {
+    /// Whether containers are run where an engine can be used.
+    pub enabled: bool,
+    /// Socket of the engine; the engine's own default where it is absent.
+    pub socket: Option<PathBuf>,
+    /// Most containers at a time; what the machine can hold where it is absent.
+    pub instances: Option<u32>,
+    /// Most thousandths of a processor of one container; zero means as many as there are.
+    pub cpu_milli: u32,
+    /// Most processes of one container.
+    pub pids: u32,
+    /// Most open files of one process.
+    pub open_files: u32,
+    /// Most bytes below a root file system that can be written to; zero means that none can.
+    pub disk_bytes: u64,
+    /// Whether a program may be root in its container, without any capability.
+    pub root: bool,
+    /// Whether commands may be executed in containers whose plan allows it.
+    pub exec: bool,
+}
+
+impl Default for Docker {
+    fn default() -> Docker {
+        let usual = OwnerLimits::default();
+        Docker {
+            enabled: true,
+            socket: None,
+            instances: usual.instances,
+            cpu_milli: usual.cpu_milli,
+            pids: usual.pids,
+            open_files: usual.open_files,
+            disk_bytes: usual.disk_bytes,
+            root: usual.root,
+            exec: false,
+        }
+    }
+}
+
+impl Docker {
+    /// Returns the configuration of a runner that keeps its own files in `dir`.
+    pub fn runner(&self, dir: PathBuf, limits: Limits) -> DockerConfig {
+        DockerConfig {
+            socket: self.socket.clone(),
+            dir,
+            limits: OwnerLimits {
+                instances: self.instances,
+                memory_bytes: limits.memory_bytes,
+                cpu_milli: self.cpu_milli,
+                pids: self.pids,
+                open_files: self.open_files,
+                disk_bytes: self.disk_bytes,
+                root: self.root,
+                ..OwnerLimits::default()
+            },
+        }
+    }
 }
 
 /// What instances may take of a machine in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Most Wasm instances; what the machine can hold where it is absent.
+    /// Most instances of each runner; what the machine can hold where it is absent.
     pub instances: Option<u32>,
     /// Most memory in bytes; three quarters of what the machine has where it is absent.
     pub memory_bytes: Option<u64>,

@@ -1,8 +1,10 @@
 //! The lablet of a node: one task owns the scheduler's core and the cells that it runs.
 //!
-//! [`driver`] is that task; `session` keeps the stream to the orchestrator, `prepare` turns a grant into a cell,
+//! [`driver`] is that task; `session` keeps the stream to the orchestrator, `prepare` turns a grant into a cell with what
+//! `artifacts` makes files of,
 //! `cell` runs it, `receipts` writes what it left, `journal` is what survives a crash.
 
+mod artifacts;
 mod cell;
 mod driver;
 mod journal;

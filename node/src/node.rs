@@ -8,7 +8,8 @@ use std::time::Duration;
 use iptl_artifacts::{BlobStore, Pins, PinsError};
 use iptl_artifacts_iroh::{FsBlobStore, OpenError};
 use iptl_dag::model::Signed;
-use iptl_runner::Runner;
+use iptl_runner::{Runner, Runners};
+use iptl_runner_docker::DockerRunner;
 use iptl_runner_wasm::{WasmConfig, WasmRunner};
 use iptl_trust::Keypair;
 use iptl_wire::lab::Role;
@@ -135,8 +136,8 @@ impl Running {
         self.node.stop.cancel();
         let node = self.node.clone();
         let ending = async {
-            if let Some(runner) = node.runner() {
-                runner.shutdown().await;
+            if let Some(runners) = node.runners() {
+                runners.shutdown().await;
             }
             if let Err(error) = node.store.flush().await {
                 tracing::error!(%error, "the last blocks are not durable");
@@ -192,7 +193,7 @@ struct Roles {
     admission: Option<Arc<Admission>>,
     orchestrator: Option<OrchestratorHandle>,
     lablet: Option<LabletHandle>,
-    runner: Option<Arc<dyn Runner>>,
+    runners: Option<Runners>,
 }
 
 /// Starts the node of a home.
@@ -339,18 +340,20 @@ impl Node {
         if config.name.is_empty() {
             config.name = host_name();
         }
-        let runner = WasmRunner::new(WasmConfig {
+        let wasm: Arc<dyn Runner> = Arc::new(WasmRunner::new(WasmConfig {
             worker_command: self.options.worker.clone(),
             cache_dir: self.home.path("cache").join("wasm"),
             max_instances: config.limits.instances,
             max_memory_bytes: config.limits.memory_bytes,
-        });
-        let runner: Arc<dyn Runner> = Arc::new(runner);
+        }));
+        let mut runners = vec![wasm];
+        runners.extend(self.containers(&config).await);
+        let runners = Runners::new(runners);
         {
-            let runner = runner.clone();
-            tokio::spawn(async move { runner.warm().await });
+            let runners = runners.clone();
+            tokio::spawn(async move { runners.warm().await });
         }
-        self.write_roles(|roles| roles.runner = Some(runner.clone()));
+        self.write_roles(|roles| roles.runners = Some(runners.clone()));
         let handle = lablet::start(lablet::Parts {
             home: self.home.clone(),
             config,
@@ -359,7 +362,7 @@ impl Node {
             links: self.links.clone(),
             store: self.store.clone(),
             fetcher: self.fetcher.clone(),
-            runner,
+            runners,
             offers: self.offers.clone(),
             stop: self.stop.clone(),
             waiting: self.waiting.clone(),
@@ -369,8 +372,23 @@ impl Node {
         Ok(())
     }
 
-    fn runner(&self) -> Option<Arc<dyn Runner>> {
-        self.read_roles().runner.clone()
+    /// Makes the runner of containers, where their engine can be used.
+    async fn containers(&self, config: &Config) -> Option<Arc<dyn Runner>> {
+        if !config.docker.enabled {
+            return None;
+        }
+        let wanted = config.docker.runner(self.home.path("docker"), config.limits);
+        match DockerRunner::connect(wanted).await {
+            Ok(runner) => Some(Arc::new(runner)),
+            Err(unusable) => {
+                tracing::info!(reason = unusable.reason, fix = unusable.fix, "containers are not run here");
+                None
+            }
+        }
+    }
+
+    fn runners(&self) -> Option<Runners> {
+        self.read_roles().runners.clone()
     }
 
     fn read_roles(&self) -> RwLockReadGuard<'_, Roles> {

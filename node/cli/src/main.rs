@@ -16,6 +16,7 @@ mod node;
 mod plan;
 mod remote;
 mod ui;
+mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -45,6 +45,8 @@ pub struct Wishes {
     pub name: Option<String>,
     /// Most Wasm instances at a time.
     pub slots: Option<u32>,
+    /// Run no containers; false leaves it as it is.
+    pub no_docker: bool,
 }
 
 /// Returns the daemon of the home; commands that only make sense with one use this.
@@ -191,6 +193,7 @@ fn configure(home: &Home, wishes: Wishes) -> Result<()> {
     config.mdns = wishes.mdns.or(config.mdns);
     config.name = wishes.name.unwrap_or(config.name);
     config.limits.instances = wishes.slots.or(config.limits.instances);
+    config.docker.enabled &= !wishes.no_docker;
     if config != before {
         home.set_config(&config)?;
     }

@@ -1,24 +1,21 @@
 //! From a folder with a plan to blocks: reads the manifest, builds what it names, imports it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use iptl_artifacts::BlobStore;
-use iptl_artifacts::import::{ImportError, ImportOptions, Imported, SOURCE_IGNORES, import_path};
-use iptl_dag::model::{self, Plan, Workload, WorkloadKind};
-use iptl_dag::{Block, Cid};
+use iptl_artifacts::import::{ImportError, ImportOptions, SOURCE_IGNORES, import_path};
+use iptl_dag::Cid;
+use iptl_dag::model::{self, Plan, Workload};
 use iptl_plans::{Diagnostic, Manifest, WorkloadSource};
 
 use crate::context::Context;
 use crate::exit::{Error, Exit, PlanDiagnostic, Result};
+use crate::workload;
 
 /// Name of a plan's manifest.
 pub const MANIFEST: &str = "plan.toml";
-
-/// First bytes of a WebAssembly component; a core module has version 1 and layer 0.
-const COMPONENT_MAGIC: [u8; 8] = [0x00, b'a', b's', b'm', 0x0d, 0x00, 0x01, 0x00];
 
 /// Lines of a failed build that are shown.
 const BUILD_TAIL: usize = 30;
@@ -124,6 +121,7 @@ pub async fn build(ctx: &Context, source: &Source) -> Result<()> {
 
 /// Imports a plan with its source and workloads. `published` gives the nodes of workloads that it names by CID.
 pub async fn import(
+    ctx: &Context,
     store: &dyn BlobStore,
     source: &Source,
     published: &BTreeMap<Cid, Workload>,
@@ -134,11 +132,16 @@ pub async fn import(
     for (name, def) in &source.manifest.workloads {
         let entry = match &def.source {
             WorkloadSource::Path(path) => {
-                let (block, workload, imported) =
-                    import_workload(store, name, &source.dir.join(path), def.kind, only_hash).await?;
-                blocks += imported.blocks + 1;
-                bytes += imported.bytes;
-                (*block.cid(), workload)
+                let made = workload::component(store, name, &source.dir.join(path), only_hash).await?;
+                blocks += made.blocks;
+                bytes += made.bytes;
+                (made.cid, made.workload)
+            }
+            WorkloadSource::Image(image) => {
+                let made = workload::image(ctx, store, name, &source.dir, image, only_hash).await?;
+                blocks += made.blocks;
+                bytes += made.bytes;
+                (made.cid, made.workload)
             }
             WorkloadSource::Published(cid) => {
                 let workload = published.get(cid).cloned().ok_or_else(|| {
@@ -149,10 +152,25 @@ pub async fn import(
                         format!("fetch it first: iptl get {cid}"),
                     )
                 })?;
+                if workload.kind != def.kind {
+                    return Err(Error::usage(
+                        "workload.kind",
+                        format!("workload {name} is {cid}, which another runner executes"),
+                        "correct `runner` in plan.toml",
+                    ));
+                }
                 (*cid, workload)
             }
         };
         workloads.insert(name.clone(), entry);
+    }
+    let mut given = BTreeMap::new();
+    for path in source.manifest.paths() {
+        let options = ImportOptions { only_hash, ..Default::default() };
+        let imported = import_path(store, &source.dir.join(path), &options).await?;
+        blocks += imported.blocks;
+        bytes += imported.bytes;
+        given.insert(path.to_owned(), imported.cid);
     }
     let options = ImportOptions {
         only_hash,
@@ -165,7 +183,7 @@ pub async fn import(
     let cids = workloads.iter().map(|(name, (cid, _))| (name.clone(), *cid)).collect();
     let plan = source
         .manifest
-        .to_plan(&cids, Some(files.cid))
+        .to_plan(&cids, &given, Some(files.cid))
         .map_err(|e| Error::broken("internal", e, "report this: it is a mistake in iptl"))?;
     let block = model::to_block(plan.clone());
     let cid = *block.cid();
@@ -173,55 +191,6 @@ pub async fn import(
         store.put(vec![block]).await?;
     }
     Ok(Made { cid, plan, workloads, blocks: blocks + 1, bytes })
-}
-
-/// Imports the content of a workload and makes its node.
-pub async fn import_workload(
-    store: &dyn BlobStore,
-    name: &str,
-    path: &Path,
-    kind: WorkloadKind,
-    only_hash: bool,
-) -> Result<(Block, Workload, Imported)> {
-    match kind {
-        WorkloadKind::Wasm => check_component(path)?,
-        WorkloadKind::Docker => {
-            return Err(Error::usage(
-                "workload.is-image",
-                format!("{} is to be a container image, which no file is", path.display()),
-                "name the CID of a published image",
-            ));
-        }
-    }
-    let imported = import_path(store, path, &ImportOptions { only_hash, ..Default::default() }).await?;
-    let workload = Workload { name: name.to_owned(), kind, content: imported.cid, size: imported.bytes };
-    let block = model::to_block(workload.clone());
-    if !only_hash {
-        store.put(vec![block.clone()]).await?;
-    }
-    Ok((block, workload, imported))
-}
-
-/// Checks that a file starts as a WebAssembly component does.
-fn check_component(path: &Path) -> Result<()> {
-    let mut file = std::fs::File::open(path).map_err(|e| {
-        Error::usage(
-            "workload.not-found",
-            format!("{}: {e}", path.display()),
-            "build it (leave --no-build out), or correct `path` in plan.toml",
-        )
-    })?;
-    let mut head = [0; COMPONENT_MAGIC.len()];
-    let enough = file.read_exact(&mut head).is_ok();
-    if enough && head == COMPONENT_MAGIC {
-        return Ok(());
-    }
-    let found = if enough && head[..4] == COMPONENT_MAGIC[..4] { "a core module" } else { "no WebAssembly at all" };
-    Err(Error::usage(
-        "workload.not-component",
-        format!("{} is no WASI 0.2 component, but {found}", path.display()),
-        "build it with `cargo build --target wasm32-wasip2`",
-    ))
 }
 
 impl From<ImportError> for Error {

@@ -9,7 +9,7 @@
 //! [`config`] is what an owner decides and why an engine cannot be used; [`engine`] asks the engine for things;
 //! [`archive`] reads the files that images come as; [`settings`] makes the container that a plan asks for within what
 //! its owner allows; [`link`] is the connection with an init, [`output`] the lines that a workload writes; [`instance`]
-//! is the life of one instance, [`cell`] that of a cell; [`state`] is what must outlive a lablet.
+//! is the life of one instance, [`cell`] that of a cell; [`state`] is what must outlive a lablet. [`images`] is for those who publish.
 //!
 //! Nothing that a workload or its init says is trusted for more than a workload's word. Start reading at
 //! [`instance`].
@@ -21,6 +21,7 @@ pub mod config;
 mod engine;
 mod exec;
 mod exit;
+mod images;
 mod instance;
 mod link;
 mod output;
@@ -33,6 +34,7 @@ mod settings;
 mod state;
 
 pub use config::{DockerConfig, OwnerLimits, Unusable};
+pub use images::{Images, ImagesError};
 pub use runner::DockerRunner;
 
 /// The init program, as the build made it.

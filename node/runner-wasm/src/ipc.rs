@@ -18,7 +18,7 @@ const MAX_FRAME_SIZE: u32 = 16 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
     /// A cell comes; its instances follow in [`ToWorker::Instances`].
-    Cell(CellOrder),
+    Cell(Box<CellOrder>),
     /// More instances of the cell.
     Instances(Vec<InstanceSpec>),
     /// That was all: make them ready.

@@ -104,7 +104,7 @@ impl Control {
     fn read(mut self, mut from: BufReader<UnixStream>) -> io::Result<()> {
         while let Some(message) = ipc::read::<ToWorker>(&mut from)? {
             match message {
-                ToWorker::Cell(order) => self.order = Some(order),
+                ToWorker::Cell(order) => self.order = Some(*order),
                 ToWorker::Instances(instances) => self.instances.extend(instances),
                 ToWorker::Prepare => self.prepare()?,
                 ToWorker::Start => {

@@ -1,6 +1,6 @@
 //! The task that owns the core: what the orchestrator and the cells say goes in, what is to be done comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use iptl_artifacts::BlobStore;
 use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Run, Signed, Usage};
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::files::LeftFiles;
-use iptl_runner::{CellControl, Ended, PreparedCell, Runner};
+use iptl_runner::{CellControl, Ended, PreparedCell, Runners};
 use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::artifacts::Artifacts;
 use super::cell::{CellNote, CellTask, Routes};
 use super::journal::Journal;
 use super::prepare::{Preparer, scratch_path};
@@ -51,7 +52,7 @@ pub(crate) struct Parts {
     pub(crate) links: Links,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) fetcher: Fetcher,
-    pub(crate) runner: Arc<dyn Runner>,
+    pub(crate) runners: Runners,
     /// Offers of an orchestrator on the same node.
     pub(crate) offers: broadcast::Sender<Signed<Offer>>,
     pub(crate) stop: CancellationToken,
@@ -68,6 +69,7 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     let journal = Journal::open(parts.home.clone())?;
     // What cells left that died with the node; their receipts say so, and nothing else is read from there.
     parts.home.empty("scratch")?;
+    parts.runners.reap(&BTreeSet::new()).await;
     let carrier = Carrier::start(parts.links.clone()).await;
     hear_offers(&parts, commands.clone()).await;
     let keeper = SessionKeeper {
@@ -155,7 +157,7 @@ impl Driver {
                 let _gone = answer.send(());
             }
         }
-        self.parts.runner.shutdown().await;
+        self.parts.runners.shutdown().await;
     }
 
     fn input(&mut self, input: LabletInput) {
@@ -341,10 +343,9 @@ impl Driver {
     fn prepare(&mut self, cell: CellRef, grant: Grant) {
         let preparer = Preparer {
             lab: self.parts.membership.lab().clone(),
-            home: self.parts.home.clone(),
-            store: self.parts.store.clone(),
+            artifacts: Artifacts { home: self.parts.home.clone(), store: self.parts.store.clone() },
             fetcher: self.parts.fetcher.clone(),
-            runner: self.parts.runner.clone(),
+            runners: self.parts.runners.clone(),
         };
         let orchestrator = (self.parts.membership.orchestrator().clone(), self.parts.membership.addrs.clone());
         let commands = self.commands.clone();
@@ -409,7 +410,7 @@ impl Driver {
             store: self.parts.store.clone(),
             key: self.parts.key.clone(),
             lablet: self.parts.links.peer().clone(),
-            runner: self.parts.runner.version(),
+            runners: self.parts.runners.clone(),
         };
         let (grant, run, ended) = match self.cells.get_mut(&cell) {
             Some(held) => {
@@ -465,10 +466,13 @@ impl Driver {
     }
 
     async fn take_inventory(&mut self) {
-        let capacity = self.parts.runner.capacity();
         let limits = self.parts.config.limits;
-        let slots = Slots::of(limits.instances.unwrap_or(u32::MAX).min(capacity.instances));
-        let memory = limits.memory_bytes.unwrap_or(u64::MAX).min(capacity.memory_bytes);
+        let capacities: BTreeMap<_, _> = self.parts.runners.iter().map(|r| (r.kind(), r.capacity())).collect();
+        let most = limits.instances.unwrap_or(u32::MAX);
+        let slots = capacities.iter().map(|(kind, has)| (*kind, Slots::of(most.min(has.instances)))).collect();
+        // All kinds take from one memory.
+        let memory = capacities.values().map(|has| has.memory_bytes).max().unwrap_or(0);
+        let memory = limits.memory_bytes.unwrap_or(u64::MAX).min(memory);
         let addrs = match self.parts.links.net() {
             Some(net) => net.addrs().await,
             None => Vec::new(),
@@ -480,7 +484,7 @@ impl Driver {
             cpus,
             memory_bytes: total_memory(),
             free_memory_bytes: memory,
-            slots: BTreeMap::from([(self.parts.runner.kind(), slots)]),
+            slots,
             addrs,
             draining: false,
         }));
@@ -552,7 +556,7 @@ fn died() -> Ended {
     }
 }
 
-fn describe(error: &dyn std::error::Error) -> String {
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

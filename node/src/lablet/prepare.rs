@@ -3,30 +3,27 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use iptl_artifacts::export::{self, ExportError};
-use iptl_artifacts::{BlobStore, read_block};
-use iptl_dag::model::{self, GroupRun, Run, Workload, WorkloadKind};
+use iptl_artifacts::read_block;
+use iptl_dag::model::{self, Container, GroupRun, Run, Workload, WorkloadKind};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
-use iptl_runner::{Artifact, CellSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runner};
+use iptl_runner::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runners};
 use iptl_wire::session::Grant;
-use tokio::io::AsyncWriteExt;
 
+use super::artifacts::{ArtifactError, Artifacts};
 use crate::fetch::{FetchError, Fetcher, Source, Wanted};
 use crate::home::Home;
 
 /// A lablet that finds nobody with the blocks of its grant for so long gives it back.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Largest content of a workload in bytes: far above any component, far below what a lender's disk should hold. A few
-/// blocks can stand for more than all disks.
-const MAX_ARTIFACT_SIZE: u64 = 256 << 20;
-
 /// Most bytes of a workload with all that it links.
 const MAX_WORKLOAD_SIZE: u64 = 4 << 30;
+
+/// Folder in a cell's scratch for what containers are given; no group is called so.
+const FILES_DIR: &str = ".files";
 
 /// Bytes of arguments, environment and parameters over all instances of a cell: each instance has its own copy.
 const MAX_START_SIZE: u64 = 256 << 20;
@@ -53,14 +50,9 @@ pub(super) enum CellError {
         /// What the run says.
         needed: BTreeMap<WorkloadKind, u32>,
     },
-    /// The workload's file could not be written.
-    #[error("cannot write the artifact {cid}: {reason}")]
-    Artifact {
-        /// Its content.
-        cid: Cid,
-        /// Why.
-        reason: String,
-    },
+    /// What instances are given could not be made files.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
     /// The runner refused.
     #[error(transparent)]
     Runner(#[from] PrepareError),
@@ -71,9 +63,10 @@ impl CellError {
     pub(super) fn lies_in_the_workload(&self) -> bool {
         match self {
             CellError::Bad { .. }
+            | CellError::Artifact(ArtifactError::Bad { .. })
             | CellError::Runner(PrepareError::BadArtifact { .. } | PrepareError::MissingImport { .. }) => true,
             CellError::Fetch(_)
-            | CellError::Artifact { .. }
+            | CellError::Artifact(ArtifactError::Write { .. } | ArtifactError::Store(_))
             | CellError::Slots { .. }
             | CellError::Runner(
                 PrepareError::NoRunner { .. }
@@ -95,10 +88,9 @@ pub(super) struct Prepared {
 #[derive(Clone)]
 pub(super) struct Preparer {
     pub(super) lab: PeerId,
-    pub(super) home: Home,
-    pub(super) store: Arc<dyn BlobStore>,
+    pub(super) artifacts: Artifacts,
     pub(super) fetcher: Fetcher,
-    pub(super) runner: Arc<dyn Runner>,
+    pub(super) runners: Runners,
 }
 
 impl Preparer {
@@ -108,19 +100,57 @@ impl Preparer {
     pub(super) async fn prepare(&self, orchestrator: Source, grant: &Grant) -> Result<Prepared, CellError> {
         let sources = sources(orchestrator, grant);
         let run: Run = self.node(&grant.run, &sources, true).await?;
-        let mut artifacts = BTreeMap::new();
+        let scratch = self.scratch(grant)?;
+        let (mut artifacts, mut containers) = (BTreeMap::new(), BTreeMap::new());
         for assignment in &grant.assignments {
             let group = group(&run, grant, &assignment.group)?;
+            if let Some(settings) = &group.container
+                && let Entry::Vacant(vacant) = containers.entry(assignment.group.clone())
+            {
+                vacant.insert(self.container(settings, &sources, &scratch, &assignment.group).await?);
+            }
             if let Entry::Vacant(vacant) = artifacts.entry(group.workload) {
                 let workload: Workload = self.node(&group.workload, &sources, false).await?;
-                let path = self.artifact(&workload).await?;
+                if workload.kind != group.kind {
+                    let reason = format!("it is a {:?} workload, and the run says {:?}", workload.kind, group.kind);
+                    return Err(CellError::Bad { cid: group.workload, reason });
+                }
+                let path = self.artifacts.of(&workload).await?;
                 vacant.insert(Artifact { cid: workload.content, path });
             }
         }
-        let scratch = self.scratch(grant)?;
-        let spec = spec(&self.lab, &run, grant, &artifacts, scratch)?;
-        let cell = self.runner.prepare(spec).await?;
+        let files = Files { artifacts, containers, scratch };
+        let spec = spec(&self.lab, &run, grant, files)?;
+        let cell = self.runners.prepare(spec).await?;
         Ok(Prepared { run, cell })
+    }
+
+    /// Fetches the files that the containers of a group get and writes them down for this cell.
+    async fn container(
+        &self,
+        settings: &Container,
+        sources: &[Source],
+        scratch: &Path,
+        group: &str,
+    ) -> Result<ContainerSpec, CellError> {
+        let dir = scratch.join(FILES_DIR).join(group);
+        let mut files = BTreeMap::new();
+        for (number, (inside, cid)) in settings.files.iter().enumerate() {
+            self.fetch(cid, sources, false).await?;
+            let write = |e: std::io::Error| ArtifactError::Write { cid: *cid, reason: e.to_string() };
+            tokio::fs::create_dir_all(&dir).await.map_err(write)?;
+            let path = dir.join(number.to_string());
+            self.artifacts.file(cid, &path).await?;
+            files.insert(inside.clone(), path);
+        }
+        Ok(ContainerSpec { settings: settings.clone(), files })
+    }
+
+    async fn fetch(&self, cid: &Cid, sources: &[Source], shallow: bool) -> Result<(), CellError> {
+        let wanted = Wanted { root: *cid, from: sources.to_vec(), timeout: FETCH_TIMEOUT, shallow };
+        let limits = Limits { bytes: MAX_WORKLOAD_SIZE, ..Limits::default() };
+        self.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await?;
+        Ok(())
     }
 
     /// Fetches and reads a node.
@@ -128,46 +158,20 @@ impl Preparer {
     where
         T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
     {
-        let wanted = Wanted { root: *cid, from: sources.to_vec(), timeout: FETCH_TIMEOUT, shallow };
-        let limits = Limits { bytes: MAX_WORKLOAD_SIZE, ..Limits::default() };
-        self.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await?;
+        self.fetch(cid, sources, shallow).await?;
         let bad = |reason: String| CellError::Bad { cid: *cid, reason };
-        let block = read_block(&*self.store, cid)
+        let block = read_block(&*self.artifacts.store, cid)
             .await
             .map_err(FetchError::from)?
-            .ok_or_else(|| CellError::Artifact { cid: *cid, reason: "it vanished from the store".to_owned() })?;
+            .ok_or_else(|| ArtifactError::Write { cid: *cid, reason: "it vanished from the store".to_owned() })?;
         model::from_bytes(block.data()).map_err(|e| bad(e.to_string()))
     }
 
-    /// Returns the content of a workload as a file, writing it at first use.
-    async fn artifact(&self, workload: &Workload) -> Result<PathBuf, CellError> {
-        let path = self.home.path("cache").join("artifacts").join(workload.content.to_string());
-        if tokio::fs::try_exists(&path).await.unwrap_or(false) {
-            return Ok(path);
-        }
-        let failed = |reason: String| CellError::Artifact { cid: workload.content, reason };
-        let unusable = |e: ExportError| match e {
-            ExportError::TooLarge { .. } | ExportError::UnixFs { .. } => {
-                CellError::Bad { cid: workload.content, reason: e.to_string() }
-            }
-            other => failed(other.to_string()),
-        };
-        let dir = path.parent().unwrap_or(Path::new("."));
-        tokio::fs::create_dir_all(dir).await.map_err(|e| failed(e.to_string()))?;
-        let temp = tempfile::tempdir_in(dir).map_err(|e| failed(e.to_string()))?;
-        let file = temp.path().join("artifact");
-        let mut out = tokio::fs::File::create(&file).await.map_err(|e| failed(e.to_string()))?;
-        export::stream_file(&*self.store, &workload.content, &mut out, MAX_ARTIFACT_SIZE).await.map_err(unusable)?;
-        out.flush().await.map_err(|e| failed(e.to_string()))?;
-        tokio::fs::rename(&file, &path).await.map_err(|e| failed(e.to_string()))?;
-        Ok(path)
-    }
-
     fn scratch(&self, grant: &Grant) -> Result<PathBuf, CellError> {
-        let path = scratch_path(&self.home, grant);
-        let failed = |e: std::io::Error| CellError::Artifact { cid: grant.run, reason: e.to_string() };
+        let path = scratch_path(&self.artifacts.home, grant);
+        let failed = |e: std::io::Error| ArtifactError::Write { cid: grant.run, reason: e.to_string() };
         match std::fs::remove_dir_all(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e).into()),
             _ => {}
         }
         std::fs::create_dir_all(&path).map_err(failed)?;
@@ -205,13 +209,17 @@ fn size_at_start(run: &Run, group: &GroupRun) -> u64 {
     args.chain(env).chain(params).map(|size| size as u64).sum()
 }
 
-fn spec(
-    lab: &PeerId,
-    run: &Run,
-    grant: &Grant,
-    artifacts: &BTreeMap<Cid, Artifact>,
+/// What was made for a cell on this machine.
+struct Files {
+    /// By workload.
+    artifacts: BTreeMap<Cid, Artifact>,
+    /// By group.
+    containers: BTreeMap<String, ContainerSpec>,
     scratch: PathBuf,
-) -> Result<CellSpec, CellError> {
+}
+
+fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec, CellError> {
+    let Files { artifacts, containers, scratch } = files;
     let mut instances = Vec::new();
     let mut start_size = 0;
     let mut needed: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
@@ -238,7 +246,7 @@ fn spec(
             env: group.env.clone(),
             limits: group.resources,
             attempt: grant.attempt,
-            container: None,
+            container: containers.get(&assignment.group).cloned(),
         }));
     }
     // The lablet keeps the room that the grant named before the run was here.

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use iptl_artifacts::{BlobStore, import};
+use iptl_artifacts::{BlobStore, import, read_block};
 use iptl_dag::model::receipt::MAX_RECEIPTS_PER_SHARD;
 use iptl_dag::model::{self, InstanceId, Receipt, ReceiptShard, Run};
 use iptl_dag::{Cid, PeerId};
-use iptl_runner::Ended;
+use iptl_runner::{Ended, Runners};
 use iptl_trust::Keypair;
 use iptl_wire::session::Grant;
 
@@ -17,7 +17,7 @@ pub(super) struct Sealer {
     pub(super) store: Arc<dyn BlobStore>,
     pub(super) key: Arc<Keypair>,
     pub(super) lablet: PeerId,
-    pub(super) runner: String,
+    pub(super) runners: Runners,
 }
 
 impl Sealer {
@@ -29,6 +29,8 @@ impl Sealer {
         run: Option<&Run>,
         mut ended: Vec<(InstanceId, Ended)>,
     ) -> Result<Vec<(Cid, u32)>, import::ImportError> {
+        let stored = if run.is_none() { self.run_of(grant).await? } else { None };
+        let run = run.or(stored.as_ref());
         ended.sort_by(|a, b| a.0.cmp(&b.0));
         let mut shards = Vec::new();
         for part in ended.chunks(MAX_RECEIPTS_PER_SHARD) {
@@ -47,6 +49,13 @@ impl Sealer {
         Ok(shards)
     }
 
+    /// Reads the run of a cell from before a crash, which was fetched when the cell was prepared; none where it was not
+    /// yet.
+    async fn run_of(&self, grant: &Grant) -> Result<Option<Run>, import::ImportError> {
+        let block = read_block(&*self.store, &grant.run).await?;
+        Ok(block.and_then(|block| model::from_bytes::<Run>(block.data()).ok()))
+    }
+
     async fn receipt(
         &self,
         grant: &Grant,
@@ -54,7 +63,10 @@ impl Sealer {
         instance: &InstanceId,
         how: &Ended,
     ) -> Result<Receipt, import::ImportError> {
-        let workload = run.and_then(|run| run.groups.get(&instance.group)).map_or(grant.run, |group| group.workload);
+        let group = run.and_then(|run| run.groups.get(&instance.group));
+        let workload = group.map_or(grant.run, |group| group.workload);
+        let runner = group.and_then(|group| self.runners.get(group.kind)).map(|runner| runner.version());
+        let runner = runner.unwrap_or_else(|| "none".to_owned());
         Ok(Receipt {
             execution: grant.cell.execution,
             instance: instance.clone(),
@@ -62,7 +74,7 @@ impl Sealer {
             epoch: grant.cell.epoch.clone(),
             workload,
             lablet: self.lablet.clone(),
-            runner: self.runner.clone(),
+            runner,
             started_ms: how.started_ms,
             ended_ms: how.ended_ms,
             exit: how.exit.clone(),

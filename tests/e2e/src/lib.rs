@@ -237,11 +237,23 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts an orchestrator and lablets.
+    /// Starts an orchestrator and lablets, which run no containers: what a test says of them holds on any machine.
     #[track_caller]
     pub fn start(lablets: u32) -> Lab {
+        Lab::start_with(lablets, &["--no-docker"])
+    }
+
+    /// Starts an orchestrator and lablets that run containers too.
+    #[track_caller]
+    pub fn start_with_docker(lablets: u32) -> Lab {
+        Lab::start_with(lablets, &[])
+    }
+
+    #[track_caller]
+    fn start_with(lablets: u32, args: &[&str]) -> Lab {
         let home = Home::new();
-        let output = home.run(&["dev", "up", "-n", &lablets.to_string(), "--json"]);
+        let count = lablets.to_string();
+        let output = home.run(&[&["dev", "up", "-n", &count, "--json"], args].concat());
         if output.code != 0 {
             stop(home.path());
         }
@@ -323,7 +335,7 @@ impl Foreground {
     /// Starts a node on a home and returns once it answers.
     #[track_caller]
     pub fn start(home: &Path, args: &[&str]) -> Foreground {
-        let mut all = vec!["up", "--no-mdns"];
+        let mut all = vec!["up", "--no-mdns", "--no-docker"];
         all.extend(args);
         if !args.contains(&"--listen") {
             all.extend(["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]);

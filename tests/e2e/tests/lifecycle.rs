@@ -68,7 +68,7 @@ impl Plan {
         let (timeout, max_lost) = (self.timeout, self.max_lost);
         let resources = |wall: &str| format!("{{ memory = \"16MiB\", cpu = \"60s\", wall = \"{wall}\" }}");
         let mut text = format!(
-            "[plan]\nname = \"lifecycle\"\nversion = \"0.1.0\"\n\n[workloads.work]\nkind = \"wasm\"\n\
+            "[plan]\nname = \"lifecycle\"\nversion = \"0.1.0\"\n\n[workloads.work]\nrunner = \"wasm\"\n\
              path = \"work.wasm\"\n\n[cases.only]\ntimeout = \"{timeout}\"\nmax_lost = \"{max_lost}\"\n\n\
              [cases.only.params.watch]\ntype = \"duration\"\ndefault = \"1s\"\nmin = \"1ms\"\nmax = \"5m\"\n"
         );

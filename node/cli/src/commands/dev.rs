@@ -39,6 +39,9 @@ pub struct UpArgs {
     /// Number of lablets
     #[arg(short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     n: u32,
+    /// Run no containers, also where an engine can be used
+    #[arg(long)]
+    no_docker: bool,
 }
 
 /// Stops the lab under the home; what it has stored stays.
@@ -76,7 +79,7 @@ async fn up(ctx: &Context, args: UpArgs) -> Result {
         .collect();
 
     ctx.say(format!("starting an orchestrator and {} under {}", ui::count(args.n.into(), "lablet"), base.display()));
-    let client = ctx.waiting("starting the orchestrator", start(&orchestrator, &[])).await?;
+    let client = ctx.waiting("starting the orchestrator", start(&orchestrator, &[], args.no_docker)).await?;
     let mut status = status::ask(&client).await?;
     if status.lab.is_none() {
         client.call_all(Request::LabInit { name: "dev".to_owned(), open: false }).await?;
@@ -88,7 +91,7 @@ async fn up(ctx: &Context, args: UpArgs) -> Result {
     let starting = lablets.iter().map(|node| {
         let (known, client) = (&known, &client);
         async move {
-            let lablet = start(node, known).await?;
+            let lablet = start(node, known, args.no_docker).await?;
             if status::ask(&lablet).await?.lab.is_none() {
                 let ticket = invite::mint(client, Role::Lablet, Duration::from_secs(600)).await?;
                 let request = Request::Join { target: ticket, name: node.name.clone(), role: Role::Lablet };
@@ -142,7 +145,7 @@ fn default_base() -> PathBuf {
 }
 
 /// Starts a node where none runs, and returns once it answers.
-async fn start(node: &Node, known: &[String]) -> Result<Client> {
+async fn start(node: &Node, known: &[String], no_docker: bool) -> Result<Client> {
     if let Some(client) = Client::connect(&node.home).await {
         return Ok(client);
     }
@@ -151,6 +154,9 @@ async fn start(node: &Node, known: &[String]) -> Result<Client> {
     let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
     let mut process = Process::new(std::env::current_exe()?);
     process.arg("--home").arg(&node.home).args(["up", "--detached", "--no-mdns", "--name", &node.name]);
+    if no_docker {
+        process.arg("--no-docker");
+    }
     if !node.home.join("node.toml").exists() {
         for addr in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"] {
             process.args(["--listen", addr]);

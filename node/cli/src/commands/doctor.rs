@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use iptl_runner_docker::Images;
 use serde_json::json;
 
 use crate::client::Client;
@@ -60,6 +61,7 @@ pub async fn run(ctx: &Context, _: Args) -> Result {
     let home = ctx.home();
     let mut findings =
         vec![home_writable(&home), disk_space(&home), mappings(), memory(), clock(), cargo(), wasm_target()];
+    findings.push(docker(&home).await);
     findings.extend(ports(&home).await);
     findings.push(daemon(&home).await);
     let wrong = findings.iter().any(|f| f.state == State::Wrong);
@@ -192,6 +194,26 @@ fn wasm_target() -> Finding {
             "for building plans:  rustup target add wasm32-wasip2",
         ),
         None => Finding::note("wasm", "no rustc", "only for building plans: install Rust from https://rustup.rs"),
+    }
+}
+
+/// Asks for the container engine, as a lablet of this home would.
+async fn docker(home: &Path) -> Finding {
+    let config = match home.join("node.toml").exists() {
+        true => iptl_node::Home::open(home).and_then(|home| home.config()).map(|config| config.docker),
+        false => Ok(iptl_node::home::Docker::default()),
+    };
+    let socket = match config {
+        Ok(docker) if !docker.enabled => {
+            return Finding::note("docker", "switched off in node.toml", "set `enabled = true` below [docker]");
+        }
+        Ok(docker) => docker.socket,
+        // Said of the ports already.
+        Err(_) => None,
+    };
+    match Images::connect(socket).await {
+        Ok(images) => Finding::ok("docker", format!("engine {}: containers can be run", images.engine_version())),
+        Err(unusable) => Finding::note("docker", format!("{}: no containers", unusable.reason), unusable.fix),
     }
 }
 

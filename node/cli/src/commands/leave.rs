@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 /// What a home may hold; anything else in it is not ours to remove.
-const HOME_ENTRIES: [&str; 18] = [
+const HOME_ENTRIES: [&str; 19] = [
     "api.sock",
     "run.pid",
     "node.log",
@@ -38,6 +38,7 @@ const HOME_ENTRIES: [&str; 18] = [
     "cache",
     "scratch",
     "local",
+    "docker",
     "lock",
 ];
 

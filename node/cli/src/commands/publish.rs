@@ -1,13 +1,13 @@
 //! `iptl publish`: imports something, announces it and prints its CID.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use iptl_artifacts::import::{ImportOptions, import_path};
 use iptl_artifacts::{BlobStore, MemStore};
 use iptl_dag::Cid;
-use iptl_dag::model::{Workload, WorkloadKind};
-use iptl_plans::WorkloadSource;
+use iptl_dag::model::Workload;
+use iptl_plans::{ImageSource, WorkloadSource};
 use iptl_wire::control::Request;
 use serde_json::json;
 
@@ -17,17 +17,39 @@ use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
 use crate::fetch::{self, Sources};
 use crate::remote::RemoteStore;
-use crate::{node, plan, ui};
+use crate::{node, plan, ui, workload};
 
 /// Imports something, announces it and prints its CID, alone, on stdout.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  iptl publish plan ./my-plan\n  iptl publish data ./dataset --only-hash")]
+#[command(
+    after_help = "Examples:\n  iptl publish plan ./my-plan\n  iptl publish data ./dataset --only-hash\n  iptl publish \
+                  workload --binary ./target/release/node --with-libs\n  iptl publish workload --image example/node:1.2"
+)]
 pub struct Args {
     /// What it is
     #[arg(value_enum)]
     kind: Kind,
-    /// Folder or file
-    path: PathBuf,
+    /// Folder or file; of a workload, the component
+    #[arg(required_unless_present = "image_source")]
+    path: Option<PathBuf>,
+    /// Make an image that holds this program alone
+    #[arg(long, value_name = "FILE", group = "image_source", conflicts_with = "path")]
+    binary: Option<PathBuf>,
+    /// Pack the libraries that the program is linked with
+    #[arg(long, requires = "binary")]
+    with_libs: bool,
+    /// Make an image whose root file system is this directory
+    #[arg(long, value_name = "DIR", group = "image_source", conflicts_with = "path")]
+    rootfs: Option<PathBuf>,
+    /// Take an image of this machine's container engine
+    #[arg(long, value_name = "NAME:TAG", group = "image_source", conflicts_with = "path")]
+    image: Option<String>,
+    /// Take an OCI layout, as a directory or a tar, or what `docker save` wrote
+    #[arg(long, value_name = "PATH", group = "image_source", conflicts_with = "path")]
+    oci: Option<PathBuf>,
+    /// Build the Dockerfile of this directory with this machine's container engine
+    #[arg(long, value_name = "DIR", group = "image_source", conflicts_with = "path")]
+    dockerfile: Option<PathBuf>,
     /// Compute the CID; store and announce nothing
     #[arg(long)]
     only_hash: bool,
@@ -40,7 +62,7 @@ pub struct Args {
 enum Kind {
     /// A folder with a plan.toml
     Plan,
-    /// A WebAssembly component
+    /// A WebAssembly component or a container image
     Workload,
     /// Any file or folder
     Data,
@@ -65,46 +87,118 @@ struct Root {
 }
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
-    if !args.path.exists() {
-        return Err(Error::usage("path.not-found", format!("{} does not exist", args.path.display()), ""));
+    let subject = Subject::of(&args)?;
+    if let Some(path) = subject.path()
+        && !path.exists()
+    {
+        return Err(Error::usage("path.not-found", format!("{} does not exist", path.display()), ""));
     }
     if args.only_hash {
-        let root = import(ctx, &args, &MemStore::default(), None).await?;
+        let root = import(ctx, &args, &subject, &MemStore::default(), None).await?;
         return answer(ctx, &args, &root);
     }
     // A mistake in the plan or its build should not cost the start of a node.
     let client = node::reach(ctx).await?;
     let store = RemoteStore::new(client.clone());
-    let root = import(ctx, &args, &store, Some(&client)).await?;
+    let root = import(ctx, &args, &subject, &store, Some(&client)).await?;
     let request = Request::Publish { root: root.cid, kind: args.kind.word().to_owned(), name: root.name.clone() };
     ctx.waiting("announcing", client.call_all(request)).await?;
     ctx.say(format!("  import   {}, {}", ui::count(root.blocks, "block"), ui::bytes(root.bytes)));
     answer(ctx, &args, &root)
 }
 
-async fn import(ctx: &Context, args: &Args, store: &dyn BlobStore, client: Option<&Client>) -> Result<Root> {
-    let name = std::path::absolute(&args.path)?
-        .file_stem()
-        .map_or_else(|| args.kind.word().to_owned(), |n| n.to_string_lossy().into_owned());
+/// What is published.
+enum Subject {
+    /// A folder or file.
+    Path(PathBuf),
+    /// A container image.
+    Image(ImageSource),
+}
+
+impl Subject {
+    fn of(args: &Args) -> Result<Subject> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let image = if let Some(path) = &args.binary {
+            ImageSource::Binary { path: text(path), with_libs: args.with_libs }
+        } else if let Some(path) = &args.rootfs {
+            ImageSource::Rootfs(text(path))
+        } else if let Some(name) = &args.image {
+            ImageSource::Engine(name.clone())
+        } else if let Some(path) = &args.oci {
+            ImageSource::Oci(text(path))
+        } else if let Some(path) = &args.dockerfile {
+            ImageSource::Dockerfile(text(path))
+        } else {
+            // Required where none of the others is given.
+            return Ok(Subject::Path(args.path.clone().unwrap_or_default()));
+        };
+        if args.kind != Kind::Workload {
+            let message = format!("a container image is a workload and no {}", args.kind.word());
+            return Err(Error::usage("publish.image", message, "iptl publish workload --image NAME:TAG"));
+        }
+        Ok(Subject::Image(image))
+    }
+
+    /// Returns what must exist on disk.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Subject::Path(path) => Some(path),
+            Subject::Image(
+                ImageSource::Binary { path, .. }
+                | ImageSource::Rootfs(path)
+                | ImageSource::Oci(path)
+                | ImageSource::Dockerfile(path),
+            ) => Some(Path::new(path)),
+            Subject::Image(ImageSource::Engine(_)) => None,
+        }
+    }
+
+    fn name(&self, kind: Kind) -> Result<String> {
+        let Some(path) = self.path() else {
+            let Subject::Image(ImageSource::Engine(name)) = self else { return Ok(kind.word().to_owned()) };
+            let name = name.rsplit('/').next().unwrap_or(name);
+            return Ok(name.split([':', '@']).next().unwrap_or(name).to_owned());
+        };
+        let stem = std::path::absolute(path)?.file_stem().map(|name| name.to_string_lossy().into_owned());
+        Ok(stem.unwrap_or_else(|| kind.word().to_owned()))
+    }
+}
+
+async fn import(
+    ctx: &Context,
+    args: &Args,
+    subject: &Subject,
+    store: &dyn BlobStore,
+    client: Option<&Client>,
+) -> Result<Root> {
+    let name = subject.name(args.kind)?;
+    let path = match subject {
+        Subject::Path(path) => path,
+        Subject::Image(source) => {
+            let work = workload::image(ctx, store, &name, Path::new("."), source, args.only_hash);
+            let made = ctx.waiting("importing", work).await?;
+            return Ok(Root { cid: made.cid, name, blocks: made.blocks, bytes: made.bytes });
+        }
+    };
     match args.kind {
         Kind::Plan => {
-            let source = plan::load(&args.path)?;
+            let source = plan::load(path)?;
             ctx.say(format!("  check    ok   {}", check::summary(&source)));
             if !args.no_build {
                 plan::build(ctx, &source).await?;
             }
             let published = published(ctx, &source, client).await?;
-            let made = ctx.waiting("importing", plan::import(store, &source, &published, args.only_hash)).await?;
+            let made = ctx.waiting("importing", plan::import(ctx, store, &source, &published, args.only_hash)).await?;
             Ok(Root { cid: made.cid, name: source.manifest.name.clone(), blocks: made.blocks, bytes: made.bytes })
         }
         Kind::Workload => {
-            let work = plan::import_workload(store, &name, &args.path, WorkloadKind::Wasm, args.only_hash);
-            let (block, workload, imported) = ctx.waiting("importing", work).await?;
-            Ok(Root { cid: *block.cid(), name: workload.name, blocks: imported.blocks + 1, bytes: imported.bytes })
+            let work = workload::component(store, &name, path, args.only_hash);
+            let made = ctx.waiting("importing", work).await?;
+            Ok(Root { cid: made.cid, name, blocks: made.blocks, bytes: made.bytes })
         }
         Kind::Data => {
             let options = ImportOptions { only_hash: args.only_hash, ..Default::default() };
-            let imported = ctx.waiting("importing", import_path(store, &args.path, &options)).await?;
+            let imported = ctx.waiting("importing", import_path(store, path, &options)).await?;
             Ok(Root { cid: imported.cid, name, blocks: imported.blocks, bytes: imported.bytes })
         }
     }

@@ -110,7 +110,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
 async fn from_source(ctx: &Context, client: &Client, args: &Args, source: &plan::Source) -> Result<Cid> {
     let store = RemoteStore::new(client.clone());
     let published = publish::published(ctx, source, Some(client)).await?;
-    let made = ctx.waiting("importing", plan::import(&store, source, &published, false)).await?;
+    let made = ctx.waiting("importing", plan::import(ctx, &store, source, &published, false)).await?;
     let manifest = &source.manifest;
     ctx.say(format!("plan      {}  {} {}", ui::short(&made.cid), manifest.name, manifest.version));
     tracing::debug!(blocks = made.blocks, bytes = made.bytes, has = check::summary(source), "imported");

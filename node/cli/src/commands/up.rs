@@ -21,9 +21,12 @@ pub struct Args {
     /// Name of this machine, for lists of lablets
     #[arg(long)]
     name: Option<String>,
-    /// Most Wasm instances at a time; without it, what the machine can hold
+    /// Most instances of each runner at a time; without it, what the machine can hold
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
+    /// Run no containers, also where an engine can be used, from now on
+    #[arg(long)]
+    no_docker: bool,
     /// Leave the terminal: a session of its own, as `iptl dev up` starts nodes
     #[arg(long, hide = true)]
     detached: bool,
@@ -40,6 +43,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         known: args.known,
         name: args.name,
         slots: args.slots,
+        no_docker: args.no_docker,
     };
     node::serve(ctx, wishes).await
 }

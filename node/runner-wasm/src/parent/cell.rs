@@ -110,7 +110,7 @@ fn encode_order(inner: &Inner, cell: &CellSpec) -> io::Result<Vec<u8>> {
     };
     let order =
         CellOrder { cell: head, cache_dir: inner.config.cache_dir.clone(), memory_bytes: inner.capacity.memory_bytes };
-    ipc::encode(&mut bytes, &ToWorker::Cell(order))?;
+    ipc::encode(&mut bytes, &ToWorker::Cell(Box::new(order)))?;
     for chunk in cell.instances.chunks(INSTANCES_PER_FRAME) {
         let mut instances = chunk.to_vec();
         for instance in &mut instances {

@@ -40,7 +40,7 @@ name = "Not A Name"
 verson = "1"
 
 [workloads.work]
-kind = "dcoker"
+runner = "dcoker"
 path = "../outside.wasm"
 
 [cases.one]

@@ -102,7 +102,7 @@ fn a_lab_is_found_through_a_node_that_is_known() {
 const IN_A_NETWORK_OF_ITS_OWN: &str = "IPTL_TEST_LOCAL_NETWORK";
 
 /// Multicast does not cross the loopback, and tests stay off real networks: this one runs in a network namespace with an
-/// interface that leads nowhere.
+/// link that leads nowhere.
 #[test]
 fn a_lab_is_found_on_the_local_network() {
     if std::env::var_os(IN_A_NETWORK_OF_ITS_OWN).is_none() {
@@ -118,16 +118,20 @@ fn a_lab_is_found_on_the_local_network() {
         assert!(output.status.success(), "{}\n{}", said(&output.stdout), said(&output.stderr));
         return;
     }
-    for line in
-        ["link set lo up", "link add lan type dummy", "addr add 10.77.0.1/24 dev lan", "link set lan up multicast on"]
-    {
+    for line in [
+        "link set lo up",
+        "link add lan type veth peer name far",
+        "addr add 10.77.0.1/24 dev lan",
+        "link set lan up",
+        "link set far up",
+    ] {
         let done = Command::new("ip").args(line.split(' ')).status().expect("`ip` of iproute2 is there");
         assert!(done.success(), "ip {line}");
     }
     let (lab, home) = (Home::new(), Home::new());
     let listen = ["--listen", "/ip4/10.77.0.1/udp/0/quic-v1", "--listen", "/ip4/10.77.0.1/tcp/0"];
     let _orchestrator = Foreground::again(lab.path(), &listen);
-    lab.run(&["lab", "init", "attic"]).exits(0);
+    lab.run(&["lab", "init", "--name", "attic"]).exits(0);
     let peer = lab.run(&["status", "--json"]).json()["peer"].as_str().unwrap().to_owned();
     let _lablet = Foreground::again(home.path(), &listen);
     joins_by_approval(&home, &peer, |args| lab.run(args));
