@@ -15,7 +15,7 @@ use iptl_dag::model::{Exit, InstanceId, Usage};
 use iptl_runner::files::{CellFiles, check_artifact_path};
 use iptl_runner::{CellEvent, Ended, InstanceSpec, SyncReply};
 use iptl_testground::{Journal, SyncServer};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant as Deadline;
 
@@ -186,20 +186,17 @@ impl Instance {
             match self.next(&mut life, &mut phases, &mut exceedings).await {
                 Some(over) => break over,
                 None => {
-                    // A new connection brings its own ends of the pipes.
-                    if self.outputs.is_some() {
-                        if let Some(reading) = reading.take() {
-                            let _ = reading.stop.send(());
-                            let _ = reading.task.await;
-                        }
+                    // A new connection brings the same ends again, which an adopted instance does not have yet.
+                    if reading.is_none() && self.outputs.is_some() {
                         reading = self.begin(origin, &journal, &exceeded, &mut life);
                     }
+                    self.outputs = None;
                 }
             }
         };
         // Everything that could write is gone, so the pipes end. A reader that lags is waited for.
         if let Some(reading) = reading {
-            let _ = reading.task.await;
+            let _ = reading.await;
         }
         if let Ok(more) = exceedings.try_recv() {
             end_for(&mut life.ending, more.into());
@@ -262,8 +259,7 @@ impl Instance {
         journal: &Arc<Mutex<Journal>>,
         exceeded: &mpsc::Sender<Exceeded>,
         life: &mut Life,
-    ) -> Option<Reading> {
-        life.heard_at = Deadline::now();
+    ) -> Option<JoinHandle<()>> {
         let Outputs { listener, out, err } = self.outputs.take()?;
         let (dir, heard) = (self.dir.clone(), Arc::clone(journal));
         let observer = move |event: &str| {
@@ -288,18 +284,12 @@ impl Instance {
             room: self.spec.limits.output_bytes.saturating_sub(logged),
             exceeded: exceeded.clone(),
         };
-        let (stop, stopped) = oneshot::channel();
         let exceeded = exceeded.clone();
-        let task = tokio::spawn(async move {
-            let failed = tokio::select! {
-                read = output.read(out, err) => read.err(),
-                _ = stopped => None,
-            };
-            if let Some(e) = failed {
+        Some(tokio::spawn(async move {
+            if let Err(e) = output.read(out, err).await {
                 let _ = exceeded.try_send(Exceeded::Lost(format!("its output cannot be read: {e}")));
             }
-        });
-        Some(Reading { stop, task })
+        }))
     }
 
     /// Waits for the next thing that concerns the workload and deals with it; returns how it is over, where it is.
@@ -389,6 +379,7 @@ impl Instance {
             return Some(Over::Container { oom_killed: false, reason: "its init is gone".to_owned() });
         };
         self.link = Some(link);
+        life.heard_at = Deadline::now();
         let Greeting { phase, listener, out, err, .. } = greeting;
         self.outputs = Some(Outputs { listener, out, err });
         match phase {
@@ -621,11 +612,6 @@ impl Instance {
         }
         let _ = self.events.send(CellEvent::Ended { id: self.id, ended }).await;
     }
-}
-
-struct Reading {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
 }
 
 struct Collected {
