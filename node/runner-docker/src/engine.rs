@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bollard::errors::Error as EngineError;
-use bollard::models::{ContainerCreateBody, ContainerState, ImageConfig};
+use bollard::models::{ContainerCreateBody, ContainerState, ImageConfig, SystemVersion};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ImportImageOptionsBuilder, InspectContainerOptionsBuilder, ListContainersOptions,
     RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StatsOptionsBuilder, TagImageOptionsBuilder,
@@ -15,13 +15,19 @@ use bollard::query_parameters::{
 use bollard::{ClientVersion, Docker};
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::archive::Manifest;
 use crate::config::Unusable;
 
 /// Oldest version of the engine's API that has all we ask for: 1.41 came with Docker 20.10.
 const OLDEST: (usize, usize) = (1, 41);
+
+/// Time for an engine to say what it is.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Most bytes that it says about that.
+const MAX_GREETING: u64 = 256 << 10;
 
 /// Time for an answer. Starting a container takes seconds on a machine that swaps.
 const PATIENCE_S: u64 = 120;
@@ -74,31 +80,48 @@ pub(crate) struct Listed {
 impl Engine {
     /// Connects to the engine behind a socket.
     pub(crate) async fn connect(socket: &Path) -> Result<Engine, Unusable> {
-        // Opened here first: the kernel says more clearly than any library what is wrong.
-        if let Err(e) = tokio::net::UnixStream::connect(socket).await {
-            return Err(unreachable(socket, &e));
-        }
         let strange = |reason: String| Unusable {
             reason,
             fix: "install Docker Engine 20.10 or newer: sudo apt-get install docker.io".to_owned(),
         };
-        let version = ClientVersion { major_version: OLDEST.0, minor_version: OLDEST.1 };
-        let path = socket.to_string_lossy();
-        let docker = Docker::connect_with_unix(&path, PATIENCE_S, &version)
-            .map_err(|e| strange(format!("the socket {path} cannot be used: {e}")))?;
-        let said = docker.version().await.map_err(|e| strange(format!("what listens on {path} is no engine: {e}")))?;
-        let api = said.api_version.unwrap_or_default();
-        let number: Option<(usize, usize)> =
-            api.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        if number.is_none_or(|number| number < OLDEST) {
-            let (major, minor) = OLDEST;
-            return Err(strange(format!("its API is version {api}, and {major}.{minor} is needed")));
+        let path = socket.display();
+        let said = match tokio::time::timeout(GREETING, ask_version(socket)).await {
+            Ok(Ok(said)) => said,
+            Ok(Err(Silence::Closed(e))) => return Err(unreachable(socket, &e)),
+            Ok(Err(Silence::NoEngine(e))) => return Err(strange(format!("what listens on {path} is no engine: {e}"))),
+            Err(_) => {
+                return Err(Unusable {
+                    reason: format!("the container engine on {path} does not answer within {} s", GREETING.as_secs()),
+                    fix: "start it again: sudo systemctl restart docker".to_owned(),
+                });
+            }
+        };
+        let number = |version: Option<&str>| {
+            let (major, minor) = version?.split_once('.')?;
+            Some((major.parse::<usize>().ok()?, minor.parse::<usize>().ok()?))
+        };
+        let api = said.api_version.clone().unwrap_or_default();
+        let newest = (bollard::API_DEFAULT_VERSION.major_version, bollard::API_DEFAULT_VERSION.minor_version);
+        let ours = match number(Some(&api)) {
+            Some(theirs) if theirs >= OLDEST => theirs.min(newest),
+            Some(_) | None => {
+                let (major, minor) = OLDEST;
+                return Err(strange(format!("its API is version {api}, and {major}.{minor} is needed")));
+            }
+        };
+        if number(said.min_api_version.as_deref()).is_some_and(|least| least > ours) {
+            return Err(Unusable {
+                reason: format!("the container engine is newer than this program: its API is version {api}"),
+                fix: "update this program, or use an older Docker Engine".to_owned(),
+            });
         }
         if said.os.as_deref().is_some_and(|os| os != "linux") {
             return Err(strange(format!("it runs containers of {}", said.os.unwrap_or_default())));
         }
-        // The newest that both know; engines drop old ones in time.
-        let docker = docker.negotiate_version().await.map_err(|e| strange(e.to_string()))?;
+        // The newest that both know; the library asks for a version in a way that older engines refuse.
+        let version = ClientVersion { major_version: ours.0, minor_version: ours.1 };
+        let docker = Docker::connect_with_unix(&socket.to_string_lossy(), PATIENCE_S, &version)
+            .map_err(|e| strange(format!("the socket {path} cannot be used: {e}")))?;
         let info = docker.info().await.map_err(|e| strange(e.to_string()))?;
         let unified = info.cgroup_version == Some(bollard::models::SystemInfoCgroupVersionEnum::_2);
         Ok(Engine {
@@ -316,6 +339,32 @@ pub(crate) fn said(error: &EngineError) -> String {
         EngineError::DockerResponseServerError { message, .. } => message.lines().next().unwrap_or_default().to_owned(),
         other => other.to_string(),
     }
+}
+
+/// Why an engine's version is not known.
+enum Silence {
+    /// The socket cannot be opened.
+    Closed(io::Error),
+    /// What answers speaks otherwise.
+    NoEngine(String),
+}
+
+/// Asks an engine what it is, without naming a version that it may not know.
+async fn ask_version(socket: &Path) -> Result<SystemVersion, Silence> {
+    let strange = |e: &dyn std::fmt::Display| Silence::NoEngine(e.to_string());
+    let mut stream = tokio::net::UnixStream::connect(socket).await.map_err(Silence::Closed)?;
+    // As in the first version of the protocol: the answer is in one piece and then over.
+    let request = b"GET /version HTTP/1.0\r\nHost: engine\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.map_err(|e| strange(&e))?;
+    let mut answer = Vec::new();
+    stream.take(MAX_GREETING).read_to_end(&mut answer).await.map_err(|e| strange(&e))?;
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| strange(&"it does not speak HTTP"))?;
+    let status = head.lines().next().unwrap_or_default();
+    if status.split(' ').nth(1) != Some("200") {
+        return Err(strange(&status));
+    }
+    serde_json::from_str(body).map_err(|e| strange(&e))
 }
 
 fn unreachable(socket: &Path, error: &io::Error) -> Unusable {

@@ -131,21 +131,28 @@ async fn engine_that_cannot_be_used_is_named_with_what_helps() {
     drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
     let dead = connect(&dead).await;
     assert!(dead.reason.contains("no container engine listens") && dead.fix.contains("start"), "{dead:?}");
-    let old = dir.path().join("old.sock");
-    let listener = tokio::net::UnixListener::bind(&old).unwrap();
-    let answering = tokio::spawn(async move {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        loop {
+    let rows = [
+        (
+            r#"{"Version":"17.03.0","ApiVersion":"1.26","Os":"linux","Arch":"amd64"}"#,
+            "version 1.26, and 1.41 is needed",
+        ),
+        (r#"{"Version":"99.0","ApiVersion":"9.9","MinAPIVersion":"9.0","Os":"linux"}"#, "newer than this program"),
+        (r#"{"Version":"28.0","ApiVersion":"1.48","Os":"windows"}"#, "containers of windows"),
+        ("hello", "is no engine"),
+    ];
+    for (index, (body, expected)) in rows.into_iter().enumerate() {
+        let socket = dir.path().join(format!("{index}.sock"));
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let answering = tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 4096];
-            if stream.read(&mut request).await.unwrap_or(0) > 0 {
-                let body = r#"{"Version":"17.03.0","ApiVersion":"1.26","Os":"linux","Arch":"amd64"}"#;
-                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-                let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
-            }
-        }
-    });
-    let old = connect(&old).await;
-    assert!(old.reason.contains("1.26") && old.reason.contains("1.41"), "{old:?}");
-    answering.abort();
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        });
+        let unusable = connect(&socket).await;
+        assert!(unusable.reason.contains(expected), "{unusable:?}");
+        answering.await.unwrap();
+    }
 }
