@@ -138,6 +138,12 @@ impl Inner {
         Ok(Reservation { inner: Arc::clone(self), instances: needed, memory })
     }
 
+    /// Returns whether a cell of this life has these containers.
+    fn is_live(&self, key: &str) -> bool {
+        let state = self.state();
+        state.cells.contains_key(key) || state.preparing.contains(key)
+    }
+
     /// Makes sure that the images of a cell are there.
     async fn images(&self, cell: &CellSpec) -> Result<BTreeMap<Artifact, Image>, PrepareError> {
         let _one = self.images.lock().await;
@@ -372,6 +378,10 @@ impl Runner for DockerRunner {
         let images = inner.images(&spec).await?;
         let key = inner.store.key(&spec.origin);
         let dir = inner.store.cell(&key);
+        if inner.is_live(&key) {
+            let source = io::Error::new(io::ErrorKind::AlreadyExists, "it is prepared or runs already");
+            return Err(PrepareError::Io { what: format!("the cell of execution {}", spec.origin.execution), source });
+        }
         let making = TaskTracker::new();
         let mut give_up = GiveUp::new(inner, &key, making.clone());
         dir.make().map_err(|source| PrepareError::Io { what: "the directory of a cell".to_owned(), source })?;
@@ -456,6 +466,9 @@ impl Runner for DockerRunner {
             return Ok(None);
         }
         drop(seats_of);
+        if inner.is_live(&key) {
+            return Ok(None);
+        }
         let reservation = inner.reserve(&spec)?;
         let images = inner.images(&spec).await?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);

@@ -162,6 +162,20 @@ async fn signal_from_outside_reaches_the_workload() {
 }
 
 #[tokio::test]
+async fn cell_that_is_there_is_not_made_again() {
+    let bench = engine!();
+    let cell = bench.cell(&Container::usual(), &[&["print"]]);
+    let lab = Lab::prepare(&bench.runner, cell.clone()).await;
+    let refused = bench.runner.prepare(cell.clone()).await.err().unwrap();
+    assert!(matches!(refused, iptl_runner::PrepareError::Io { .. }), "{refused}");
+    lab.control.start().await;
+    assert_eq!(lab.finish().await.exit(0), &Exit::Exited { code: 0 });
+    // Once it is over and nobody holds it any more, it may be.
+    bench.run(cell).await;
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn preparation_that_is_given_up_leaves_nothing() {
     let bench = engine!();
     let args = vec![&["park"][..]; 12];
