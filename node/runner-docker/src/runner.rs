@@ -44,6 +44,8 @@ struct Inner {
     store: Store,
     capacity: Capacity,
     state: Mutex<State>,
+    /// The containers and the directory of a cell are gone.
+    cleared: tokio::sync::Notify,
     /// One image is loaded at a time: a second cell that wants it finds it there.
     images: tokio::sync::Mutex<()>,
     over: CancellationToken,
@@ -55,9 +57,16 @@ struct State {
     instances: u32,
     memory: u64,
     /// Cells of this life, by the key of their containers.
-    cells: BTreeMap<String, watch::Sender<Phase>>,
-    /// Keys of cells that are being made ready.
-    preparing: BTreeSet<String>,
+    cells: BTreeMap<String, Live>,
+    /// Keys of cells that are being made ready, and whether that was given up and is being cleared away.
+    preparing: BTreeMap<String, bool>,
+}
+
+/// A cell that was prepared.
+struct Live {
+    phase: watch::Sender<Phase>,
+    /// Whether somebody holds its control.
+    control: mpsc::WeakSender<()>,
 }
 
 impl DockerRunner {
@@ -79,6 +88,7 @@ impl DockerRunner {
             store,
             capacity,
             state: Mutex::default(),
+            cleared: tokio::sync::Notify::new(),
             images: tokio::sync::Mutex::default(),
             over: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -138,10 +148,25 @@ impl Inner {
         Ok(Reservation { inner: Arc::clone(self), instances: needed, memory })
     }
 
-    /// Returns whether a cell of this life has these containers.
-    fn is_live(&self, key: &str) -> bool {
-        let state = self.state();
-        state.cells.contains_key(key) || state.preparing.contains(key)
+    /// Takes the key of a cell that is to be made ready; false where a cell of this life has it. One that is being
+    /// cleared away is waited for.
+    async fn take_key(&self, key: &str) -> bool {
+        loop {
+            let cleared = self.cleared.notified();
+            {
+                let mut state = self.state();
+                match (state.cells.get(key), state.preparing.get(key)) {
+                    (None, None) => {
+                        state.preparing.insert(key.to_owned(), false);
+                        return true;
+                    }
+                    (Some(live), _) if live.control.upgrade().is_some() => return false,
+                    (None, Some(false)) => return false,
+                    (Some(_), _) | (None, Some(true)) => {}
+                }
+            }
+            cleared.await;
+        }
     }
 
     /// Makes sure that the images of a cell are there.
@@ -257,7 +282,6 @@ struct GiveUp {
 
 impl GiveUp {
     fn new(inner: &Arc<Inner>, key: &str, making: TaskTracker) -> GiveUp {
-        inner.state().preparing.insert(key.to_owned());
         GiveUp {
             inner: Arc::clone(inner),
             key: key.to_owned(),
@@ -271,15 +295,19 @@ impl GiveUp {
 
 impl Drop for GiveUp {
     fn drop(&mut self) {
-        self.inner.state().preparing.remove(&self.key);
         if !self.armed {
+            self.inner.state().preparing.remove(&self.key);
+            self.inner.cleared.notify_waiters();
             return;
         }
+        self.inner.state().preparing.insert(self.key.clone(), true);
         let (inner, key, making) = (Arc::clone(&self.inner), self.key.clone(), self.making.clone());
         let clear = async move {
             making.close();
             making.wait().await;
             inner.clear(&key).await;
+            inner.state().preparing.remove(&key);
+            inner.cleared.notify_waiters();
         };
         self.inner.tasks.spawn_on(clear, &self.runtime);
     }
@@ -334,7 +362,8 @@ impl Inner {
             })
             .collect();
         let (alive, mut gone) = mpsc::channel(1);
-        self.state().cells.insert(key.clone(), phase.clone());
+        let live = Live { phase: phase.clone(), control: alive.downgrade() };
+        self.state().cells.insert(key.clone(), live);
         if self.over.is_cancelled() {
             stop(&phase, "the runner shuts down");
         }
@@ -343,7 +372,6 @@ impl Inner {
         self.tasks.spawn(async move {
             follow.await;
             drop(reservation);
-            inner.state().cells.remove(&key);
             // Whoever drives the cell has made its ends durable when it lets go of it.
             let forgotten = tokio::select! {
                 _ = gone.recv() => true,
@@ -352,6 +380,8 @@ impl Inner {
             if forgotten && let Err(e) = dir.remove() {
                 tracing::warn!(error = %e, "the directory of a cell is left");
             }
+            inner.state().cells.remove(&key);
+            inner.cleared.notify_waiters();
         });
         let control = Control { cell, phase, handles, _alive: alive };
         PreparedCell { control: Box::new(control), events: receiver }
@@ -378,7 +408,7 @@ impl Runner for DockerRunner {
         let images = inner.images(&spec).await?;
         let key = inner.store.key(&spec.origin);
         let dir = inner.store.cell(&key);
-        if inner.is_live(&key) {
+        if !inner.take_key(&key).await {
             let source = io::Error::new(io::ErrorKind::AlreadyExists, "it is prepared or runs already");
             return Err(PrepareError::Io { what: format!("the cell of execution {}", spec.origin.execution), source });
         }
@@ -466,9 +496,12 @@ impl Runner for DockerRunner {
             return Ok(None);
         }
         drop(seats_of);
-        if inner.is_live(&key) {
+        if !inner.take_key(&key).await {
             return Ok(None);
         }
+        // What runs is left as it is where this is given up.
+        let mut give_up = GiveUp::new(inner, &key, TaskTracker::new());
+        give_up.armed = false;
         let reservation = inner.reserve(&spec)?;
         let images = inner.images(&spec).await?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
@@ -495,7 +528,7 @@ impl Runner for DockerRunner {
         let mut kept: BTreeSet<String> = keep.iter().map(|origin| inner.store.key(origin)).collect();
         {
             let state = inner.state();
-            kept.extend(state.cells.keys().chain(&state.preparing).cloned());
+            kept.extend(state.cells.keys().chain(state.preparing.keys()).cloned());
         }
         let labels = BTreeMap::from([("iptl.lablet", inner.store.id().to_owned())]);
         match inner.engine.list(&labels).await {
@@ -524,7 +557,7 @@ impl Runner for DockerRunner {
     async fn shutdown(&self) {
         self.inner.over.cancel();
         for cell in self.inner.state().cells.values() {
-            stop(cell, "the runner shuts down");
+            stop(&cell.phase, "the runner shuts down");
         }
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
