@@ -191,6 +191,11 @@ pub fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
+/// Tells whether a test that needs a container engine has failed where there is none.
+pub fn docker_is_required() -> bool {
+    std::env::var_os("CI").is_some() || std::env::var_os("IPTL_DOCKER").is_some_and(|value| value == "required")
+}
+
 /// One node of a lab, as `dev up --json` tells it.
 #[derive(Clone, Debug)]
 pub struct Node {

@@ -1,11 +1,12 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
-//! what needs no lab, [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that
+//! what needs no lab, [`containers`] images and what runs from them, [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that
 //! are executed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
 mod bad_input;
 mod commands;
+mod containers;
 mod first_light;
 mod lifecycle;
 mod manuals;

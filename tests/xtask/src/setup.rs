@@ -12,7 +12,7 @@ use crate::shell::Shell;
 const TOOLCHAIN: &str = "1.95.0";
 
 /// Target of plan code.
-const WASM: &str = "wasm32-wasip2";
+pub const WASM: &str = "wasm32-wasip2";
 
 /// Target of programs that run in any container: static, without a libc of the machine.
 pub const STATIC: &str =

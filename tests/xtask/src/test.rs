@@ -104,11 +104,17 @@ pub fn build_plans(shell: &Shell) -> Result<()> {
         }
         let name = guest.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         eprintln!("   plan {name}");
-        let mut cargo = shell.cargo();
-        cargo.args(["build", "--quiet", "--release", "--locked", "--target", "wasm32-wasip2"]).current_dir(&guest);
-        // A plan's manifest says where its build goes.
-        cargo.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
-        shell.run(&mut cargo)?;
+        let manifest = std::fs::read_to_string(guest.join("plan.toml"))?;
+        for target in [setup::WASM, setup::STATIC] {
+            if !manifest.contains(target) {
+                continue;
+            }
+            let mut cargo = shell.cargo();
+            cargo.args(["build", "--quiet", "--release", "--locked", "--target", target]).current_dir(&guest);
+            // A plan's manifest says where its build goes.
+            cargo.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
+            shell.run(&mut cargo)?;
+        }
     }
     Ok(())
 }

@@ -91,7 +91,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     if let Some(path) = subject.path()
         && !path.exists()
     {
-        return Err(Error::usage("path.not-found", format!("{} does not exist", path.display()), ""));
+        return Err(Error::usage("path.not-found", format!("{} does not exist", path.display()), "name what is there"));
     }
     if args.only_hash {
         let root = import(ctx, &args, &subject, &MemStore::default(), None).await?;
