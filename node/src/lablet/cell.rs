@@ -151,6 +151,15 @@ impl CellTask {
                     false => sync.session_down(),
                 },
             }
+            if !batch.is_empty() {
+                // Whoever reads the runner goes first: what comes together is summed up together.
+                tokio::task::yield_now().await;
+                while batch.len() < MAX_EVENTS_AT_ONCE
+                    && let Ok(event) = self.events.try_recv()
+                {
+                    batch.push(event);
+                }
+            }
             for note in notes.drain(..) {
                 match note {
                     CellNote::Sync(down) => sync.handle(down),
