@@ -115,3 +115,22 @@ fn what_is_no_program_is_no_image() {
     home.run(&["publish", "workload", "--rootfs", &path("nowhere")]).fails(2, "path.not-found");
     home.run(&["publish", "data", "--rootfs", &path("")]).fails(2, "publish.image");
 }
+
+#[test]
+fn an_image_is_built_by_the_engine_and_published_from_it() {
+    engine!();
+    let home = Home::new();
+    let dir = home.path().join("context");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(program(), dir.join("mixed")).unwrap();
+    std::fs::write(dir.join("Dockerfile"), "FROM scratch\nCOPY mixed /app/mixed\nENTRYPOINT [\"/app/mixed\"]\n")
+        .unwrap();
+    let context = dir.display().to_string();
+    let cid = home.run(&["publish", "workload", "--dockerfile", &context]).exits(0).word();
+    let shown = home.run(&["dag", "get", &cid]).exits(0).stdout;
+    assert!(shown.contains("docker"), "{shown}");
+
+    std::fs::write(dir.join("Dockerfile"), "FROM scratch\nCOPY nothing /\n").unwrap();
+    home.run(&["publish", "workload", "--dockerfile", &context]).fails(1, "build.failed");
+    home.run(&["publish", "workload", "--image", "iptl.invalid/nobody/has:this"]).fails(3, "docker.no-image");
+}
