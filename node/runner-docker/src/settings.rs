@@ -247,7 +247,7 @@ fn setting(cell: &CellSpec, instance: &InstanceSpec, place: &Place<'_>) -> Setti
     let group: String =
         instance.id.group.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
     Setting {
-        plan: cell.case.clone(),
+        plan: cell.plan.clone(),
         ordinal: place.ordinal,
         address: place.address,
         subnet: "127.0.0.0/8".to_owned(),

@@ -22,6 +22,8 @@ pub struct CellSpec {
     pub seed: u64,
     /// The run, as text.
     pub run_id: String,
+    /// The plan of the run, as text.
+    pub plan: String,
     /// Case of the plan.
     pub case: String,
     /// Parameters of the run, as text.

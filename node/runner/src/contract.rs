@@ -131,6 +131,7 @@ impl Fixture {
             name: "x-test".to_owned(),
             seed: 1,
             run_id: "run".to_owned(),
+            plan: "plan".to_owned(),
             case: "case".to_owned(),
             params: BTreeMap::from([("fan-out".to_owned(), "4".to_owned())]),
             groups: BTreeMap::from([("g".to_owned(), size)]),

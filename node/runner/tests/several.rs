@@ -32,6 +32,7 @@ fn cell(scratch: &Path) -> CellSpec {
         name: "x-test".to_owned(),
         seed: 1,
         run_id: "run".to_owned(),
+        plan: "plan".to_owned(),
         case: "case".to_owned(),
         params: BTreeMap::new(),
         groups: kinds.iter().map(|(group, _)| ((*group).to_owned(), 2)).collect(),

@@ -257,6 +257,7 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         name: grant.cell.execution.alias(),
         seed: run.seed,
         run_id: grant.run.to_string(),
+        plan: run.plan.to_string(),
         case: run.case.clone(),
         params: run.params.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
         groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),

@@ -55,6 +55,7 @@ fn cell() -> (CellSpec, InstanceSpec) {
         name: "x-test".into(),
         seed: 7,
         run_id: "bafyrun".into(),
+        plan: "bafyplan".into(),
         case: "a/case".into(),
         params: [("rounds", "3"), ("label", "x=y")].map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         groups: [("g", 2), ("other", 3)].map(|(name, size)| (name.to_owned(), size)).into(),

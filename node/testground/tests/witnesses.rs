@@ -202,6 +202,7 @@ fn variables(case: &str, index: u32, count: u32, setting: &Setting) -> std::coll
         name: "x-test".into(),
         seed: 7,
         run_id: NAMES[0].into(),
+        plan: NAMES[1].into(),
         case: case.into(),
         params: params.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         groups: [("g".to_owned(), count)].into(),

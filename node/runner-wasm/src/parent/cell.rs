@@ -101,6 +101,7 @@ fn encode_order(inner: &Inner, cell: &CellSpec) -> io::Result<Vec<u8>> {
         name: cell.name.clone(),
         seed: cell.seed,
         run_id: cell.run_id.clone(),
+        plan: cell.plan.clone(),
         case: cell.case.clone(),
         params: cell.params.clone(),
         groups: cell.groups.clone(),
