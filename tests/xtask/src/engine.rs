@@ -114,6 +114,7 @@ fn start(shell: &Shell) -> Result<()> {
     eprintln!("set-up: starting a container engine, since none runs: its data is in {DATA}, its log in {RUN}");
     eprintln!("        it stays until it is told to go:  sudo kill $(cat {RUN}/dockerd.pid)");
     shell.run(&mut command(shell, prefix, &["mkdir", "-p", RUN]))?;
+    forget_dead(shell, prefix)?;
     let (exec, pid) = (format!("{RUN}/exec"), format!("{RUN}/dockerd.pid"));
     let mut line = vec!["setsid", "dockerd", "--data-root", DATA, "--exec-root", &exec, "--pidfile", &pid];
     line.extend(["--host", "unix:///var/run/docker.sock"]);
@@ -125,6 +126,22 @@ fn start(shell: &Shell) -> Result<()> {
     dockerd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
     // It is not waited for: it goes on when this is over.
     dockerd.spawn().with_context(|| format!("run it by hand:  sudo {}", line.join(" ")))?;
+    Ok(())
+}
+
+/// Removes the notes of an engine that was ended by force: another process may have its number by now, and an engine
+/// that finds such a note does not start.
+fn forget_dead(shell: &Shell, prefix: &[&str]) -> Result<()> {
+    for (note, program) in [("dockerd.pid", "dockerd"), ("exec/containerd/containerd.pid", "containerd")] {
+        let path = Path::new(RUN).join(note);
+        let Ok(number) = fs::read_to_string(&path) else { continue };
+        // The line of a process that is dead and not yet taken note of is empty.
+        let line = fs::read(format!("/proc/{}/cmdline", number.trim())).unwrap_or_default();
+        let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        if Path::new(&*String::from_utf8_lossy(first)).file_name().is_none_or(|name| name != program) {
+            shell.run(&mut command(shell, prefix, &["rm", "-f", &path.display().to_string()]))?;
+        }
+    }
     Ok(())
 }
 
