@@ -57,8 +57,8 @@ pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
             barrier,
             format!("p50 ≤ {BARRIER_GOAL_MS} ms at 100"),
             barrier <= BARRIER_GOAL_MS,
-            "four processes and the guests share the processors: every instance is woken twice (signal, barrier), and \
-             each hop between guest, worker, lablet and orchestrator is a wake-up",
+            "four processes and the guests share the processors: every hop between guest, worker, lablet and \
+             orchestrator is a wake-up, and each instance is woken in its turn",
         ),
         row(
             "publish → subscriber on 3 lablets, by subscribers",

@@ -46,7 +46,16 @@ impl Shell {
 
     /// Returns cargo, at the root.
     pub fn cargo(&self) -> Command {
-        self.command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        let mut cargo = self.command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // What cargo told this program of itself: build scripts that look at it would run again, and half of all crates
+        // be compiled anew, each time that somebody builds now with `cargo xtask` and now without.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| text.starts_with(start)) {
+                cargo.env_remove(&name);
+            }
+        }
+        cargo
     }
 
     /// Runs a command to its end; fails where it does.
