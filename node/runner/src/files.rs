@@ -1,8 +1,8 @@
 //! Files that instances leave behind: logs, events and metrics as JSON lines, artifacts as they are.
 //!
 //! Below the scratch directory of a cell stands `<group>/<index>/` with `logs.jsonl`, `events.jsonl`, `metrics.jsonl`,
-//! `samples.jsonl` and `artifacts/`; nothing is made before it is written to. Every append reaches the kernel before it returns, so
-//! that what was said stays said when the process that runs the cell is killed.
+//! `samples.jsonl` and `artifacts/`; nothing is made before it is written to. Every append reaches the kernel before it
+//! returns, so that what was said stays said when the process that runs the cell is killed.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
