@@ -78,15 +78,23 @@ impl WasmRunner {
         self.inner.state().warm.as_ref().and_then(Worker::pid)
     }
 
-    /// Takes the warm worker, or starts one.
-    async fn worker(&self) -> Result<Worker, PrepareError> {
+    /// Hands a cell to the warm worker, or to a new one where there is none or it has died.
+    async fn hand_over(&self, cell: &CellSpec) -> Result<cell::Held, PrepareError> {
         let warm = self.inner.state().warm.take();
+        let runner = self.clone();
+        self.inner.tasks.spawn(async move { runner.warm().await });
         if let Some(mut worker) = warm
             && worker.is_alive()
         {
-            return Ok(worker);
+            // It may be dying and not be waited for yet; that says nothing about the cell.
+            match cell::hand_over(&self.inner, worker, cell).await {
+                Err(PrepareError::WorkerDied { reason }) => {
+                    tracing::info!(reason, "the warm worker died before it took a cell");
+                }
+                answer => return answer,
+            }
         }
-        self.spawn().await
+        cell::hand_over(&self.inner, self.spawn().await?, cell).await
     }
 
     async fn spawn(&self) -> Result<Worker, PrepareError> {
@@ -172,10 +180,8 @@ impl Runner for WasmRunner {
 
     async fn prepare(&self, cell: CellSpec) -> Result<PreparedCell, PrepareError> {
         let reservation = self.reserve(&cell)?;
-        let worker = self.worker().await?;
-        let runner = self.clone();
-        self.inner.tasks.spawn(async move { runner.warm().await });
-        cell::prepare(&self.inner, worker, cell, reservation).await
+        let held = self.hand_over(&cell).await?;
+        Ok(cell::follow(&self.inner, held, cell, reservation))
     }
 
     async fn warm(&self) {

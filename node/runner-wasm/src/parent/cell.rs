@@ -41,17 +41,19 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that a worker has to die after its socket closed, before it is killed.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A worker whose instances are made and wait for the start.
+pub(crate) struct Held {
+    process: Process,
+    from: BufReader<OwnedReadHalf>,
+    to: OwnedWriteHalf,
+}
+
 /// Hands a cell to a worker and waits until it is ready. Dropping the future kills the worker.
-pub(crate) async fn prepare(
-    inner: &Arc<Inner>,
-    worker: Worker,
-    cell: CellSpec,
-    reservation: Reservation,
-) -> Result<PreparedCell, PrepareError> {
+pub(crate) async fn hand_over(inner: &Inner, worker: Worker, cell: &CellSpec) -> Result<Held, PrepareError> {
     let Worker { socket, mut process } = worker;
     let (from, mut to) = socket.into_split();
     let mut from = BufReader::with_capacity(64 << 10, from);
-    let order = encode_order(inner, &cell)
+    let order = encode_order(inner, cell)
         .map_err(|source| PrepareError::Io { what: "the cell cannot be handed to its worker".to_owned(), source })?;
     // A worker that dies meanwhile is noticed below, where the reason is known too.
     let _ = to.write_all(&order).await;
@@ -61,16 +63,21 @@ pub(crate) async fn prepare(
         () = inner.over.cancelled() => Err(io::Error::other("the runner shuts down")),
     };
     match answer {
-        Ok(Some(FromWorker::Prepared)) => {}
-        Ok(Some(FromWorker::Refused(refusal))) => return Err(refusal.into()),
+        Ok(Some(FromWorker::Prepared)) => Ok(Held { process, from, to }),
+        Ok(Some(FromWorker::Refused(refusal))) => Err(refusal.into()),
         Ok(Some(FromWorker::Event(_)) | None) | Err(_) => {
             let reason = match tokio::time::timeout(DEATH_TIMEOUT, process.ended()).await {
                 Ok(reason) => reason,
                 Err(_) => process.kill().await,
             };
-            return Err(PrepareError::WorkerDied { reason });
+            Err(PrepareError::WorkerDied { reason })
         }
     }
+}
+
+/// Follows a cell from here to its end.
+pub(crate) fn follow(inner: &Arc<Inner>, held: Held, cell: CellSpec, reservation: Reservation) -> PreparedCell {
+    let Held { process, from, to } = held;
     let (events, receiver) = mpsc::channel(EVENT_QUEUE);
     let (inputs, queue) = mpsc::channel(INPUT_QUEUE);
     let shared = Arc::new(Shared {
@@ -91,7 +98,7 @@ pub(crate) async fn prepare(
     };
     inner.tasks.spawn(write_inputs(queue, to, shared.over.clone()));
     inner.tasks.spawn(life.run(from));
-    Ok(PreparedCell { control: Box::new(Control { shared, inputs }), events: receiver })
+    PreparedCell { control: Box::new(Control { shared, inputs }), events: receiver }
 }
 
 /// Encodes everything that a worker needs to prepare a cell. Its working directory is another: paths become absolute.
