@@ -47,6 +47,8 @@ pub struct Wishes {
     pub slots: Option<u32>,
     /// Run no containers; false leaves it as it is.
     pub no_docker: bool,
+    /// Whether developers may execute commands in containers of their runs.
+    pub allow_exec: bool,
 }
 
 /// Returns the daemon of the home; commands that only make sense with one use this.
@@ -194,6 +196,7 @@ fn configure(home: &Home, wishes: Wishes) -> Result<()> {
     config.name = wishes.name.unwrap_or(config.name);
     config.limits.instances = wishes.slots.or(config.limits.instances);
     config.docker.enabled &= !wishes.no_docker;
+    config.docker.exec |= wishes.allow_exec;
     if config != before {
         home.set_config(&config)?;
     }

@@ -42,6 +42,19 @@ pub struct UpArgs {
     /// Run no containers, also where an engine can be used
     #[arg(long)]
     no_docker: bool,
+    /// Let developers execute commands in containers of their runs, where the plan allows it too
+    #[arg(long)]
+    allow_exec: bool,
+}
+
+impl UpArgs {
+    /// What each node gets for its own command line.
+    fn flags(&self) -> Vec<&'static str> {
+        [(self.no_docker, "--no-docker"), (self.allow_exec, "--allow-exec")]
+            .into_iter()
+            .filter_map(|(wanted, flag)| wanted.then_some(flag))
+            .collect()
+    }
 }
 
 /// Stops the lab under the home; what it has stored stays.
@@ -68,7 +81,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result {
 
 async fn up(ctx: &Context, args: UpArgs) -> Result {
     let started = Instant::now();
-    let base = &ctx.base;
+    let (base, flags) = (&ctx.base, args.flags());
     std::fs::create_dir_all(base).map_err(|e| {
         Error::broken("home.not-writable", format!("{}: {e}", base.display()), "name another directory with --home")
     })?;
@@ -79,7 +92,7 @@ async fn up(ctx: &Context, args: UpArgs) -> Result {
         .collect();
 
     ctx.say(format!("starting an orchestrator and {} under {}", ui::count(args.n.into(), "lablet"), base.display()));
-    let client = ctx.waiting("starting the orchestrator", start(&orchestrator, &[], args.no_docker)).await?;
+    let client = ctx.waiting("starting the orchestrator", start(&orchestrator, &[], &flags)).await?;
     let mut status = status::ask(&client).await?;
     if status.lab.is_none() {
         client.call_all(Request::LabInit { name: "dev".to_owned(), open: false }).await?;
@@ -89,9 +102,9 @@ async fn up(ctx: &Context, args: UpArgs) -> Result {
     // The lablets know where the orchestrator is; no multicast is needed on one computer.
     let known: Vec<String> = status.addrs.clone();
     let starting = lablets.iter().map(|node| {
-        let (known, client) = (&known, &client);
+        let (known, client, flags) = (&known, &client, &flags);
         async move {
-            let lablet = start(node, known, args.no_docker).await?;
+            let lablet = start(node, known, flags).await?;
             if status::ask(&lablet).await?.lab.is_none() {
                 let ticket = invite::mint(client, Role::Lablet, Duration::from_secs(600)).await?;
                 let request = Request::Join { target: ticket, name: node.name.clone(), role: Role::Lablet };
@@ -145,7 +158,7 @@ fn default_base() -> PathBuf {
 }
 
 /// Starts a node where none runs, and returns once it answers.
-async fn start(node: &Node, known: &[String], no_docker: bool) -> Result<Client> {
+async fn start(node: &Node, known: &[String], flags: &[&str]) -> Result<Client> {
     if let Some(client) = Client::connect(&node.home).await {
         return Ok(client);
     }
@@ -154,9 +167,7 @@ async fn start(node: &Node, known: &[String], no_docker: bool) -> Result<Client>
     let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
     let mut process = Process::new(std::env::current_exe()?);
     process.arg("--home").arg(&node.home).args(["up", "--detached", "--no-mdns", "--name", &node.name]);
-    if no_docker {
-        process.arg("--no-docker");
-    }
+    process.args(flags);
     if !node.home.join("node.toml").exists() {
         for addr in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"] {
             process.args(["--listen", addr]);

@@ -27,6 +27,9 @@ pub struct Args {
     /// Run no containers, also where an engine can be used, from now on
     #[arg(long)]
     no_docker: bool,
+    /// Let developers execute commands in containers of their runs, where the plan allows it too, from now on
+    #[arg(long)]
+    allow_exec: bool,
     /// Leave the terminal: a session of its own, as `iptl dev up` starts nodes
     #[arg(long, hide = true)]
     detached: bool,
@@ -44,6 +47,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         name: args.name,
         slots: args.slots,
         no_docker: args.no_docker,
+        allow_exec: args.allow_exec,
     };
     node::serve(ctx, wishes).await
 }
