@@ -5,8 +5,9 @@
 mod good;
 
 use std::hint::black_box;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use iptl_sdk::{Error, Result};
@@ -28,6 +29,7 @@ const BEHAVIOURS: &[(&str, Behaviour)] = &[
     ("records", records),
     ("packets", packets),
     ("topics", topics),
+    ("fork-bomb", fork_bomb),
 ];
 
 fn main() -> ExitCode {
@@ -156,6 +158,19 @@ fn topics() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Starts itself again and again, as everything that it starts does. For containers: a component has no processes.
+fn fork_bomb() -> Result<()> {
+    let program = std::env::current_exe().map_err(|error| Error::Refused(error.to_string()))?;
+    loop {
+        // Where there is no room for another one, it is tried again.
+        if let Err(error) = Command::new(&program).arg("fork-bomb").spawn()
+            && error.kind() == ErrorKind::Unsupported
+        {
+            return Err(Error::Refused(error.to_string()));
+        }
+    }
 }
 
 #[cfg(test)]
