@@ -25,19 +25,25 @@ pub fn repository() -> PathBuf {
 pub struct Guest {
     /// Its folder.
     pub plan: PathBuf,
-    /// Its component.
+    /// It as a component.
     pub component: PathBuf,
+    /// It as a static program.
+    pub program: PathBuf,
 }
 
-/// Builds the guest.
+/// Builds the guest, as a component and as a static program.
 pub fn build_guest() -> Result<Guest> {
     let plan = repository().join("tests/bench/guests");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--release", "--locked", "--target", "wasm32-wasip2"]).current_dir(&plan);
-    // The plan's manifest says where its build goes.
-    let status = cargo.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").status().context("cargo")?;
-    anyhow::ensure!(status.success(), "the guest does not build; is the target wasm32-wasip2 installed?");
-    Ok(Guest { component: plan.join("target/wasm32-wasip2/release/bench.wasm"), plan })
+    let targets = ["wasm32-wasip2", "x86_64-unknown-linux-musl"];
+    for target in targets {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--release", "--locked", "--target", target]).current_dir(&plan);
+        // The plan's manifest says where its build goes.
+        let status = cargo.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").status().context("cargo")?;
+        anyhow::ensure!(status.success(), "the guest does not build; is the target {target} installed?");
+    }
+    let [component, program] = targets.map(|target| plan.join("target").join(target).join("release"));
+    Ok(Guest { component: component.join("bench.wasm"), program: program.join("bench"), plan })
 }
 
 /// One node of a lab.
@@ -46,6 +52,8 @@ pub struct Node {
     pub home: PathBuf,
     /// Its process.
     pub pid: u32,
+    /// An address of it.
+    pub addr: String,
 }
 
 /// A lab; it ends with the value.
@@ -216,10 +224,12 @@ impl Replies {
 
 fn node(value: &Value) -> Result<Node> {
     let home = value["home"].as_str().context("a node without a home")?.into();
-    Ok(Node { home, pid: value["pid"].as_u64().context("a node without a process")?.try_into()? })
+    let addr = value["addrs"][0].as_str().context("a node without an address")?.to_owned();
+    Ok(Node { home, pid: value["pid"].as_u64().context("a node without a process")?.try_into()?, addr })
 }
 
-fn iptl(home: &Path, args: &[&str]) -> Result<String> {
+/// Runs a command line on a home; returns its answer.
+pub fn iptl(home: &Path, args: &[&str]) -> Result<String> {
     let program = std::env::current_exe()?.with_file_name("iptl");
     anyhow::ensure!(program.exists(), "{} is not built", program.display());
     let mut command = Command::new(program);

@@ -1,13 +1,16 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`sync`], [`stream`], [`idle`]. Labs are real processes of
+//! One file per measure: [`run`], [`park`], [`transfer`], [`sync`], [`stream`], [`idle`], [`containers`], [`images`]. Labs are real processes of
 //! the program `iptl` beside this one ([`lab`]); what they are held against is measured by [`mod@reference`] in this
 //! process, and by the bare engine in one of its own ([`bare`]). [`report`] writes the table.
 
 #![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
 
 mod bare;
+mod containers;
+mod engine;
 mod idle;
+mod images;
 mod lab;
 mod park;
 mod process;
@@ -61,6 +64,10 @@ enum Measure {
     Sync,
     /// TCP between instances
     Stream,
+    /// Containers: many, idle, at barriers, talkative
+    Containers,
+    /// Images of containers: read, rebuilt, moved
+    Images,
 }
 
 fn main() -> Result<()> {
@@ -76,7 +83,15 @@ fn main() -> Result<()> {
 }
 
 async fn measure(cli: Cli) -> Result<()> {
-    let all = [Measure::Run, Measure::Park, Measure::Transfer, Measure::Sync, Measure::Stream];
+    let all = [
+        Measure::Run,
+        Measure::Park,
+        Measure::Transfer,
+        Measure::Sync,
+        Measure::Stream,
+        Measure::Containers,
+        Measure::Images,
+    ];
     let wanted = if cli.measures.is_empty() { all.to_vec() } else { cli.measures.clone() };
     let out = match cli.out {
         Some(out) => Some(out),
@@ -92,6 +107,8 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Transfer => transfer::measure(cli.file << 20).await,
             Measure::Sync => sync::measure(&guest).await,
             Measure::Stream => stream::measure(&guest).await,
+            Measure::Containers => containers::measure(&guest).await,
+            Measure::Images => images::measure(&guest).await,
         };
         match rows {
             Ok(rows) => rows.into_iter().for_each(|row: Row| report.add(row)),

@@ -56,8 +56,9 @@ pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
         serving.abort();
         a.shutdown().await;
         b.shutdown().await;
+        // Its files stay until the end: ext4 looks for a while at every inode that was just given up before it takes
+        // one, and the next store would pay for this one's removal.
         drop((fetcher, sink));
-        std::fs::remove_dir_all(&path)?;
         let plain = plain_stream(transport, bytes).await?;
         let per_cpu = mb_per(bytes, cpu);
         let ratio = per_cpu / plain.mb_cpu_s;

@@ -22,13 +22,19 @@ fn main() -> Result<()> {
             std::thread::sleep(Duration::from_secs(3600));
         },
         Some("bare-end") => return Ok(()),
+        Some("bare-flood") => {
+            let bytes = std::env::args().nth(2).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+            eprintln!("{}", flood(bytes)?);
+            return Ok(());
+        }
         _ => {}
     }
     let env = iptl_sdk::env()?;
     match env.case.as_str() {
-        "trivial" => Ok(()),
-        "park" => park(&env),
-        "sync" => sync(&env),
+        "trivial" | "containers" => Ok(()),
+        "park" | "parked-containers" => park(&env),
+        "sync" | "synced-containers" => sync(&env),
+        "flood" => iptl_sdk::metric("write.time", flood(env.param("bytes")?)?, "ms"),
         _ => stream(&env),
     }
 }
@@ -40,6 +46,25 @@ fn park(env: &Env) -> Result<()> {
     }
     std::thread::sleep(env.param("hold")?);
     Ok(())
+}
+
+/// Writes lines of a hundred bytes; returns the milliseconds until the last of them was taken.
+fn flood(bytes: u64) -> Result<f64> {
+    let mut lines = Vec::with_capacity(CHUNK);
+    while lines.len() < CHUNK {
+        lines.extend([b'x'; 99]);
+        lines.push(b'\n');
+    }
+    let mut out = std::io::stdout().lock();
+    let started = Instant::now();
+    let mut left = bytes;
+    while left > 0 {
+        let part = left.min(lines.len() as u64);
+        out.write_all(&lines[..part as usize])?;
+        left -= part;
+    }
+    out.flush()?;
+    Ok(started.elapsed().as_secs_f64() * 1e3)
 }
 
 fn sync(env: &Env) -> Result<()> {
