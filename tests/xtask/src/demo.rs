@@ -1,14 +1,16 @@
 //! `cargo xtask demo`: the whole path once, by the real programs, under the build folder.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+mod containers;
+mod lab;
+
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use self::lab::Lab;
 use crate::shell::Shell;
-use crate::{setup, test};
+use crate::{engine, setup, test};
 
 /// Lablets of the demo's lab.
 const LABLETS: &str = "3";
@@ -16,13 +18,28 @@ const LABLETS: &str = "3";
 /// Instances of the demo's run.
 const INSTANCES: &str = "30";
 
-/// Shows the whole path.
-pub fn run(shell: &Shell) -> Result<()> {
+/// Which demo.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Containers: beside components, in a second version, looked into, and one that misbehaves
+    #[arg(long)]
+    docker: bool,
+}
+
+/// Shows the one that was asked for.
+pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     setup::for_build(shell)?;
+    if args.docker {
+        engine::ensure(shell)?;
+    }
     shell.step("build", "the workspace and the plans that ship");
     shell.run(shell.cargo().args(["build", "--workspace", "--locked"]))?;
     test::build_plans(shell)?;
+    if args.docker { containers::run(shell) } else { whole_path(shell) }
+}
 
+/// Publishes a plan, runs it, and fetches the result by its CID.
+fn whole_path(shell: &Shell) -> Result<()> {
     let started = Instant::now();
     let lab = Lab::new(shell)?;
     shell.step("1 of 5", "an orchestrator and three lablets, four processes with keys, stores and ports of their own");
@@ -78,76 +95,4 @@ fn group_of_ping(shell: &Shell) -> Result<String> {
     let group =
         text.lines().find_map(|line| line.trim().strip_prefix("[cases.")?.strip_suffix(']')?.split_once(".groups."));
     group.map(|(_, name)| name.to_owned()).context("plans/ping has no group")
-}
-
-/// The demo's lab; stopped when it goes out of scope, whatever happened.
-struct Lab {
-    dir: PathBuf,
-    program: PathBuf,
-    root: PathBuf,
-    stopped: std::cell::Cell<bool>,
-}
-
-impl Lab {
-    fn new(shell: &Shell) -> Result<Lab> {
-        let lab = Lab {
-            dir: shell.target.join("demo"),
-            program: shell.target.join("debug/iptl"),
-            root: shell.root.clone(),
-            stopped: std::cell::Cell::new(false),
-        };
-        if lab.dir.exists() {
-            // One that was interrupted hard may still run.
-            lab.stop()?;
-            lab.stopped.set(false);
-            std::fs::remove_dir_all(&lab.dir)?;
-        }
-        std::fs::create_dir_all(lab.dir.join("tmp"))?;
-        Ok(lab)
-    }
-
-    fn iptl(&self, home: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        command.current_dir(&self.root).arg("--home").arg(self.dir.join(home));
-        command.env("TMPDIR", self.dir.join("tmp")).env_remove("IPTL_HOME").stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, command: &mut Command) -> Result<()> {
-        let status = command.status().context("cannot run iptl")?;
-        if !status.success() {
-            bail!("iptl ended with {status}");
-        }
-        Ok(())
-    }
-
-    fn text(&self, command: &mut Command) -> Result<String> {
-        let output = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).output().context("cannot run iptl")?;
-        if !output.status.success() {
-            bail!("iptl ended with {}", output.status);
-        }
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-    }
-
-    fn json(&self, command: &mut Command) -> Result<Value> {
-        Ok(serde_json::from_str(&self.text(command)?)?)
-    }
-
-    fn stop(&self) -> Result<()> {
-        self.stopped.set(true);
-        self.run(self.iptl("lab").args(["dev", "down"]))?;
-        // A process that was told to stop is gone from the table a moment after its socket.
-        std::thread::sleep(Duration::from_millis(50));
-        Ok(())
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if !self.stopped.get()
-            && let Err(error) = self.stop()
-        {
-            eprintln!("the demo's lab could not be stopped: {error:#}");
-        }
-    }
 }

@@ -30,7 +30,7 @@ enum Command {
     /// Install what building and testing need, each with its reason
     Setup,
     /// A lab of four processes, one run, and its result fetched and verified by a fifth
-    Demo,
+    Demo(demo::Args),
     /// Everything that must hold: format, lints, licences, plans, tests, documents
     Test(test::Args),
     /// The tests that take too long for every day: those that `cargo test` lists as ignored
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = Shell::new().and_then(|shell| match cli.command {
         Command::Setup => setup::all(&shell),
-        Command::Demo => demo::run(&shell),
+        Command::Demo(args) => demo::run(&shell, &args),
         Command::Test(args) => test::run(&shell, &args),
         Command::Soak => soak(&shell),
         Command::Bench { args } => bench(&shell, &args),
@@ -79,6 +79,7 @@ fn soak(shell: &Shell) -> anyhow::Result<()> {
 
 fn bench(shell: &Shell, args: &[String]) -> anyhow::Result<()> {
     setup::for_build(shell)?;
+    engine::ensure(shell)?;
     test::build_plans(shell)?;
     shell.step("bench", "release build, then the measures");
     // One build of everything: `cargo run` of one package would unify other features and compile most of it again.
