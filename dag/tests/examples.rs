@@ -27,6 +27,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("workload-image".into(), Workload { kind: WorkloadKind::Docker, ..workload() }.into()),
         ("run-of-containers".into(), contained_run().into()),
         ("receipts-of-containers".into(), contained_receipts().into()),
+        ("receipts-of-touched-containers".into(), touched_receipts().into()),
         ("execution".into(), execution().into()),
         ("placement".into(), placement(None).into()),
         ("placement-child".into(), placement(Some(cid(placement(None)))).into()),
@@ -353,10 +354,19 @@ fn contained_receipts() -> ReceiptShard {
         signed.body.samples = Some(raw("samples"));
         signed.body.limits_met = vec!["processes".into()];
         signed.body.interventions =
-            vec![Intervention { by: peer(3), at_ms: 1_790_000_000_500, command: vec!["sh".into()] }];
+            vec![Intervention { by: peer(3), at_ms: 1_790_000_000_500, command: vec!["sh".into()], exit: None }];
         signed
     });
     ReceiptShard { receipts: receipts.collect() }
+}
+
+/// Commands in instances whose end is known.
+fn touched_receipts() -> ReceiptShard {
+    let mut shard = contained_receipts();
+    for intervention in shard.receipts.iter_mut().flat_map(|signed| &mut signed.body.interventions) {
+        intervention.exit = Some(137);
+    }
+    shard
 }
 
 fn outcome(verdict: Verdict) -> Outcome {

@@ -2,9 +2,10 @@
 //!
 //! One connection carries one request. [`serve_local`] answers the owner, who may do anything; [`serve_remote`] answers
 //! members of the lab, who may run things. The requests are handled by family: `content` (blocks, publishing,
-//! fetching), `lab` (making, joining, letting in), `runs` (submitting, watching, listing).
+//! fetching), `exec` (commands in instances), `lab` (making, joining, letting in), `runs` (submitting, watching, listing).
 
 mod content;
+mod exec;
 mod lab;
 mod remote;
 mod runs;
@@ -86,10 +87,14 @@ impl Talk {
 
     /// Sends a reply; fails where the asker is gone, which ends the request.
     async fn say(&mut self, reply: Reply) -> Result<(), Failure> {
-        framed::write(&mut self.writer, &reply)
-            .await
-            .map_err(|e| failure(FailureKind::Broken, "control.gone", format!("the asker is gone: {e}"), ""))
+        say(&mut self.writer, reply).await
     }
+}
+
+async fn say(writer: &mut (impl AsyncWrite + Unpin), reply: Reply) -> Result<(), Failure> {
+    framed::write(writer, &reply)
+        .await
+        .map_err(|e| failure(FailureKind::Broken, "control.gone", format!("the asker is gone: {e}"), ""))
 }
 
 /// Accepts the owner's connections on the node's socket, until the node stops.
@@ -180,6 +185,9 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         Request::Logs { execution, group, index, follow } => {
             runs::logs(node, caller, runs::LogsOf { execution, group, index, follow }, talk).await
         }
+        Request::Exec { execution, instance, command, terminal } => {
+            exec::exec(node, caller, exec::Wanted { execution, instance, command, terminal }, talk).await
+        }
         Request::List { what } => runs::list(node, caller, what, talk).await,
         Request::LabInit { name, open } => lab::init(node, caller, &name, open).await,
         Request::Invite { role, ttl_ms } => lab::invite(node, caller, role, ttl_ms, talk).await,
@@ -206,6 +214,8 @@ fn broken(error: impl std::fmt::Display) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use iptl_dag::model::InstanceId;
+
     use super::*;
     use crate::home::Home;
     use crate::node::Options;
@@ -228,6 +238,12 @@ mod tests {
             Request::DryRun { run },
             Request::Cancel { execution: "last".to_owned() },
             Request::Watch { execution: "last".to_owned() },
+            Request::Exec {
+                execution: "last".to_owned(),
+                instance: InstanceId { group: "g".to_owned(), index: 0 },
+                command: vec!["sh".to_owned()],
+                terminal: None,
+            },
         ] {
             let (_asker, stream) = tokio::io::duplex(64 << 10);
             let refused = dispatch(running.node(), &member, request, &mut Talk::new(stream)).await.unwrap_err();

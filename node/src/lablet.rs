@@ -2,11 +2,14 @@
 //!
 //! [`driver`] is that task; `session` keeps the stream to the orchestrator, `prepare` turns a grant into a cell with what
 //! `artifacts` makes files of,
-//! `cell` runs it, `receipts` writes what it left, `journal` is what survives a crash.
+//! `cell` runs it, `exec` lets people execute commands in it, which `interventions` notes, `receipts` writes what it left,
+//! `journal` is what survives a crash.
 
 mod artifacts;
 mod cell;
 mod driver;
+mod exec;
+mod interventions;
 mod journal;
 mod prepare;
 mod receipts;
@@ -18,12 +21,15 @@ use iptl_dag::model::{ExecutionId, InstanceId, Run, Signed, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::Ended;
 use iptl_wire::Timestamp;
+use iptl_wire::control::Failure;
+use iptl_wire::exec::ExecOrder;
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{CellRef, Hello, Slots, SyncDown, ToLablet, ToOrchestrator, Welcome};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use cell::Routes;
 pub(crate) use driver::{Parts, start};
+use exec::Permit;
 
 /// What the driver is told.
 pub(crate) enum Command {
@@ -51,6 +57,8 @@ pub(crate) enum Command {
     Sealed { cell: CellRef, shards: Vec<(Cid, u32)> },
     /// Receipts could not be written.
     SealFailed { cell: CellRef, reason: String },
+    /// Somebody wants to execute a command in an instance: may they?
+    Exec { order: ExecOrder, answer: oneshot::Sender<Result<Permit, Failure>> },
     /// What is going on?
     Status { answer: oneshot::Sender<LabletStatus> },
     /// Finishes or drops its work, then answers.

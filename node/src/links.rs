@@ -139,6 +139,21 @@ impl Links {
         }
     }
 
+    /// Opens a stream to a peer on a connection that it has made; nobody is dialled.
+    ///
+    /// Cancel safe. Gives up after ten seconds.
+    pub async fn open_connected(&self, peer: &PeerId, protocol: &'static str) -> Result<Stream, LinkError> {
+        if peer == self.peer() {
+            return self.open_local(protocol).await;
+        }
+        let net = self.net().ok_or(LinkError::Offline)?;
+        let stream = net.open_connected(peer, protocol).await.map_err(|e| match e {
+            iptl_net::OpenError::Unsupported { .. } => LinkError::NotSpoken { peer: peer.clone(), protocol },
+            other => LinkError::Unreachable { peer: peer.clone(), reason: other.to_string() },
+        })?;
+        Ok(Stream::new(stream))
+    }
+
     /// Accepts streams of a protocol, at most `queue` waiting; further ones wait at their opener.
     pub async fn accept(&self, protocol: &'static str, queue: usize) -> Incoming {
         let (sender, incoming) = mpsc::channel(queue);

@@ -8,7 +8,7 @@ mod registry;
 mod seal;
 mod sessions;
 
-use iptl_dag::model::{Execution, ExecutionId};
+use iptl_dag::model::{Execution, ExecutionId, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{AssembledResult, Placed, ReceiptSummary};
 use iptl_wire::control::Failure;
@@ -44,14 +44,46 @@ pub(crate) enum Command {
 
 /// What is asked of the driver, each with the place for its answer.
 pub(crate) enum Ask {
-    Submit { execution: Execution, run: Box<KnownRun>, by: PeerId, answer: oneshot::Sender<ExecutionId> },
-    DryRun { run: Box<KnownRun>, answer: oneshot::Sender<DryRun> },
-    Watch { name: String, answer: oneshot::Sender<Result<(ExecutionId, Watching), Failure>> },
-    Follow { id: ExecutionId, answer: oneshot::Sender<Option<broadcast::Receiver<OutputLine>>> },
-    Cancel { name: String, by: PeerId, answer: oneshot::Sender<Result<ExecutionId, Failure>> },
-    Find { name: String, answer: oneshot::Sender<Result<(ExecutionId, Option<RunRecord>), Failure>> },
-    Runs { answer: oneshot::Sender<Vec<RunRow>> },
-    Lablets { answer: oneshot::Sender<Vec<LabletRow>> },
+    Submit {
+        execution: Execution,
+        run: Box<KnownRun>,
+        by: PeerId,
+        answer: oneshot::Sender<ExecutionId>,
+    },
+    DryRun {
+        run: Box<KnownRun>,
+        answer: oneshot::Sender<DryRun>,
+    },
+    Watch {
+        name: String,
+        answer: oneshot::Sender<Result<(ExecutionId, Watching), Failure>>,
+    },
+    Follow {
+        id: ExecutionId,
+        answer: oneshot::Sender<Option<broadcast::Receiver<OutputLine>>>,
+    },
+    /// Where an instance runs in which `by` wants to execute something; nobody means the lab's owner.
+    Locate {
+        name: String,
+        instance: InstanceId,
+        by: Option<PeerId>,
+        answer: oneshot::Sender<Result<(ExecutionId, PeerId), Failure>>,
+    },
+    Cancel {
+        name: String,
+        by: PeerId,
+        answer: oneshot::Sender<Result<ExecutionId, Failure>>,
+    },
+    Find {
+        name: String,
+        answer: oneshot::Sender<Result<(ExecutionId, Option<RunRecord>), Failure>>,
+    },
+    Runs {
+        answer: oneshot::Sender<Vec<RunRow>>,
+    },
+    Lablets {
+        answer: oneshot::Sender<Vec<LabletRow>>,
+    },
 }
 
 /// A placement that would be made now.

@@ -8,6 +8,9 @@ use iptl_dag::{Block, Cid, PeerId};
 
 use crate::assemble::{Assembled, Assembly, try_to_block};
 
+/// Most instances that the attestation names because people executed commands in them; receipts name all.
+const MAX_TOUCHED: usize = 100;
+
 /// What the orchestrator adds to an outcome from its own knowledge.
 #[derive(Clone, Debug)]
 pub struct AttestationRecord {
@@ -57,9 +60,31 @@ pub fn attestation(assembly: &Assembly, assembled: &Assembled, record: Attestati
         started_ms: record.started_ms,
         ended_ms: record.ended_ms,
         missing: missing_ranges(&assembled.missing),
-        distortions: record.distortions,
+        distortions: record.distortions.into_iter().chain(touched(assembly)).collect(),
         inconclusive: assembled.inconclusive.clone(),
     }
+}
+
+/// Says in which instances people executed commands: what these measured may be their doing.
+fn touched(assembly: &Assembly) -> Vec<Distortion> {
+    let mut by_instance: BTreeMap<&InstanceId, usize> = BTreeMap::new();
+    for receipt in assembly.receipts.iter().map(|signed| &signed.body).filter(|r| !r.interventions.is_empty()) {
+        *by_instance.entry(&receipt.instance).or_default() += receipt.interventions.len();
+    }
+    let further = by_instance.len().saturating_sub(MAX_TOUCHED);
+    let mut touched: Vec<Distortion> = by_instance
+        .into_iter()
+        .take(MAX_TOUCHED)
+        .map(|(instance, count)| {
+            let commands = if count == 1 { "1 command was".to_owned() } else { format!("{count} commands were") };
+            Distortion { place: instance.to_string(), what: format!("{commands} executed in it by people") }
+        })
+        .collect();
+    if further > 0 {
+        let what = "commands were executed in them by people".to_owned();
+        touched.push(Distortion { place: format!("{further} more instances"), what });
+    }
+    touched
 }
 
 /// Seals a result: returns its root and the blocks that are new since [`Assembled::blocks`], the root last.

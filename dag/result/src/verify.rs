@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use iptl_dag::model::signed::signing_bytes;
 use iptl_dag::model::{
-    Attestation, Counts, Execution, Fact, InstanceId, Outcome, Placement, Receipt, ReceiptShard, ResultNode,
-    ResultVerdict, Run, Signed, ThresholdOutcome,
+    Attestation, Counts, Execution, Fact, InstanceId, Intervention, Outcome, Placement, Receipt, ReceiptShard,
+    ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
 };
 use iptl_dag::{Cid, PeerId};
 
@@ -61,6 +61,8 @@ pub struct Verification {
     pub files_equal: bool,
     /// Receipts by lablet.
     pub lablets: BTreeMap<PeerId, LabletCount>,
+    /// Commands that people executed in instances, as the receipts that count say, by instance.
+    pub interventions: Vec<(InstanceId, Intervention)>,
     /// Everything that is wrong, for people; empty where the result is what it says.
     pub problems: Vec<String>,
 }
@@ -128,6 +130,11 @@ pub fn verify(
     let placements = check.placements();
     let (receipts, read, unknown_instances) = check.receipts(&placements);
     let (receipts, missing_instances) = check.missing(receipts);
+    let mut interventions: Vec<_> = receipts
+        .iter()
+        .flat_map(|signed| signed.body.interventions.iter().map(|done| (signed.body.instance.clone(), done.clone())))
+        .collect();
+    interventions.sort_by(|a, b| (&a.0, a.1.at_ms).cmp(&(&b.0, b.1.at_ms)));
     check.leader(&receipts);
     let facts = check.log();
     let assembled = check.assemble_again(receipts, &outcome);
@@ -149,6 +156,7 @@ pub fn verify(
         facts,
         placements: placements.len() as u64,
         lablets,
+        interventions,
         problems: problems.into_list(),
     })
 }

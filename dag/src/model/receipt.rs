@@ -65,6 +65,10 @@ pub struct Intervention {
     pub at_ms: u64,
     /// Program with its arguments.
     pub command: Vec<String>,
+    /// Status with which it ended, 128 and more where a signal ended it; none where that is not known: its lablet died
+    /// meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
 }
 
 impl Signable for Receipt {

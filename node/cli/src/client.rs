@@ -69,6 +69,16 @@ impl Client {
         Ok(replies)
     }
 
+    /// Sends a request after which more is said to the node; what is said and what is replied go on independently.
+    ///
+    /// The request ends when both halves are dropped.
+    pub async fn attach(&self, request: Request) -> Result<(Sayings, Replies)> {
+        let Replies { stream } = self.call(request).await?;
+        let (from, to) = tokio::io::split(stream);
+        let replies = Replies { stream: Box::new(tokio::io::join(from, tokio::io::sink())) };
+        Ok((Sayings { stream: to }, replies))
+    }
+
     /// Sends a request and returns all its replies but the end.
     pub async fn call_all(&self, request: Request) -> Result<Vec<Reply>> {
         let mut replies = self.call(request).await?;
@@ -105,6 +115,20 @@ async fn open(socket: &Path) -> std::io::Result<UnixStream> {
     let directory = std::fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
     let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
     UnixStream::connect(format!("/proc/self/fd/{fd}/api.sock")).await
+}
+
+/// What is said to the node after a request.
+pub struct Sayings {
+    stream: tokio::io::WriteHalf<Box<dyn Stream>>,
+}
+
+impl Sayings {
+    /// Says something; waits while the node has more than it takes. Fails where the node has closed the connection, which
+    /// then has said why.
+    pub async fn say<T: Serialize>(&mut self, message: &T) -> std::io::Result<()> {
+        self.stream.write_all(&frame::encode(message)).await?;
+        self.stream.flush().await
+    }
 }
 
 /// The replies to one request.

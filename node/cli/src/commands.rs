@@ -8,6 +8,7 @@ pub mod dag;
 pub mod dev;
 pub mod doctor;
 pub mod down;
+pub mod exec;
 pub mod explain;
 pub mod get;
 pub mod invite;
@@ -47,6 +48,8 @@ pub enum Command {
     Cancel(cancel::Args),
     /// Output of instances, live or out of the result
     Logs(logs::Args),
+    /// Execute a command in a running container, where plan and owner allow it
+    Exec(exec::Args),
     /// What is going on
     Status(status::Args),
     /// List runs, plans, results, lablets or pins
@@ -93,6 +96,7 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Watch(args)) => watch::run(ctx, args).await,
         Some(Command::Cancel(args)) => cancel::run(ctx, args).await,
         Some(Command::Logs(args)) => logs::run(ctx, args).await,
+        Some(Command::Exec(args)) => exec::run(ctx, args).await,
         Some(Command::Status(args)) => status::run(ctx, args).await,
         Some(Command::Ls(args)) => ls::run(ctx, args).await,
         Some(Command::Get(args)) => get::run(ctx, args).await,

@@ -12,29 +12,42 @@ use iptl_wire::control::{Failure, FailureKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// It did what was asked.
-    Ok = 0,
+    Ok,
     /// The tool broke.
-    Broken = 1,
+    Broken,
     /// The request makes no sense.
-    Usage = 2,
+    Usage,
     /// Content or peer not found in time.
-    NotFound = 3,
+    NotFound,
     /// Not authorised, or a ticket that is not valid.
-    Denied = 4,
+    Denied,
     /// The lab cannot: no room, no lablets, offline.
-    LabUnable = 5,
+    LabUnable,
     /// The run finished and the software under test failed.
-    Failed = 10,
+    Failed,
     /// The lab lost too much to tell, or the run was cancelled.
-    Inconclusive = 12,
+    Inconclusive,
     /// Interrupted; an attached run goes on.
-    Interrupted = 130,
+    Interrupted,
+    /// A command that was executed elsewhere ended with this status.
+    Remote(u8),
 }
 
 impl Exit {
     /// Returns the number that the shell sees.
     pub const fn code(self) -> u8 {
-        self as u8
+        match self {
+            Exit::Ok => 0,
+            Exit::Broken => 1,
+            Exit::Usage => 2,
+            Exit::NotFound => 3,
+            Exit::Denied => 4,
+            Exit::LabUnable => 5,
+            Exit::Failed => 10,
+            Exit::Inconclusive => 12,
+            Exit::Interrupted => 130,
+            Exit::Remote(status) => status,
+        }
     }
 
     /// Returns how a run with this verdict ends the program.

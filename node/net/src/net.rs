@@ -142,14 +142,31 @@ impl Net {
     ///
     /// For `/iptl/…` protocols this returns when the peer has room for the stream in its queue.
     pub async fn open(&self, peer: &PeerId, protocol: &'static str) -> Result<Stream, OpenError> {
+        self.open_in_time(peer, protocol, true).await
+    }
+
+    /// Opens a stream on a connection that is there, whoever made it; nobody is dialled.
+    ///
+    /// For `/iptl/…` protocols this returns when the peer has room for the stream in its queue.
+    pub async fn open_connected(&self, peer: &PeerId, protocol: &'static str) -> Result<Stream, OpenError> {
+        self.open_in_time(peer, protocol, false).await
+    }
+
+    async fn open_in_time(&self, peer: &PeerId, protocol: &'static str, dial: bool) -> Result<Stream, OpenError> {
         let name = StreamProtocol::try_from_owned(protocol.into()).map_err(|_| OpenError::BadProtocol { protocol })?;
-        match timeout(OPEN_TIMEOUT, self.open_now(peer, protocol, name)).await {
+        match timeout(OPEN_TIMEOUT, self.open_now(peer, protocol, name, dial)).await {
             Ok(done) => done,
             Err(_) => Err(OpenError::Timeout { peer: peer.clone(), seconds: OPEN_TIMEOUT.as_secs() }),
         }
     }
 
-    async fn open_now(&self, peer: &PeerId, protocol: &'static str, name: StreamProtocol) -> Result<Stream, OpenError> {
+    async fn open_now(
+        &self,
+        peer: &PeerId,
+        protocol: &'static str,
+        name: StreamProtocol,
+        dial: bool,
+    ) -> Result<Stream, OpenError> {
         let Some(id) = from_peer(peer) else {
             let source = DialError::NoAddress { peer: peer.clone() };
             return Err(OpenError::NotConnected { peer: peer.clone(), source });
@@ -182,6 +199,10 @@ impl Net {
                     return Err(OpenError::Timeout { peer: peer.clone(), seconds: OPEN_TIMEOUT.as_secs() });
                 }
                 Ok(Err(NoStream::Lost(error))) => last_reason = error.to_string(),
+                Ok(Err(NoStream::NotConnected)) if !dial => {
+                    let source = DialError::NoAddress { peer: peer.clone() };
+                    return Err(OpenError::NotConnected { peer: peer.clone(), source });
+                }
                 Ok(Err(NoStream::NotConnected)) => {
                     if let Err(source) = self.dial(peer, Vec::new()).await {
                         return Err(OpenError::NotConnected { peer: peer.clone(), source });

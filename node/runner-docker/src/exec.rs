@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::exec::{ResizeExecOptions, StartExecOptions, StartExecResults};
 use bollard::models::ExecConfig;
 use futures::StreamExt;
 use iptl_runner::{ExecError, ExecInput, ExecOrder, ExecOutput, ExecStream, OutputStream};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{Engine, said};
+use crate::protocol::{END_VERB, INIT_PATH, MARK};
 
 /// Messages that either side may lag behind.
 const QUEUE: usize = 64;
@@ -21,17 +23,46 @@ const STATUS_LOOK: Duration = Duration::from_millis(50);
 /// Looks for a status.
 const STATUS_LOOKS: u32 = 100;
 
+/// Looks at a command that nobody attends before it is ended by force.
+const LEAVE_LOOKS: u32 = 10;
+
+/// Ends a command that does not end by itself, with all that it started: the engine has no word for that, so the first
+/// process's program does it inside.
+async fn end(docker: &Docker, id: &str, container: &str, mark: &str) {
+    for _ in 0..LEAVE_LOOKS {
+        if docker.inspect_exec(id).await.is_ok_and(|exec| exec.running != Some(true)) {
+            return;
+        }
+        tokio::time::sleep(STATUS_LOOK).await;
+    }
+    let config =
+        ExecConfig { cmd: Some([INIT_PATH, END_VERB, mark].map(str::to_owned).to_vec()), ..ExecConfig::default() };
+    let ending = async {
+        let ender = docker.create_exec(container, config).await?.id;
+        docker.start_exec(&ender, Some(StartExecOptions { detach: true, ..StartExecOptions::default() })).await
+    };
+    if let Err(e) = ending.await {
+        // Most likely its container is over, and the command with it.
+        tracing::info!(error = %said(&e), container, "a command that nobody attends may go on");
+    }
+}
+
 /// Starts a command in a container.
 pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) -> Result<ExecStream, ExecError> {
     let program = order.command.first().cloned().unwrap_or_default();
     let failed = |e: bollard::errors::Error| ExecError::Failed { command: program.clone(), reason: said(&e) };
     let docker = engine.docker().clone();
+    let mark = crate::state::hex(
+        &crate::state::random()
+            .map_err(|e| ExecError::Failed { command: program.clone(), reason: format!("no random number: {e}") })?,
+    );
     let config = ExecConfig {
         attach_stdin: Some(true),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         tty: Some(order.terminal.is_some()),
         cmd: Some(order.command),
+        env: Some(vec![format!("{MARK}={mark}")]),
         ..ExecConfig::default()
     };
     let id = docker.create_exec(container, config).await.map_err(failed)?.id;
@@ -46,15 +77,21 @@ pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) ->
     }
     let (input, mut inputs) = mpsc::channel(QUEUE);
     let (output, outputs) = mpsc::channel(QUEUE);
-    let (engine, name) = (docker.clone(), id.clone());
+    let (engine, name, container) = (docker.clone(), id.clone(), container.to_owned());
     let terminal = order.terminal.is_some();
+    let (over, mut is_over) = oneshot::channel::<()>();
     let writing = tokio::spawn(async move {
-        while let Some(input) = inputs.recv().await {
+        let mut open = true;
+        loop {
+            let input = tokio::select! {
+                input = inputs.recv() => input,
+                _ = &mut is_over => return,
+            };
+            let Some(input) = input else { break };
             match input {
+                // One that has closed its input runs on.
                 ExecInput::Bytes(bytes) => {
-                    if to.write_all(&bytes).await.is_err() || to.flush().await.is_err() {
-                        break;
-                    }
+                    open = open && to.write_all(&bytes).await.is_ok() && to.flush().await.is_ok();
                 }
                 ExecInput::Resize(columns, rows) => {
                     let _ = engine.resize_exec(&name, ResizeExecOptions { width: columns, height: rows }).await;
@@ -64,13 +101,14 @@ pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) ->
                 }
             }
         }
-        // Nobody is at the terminal any more. The engine would let the command wait for ever, so it gets what a person
-        // would type to leave: an interrupt, and the end of input.
+        // Nobody attends it any more. The engine would let the command go on for ever, so it gets what a person would
+        // type to leave: an interrupt, and the end of input. What takes no notice of that is ended.
         if terminal {
             let _ = to.write_all(b"\x03\x04").await;
             let _ = to.flush().await;
         }
         let _ = to.shutdown().await;
+        end(&engine, &name, &container, &mark).await;
     });
     tokio::spawn(async move {
         while let Some(Ok(said)) = from.next().await {
@@ -85,7 +123,7 @@ pub(crate) async fn start(engine: &Engine, container: &str, order: ExecOrder) ->
                 return;
             }
         }
-        writing.abort();
+        drop(over);
         let mut status = None;
         for _ in 0..STATUS_LOOKS {
             let found = docker.inspect_exec(&id).await.ok();

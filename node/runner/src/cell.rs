@@ -132,10 +132,11 @@ pub struct ExecOrder {
     pub terminal: Option<(u16, u16)>,
 }
 
-/// A command that runs in an instance. Dropping it leaves the command without its terminal, which ends it.
+/// A command that runs in an instance. Dropping it, or its input, leaves the command unattended, which ends it with all
+/// that it started.
 #[derive(Debug)]
 pub struct ExecStream {
-    /// What it is told.
+    /// What it is told. A command that gets no more input is told [`ExecInput::End`].
     pub input: mpsc::Sender<ExecInput>,
     /// What it says; the last is [`ExecOutput::Ended`].
     pub output: mpsc::Receiver<ExecOutput>,

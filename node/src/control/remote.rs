@@ -1,15 +1,18 @@
 //! Control over the swarm: a member shows its token and asks; a node without an orchestrator passes requests on.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::Signed;
 use iptl_wire::control::{Failure, FailureKind, MAX_FRAME_SIZE, PROTOCOL, Reply, Request};
 use iptl_wire::lab::{MAX_JOIN_SIZE, MemberToken, Role};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{Caller, Talk, broken, failure};
+use super::{Caller, Talk, broken, failure, say};
 use crate::clock;
 use crate::framed;
+use crate::links::Stream;
 use crate::node::Node;
 
 /// Longest wait for a member's token.
@@ -30,9 +33,15 @@ pub(super) async fn admit(node: &Node, peer: &PeerId, talk: &mut Talk) -> Result
     Ok(token.body.role)
 }
 
-/// Asks the lab's orchestrator in the name of this node's owner and passes its replies on. Other members ask it
-/// themselves: nobody acts in the name of another.
+/// Asks the lab's orchestrator in the name of this node's owner and passes its replies on.
 pub(super) async fn forward(node: &Node, caller: &Caller, request: Request, talk: &mut Talk) -> Result<(), Failure> {
+    let mut stream = ask(node, caller, &request).await?;
+    replies(&mut talk.writer, &mut stream).await
+}
+
+/// Opens a stream to the lab's orchestrator and asks in the name of this node's owner. Other members ask it themselves:
+/// nobody acts in the name of another.
+pub(super) async fn ask(node: &Node, caller: &Caller, request: &Request) -> Result<Stream, Failure> {
     if let Caller::Member { .. } = caller {
         let message = "this node is not the lab's orchestrator, and asks it for nobody but its owner".to_owned();
         let help = "ask the lab's orchestrator";
@@ -43,20 +52,41 @@ pub(super) async fn forward(node: &Node, caller: &Caller, request: Request, talk
         failure(FailureKind::LabUnable, "lab.none", "this node is in no lab".to_owned(), help)
     })?;
     let orchestrator = membership.orchestrator();
-    let offline = |message: String| {
-        failure(FailureKind::LabUnable, "lab.offline", message, "see whether the lab's node runs: `iptl status` there")
-    };
     let mut stream =
         node.links.open(orchestrator, &membership.addrs, PROTOCOL).await.map_err(|e| offline(e.to_string()))?;
     framed::write(&mut stream, &membership.token).await.map_err(|e| offline(e.to_string()))?;
-    framed::write(&mut stream, &request).await.map_err(|e| offline(e.to_string()))?;
+    framed::write(&mut stream, request).await.map_err(|e| offline(e.to_string()))?;
+    Ok(stream)
+}
+
+/// Passes on what the asker still says, and the replies to it, until these end. Neither side is read further than the
+/// other takes it; that the asker has gone is passed on as the end of the stream.
+pub(super) async fn relay(talk: &mut Talk, stream: Stream) -> Result<(), Failure> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let Talk { reader, writer } = talk;
+    let up = async {
+        let _broken_off = tokio::io::copy(reader, &mut to).await;
+        let _gone = to.shutdown().await;
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        done = replies(writer, &mut from) => done,
+        never = up => match never {},
+    }
+}
+
+async fn replies(writer: &mut (impl AsyncWrite + Unpin), from: &mut (impl AsyncRead + Unpin)) -> Result<(), Failure> {
     loop {
-        match framed::expect::<Reply>(&mut stream, MAX_FRAME_SIZE).await {
+        match framed::expect::<Reply>(from, MAX_FRAME_SIZE).await {
             Ok(Reply::End {}) => return Ok(()),
             Ok(Reply::Error(failed)) => return Err(failed),
-            Ok(reply) => talk.say(reply).await?,
+            Ok(reply) => say(writer, reply).await?,
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return Err(broken(error)),
             Err(error) => return Err(offline(format!("the lab broke off: {error}"))),
         }
     }
+}
+
+fn offline(message: String) -> Failure {
+    failure(FailureKind::LabUnable, "lab.offline", message, "see whether the lab's node runs: `iptl status` there")
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::BlobStore;
-use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Run, Signed, Usage};
+use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Run, Signed, Usage, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::files::LeftFiles;
 use iptl_runner::{CellControl, Ended, PreparedCell, Runners};
 use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
+use iptl_wire::control::Failure;
+use iptl_wire::exec::ExecOrder;
 use iptl_wire::offer::{self, MAX_OFFER_SIZE, Offer};
 use iptl_wire::session::{CellRef, Grant, Hello, Inventory, Slots, ToLablet, ToOrchestrator};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -20,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::artifacts::Artifacts;
 use super::cell::{CellNote, CellTask, Routes};
+use super::exec::{self, Permit};
+use super::interventions::Interventions;
 use super::journal::Journal;
 use super::prepare::{Preparer, scratch_path};
 use super::receipts::Sealer;
@@ -99,6 +103,8 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     driver.input(LabletInput::Restore { promised, cells });
     driver.act();
     tokio::spawn(keeper.run());
+    let orchestrator = driver.parts.membership.orchestrator().clone();
+    tokio::spawn(exec::serve(driver.parts.links.clone(), orchestrator, commands.clone(), driver.parts.stop.clone()));
     tokio::spawn(driver.run(queue));
     Ok(LabletHandle { commands })
 }
@@ -110,6 +116,8 @@ struct Cell {
     control: Option<Arc<dyn CellControl>>,
     notes: Option<mpsc::Sender<CellNote>>,
     preparing: Option<AbortHandle>,
+    /// Commands that people executed in its instances.
+    interventions: Interventions,
     /// Instances that ended and have no receipt yet.
     ended: Vec<(InstanceId, Ended)>,
     /// Instances that are being sealed, kept until the receipts are in the store.
@@ -229,6 +237,9 @@ impl Driver {
                     held.ended.extend(kept);
                 }
                 self.input(LabletInput::SealFailed { cell, reason });
+            }
+            Command::Exec { order, answer } => {
+                let _gone = answer.send(self.permit(&order));
             }
             Command::Status { answer } => {
                 let _gone = answer.send(self.status());
@@ -360,6 +371,7 @@ impl Driver {
             let _gone = commands.send(command).await;
         });
         let held = Cell {
+            interventions: Interventions::of_cell(&scratch_path(&self.parts.home, &grant)),
             grant,
             run: None,
             control: None,
@@ -405,6 +417,32 @@ impl Driver {
         self.input(LabletInput::Prepared { cell });
     }
 
+    /// Decides whether a command may be executed in an instance: the plan and the owner of this machine must allow it.
+    fn permit(&self, order: &ExecOrder) -> Result<Permit, Failure> {
+        let id = &order.instance;
+        let not_running = || exec::not_running(format!("{id} does not run here"));
+        let held = self.cell_of(&order.execution).filter(|held| held.grant.assignments.iter().any(|a| a.holds(id)));
+        let held = held.ok_or_else(not_running)?;
+        let group = held.run.as_ref().and_then(|run| run.groups.get(&id.group)).ok_or_else(not_running)?;
+        if group.kind != WorkloadKind::Docker {
+            return Err(exec::unsupported(format!(
+                "{id} is a component: there are no processes to execute anything in"
+            )));
+        }
+        if !group.container.as_ref().is_some_and(|container| container.exec) {
+            let message = format!("the plan does not allow commands in the group {:?}", id.group);
+            let help = "set `exec = true` in the group's `container` section and run the plan again";
+            return Err(exec::not_allowed(message, help));
+        }
+        if !self.parts.config.docker.exec {
+            let message = format!("the owner of {:?} does not allow commands in containers", self.parts.config.name);
+            let help = "ask them to set `exec = true` under `[docker]` in its node.toml, and to start it again";
+            return Err(exec::not_allowed(message, help));
+        }
+        let control = held.control.clone().ok_or_else(not_running)?;
+        Ok(Permit { control, interventions: held.interventions.clone() })
+    }
+
     fn seal(&mut self, cell: CellRef) {
         let sealer = Sealer {
             store: self.parts.store.clone(),
@@ -412,17 +450,18 @@ impl Driver {
             lablet: self.parts.links.peer().clone(),
             runners: self.parts.runners.clone(),
         };
-        let (grant, run, ended) = match self.cells.get_mut(&cell) {
+        let (grant, run, interventions, ended) = match self.cells.get_mut(&cell) {
             Some(held) => {
                 let ended = std::mem::take(&mut held.ended);
                 held.sealing = ended.clone();
-                (held.grant.clone(), held.run.clone(), ended)
+                (held.grant.clone(), held.run.clone(), held.interventions.clone(), ended)
             }
             // A cell from before a crash: its instances died with the lablet.
             None => match self.journal.dead(&cell) {
                 Some((grant, instances)) => {
                     let ended = instances.into_iter().map(|id| (id, died())).collect();
-                    (grant, None, ended)
+                    let interventions = Interventions::of_cell(&scratch_path(&self.parts.home, &grant));
+                    (grant, None, interventions, ended)
                 }
                 None => {
                     return self.input(LabletInput::SealFailed { cell, reason: "nothing is known of it".to_owned() });
@@ -431,7 +470,7 @@ impl Driver {
         };
         let commands = self.commands.clone();
         tokio::spawn(async move {
-            let command = match sealer.seal(&grant, run.as_deref(), ended).await {
+            let command = match sealer.seal(&grant, run.as_deref(), &interventions, ended).await {
                 Ok(shards) => Command::Sealed { cell, shards },
                 Err(error) => Command::SealFailed { cell, reason: describe(&error) },
             };

@@ -11,6 +11,8 @@ use iptl_runner::{Ended, Runners};
 use iptl_trust::Keypair;
 use iptl_wire::session::Grant;
 
+use super::interventions::Interventions;
+
 /// What is known of a cell whose instances end.
 #[derive(Clone)]
 pub(super) struct Sealer {
@@ -27,16 +29,23 @@ impl Sealer {
         &self,
         grant: &Grant,
         run: Option<&Run>,
+        interventions: &Interventions,
         mut ended: Vec<(InstanceId, Ended)>,
     ) -> Result<Vec<(Cid, u32)>, import::ImportError> {
         let stored = if run.is_none() { self.run_of(grant).await? } else { None };
         let run = run.or(stored.as_ref());
         ended.sort_by(|a, b| a.0.cmp(&b.0));
+        let instances: Vec<InstanceId> = ended.iter().map(|(instance, _)| instance.clone()).collect();
+        let mut touched = interventions
+            .of_ended(&instances)
+            .await
+            .map_err(|source| import::ImportError::Read { path: interventions.path().to_owned(), source })?;
         let mut shards = Vec::new();
         for part in ended.chunks(MAX_RECEIPTS_PER_SHARD) {
             let mut receipts = Vec::with_capacity(part.len());
             for (instance, how) in part {
                 let receipt = self.receipt(grant, run, instance, how).await?;
+                let receipt = Receipt { interventions: touched.remove(instance).unwrap_or_default(), ..receipt };
                 receipts.push(iptl_trust::sign(&self.key, receipt));
             }
             let count = u32::try_from(receipts.len()).expect("a chunk is small");

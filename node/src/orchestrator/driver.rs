@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, StoreError, read_block};
-use iptl_dag::model::{self, Epoch, Execution, ExecutionId, FactKind, Run, Signed};
+use iptl_dag::model::{self, Epoch, Execution, ExecutionId, FactKind, InstanceId, Run, Signed};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::orchestrator::ExecutionView;
 use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig, Submission};
 use iptl_sync::{MissingCell, RunSync};
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
-use iptl_wire::control::{Event, Failure};
+use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{self, Offer};
 use iptl_wire::session::{KnownRun, ToLablet, ToOrchestrator, Welcome};
@@ -501,10 +501,10 @@ impl Driver {
         }
         for fact in facts.into_iter().filter(|fact| !over.contains(&fact.execution)) {
             let submission = match &fact.kind {
-                FactKind::Submitted { execution, run, .. } => {
+                FactKind::Submitted { execution, run, by } => {
                     let submission = self.submission(execution, run).await?;
                     let run_node = &submission.run.run;
-                    self.registry.begin(fact.execution, *run, run_node, fact.at_ms);
+                    self.registry.begin(fact.execution, *run, run_node, by.clone(), fact.at_ms);
                     let event = Event::Submitted {
                         execution: fact.execution.0,
                         alias: fact.execution.alias(),
@@ -555,7 +555,7 @@ impl Driver {
         match ask {
             Ask::Submit { execution, run, by, answer } => {
                 let id = execution.id();
-                self.registry.begin(id, run.cid, &run.run, clock::wall().0);
+                self.registry.begin(id, run.cid, &run.run, by.clone(), clock::wall().0);
                 self.input(Input::Submit { execution, run: *run, by });
                 self.promised.push(Promised::Submitted(answer, id));
             }
@@ -580,6 +580,9 @@ impl Driver {
                 }
                 let _gone = answer.send(output);
             }
+            Ask::Locate { name, instance, by, answer } => {
+                let _gone = answer.send(self.locate(&name, &instance, by.as_ref()));
+            }
             Ask::Cancel { name, by, answer } => {
                 let found = self.registry.find(&name);
                 if let Ok(id) = &found {
@@ -598,6 +601,37 @@ impl Driver {
                 let rows = self.lablets();
                 let _gone = answer.send(rows);
             }
+        }
+    }
+
+    /// Finds the lablet of an instance that may run, for somebody who may touch it.
+    fn locate(&self, name: &str, instance: &InstanceId, by: Option<&PeerId>) -> Result<(ExecutionId, PeerId), Failure> {
+        let id = self.registry.find(name)?;
+        let Some(active) = self.registry.active.get(&id) else {
+            return Err(not_running(format!("{} is over", id.alias())));
+        };
+        if by.is_some_and(|by| *by != active.by) {
+            return Err(Failure {
+                kind: FailureKind::Denied,
+                code: "exec.not-allowed".to_owned(),
+                message: format!("{} was submitted by {}, and not by you", id.alias(), active.by.short()),
+                help: "ask who submitted it, or the lab's owner".to_owned(),
+            });
+        }
+        if active.groups.get(&instance.group).is_none_or(|count| instance.index >= *count) {
+            let groups: Vec<_> = active.groups.iter().map(|(name, count)| format!("{count} {name}")).collect();
+            return Err(Failure {
+                kind: FailureKind::NotFound,
+                code: "exec.no-instance".to_owned(),
+                message: format!("{} has no instance {instance}: it has {}", id.alias(), groups.join(", ")),
+                help: "write execution/group/index; indexes begin at zero".to_owned(),
+            });
+        }
+        let cells = self.core.cells(&id);
+        let holder = cells.into_iter().find(|(_, (_, held))| held.iter().any(|a| a.holds(instance)));
+        match holder {
+            Some((lablet, _)) => Ok((id, lablet)),
+            None => Err(not_running(format!("{instance} of {} is on no lablet now", id.alias()))),
         }
     }
 
@@ -621,6 +655,15 @@ impl Driver {
         let ended = self.registry.records().into_iter().cloned().map(|record| RunRow::Ended(Box::new(record)));
         let active = self.registry.active.iter().map(|(id, active)| active_row(*id, active, views.get(id)));
         ended.chain(active).collect()
+    }
+}
+
+fn not_running(message: String) -> Failure {
+    Failure {
+        kind: FailureKind::NotFound,
+        code: "exec.not-running".to_owned(),
+        message,
+        help: "see what runs: `iptl ls runs`".to_owned(),
     }
 }
 

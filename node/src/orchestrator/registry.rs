@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Counts, ExecutionId, ResultVerdict};
+use iptl_dag::model::{Counts, ExecutionId, ResultVerdict, Run};
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::session::OutputLine;
@@ -53,6 +53,10 @@ pub(super) struct Active {
     pub(super) case: String,
     pub(super) submitted_ms: u64,
     pub(super) instances: u64,
+    /// Size of every group.
+    pub(super) groups: BTreeMap<String, u32>,
+    /// Who submitted it.
+    pub(super) by: PeerId,
     /// Lablets that were granted instances, with how many: only they may sync.
     pub(super) lablets: BTreeMap<PeerId, u64>,
     /// Lost instances begin anew elsewhere.
@@ -100,13 +104,15 @@ impl Registry {
     }
 
     /// Enters an execution.
-    pub(super) fn begin(&mut self, id: ExecutionId, run_cid: Cid, run: &iptl_dag::model::Run, submitted_ms: u64) {
+    pub(super) fn begin(&mut self, id: ExecutionId, run_cid: Cid, run: &Run, by: PeerId, submitted_ms: u64) {
         let active = Active {
             run: run_cid,
             plan: run.plan,
             case: run.case.clone(),
             submitted_ms,
             instances: run.instances(),
+            groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
+            by,
             lablets: BTreeMap::new(),
             replaces: run.loss.max_attempts > 1,
             history: Vec::new(),

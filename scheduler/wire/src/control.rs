@@ -1,14 +1,15 @@
 //! The control API: one request enum between a command line and a node, over a local socket or a swarm stream.
 //!
-//! A connection carries one [`Request`] and then [`Reply`] frames until [`Reply::End`] or [`Reply::Error`]. `Put` alone
-//! is followed by more frames of the asker: [`Upload`]s.
+//! A connection carries one [`Request`] and then [`Reply`] frames until [`Reply::End`] or [`Reply::Error`]. Two are
+//! followed by more frames of the asker: `Put` by [`Upload`]s, `Exec` by [`ExecInput`](crate::exec::ExecInput)s.
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Counts, ResultVerdict, WorkloadKind};
+use iptl_dag::model::{Counts, InstanceId, ResultVerdict, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use serde::{Deserialize, Serialize};
 
+use crate::exec::{ExecOutput, Window};
 use crate::lab::Role;
 use crate::session::{OutputLine, Slots};
 
@@ -73,6 +74,19 @@ pub enum Request {
         index: Option<u32>,
         /// Goes on until the execution ends.
         follow: bool,
+    },
+    /// Executes a command in a running instance; frames of [`ExecInput`](crate::exec::ExecInput) follow. Answers:
+    /// `Exec`s, then `End`. An asker who goes away before ends the command.
+    Exec {
+        /// Execution: CID, alias, or `last`.
+        execution: String,
+        /// Instance.
+        instance: InstanceId,
+        /// Program with its arguments.
+        command: Vec<String>,
+        /// Terminal that it gets; none where it gets pipes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        terminal: Option<Window>,
     },
     /// Lists things. Answers: one `Row` each, then `End`.
     List {
@@ -195,6 +209,8 @@ pub enum Reply {
     Event(Event),
     /// Output of an instance.
     Output(OutputLine),
+    /// What a command in an instance says.
+    Exec(ExecOutput),
     /// One thing of a list: columns by name.
     Row(BTreeMap<String, String>),
     /// CID behind a name.

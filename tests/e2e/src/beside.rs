@@ -1,7 +1,7 @@
 //! Commands that run beside a test, whose words are read while they speak.
 
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -10,6 +10,7 @@ use crate::{LIMIT, Output, until, wait};
 /// A command line that runs beside the test; it ends with the value.
 pub struct Beside {
     child: Child,
+    input: Option<ChildStdin>,
     said: [Arc<Mutex<Vec<u8>>>; 2],
     readers: Vec<JoinHandle<()>>,
 }
@@ -17,13 +18,23 @@ pub struct Beside {
 impl Beside {
     /// Starts a command.
     pub fn start(command: &mut Command) -> Beside {
+        Beside::spawn(command.stdin(Stdio::null()))
+    }
+
+    /// Starts a command that reads what is typed.
+    pub fn start_with_input(command: &mut Command) -> Beside {
+        Beside::spawn(command.stdin(Stdio::piped()))
+    }
+
+    fn spawn(command: &mut Command) -> Beside {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         let said: [Arc<Mutex<Vec<u8>>>; 2] = Default::default();
         let readers = vec![
             read(child.stdout.take().expect("it is piped"), said[0].clone()),
             read(child.stderr.take().expect("it is piped"), said[1].clone()),
         ];
-        Beside { child, said, readers }
+        let input = child.stdin.take();
+        Beside { child, input, said, readers }
     }
 
     /// Returns what it said so far: the answer and the story.
@@ -49,6 +60,13 @@ impl Beside {
         });
     }
 
+    /// Types something.
+    #[track_caller]
+    pub fn types(&mut self, text: &str) {
+        let input = self.input.as_mut().expect("it was started with input");
+        input.write_all(text.as_bytes()).and_then(|()| input.flush()).expect("it reads");
+    }
+
     /// Sends a signal by its name.
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
@@ -57,6 +75,7 @@ impl Beside {
     /// Waits for its end.
     #[track_caller]
     pub fn end(mut self) -> Output {
+        self.input = None;
         let ended = wait(&mut self.child, LIMIT);
         let Some(code) = ended else {
             let (stdout, stderr) = self.said();

@@ -254,9 +254,27 @@ impl Lab {
         Lab::start_with(lablets, &[])
     }
 
+    /// Starts an orchestrator and lablets that run containers, in which their owner allows commands.
+    #[track_caller]
+    pub fn start_with_exec(lablets: u32) -> Lab {
+        let home = Home::new();
+        for number in 1..=lablets {
+            let lablet = home.path().join(format!("lablet-{number}"));
+            std::fs::create_dir_all(&lablet).expect("the home is writable");
+            let listen = "listen = [\"/ip4/127.0.0.1/udp/0/quic-v1\", \"/ip4/127.0.0.1/tcp/0\"]";
+            std::fs::write(lablet.join("node.toml"), format!("{listen}\n\n[docker]\nexec = true\n"))
+                .expect("the home is writable");
+        }
+        Lab::start_on(home, lablets, &[])
+    }
+
     #[track_caller]
     fn start_with(lablets: u32, args: &[&str]) -> Lab {
-        let home = Home::new();
+        Lab::start_on(Home::new(), lablets, args)
+    }
+
+    #[track_caller]
+    fn start_on(home: Home, lablets: u32, args: &[&str]) -> Lab {
         let count = lablets.to_string();
         let output = home.run(&[&["dev", "up", "-n", &count, "--json"], args].concat());
         if output.code != 0 {

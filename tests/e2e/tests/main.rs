@@ -1,12 +1,13 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
-//! what needs no lab, [`containers`] images and what runs from them, [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that
-//! are executed.
+//! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances,
+//! [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that are executed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
 mod bad_input;
 mod commands;
 mod containers;
+mod exec;
 mod first_light;
 mod lifecycle;
 mod manuals;

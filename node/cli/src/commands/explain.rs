@@ -40,6 +40,52 @@ const CODES: &[(&str, &str)] = &[
         "The file that a workload names is not a WebAssembly component: the lab runs WASI 0.2 commands.\n\
          Build with `cargo build --target wasm32-wasip2`; a core module has to be made a component first.",
     ),
+    (
+        "exec.not-allowed",
+        "Commands are executed in a container only where three people agree: the plan's author set `exec = true` in the\n\
+         group's `container` section, the owner of the machine set `exec = true` under `[docker]` in its node.toml, and\n\
+         it was you who submitted the run, or you own the lab. The message says which of them is missing.",
+    ),
+    (
+        "exec.no-instance",
+        "The run has no such group, or fewer instances in it. Instances are written `execution/group/index`, with\n\
+         indexes from zero: `iptl exec last/peers/0 -- sh`.",
+    ),
+    (
+        "exec.not-running",
+        "The instance has not started yet, or has ended; a container ends with its program.\n\
+         `iptl ls runs` says what runs. What it wrote is in `iptl logs`, what it left in the result.",
+    ),
+    (
+        "exec.unsupported",
+        "Only containers have processes beside which a command can run. An instance of a component (`runner = \"wasm\"`)\n\
+         is a part of a process of the lab: look at its output with `iptl logs`, at its use with `iptl top`.",
+    ),
+    (
+        "exec.failed",
+        "The container engine did not start the command; the message has its words. Most images hold few programs: one\n\
+         without a shell has no `sh`. A program that is not there may also show as status 126 or 127.",
+    ),
+    (
+        "exec.unreachable",
+        "The lablet that runs the instance has no connection to the lab just now. It is never dialled: it comes back by\n\
+         itself while its lease holds, and the instance runs on meanwhile.",
+    ),
+    (
+        "exec.lost",
+        "The connection ended before the command did. The lablet ends a command that nobody attends; its receipt says\n\
+         that it was executed, and its status where that is known.",
+    ),
+    (
+        "exec.too-many",
+        "A lablet runs 32 commands at a time, and its part of a run takes 128 in all: each stands in a receipt.",
+    ),
+    (
+        "exec.command",
+        "There is no command, or it is longer than 4 KiB: it stands in the receipt of the instance. Longer text can be\n\
+         given on standard input: `iptl exec last/peers/0 -- sh < script.sh`.",
+    ),
+    ("exec.target", "An instance is written `execution/group/index`: `last/peers/3`, `x-7k3pq/peers/3`."),
     ("plan.invalid", "The plan file has mistakes; each was shown with its place, code and remedy."),
     (
         "cid.garbled",

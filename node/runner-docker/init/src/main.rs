@@ -10,8 +10,10 @@
 //! dumpable, so that they cannot look into it. If its lablet goes away it keeps all it was given and connects again.
 //!
 //! [`protocol`] is what the two say to each other, [`link`] the connection, [`child`] the workload's process,
-//! [`usage`] the readings, [`outputs`] the artifacts. Start reading at [`Init::run`].
+//! [`usage`] the readings, [`outputs`] the artifacts. Start reading at [`Init::run`]. The same program is executed in a
+//! running container to end what a person left there: [`abandoned`].
 
+mod abandoned;
 mod child;
 mod link;
 mod outputs;
@@ -47,6 +49,13 @@ const HOLD_UNSTARTED: Duration = Duration::from_secs(60);
 const HOLD_OVER: Duration = Duration::from_secs(3600);
 
 fn main() {
+    // Executed beside the one that the container began with, to end a command that nobody attends any more.
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, verb, mark] = args.as_slice()
+        && verb == protocol::END_VERB
+    {
+        std::process::exit(abandoned::end(mark));
+    }
     // An exit status is all that can be said without a lablet.
     std::process::exit(match Init::new() {
         Ok(init) => init.run(),

@@ -25,6 +25,12 @@ pub const LAB_DIR: &str = "/.iptl/lab";
 /// Name of the socket in it.
 pub const SOCKET_NAME: &str = "lab.sock";
 
+/// Variable that marks the processes of a command that a person executes.
+pub const MARK: &str = "IPTL_EXEC";
+
+/// First argument of the init program, before the value of [`MARK`], where it is to end such a command.
+pub const END_VERB: &str = "end";
+
 /// Descriptors that come with [`FromInit::Hello`]: the sync listener, the ends to read of stdout and of stderr.
 pub const HELLO_DESCRIPTORS: usize = 3;
 

@@ -240,7 +240,8 @@ unsafe fn become_program(program: &CStr, argv: &[*const libc::c_char], out: RawF
 }
 
 pub(crate) fn signal(pid: i32, signal: i32) {
-    // SAFETY: it touches no memory. The process is a child that was not waited for, so the number is still its own.
+    // SAFETY: it touches no memory. The number of a child that was not waited for is still its own; another process that
+    // got the number of one that has ended meanwhile is of the same container and user.
     unsafe { libc::kill(pid, signal) };
 }
 

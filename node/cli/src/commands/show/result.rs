@@ -1,7 +1,7 @@
 //! A result: everything under it fetched, verified, and said in lines.
 
 use iptl_dag::Cid;
-use iptl_dag::model::{self, Node, Plan, ResultNode, ResultVerdict, Run};
+use iptl_dag::model::{self, Intervention, Node, Plan, ResultNode, ResultVerdict, Run};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -11,6 +11,9 @@ use crate::exit::{Error, Exit, Result};
 use crate::fetch::{self, Sources};
 use crate::remote::RemoteStore;
 use crate::{narrative, ui};
+
+/// Commands of people that are shown; all stand in the receipts, and in the answer with `--json`.
+const MAX_TOUCHED: usize = 20;
 
 /// Fetches and verifies a result and shows it; exits 1 where it does not verify.
 pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, sources: &Sources) -> Result {
@@ -39,6 +42,16 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
             .iter()
             .map(|t| json!({"threshold": t.threshold.to_string(), "measured": t.measured, "holds": t.holds}))
             .collect();
+        let interventions: Vec<Value> = verified
+            .interventions
+            .iter()
+            .map(|(instance, done)| {
+                json!({
+                    "instance": instance.to_string(), "by": done.by.to_string(), "at_ms": done.at_ms,
+                    "command": done.command, "exit": done.exit,
+                })
+            })
+            .collect();
         ctx.answer_json(
             "show",
             json!({
@@ -52,7 +65,7 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 "verified": sound, "problems": verified.problems, "signatures": verified.signatures_good,
                 "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
                 "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
-                "files_equal": verified.files_equal,
+                "files_equal": verified.files_equal, "interventions": interventions,
                 "fetch": fetch::report_json(&report),
             }),
         );
@@ -97,6 +110,12 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         for distortion in &body.distortions {
             ctx.answer(format!("distorted {}: {}", distortion.place, distortion.what));
         }
+        for (instance, done) in verified.interventions.iter().take(MAX_TOUCHED) {
+            ctx.answer(format!("touched   {instance}: {}", intervention(done, body.started_ms)));
+        }
+        if verified.interventions.len() > MAX_TOUCHED {
+            ctx.answer(format!("touched   and {} more times", verified.interventions.len() - MAX_TOUCHED));
+        }
         for reason in &body.inconclusive {
             ctx.answer(format!("unclear   {reason}"));
         }
@@ -118,6 +137,18 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         return Ok(Exit::Ok);
     }
     Err(not_valid(verified.problems.join("; ")))
+}
+
+/// Says what somebody did in an instance, and when of the run.
+fn intervention(done: &Intervention, started_ms: u64) -> String {
+    let command: Vec<String> = done
+        .command
+        .iter()
+        .map(|arg| if arg.contains(char::is_whitespace) || arg.is_empty() { format!("{arg:?}") } else { arg.clone() })
+        .collect();
+    let exit = done.exit.map_or("its end is not known".to_owned(), |code| format!("exit {code}"));
+    let at = ui::clock(done.at_ms.saturating_sub(started_ms));
+    format!("{} executed {} at {at}, {exit}", done.by.short(), command.join(" "))
 }
 
 fn not_valid(why: impl std::fmt::Display) -> Error {
