@@ -2,13 +2,15 @@
 //!
 //! One connection carries one request. [`serve_local`] answers the owner, who may do anything; [`serve_remote`] answers
 //! members of the lab, who may run things. The requests are handled by family: `content` (blocks, publishing,
-//! fetching), `exec` (commands in instances), `lab` (making, joining, letting in), `runs` (submitting, watching, listing).
+//! fetching), `exec` (commands in instances), `lab` (making, joining, letting in), `runs` (submitting, watching,
+//! listing), `top` (what they do now).
 
 mod content;
 mod exec;
 mod lab;
 mod remote;
 mod runs;
+mod top;
 
 use std::sync::Arc;
 
@@ -188,6 +190,7 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         Request::Exec { execution, instance, command, terminal } => {
             exec::exec(node, caller, exec::Wanted { execution, instance, command, terminal }, talk).await
         }
+        Request::Top { execution, once } => top::top(node, caller, execution, once, talk).await,
         Request::List { what } => runs::list(node, caller, what, talk).await,
         Request::LabInit { name, open } => lab::init(node, caller, &name, open).await,
         Request::Invite { role, ttl_ms } => lab::invite(node, caller, role, ttl_ms, talk).await,

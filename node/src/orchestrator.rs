@@ -1,17 +1,19 @@
 //! The orchestrator of a node: one task owns the scheduler's core and everything that belongs to it.
 //!
 //! [`driver`] is that task; `sessions` brings lablets to it, [`registry`] remembers what is told about executions,
-//! `seal` fetches receipts and makes results. Everybody else talks to it by [`OrchestratorHandle`].
+//! `seal` fetches receipts and makes results, `locate` and `top` answer who looks into a run. Everybody else talks to it by [`OrchestratorHandle`].
 
 mod driver;
+mod locate;
 mod registry;
 mod seal;
 mod sessions;
+mod top;
 
 use iptl_dag::model::{Execution, ExecutionId, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{AssembledResult, Placed, ReceiptSummary};
-use iptl_wire::control::Failure;
+use iptl_wire::control::{Failure, Top};
 use iptl_wire::session::{Hello, Inventory, KnownRun, OutputLine, ToOrchestrator};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -61,6 +63,11 @@ pub(crate) enum Ask {
     Follow {
         id: ExecutionId,
         answer: oneshot::Sender<Option<broadcast::Receiver<OutputLine>>>,
+    },
+    /// What an execution does now; its lablets are asked what they use.
+    Top {
+        name: String,
+        answer: oneshot::Sender<Result<Top, Failure>>,
     },
     /// Where an instance runs in which `by` wants to execute something; nobody means the lab's owner.
     Locate {

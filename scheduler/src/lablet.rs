@@ -146,7 +146,8 @@ impl Lablet {
             | ToLablet::Welcome(_)
             | ToLablet::Turned(_)
             | ToLablet::Sync(..)
-            | ToLablet::Follow(..) => {}
+            | ToLablet::Follow(..)
+            | ToLablet::Gauge(_) => {}
         }
     }
 

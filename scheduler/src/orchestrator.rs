@@ -158,7 +158,8 @@ impl Orchestrator {
             ToOrchestrator::Started(_)
             | ToOrchestrator::Hello(_)
             | ToOrchestrator::Sync(..)
-            | ToOrchestrator::Output(..) => {}
+            | ToOrchestrator::Output(..)
+            | ToOrchestrator::Usage(..) => {}
         }
     }
 

@@ -23,6 +23,7 @@ pub mod publish;
 pub mod run;
 pub mod show;
 pub mod status;
+pub mod top;
 pub mod up;
 pub mod watch;
 
@@ -48,6 +49,8 @@ pub enum Command {
     Cancel(cancel::Args),
     /// Output of instances, live or out of the result
     Logs(logs::Args),
+    /// What an execution does now: groups, barriers, CPU, memory
+    Top(top::Args),
     /// Execute a command in a running container, where plan and owner allow it
     Exec(exec::Args),
     /// What is going on
@@ -96,6 +99,7 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Watch(args)) => watch::run(ctx, args).await,
         Some(Command::Cancel(args)) => cancel::run(ctx, args).await,
         Some(Command::Logs(args)) => logs::run(ctx, args).await,
+        Some(Command::Top(args)) => top::run(ctx, args).await,
         Some(Command::Exec(args)) => exec::run(ctx, args).await,
         Some(Command::Status(args)) => status::run(ctx, args).await,
         Some(Command::Ls(args)) => ls::run(ctx, args).await,

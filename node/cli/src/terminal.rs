@@ -1,6 +1,6 @@
-//! The terminal that a command has: its size, and a mode in which every key arrives as it is.
+//! The terminal that a command has: its size, a mode in which every key arrives as it is, and all of it to draw on.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use iptl_wire::exec::Window;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -40,4 +40,42 @@ impl Drop for Raw {
         // A terminal that is gone needs no mode.
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
     }
+}
+
+/// The whole terminal, to be drawn on; what stood there before comes back when dropped.
+pub struct Screen(());
+
+impl Screen {
+    /// Takes the terminal, and hides its cursor.
+    pub fn enter() -> io::Result<Screen> {
+        put("\u{1b}[?1049h\u{1b}[?25l")?;
+        Ok(Screen(()))
+    }
+
+    /// Draws lines from the top; none is longer than the terminal is wide.
+    pub fn show(&self, lines: &[String]) -> io::Result<()> {
+        let mut text = String::from("\u{1b}[H");
+        for (at, line) in lines.iter().enumerate() {
+            if at > 0 {
+                text.push_str("\r\n");
+            }
+            text.push_str(line);
+            text.push_str("\u{1b}[K");
+        }
+        text.push_str("\u{1b}[J");
+        put(&text)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing.
+        let _ = put("\u{1b}[?25h\u{1b}[?1049l");
+    }
+}
+
+fn put(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }

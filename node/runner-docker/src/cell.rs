@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use iptl_dag::model::{Exit, InstanceId, Usage};
 use iptl_runner::files::CellFiles;
-use iptl_runner::{CellControl, CellEvent, CellInput, CellSpec, Ended, ExecError, ExecOrder, ExecStream};
+use iptl_runner::{CellControl, CellEvent, CellInput, CellSpec, CellUsage, Ended, ExecError, ExecOrder, ExecStream};
 use iptl_testground::SyncServer;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -20,6 +20,9 @@ use crate::state::{CellDir, InstanceDir};
 /// Events that the reader of a cell may lag behind before its instances wait.
 pub(crate) const EVENT_QUEUE: usize = 1024;
 
+/// Time between two sums of what instances use.
+const USAGE: Duration = Duration::from_secs(1);
+
 /// What all instances of a cell share.
 pub(crate) struct Cell {
     pub(crate) engine: Engine,
@@ -28,6 +31,8 @@ pub(crate) struct Cell {
     pub(crate) dir: CellDir,
     /// Start by the clocks of this process and of people.
     pub(crate) start: OnceLock<(Instant, u64)>,
+    /// What running instances said last that they use, with CPU in thousandths of a processor.
+    pub(crate) gauges: Mutex<BTreeMap<InstanceId, (Usage, u64)>>,
     /// What the engine was asked to make: it does so whether or not anybody waits for it.
     pub(crate) making: TaskTracker,
 }
@@ -63,6 +68,15 @@ impl Cell {
         *self.start.get_or_init(|| (Instant::now(), wall_ms()))
     }
 
+    /// Sums up what its instances use.
+    fn usage(&self) -> CellUsage {
+        let mut usage = CellUsage::of_groups(self.spec.instances.iter().map(|instance| instance.id.group.as_str()));
+        for (id, (used, cpu_milli)) in &*self.gauges.lock().unwrap_or_else(PoisonError::into_inner) {
+            usage.add(id, used, *cpu_milli);
+        }
+        usage
+    }
+
     /// Notes that the cell starts now.
     fn start_now(&self) {
         let (_, wall) = self.started();
@@ -80,7 +94,12 @@ impl Cell {
 }
 
 /// Follows all instances to their ends, tells that, and when nobody controls the cell any more forgets it.
-pub(crate) async fn follow(events: mpsc::Sender<CellEvent>, members: Vec<Member>, phase: watch::Sender<Phase>) {
+pub(crate) async fn follow(
+    cell: Arc<Cell>,
+    events: mpsc::Sender<CellEvent>,
+    members: Vec<Member>,
+    phase: watch::Sender<Phase>,
+) {
     let mut tasks = tokio::task::JoinSet::new();
     for member in members {
         match member {
@@ -98,9 +117,24 @@ pub(crate) async fn follow(events: mpsc::Sender<CellEvent>, members: Vec<Member>
             }
         }
     }
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(e) = ended {
-            tracing::error!(error = %e, "the task of an instance broke");
+    let mut ticks = tokio::time::interval(USAGE);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Nothing is used before the start, and nothing said of it.
+    let mut told = cell.usage();
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => match ended {
+                Some(Ok(())) => {}
+                Some(Err(e)) => tracing::error!(error = %e, "the task of an instance broke"),
+                None => break,
+            },
+            _ = ticks.tick() => {
+                let usage = cell.usage();
+                // A reader that lags is told the next time.
+                if usage != told && events.try_send(CellEvent::Usage(usage.clone())).is_ok() {
+                    told = usage;
+                }
+            }
         }
     }
     let _ = events.send(CellEvent::CellOver).await;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use iptl_dag::model::{Exit, InstanceId, Usage};
 use iptl_runner::files::{CellFiles, check_artifact_path};
+use iptl_runner::usage::cpu_milli;
 use iptl_runner::{CellEvent, Ended, InstanceSpec, SyncReply};
 use iptl_testground::{Journal, SyncServer};
 use tokio::sync::{mpsc, watch};
@@ -137,6 +138,8 @@ struct Life {
     ending: Option<Ending>,
     started: Option<(Instant, u64)>,
     last: Sample,
+    /// Time of that since the start of the cell, in microseconds.
+    sampled_us: u64,
     peak: u64,
     /// When it is ended by force.
     kill_at: Option<Deadline>,
@@ -161,6 +164,7 @@ impl Instance {
             ending: None,
             started: None,
             last: Sample::default(),
+            sampled_us: 0,
             peak: 0,
             kill_at: None,
             engine_kill_at: None,
@@ -449,8 +453,13 @@ impl Instance {
         life.peak = life.peak.max(sample.memory_peak).max(sample.memory);
         let at_us =
             life.started.map_or(0, |(origin, _)| u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let cpu_us = life.last.cpu_us - before.cpu_us;
+        let now = usage(&life.last, life.last.memory);
+        let in_us = at_us.saturating_sub(life.sampled_us);
+        life.sampled_us = at_us;
+        lock(&self.cell.gauges).insert(self.id.clone(), (now, cpu_milli(cpu_us, in_us)));
         let mut line = Vec::new();
-        CellFiles::sample_line(&mut line, at_us, &usage(&life.last, life.last.memory));
+        CellFiles::sample_line(&mut line, at_us, &now);
         if let Err(e) = self.cell.files.append_samples(&self.id, &line) {
             tracing::warn!(error = %e, instance = %self.id, "a sample cannot be written");
         }
@@ -604,6 +613,7 @@ impl Instance {
 
     /// Makes the end durable, removes the container and tells.
     async fn tell(self, ended: Ended) {
+        lock(&self.cell.gauges).remove(&self.id);
         if let Err(e) = self.dir.set_ended(&ended) {
             tracing::warn!(error = %e, instance = %self.id, "an end will be forgotten by a restart");
         }

@@ -368,7 +368,7 @@ impl Inner {
             stop(&phase, "the runner shuts down");
         }
         let (inner, life, dir) = (Arc::clone(self), phase.clone(), cell.dir.clone());
-        let follow = follow(events, members, life);
+        let follow = follow(Arc::clone(&cell), events, members, life);
         self.tasks.spawn(async move {
             follow.await;
             drop(reservation);
@@ -422,6 +422,7 @@ impl Runner for DockerRunner {
             spec,
             dir: dir.clone(),
             start: OnceLock::new(),
+            gauges: Mutex::default(),
             making,
         });
         let seats = seats(&cell.spec, &dir)?;
@@ -511,6 +512,7 @@ impl Runner for DockerRunner {
             spec,
             dir: dir.clone(),
             start: OnceLock::new(),
+            gauges: Mutex::default(),
             making: TaskTracker::new(),
         });
         if let Some(wall) = started {

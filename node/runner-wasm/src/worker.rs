@@ -2,7 +2,7 @@
 //!
 //! The main thread reads what the lablet says and never runs a guest, so that a stop arrives however busy the guests
 //! are; [`outbox`] and its thread carry what the guests say. [`cell`] holds the instances, [`guest`] is the life of
-//! one of them, [`limits`] and [`exit`] say what ends it. [`engine`] and [`cache`] turn a file into code. Host
+//! one of them, [`limits`] and [`exit`] say what ends it, [`samples`] what all of them use. [`engine`] and [`cache`] turn a file into code. Host
 //! functions: [`output`] (stdout, stderr), [`lab`] (sync, records, artifacts), [`net`] (sockets, names).
 
 mod cache;
@@ -15,6 +15,7 @@ mod limits;
 mod net;
 mod outbox;
 mod output;
+mod samples;
 
 use std::io::{self, BufReader};
 use std::os::fd::AsFd;

@@ -9,6 +9,7 @@ mod density;
 mod guests;
 mod hostile;
 mod network;
+mod samples;
 mod workers;
 
 use std::path::Path;

@@ -153,6 +153,7 @@ async fn run_split(args: &[&str]) -> BTreeMap<u32, Vec<String>> {
             }
             CellEvent::CellOver if std::ptr::eq(other, &b.control) => over_a = true,
             CellEvent::CellOver => over_b = true,
+            CellEvent::Usage(_) => {}
             CellEvent::Sync { .. } => panic!("these guests call nobody"),
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::files::LeftFiles;
 use crate::sync::{SyncCall, SyncReply};
+use crate::usage::CellUsage;
 
 /// All instances of one execution on one lablet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -222,6 +223,8 @@ pub enum CellEvent {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
+    /// What the instances use now, at most once in a second and where it changed; with the same groups each time.
+    Usage(CellUsage),
     /// An instance ended; exactly one of these for each.
     Ended {
         /// Instance.

@@ -18,6 +18,7 @@ pub mod files;
 pub mod runner;
 pub mod several;
 pub mod sync;
+pub mod usage;
 
 pub use cell::{
     Artifact, CellControl, CellEvent, CellInput, CellSpec, ContainerSpec, Ended, ExecError, ExecInput, ExecOrder,
@@ -28,3 +29,4 @@ pub use fake::{FakeRunner, Step};
 pub use runner::{Capacity, PrepareError, Runner};
 pub use several::Runners;
 pub use sync::{SyncCall, SyncReply};
+pub use usage::CellUsage;

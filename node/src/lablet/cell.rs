@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
 use iptl_labnet::{Directory, DirectoryError, Packet};
-use iptl_runner::{CellControl, CellEvent, CellInput, Ended, SyncCall, SyncReply};
+use iptl_runner::usage::GroupUsage;
+use iptl_runner::{CellControl, CellEvent, CellInput, CellUsage, Ended, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Reply, SyncOp};
-use iptl_wire::session::{self, CellRef, Grant, OutputLine, SyncDown, ToOrchestrator};
+use iptl_wire::session::{self, CellRef, Grant, MAX_BUSIEST, OutputLine, SyncDown, ToOrchestrator};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -24,6 +26,9 @@ const MAX_EVENTS_AT_ONCE: usize = 4096;
 /// Answers of sync that wait for a runner; further ones stay in the topics that they come from.
 const REPLY_QUEUE: usize = 256;
 
+/// Time between two answers to who asks what instances use.
+const MIN_GAUGE_PAUSE: Duration = Duration::from_millis(900);
+
 /// Lines that are kept for whoever starts to follow.
 const RECENT_LINES: usize = 2000;
 
@@ -36,6 +41,8 @@ pub(super) enum CellNote {
     Sync(SyncDown),
     /// Sends output from now on, the last lines first, or stops.
     Follow(bool),
+    /// Says what its instances use.
+    Gauge,
     /// Instances of other cells moved.
     Directory(Box<session::Directory>),
 }
@@ -135,9 +142,12 @@ impl CellTask {
         let mut batch = Vec::with_capacity(MAX_EVENTS_AT_ONCE);
         let mut notes = Vec::new();
         let (mut over, mut told) = (false, false);
+        // What each runner of the cell said last of its groups.
+        let mut used: BTreeMap<Vec<String>, CellUsage> = BTreeMap::new();
+        let mut used_told: Option<Instant> = None;
         let mut recent = VecDeque::with_capacity(RECENT_LINES);
         loop {
-            let mut lines = Vec::new();
+            let (mut lines, mut gauged) = (Vec::new(), false);
             tokio::select! {
                 taken = self.events.recv_many(&mut batch, MAX_EVENTS_AT_ONCE), if !over => over = taken == 0,
                 Ok(place) = replies.reserve(), if held.is_some() => {
@@ -169,6 +179,7 @@ impl CellTask {
                             lines.extend(recent.iter().cloned());
                         }
                     }
+                    CellNote::Gauge => gauged = true,
                     CellNote::Directory(directory) => self.routes.moved(*directory),
                 }
             }
@@ -187,6 +198,9 @@ impl CellTask {
                     }
                     CellEvent::Sync { id, call } => sync_call(&mut sync, &id, call),
                     CellEvent::Packet { dst, bytes } => self.carry(execution, dst, bytes),
+                    CellEvent::Usage(usage) => {
+                        used.insert(usage.groups.keys().cloned().collect(), usage);
+                    }
                     CellEvent::Ended { id, ended: how } => {
                         sync.end_instance(&id);
                         ended.push((id, how));
@@ -205,6 +219,10 @@ impl CellTask {
             if let Some(uplink) = uplink {
                 while let Some(up) = sync.poll_up() {
                     let _down = uplink.send(ToOrchestrator::Sync(execution, up)).await;
+                }
+                if gauged && used_told.is_none_or(|told| told.elapsed() >= MIN_GAUGE_PAUSE) {
+                    used_told = Some(Instant::now());
+                    let _down = uplink.send(ToOrchestrator::Usage(execution, sum(used.values()))).await;
                 }
                 if !lines.is_empty() {
                     let _down = uplink.send(ToOrchestrator::Output(execution, lines)).await;
@@ -240,6 +258,26 @@ async fn write_replies(control: Arc<dyn CellControl>, mut queue: mpsc::Receiver<
     while queue.recv_many(&mut batch, REPLY_QUEUE).await > 0 {
         control.input(batch.drain(..).map(CellInput::Sync).collect()).await;
     }
+}
+
+/// Sums up what the runners of a cell say of their groups.
+fn sum<'a>(parts: impl Iterator<Item = &'a CellUsage>) -> session::CellUsage {
+    let mut all = session::CellUsage::default();
+    for part in parts {
+        for (name, used) in &part.groups {
+            let GroupUsage { running, cpu_milli, cpu_us, memory_bytes, sent_bytes, received_bytes } = *used;
+            let used = session::GroupUsage { running, cpu_milli, cpu_us, memory_bytes, sent_bytes, received_bytes };
+            all.groups.insert(name.clone(), used);
+        }
+        all.busiest.extend(part.busiest.iter().map(|row| session::InstanceUsage {
+            instance: row.id.clone(),
+            cpu_milli: row.cpu_milli,
+            memory_bytes: row.memory_bytes,
+        }));
+    }
+    all.busiest.sort_by_key(|row| std::cmp::Reverse((row.cpu_milli, row.memory_bytes)));
+    all.busiest.truncate(MAX_BUSIEST);
+    all
 }
 
 fn sync_call(sync: &mut CellSync, id: &InstanceId, call: SyncCall) {

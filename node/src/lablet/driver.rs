@@ -269,6 +269,11 @@ impl Driver {
                     let _busy = notes.try_send(CellNote::Follow(*on));
                 }
             }
+            ToLablet::Gauge(execution) => {
+                if let Some(notes) = self.cell_of(execution).and_then(|cell| cell.notes.as_ref()) {
+                    let _busy = notes.try_send(CellNote::Gauge);
+                }
+            }
             _ => {}
         }
         self.input(LabletInput::Message { from, message: Verified::vouch(message) });

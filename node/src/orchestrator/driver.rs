@@ -2,20 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iptl_artifacts::{BlobStore, StoreError, read_block};
-use iptl_dag::model::{self, Epoch, Execution, ExecutionId, FactKind, InstanceId, Run, Signed};
+use iptl_dag::model::{self, Epoch, Execution, ExecutionId, FactKind, Run, Signed};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::orchestrator::ExecutionView;
 use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig, Submission};
 use iptl_sync::{MissingCell, RunSync};
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
-use iptl_wire::control::{Event, Failure, FailureKind};
+use iptl_wire::control::{Event, Failure, FailureKind, Top, TopBarrier};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{self, Offer};
-use iptl_wire::session::{KnownRun, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{KnownRun, MAX_BUSIEST, ToLablet, ToOrchestrator, Welcome};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use super::registry::{Active, Registry};
 use super::seal::Sealer;
 use super::sessions::{self, Outbox};
 use super::{Ask, COMMAND_QUEUE, Command, DryRun, LabletRow, OrchestratorHandle, RunRow};
+use super::{locate, top};
 use crate::clock;
 use crate::facts::{LogError, Logs};
 use crate::fetch::Fetcher;
@@ -264,6 +265,15 @@ impl Driver {
                     for line in lines {
                         let _nobody_follows = active.output.send(line);
                     }
+                }
+            }
+            ToOrchestrator::Usage(execution, mut usage) => {
+                if self.takes_part(&execution, &from)
+                    && let Some(active) = self.registry.active.get_mut(&execution)
+                {
+                    usage.groups.retain(|name, _| active.groups.contains_key(name));
+                    usage.busiest.truncate(MAX_BUSIEST);
+                    active.usage.insert(from, (Instant::now(), usage));
                 }
             }
             other => self.input(Input::Message { from, message: Verified::vouch(other) }),
@@ -580,8 +590,12 @@ impl Driver {
                 }
                 let _gone = answer.send(output);
             }
+            Ask::Top { name, answer } => {
+                let found = self.registry.find(&name).and_then(|id| self.top(id));
+                let _gone = answer.send(found);
+            }
             Ask::Locate { name, instance, by, answer } => {
-                let _gone = answer.send(self.locate(&name, &instance, by.as_ref()));
+                let _gone = answer.send(locate::lablet_of(&self.registry, &self.core, &name, &instance, by.as_ref()));
             }
             Ask::Cancel { name, by, answer } => {
                 let found = self.registry.find(&name);
@@ -604,35 +618,32 @@ impl Driver {
         }
     }
 
-    /// Finds the lablet of an instance that may run, for somebody who may touch it.
-    fn locate(&self, name: &str, instance: &InstanceId, by: Option<&PeerId>) -> Result<(ExecutionId, PeerId), Failure> {
-        let id = self.registry.find(name)?;
+    /// Says what an execution does now, and has its lablets say what it uses.
+    fn top(&mut self, id: ExecutionId) -> Result<Top, Failure> {
         let Some(active) = self.registry.active.get(&id) else {
-            return Err(not_running(format!("{} is over", id.alias())));
-        };
-        if by.is_some_and(|by| *by != active.by) {
-            return Err(Failure {
-                kind: FailureKind::Denied,
-                code: "exec.not-allowed".to_owned(),
-                message: format!("{} was submitted by {}, and not by you", id.alias(), active.by.short()),
-                help: "ask who submitted it, or the lab's owner".to_owned(),
-            });
-        }
-        if active.groups.get(&instance.group).is_none_or(|count| instance.index >= *count) {
-            let groups: Vec<_> = active.groups.iter().map(|(name, count)| format!("{count} {name}")).collect();
             return Err(Failure {
                 kind: FailureKind::NotFound,
-                code: "exec.no-instance".to_owned(),
-                message: format!("{} has no instance {instance}: it has {}", id.alias(), groups.join(", ")),
-                help: "write execution/group/index; indexes begin at zero".to_owned(),
+                code: "execution.over".to_owned(),
+                message: format!("{} is over", id.alias()),
+                help: format!("see its result: `iptl show {}`", id.alias()),
             });
-        }
+        };
+        let barriers = self.syncs.get(&id).map(RunSync::waiting).unwrap_or_default();
+        let barriers = barriers.into_iter().map(|barrier| TopBarrier {
+            missing: barrier.missing.iter().flat_map(missing).take(MAX_MISSING).collect(),
+            state: barrier.state,
+            count: barrier.count,
+            target: barrier.target,
+        });
+        let views = self.core.executions();
+        let phase = views.into_iter().find(|view| view.execution == id).map(|view| view.phase);
         let cells = self.core.cells(&id);
-        let holder = cells.into_iter().find(|(_, (_, held))| held.iter().any(|a| a.holds(instance)));
-        match holder {
-            Some((lablet, _)) => Ok((id, lablet)),
-            None => Err(not_running(format!("{instance} of {} is on no lablet now", id.alias()))),
+        let names = self.core.inventory().into_iter().map(|(peer, inventory)| (peer, inventory.name)).collect();
+        let top = top::of(id, active, phase, barriers.collect(), &cells.keys().cloned().collect(), &names);
+        for lablet in cells.into_keys() {
+            send(&mut self.sessions, &lablet, ToLablet::Gauge(id));
         }
+        Ok(top)
     }
 
     /// Returns the lablets with what they have free after all that was promised.
@@ -655,15 +666,6 @@ impl Driver {
         let ended = self.registry.records().into_iter().cloned().map(|record| RunRow::Ended(Box::new(record)));
         let active = self.registry.active.iter().map(|(id, active)| active_row(*id, active, views.get(id)));
         ended.chain(active).collect()
-    }
-}
-
-fn not_running(message: String) -> Failure {
-    Failure {
-        kind: FailureKind::NotFound,
-        code: "exec.not-running".to_owned(),
-        message,
-        help: "see what runs: `iptl ls runs`".to_owned(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! What is told about executions: events to those who watch, and a record of each that ended.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use iptl_dag::model::{Counts, ExecutionId, ResultVerdict, Run};
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_wire::control::{Event, Failure, FailureKind};
-use iptl_wire::session::OutputLine;
+use iptl_wire::session::{CellUsage, OutputLine};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -59,6 +60,8 @@ pub(super) struct Active {
     pub(super) by: PeerId,
     /// Lablets that were granted instances, with how many: only they may sync.
     pub(super) lablets: BTreeMap<PeerId, u64>,
+    /// What lablets said that their instances use, and when.
+    pub(super) usage: BTreeMap<PeerId, (Instant, CellUsage)>,
     /// Lost instances begin anew elsewhere.
     pub(super) replaces: bool,
     history: Vec<Event>,
@@ -79,6 +82,17 @@ pub(crate) struct Watching {
     pub history: Vec<Event>,
     /// Further ones; none where the execution is over.
     pub events: Option<broadcast::Receiver<Event>>,
+}
+
+impl Active {
+    /// Returns how many instances of each group have ended, as was told last.
+    pub(super) fn ended(&self) -> BTreeMap<String, u32> {
+        let told = self.history.iter().rev().find_map(|event| match event {
+            Event::Progress { ended, .. } => Some(ended.clone()),
+            _ => None,
+        });
+        told.unwrap_or_default()
+    }
 }
 
 impl Registry {
@@ -114,6 +128,7 @@ impl Registry {
             groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
             by,
             lablets: BTreeMap::new(),
+            usage: BTreeMap::new(),
             replaces: run.loss.max_attempts > 1,
             history: Vec::new(),
             events: broadcast::Sender::new(EVENT_QUEUE),

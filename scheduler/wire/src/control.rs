@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exec::{ExecOutput, Window};
 use crate::lab::Role;
-use crate::session::{OutputLine, Slots};
+use crate::session::{GroupUsage, InstanceUsage, OutputLine, Slots};
 
 /// Protocol ID of the control stream.
 pub const PROTOCOL: &str = "/iptl/control/1";
@@ -87,6 +87,13 @@ pub enum Request {
         /// Terminal that it gets; none where it gets pipes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         terminal: Option<Window>,
+    },
+    /// What an execution does now: groups, barriers, use. Answers: `Top`s, one a second until it is over, then `End`.
+    Top {
+        /// Execution: CID, alias, or `last`.
+        execution: String,
+        /// One answer is enough.
+        once: bool,
     },
     /// Lists things. Answers: one `Row` each, then `End`.
     List {
@@ -211,6 +218,8 @@ pub enum Reply {
     Output(OutputLine),
     /// What a command in an instance says.
     Exec(ExecOutput),
+    /// What an execution does now.
+    Top(Box<Top>),
     /// One thing of a list: columns by name.
     Row(BTreeMap<String, String>),
     /// CID behind a name.
@@ -335,6 +344,66 @@ pub struct RunningRow {
     pub instances: u64,
     /// Instances that ended.
     pub ended: u64,
+}
+
+/// What an execution does now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Top {
+    /// The execution.
+    pub execution: Cid,
+    /// Name for people.
+    pub alias: String,
+    /// Phase, with what it waits for.
+    pub phase: String,
+    /// Milliseconds since submission.
+    pub after_ms: u64,
+    /// Groups.
+    pub groups: BTreeMap<String, TopGroup>,
+    /// Barriers that are waited for.
+    pub barriers: Vec<TopBarrier>,
+    /// The instances that use most, at most twenty.
+    pub busiest: Vec<TopInstance>,
+    /// Lablets that hold instances.
+    pub lablets: u32,
+    /// Of these, how many have said within the last seconds what is used there; the sums are of them.
+    pub heard: u32,
+}
+
+/// A group as it is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopGroup {
+    /// Instances.
+    pub count: u32,
+    /// Instances that ended and whose receipts are here.
+    pub ended: u32,
+    /// What those use that run.
+    pub usage: GroupUsage,
+}
+
+/// A barrier that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopBarrier {
+    /// State.
+    pub state: String,
+    /// Signals so far.
+    pub count: u64,
+    /// Signals that open it.
+    pub target: u64,
+    /// Instances or lablets that are missing, where some are known; at most twenty.
+    pub missing: Vec<String>,
+}
+
+/// An instance that uses much.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopInstance {
+    /// What it uses.
+    pub usage: InstanceUsage,
+    /// Its lablet.
+    pub lablet: String,
 }
 
 /// One row of a placement.

@@ -44,6 +44,8 @@ pub enum ToOrchestrator {
     Sync(ExecutionId, SyncUp),
     /// Output of instances that somebody follows.
     Output(ExecutionId, Vec<OutputLine>),
+    /// What the cell's instances use; answers a `gauge`.
+    Usage(ExecutionId, CellUsage),
 }
 
 /// What an orchestrator says.
@@ -74,6 +76,51 @@ pub enum ToLablet {
     Sync(ExecutionId, SyncDown),
     /// Send the output of these instances from now on, or stop sending it.
     Follow(ExecutionId, bool),
+    /// Say what the cell's instances use now; answered at most once in a second.
+    Gauge(ExecutionId),
+}
+
+/// Most instances of a cell that are named with what they use.
+pub const MAX_BUSIEST: usize = 8;
+
+/// What the instances of a cell use, summed up: never a row for each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellUsage {
+    /// Sums by group.
+    pub groups: BTreeMap<String, GroupUsage>,
+    /// The instances that use most, at most [`MAX_BUSIEST`].
+    pub busiest: Vec<InstanceUsage>,
+}
+
+/// What the running instances of a group on a lablet use together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupUsage {
+    /// Instances that run.
+    pub running: u32,
+    /// CPU in thousandths of a processor over about the last second.
+    pub cpu_milli: u64,
+    /// CPU time so far in microseconds.
+    pub cpu_us: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Bytes sent so far.
+    pub sent_bytes: u64,
+    /// Bytes received so far.
+    pub received_bytes: u64,
+}
+
+/// What one instance uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceUsage {
+    /// Instance.
+    pub instance: InstanceId,
+    /// CPU in thousandths of a processor over about the last second.
+    pub cpu_milli: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
 }
 
 /// A cell of an execution in a term: one per lablet and execution.

@@ -1,6 +1,7 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
 //! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances,
-//! [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that are executed.
+//! [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that are executed,
+//! [`top`] the live view.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
@@ -11,3 +12,4 @@ mod exec;
 mod first_light;
 mod lifecycle;
 mod manuals;
+mod top;

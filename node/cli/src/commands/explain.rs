@@ -41,6 +41,11 @@ const CODES: &[(&str, &str)] = &[
          Build with `cargo build --target wasm32-wasip2`; a core module has to be made a component first.",
     ),
     (
+        "execution.over",
+        "The execution has ended, so there is nothing to see of it live. Its result holds what each instance used second\n\
+         by second (`samples` of a receipt), and `iptl show` sums it up.",
+    ),
+    (
         "exec.not-allowed",
         "Commands are executed in a container only where three people agree: the plan's author set `exec = true` in the\n\
          group's `container` section, the owner of the machine set `exec = true` under `[docker]` in its node.toml, and\n\

@@ -17,6 +17,7 @@ use super::guest::{self, Instance};
 use super::limits::MemoryPool;
 use super::net::Net;
 use super::outbox::Outbox;
+use super::samples;
 use crate::ipc::{CellOrder, FromWorker, Refusal};
 
 /// Time between two ticks of the engine's epoch: the longest that a guest computes before another gets its turn.
@@ -122,6 +123,7 @@ impl Cell {
             })
             .map_err(|e| io("a thread", e.to_string()))?;
         tokio::spawn(Arc::clone(&self.net).pump());
+        tokio::spawn(samples::sweep(Arc::clone(self)));
         if specs.is_empty() {
             self.outbox.push(&FromWorker::Prepared);
         }
@@ -185,6 +187,16 @@ impl Cell {
     pub(crate) async fn stopped(&self) -> Exit {
         self.stopping.cancelled().await;
         Exit::Stopped { reason: self.stop_reason.get().cloned().unwrap_or_default() }
+    }
+
+    /// Returns all instances.
+    pub(crate) fn instances(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances.values()
+    }
+
+    /// Returns whether an instance has not ended yet.
+    pub(crate) fn is_live(&self) -> bool {
+        self.live.load(Ordering::Acquire) > 0
     }
 
     /// Returns microseconds since the instances were released.

@@ -19,6 +19,7 @@ use super::exit;
 use super::lab::Mailbox;
 use super::limits::{CpuMeter, MemoryLimiter, OutOfCpu};
 use super::output::{Lines, Output};
+use super::samples::{self, Gauges, Sampled};
 
 /// Host handles that a guest may hold beside those of its sockets: calls of the lab, timers, streams.
 const MAX_HANDLES: usize = 8192;
@@ -47,6 +48,10 @@ pub(crate) struct Instance {
     pub(crate) artifact_bytes: AtomicU64,
     /// Artifacts so far.
     pub(crate) artifact_paths: Mutex<BTreeSet<String>>,
+    /// What it has used so far.
+    pub(crate) gauges: Arc<Gauges>,
+    /// What of that was written down.
+    pub(crate) sampled: Mutex<Sampled>,
 }
 
 impl Instance {
@@ -60,6 +65,8 @@ impl Instance {
             record_bytes: AtomicU64::new(0),
             artifact_bytes: AtomicU64::new(0),
             artifact_paths: Mutex::new(BTreeSet::new()),
+            gauges: Arc::default(),
+            sampled: Mutex::default(),
         }
     }
 }
@@ -81,7 +88,7 @@ impl WasiView for Guest {
 
 /// Lives the life of one instance, from its making to the last word about it.
 pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, spec: InstanceSpec, code: Arc<Code>) {
-    let mut meter = CpuMeter::default();
+    let mut meter = CpuMeter::new(Arc::clone(&instance.gauges));
     let mut store = store(&cell, &instance, &spec, &code.engine);
     let command = &code.commands[&spec.artifact.cid];
     drop(spec.args);
@@ -116,7 +123,8 @@ fn store(cell: &Arc<Cell>, instance: &Arc<Instance>, spec: &InstanceSpec, engine
     }
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES + HANDLES_PER_SOCKET * instance.limits.sockets as usize);
-    let limiter = MemoryLimiter::new(Arc::clone(&cell.memory), instance.limits.memory_bytes);
+    let limiter =
+        MemoryLimiter::new(Arc::clone(&cell.memory), instance.limits.memory_bytes, Arc::clone(&instance.gauges));
     let guest = Guest { wasi: wasi.build(), table, limiter, cell: Arc::clone(cell), instance: Arc::clone(instance) };
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.limiter);
@@ -186,15 +194,10 @@ fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
     };
     instance.mailbox.close();
     let (sent_bytes, received_bytes) = cell.net.remove(instance.address);
-    let left = cell.files.left(&instance.id);
     let cpu_us = u64::try_from(meter.used().as_micros()).unwrap_or(u64::MAX);
-    let ended = Ended {
-        exit,
-        usage: Usage { cpu_us, memory_bytes, sent_bytes, received_bytes, ..Usage::default() },
-        started_ms,
-        ended_ms: wall_ms(),
-        left,
-        limits_met: Vec::new(),
-    };
+    let usage = Usage { cpu_us, memory_bytes, sent_bytes, received_bytes, ..Usage::default() };
+    samples::end(&cell, &instance, usage);
+    let left = cell.files.left(&instance.id);
+    let ended = Ended { exit, usage, started_ms, ended_ms: wall_ms(), left, limits_met: Vec::new() };
     cell.instance_ended(instance.id.clone(), ended);
 }

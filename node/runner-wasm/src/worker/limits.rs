@@ -10,6 +10,8 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use wasmtime::{ResourceLimiter, Result};
 
+use super::samples::Gauges;
+
 /// Elements of one table: the function table of a large program (libp2p has some 6,000).
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
 
@@ -45,11 +47,13 @@ pub(crate) struct MemoryLimiter {
     limit: u64,
     used: u64,
     refused: bool,
+    gauges: Arc<Gauges>,
 }
 
 impl MemoryLimiter {
-    pub(crate) fn new(pool: Arc<MemoryPool>, limit: u64) -> MemoryLimiter {
-        MemoryLimiter { pool, limit, used: 0, refused: false }
+    /// Limits an instance that shows what it has in `gauges`.
+    pub(crate) fn new(pool: Arc<MemoryPool>, limit: u64, gauges: Arc<Gauges>) -> MemoryLimiter {
+        MemoryLimiter { pool, limit, used: 0, refused: false, gauges }
     }
 
     /// Returns the largest memory that it had; memories never shrink.
@@ -75,6 +79,7 @@ impl ResourceLimiter for MemoryLimiter {
         let granted = self.used.checked_add(more).is_some_and(|used| used <= self.limit) && self.pool.take(more);
         if granted {
             self.used += more;
+            self.gauges.memory_bytes.store(self.used, Ordering::Relaxed);
         } else {
             self.refused = true;
         }
@@ -90,6 +95,7 @@ impl ResourceLimiter for MemoryLimiter {
 #[derive(Debug, Default)]
 pub(crate) struct CpuMeter {
     used: Duration,
+    gauges: Arc<Gauges>,
 }
 
 /// The future used more CPU time than it may.
@@ -97,6 +103,11 @@ pub(crate) struct CpuMeter {
 pub(crate) struct OutOfCpu;
 
 impl CpuMeter {
+    /// Meters an instance that shows what it has used in `gauges`.
+    pub(crate) fn new(gauges: Arc<Gauges>) -> CpuMeter {
+        CpuMeter { used: Duration::ZERO, gauges }
+    }
+
     /// Returns what was used so far.
     pub(crate) fn used(&self) -> Duration {
         self.used
@@ -123,6 +134,8 @@ impl<F: Future> Future for Metered<'_, F> {
         let before = thread_cpu();
         let polled = self.future.as_mut().poll(cx);
         self.meter.used += thread_cpu().saturating_sub(before);
+        let used_us = u64::try_from(self.meter.used.as_micros()).unwrap_or(u64::MAX);
+        self.meter.gauges.cpu_us.store(used_us, Ordering::Relaxed);
         match polled {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             Poll::Pending if self.meter.used >= self.limit => Poll::Ready(Err(OutOfCpu)),
@@ -144,8 +157,8 @@ mod tests {
     #[test]
     fn instances_share_the_memory_of_their_cell() {
         let pool = Arc::new(MemoryPool::new(100));
-        let mut a = MemoryLimiter::new(Arc::clone(&pool), 80);
-        let mut b = MemoryLimiter::new(Arc::clone(&pool), 80);
+        let mut a = MemoryLimiter::new(Arc::clone(&pool), 80, Arc::default());
+        let mut b = MemoryLimiter::new(Arc::clone(&pool), 80, Arc::default());
         assert!(a.memory_growing(0, 60, None).unwrap());
         assert!(!b.memory_growing(0, 60, None).unwrap());
         assert!(b.refused());

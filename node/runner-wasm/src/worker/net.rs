@@ -97,6 +97,17 @@ impl Net {
         })
     }
 
+    /// Returns the bytes that each of some instances has sent and received so far.
+    pub(crate) fn traffic(&self, addresses: impl Iterator<Item = Ipv4Addr>) -> Vec<(u64, u64)> {
+        let hub = self.hub();
+        addresses
+            .map(|address| {
+                let stats = hub.switch.stats(address);
+                (stats.sent_bytes, stats.received_bytes)
+            })
+            .collect()
+    }
+
     /// Takes a packet from another cell.
     pub(crate) fn packet(&self, bytes: Vec<u8>) {
         match Packet::decode(&bytes.into()) {
