@@ -1,10 +1,14 @@
 //! The lablet's end: calls of a cell's instances summed up.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use iptl_dag::model::InstanceId;
 use iptl_wire::session::{Absent, BarrierAsk, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage};
+
+pub use memory::Record;
 
 use crate::{
     BATCH_SIZE, FLOW_WINDOW, ITEM_OVERHEAD, MAX_CALLS_PER_INSTANCE, MAX_KEPT_SIZE, MAX_NAME_SIZE, MAX_NAMES_PER_CELL,
@@ -48,6 +52,8 @@ pub struct CellSync {
     feed: VecDeque<Caller>,
     link: Link,
     dirty: Dirty,
+    /// What is to be remembered and was not asked for yet; none where nothing is.
+    records: Option<VecDeque<Record>>,
 }
 
 #[derive(Debug)]
@@ -160,6 +166,7 @@ impl CellSync {
             feed: VecDeque::new(),
             link: Link::default(),
             dirty: Dirty::default(),
+            records: None,
         };
         for id in instances {
             cell.add_instance(id);
@@ -211,6 +218,8 @@ impl CellSync {
             published: recorded.map_or(0, |last| last + 1),
             ..Link::default()
         };
+        let session = self.link.session;
+        self.note(|| Record::Session(session));
         for (name, state) in &self.states {
             if state.given > 0 {
                 self.dirty.states.insert(name.clone());
@@ -425,6 +434,10 @@ impl CellSync {
         state.given += 1;
         state.unanswered.push_back(caller);
         state.signalled.insert(caller.0);
+        if self.records.is_some() {
+            let instance = self.instances[caller.0 as usize].id.clone();
+            self.note(|| Record::Signal { instance, state: name.clone() });
+        }
         self.open(&name);
         self.dirty.states.insert(name);
     }
@@ -456,6 +469,10 @@ impl CellSync {
             return Err(SyncError::TopicsFull);
         }
         instance.unrecorded += size;
+        if self.records.is_some() {
+            let instance = instance.id.clone();
+            self.note(|| Record::Publication { instance, topic: topic.clone(), payload: payload.clone() });
+        }
         self.published_size += size + ITEM_OVERHEAD;
         self.published.push(Own { topic, payload, position: 0, caller, refused: false });
         Ok(())
@@ -569,6 +586,9 @@ impl CellSync {
         own.position = position;
         own.refused = position == 0;
         let caller = own.caller;
+        if let Some(records) = &mut self.records {
+            records.push_back(Record::Position { seq, position });
+        }
         let reply = if own.refused {
             self.published_size -= own.payload.len();
             own.payload = Bytes::new();
@@ -589,6 +609,9 @@ impl CellSync {
         let count = end - state.numbered;
         let number = told.number.saturating_add(skip);
         let from = state.numbered + 1;
+        if let Some(records) = &mut self.records {
+            records.push_back(Record::Numbers(SignalNumbers { state: told.state.clone(), from, count, number }));
+        }
         match state.numbers.last_mut() {
             Some(last) if last.number + last.count == number => last.count += count,
             _ => state.numbers.push(SignalNumbers { state: told.state, from, count, number }),

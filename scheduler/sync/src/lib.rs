@@ -11,7 +11,8 @@
 //!
 //! Within a session messages between a cell and the orchestrator keep their order and may be repeated; with a new
 //! session what was lost is said again. Nothing of this is logged: a cell keeps what it contributed and contributes it
-//! again to an orchestrator that has lost it ([`RunSync::recovering`]).
+//! again to an orchestrator that has lost it ([`RunSync::recovering`]). A cell whose instances may outlive their lablet
+//! says what is to be written down for its next life ([`CellSync::remembering`]).
 //!
 //! Nothing here reads a clock. Both ends have three verbs: a call or message in, and two queues to ask.
 
@@ -20,7 +21,7 @@ mod run;
 
 use bytes::Bytes;
 
-pub use cell::CellSync;
+pub use cell::{CellSync, Record};
 pub use run::{BarrierState, MAX_TOLD_BARRIERS, MissingCell, RunSync, UpError};
 
 /// Longest name of a state or topic, in bytes.

@@ -98,8 +98,10 @@ struct News {
 struct Cursor {
     sent: usize,
     received: usize,
-    /// Position of the last message that the cell has received.
-    position: u64,
+    /// Position of the last message that the cell said in this session to have.
+    told: u64,
+    /// The same over all sessions: a lablet that was started again asks from the first message.
+    seen: u64,
 }
 
 #[derive(Debug, Default)]
@@ -622,7 +624,8 @@ impl RunSync {
         topic.subscribers.insert(lablet.clone());
         let Some(cell) = self.cells.get_mut(lablet) else { return Ok(()) };
         let cursor = cell.topics.entry(name.clone()).or_default();
-        cursor.position = cursor.position.max(received.min(MAX_COUNT));
+        cursor.told = cursor.told.max(received.min(MAX_COUNT));
+        cursor.seen = cursor.seen.max(cursor.told);
         if self.recovering {
             // The log is not in order yet; the cursor moves when it is.
             return Ok(());
@@ -684,8 +687,8 @@ impl RunSync {
             for (name, cursor) in &mut cell.topics {
                 let Some(topic) = self.topics.get_mut(name) else { continue };
                 // A position that somebody has seen is not given again, even where its message was lost.
-                topic.last = topic.last.max(cursor.position);
-                cursor.received = topic.after(cursor.position);
+                topic.last = topic.last.max(cursor.seen);
+                cursor.received = topic.after(cursor.told);
                 cursor.sent = cursor.received;
                 if cursor.sent < topic.log.len() {
                     cell.behind.insert(name.clone());
@@ -723,11 +726,12 @@ impl Cell {
             self.news.extend(news);
         }
         self.news.extend(later);
+        // It says anew how far it is in each topic, and is sent nothing of one before.
         for cursor in self.topics.values_mut() {
-            cursor.sent = cursor.received;
+            *cursor = Cursor { seen: cursor.seen, ..Cursor::default() };
         }
         self.in_flight = 0;
-        self.behind = self.topics.keys().cloned().collect();
+        self.behind.clear();
     }
 
     /// Takes out as much news as one message holds.

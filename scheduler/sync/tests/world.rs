@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::InstanceId;
-use iptl_sync::{CellSync, Reply, RunSync, SyncOp};
+use iptl_sync::{CellSync, Record, Reply, RunSync, SyncOp};
 use iptl_wire::frame;
 use iptl_wire::session::{MAX_MESSAGE_SIZE, SyncDown, SyncUp};
 
@@ -22,6 +22,8 @@ pub(crate) struct Cell {
     pub(crate) peer: PeerId,
     pub(crate) instances: u32,
     pub(crate) sync: CellSync,
+    /// What was written down for another life of the lablet.
+    pub(crate) memory: Vec<Record>,
     pub(crate) connected: bool,
     pub(crate) up: VecDeque<SyncUp>,
     pub(crate) down: VecDeque<SyncDown>,
@@ -65,7 +67,8 @@ impl World {
             .map(|(n, size)| Cell {
                 peer: peer(n),
                 instances: *size,
-                sync: CellSync::new((0..*size).map(|index| instance(n, index))),
+                sync: CellSync::remembering((0..*size).map(|index| instance(n, index)), []),
+                memory: Vec::new(),
                 connected: false,
                 up: VecDeque::new(),
                 down: VecDeque::new(),
@@ -99,6 +102,20 @@ impl World {
         self.run.session_down(&cell.peer);
     }
 
+    /// Writes down what a cell says that it must not forget.
+    fn write_down(&mut self, cell: usize) {
+        let cell = &mut self.cells[cell];
+        cell.memory.extend(std::iter::from_fn(|| cell.sync.poll_record()));
+    }
+
+    /// Loses the lablet of a cell with all that it did not write down; its instances live on.
+    pub(crate) fn restart_lablet(&mut self, n: usize) {
+        self.disconnect(n);
+        let cell = &mut self.cells[n];
+        let instances = (0..cell.instances).map(|index| instance(n, index));
+        cell.sync = CellSync::remembering(instances, cell.memory.iter().cloned());
+    }
+
     /// Loses the orchestrator with all that it knew.
     pub(crate) fn restart(&mut self) {
         for cell in 0..self.cells.len() {
@@ -109,6 +126,7 @@ impl World {
 
     /// Puts what a cell says on its link.
     pub(crate) fn say_up(&mut self, cell: usize) {
+        self.write_down(cell);
         let cell = &mut self.cells[cell];
         while let Some(up) = cell.sync.poll_up() {
             assert!(frame::encode(&up).len() <= MAX_MESSAGE_SIZE);
@@ -150,6 +168,7 @@ impl World {
     }
 
     pub(crate) fn take_replies(&mut self, cell: usize) {
+        self.write_down(cell);
         while let Some(reply) = self.cells[cell].sync.poll_reply() {
             self.replies.push(reply);
         }
