@@ -82,6 +82,7 @@ impl Lablet {
             LabletInput::Undrain => self.draining = false,
             LabletInput::Wall { unix_us } => self.wall = (now, unix_us),
             LabletInput::Restore { promised, cells } => self.restore(promised, cells),
+            LabletInput::Adopted { cell, sealed, leased_until } => self.adopted(&cell, sealed, leased_until),
             LabletInput::Timeout => {}
         }
         self.seal_what_ended(now);
@@ -127,6 +128,12 @@ impl Lablet {
     /// Returns whether no cell is held that may still run: a drained lablet may go.
     pub fn idle(&self) -> bool {
         self.cells.values().all(|c| c.phase == CellPhase::Ended && c.all_kept())
+    }
+
+    /// Returns until when cells of an orchestrator may run without hearing it, where any do: what `Adopted` is given
+    /// after a restart.
+    pub fn leased_until(&self, orchestrator: &PeerId) -> Option<Timestamp> {
+        self.leases.get(orchestrator).copied()
     }
 
     fn message(&mut self, now: Timestamp, from: PeerId, message: Verified<ToLablet>) {

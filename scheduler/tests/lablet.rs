@@ -1,11 +1,11 @@
 //! The lablet core: promises, leases, receipts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::WorkloadKind::{self, Docker, Wasm};
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
-use iptl_dag::{PeerId, codec};
+use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::lablet::CellRecord;
 use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_wire::lab::Certificate;
@@ -30,6 +30,17 @@ impl Bench {
         bench.give(LabletInput::Wall { unix_us: 1_800_000_000_000_000 });
         bench.give(LabletInput::Inventory(inventory(4)));
         bench
+    }
+
+    /// Restores a cell of three instances with these receipts.
+    fn restore(&mut self, shards: Vec<(Cid, u32)>) {
+        let Grant { assignments, slots, .. } = grant(1, 3);
+        let record = CellRecord { cell: named(1), assignments, slots, memory_bytes: 1 };
+        self.give(LabletInput::Restore { promised: Vec::new(), cells: vec![(record, shards)] });
+    }
+
+    fn after(&self, ms: u64) -> Timestamp {
+        self.now.after(std::time::Duration::from_millis(ms))
     }
 
     fn up() -> Bench {
@@ -94,12 +105,16 @@ impl Bench {
     }
 
     fn end(&mut self, index: u32) -> Vec<LabletEffect> {
-        self.give(LabletInput::InstanceEnded { cell: named(1), instance: InstanceId { group: "a".into(), index } })
+        self.give(LabletInput::InstanceEnded { cell: named(1), instance: instance(index) })
     }
 }
 
 fn execution() -> ExecutionId {
     ExecutionId(codec::cid_of(&"execution"))
+}
+
+fn instance(index: u32) -> InstanceId {
+    InstanceId { group: "a".into(), index }
 }
 
 fn named(counter: u64) -> CellRef {
@@ -241,6 +256,48 @@ fn a_restored_cell_hands_in_what_was_sealed_and_runs_nothing() {
     assert_eq!((status.phase, status.ended), (CellPhase::Ended, 2));
     assert_eq!(bench.core.inventory().free(Wasm), 4);
     assert!(!bench.hear(ToLablet::Start(named(1))).iter().any(|e| matches!(e, LabletEffect::Start { .. })));
+}
+
+#[test]
+fn an_adopted_cell_runs_on_and_seals_what_was_not_sealed() {
+    let mut bench = Bench::new();
+    let first = codec::cid_of(&"first");
+    bench.restore(vec![(first, 1)]);
+    let until = bench.after(5_000);
+    bench.give(LabletInput::Adopted { cell: named(1), sealed: BTreeSet::from([instance(0)]), leased_until: until });
+    let status = &bench.core.cells()[0];
+    assert_eq!((status.phase, status.running, status.ended), (CellPhase::Running, 2, 1));
+    assert_eq!(bench.core.inventory().free(Wasm), 1, "it holds its room again");
+    let effects = bench.session();
+    assert!(sent(&effects).iter().any(|m| matches!(m, ToOrchestrator::Receipts(r) if r.shard == first)));
+    assert!(bench.end(0).is_empty(), "an instance with a receipt is told as ended again");
+    assert!(!bench.hear(ToLablet::Start(named(1))).iter().any(|e| matches!(e, LabletEffect::Start { .. })));
+    assert!(bench.end(1).contains(&LabletEffect::Seal { cell: named(1) }));
+    let second = codec::cid_of(&"second");
+    bench.give(LabletInput::ShardSealed { cell: named(1), shard: second, count: 1, last: true });
+    assert!(bench.end(2).contains(&LabletEffect::Seal { cell: named(1) }));
+    assert_eq!(bench.core.cells()[0].phase, CellPhase::Ended);
+    assert!(matches!(&sent(&bench.grant(2, 1))[..], [ToOrchestrator::Refuse(..)]), "its receipts are not kept yet");
+}
+
+#[test]
+fn a_cell_whose_lease_ran_out_while_its_lablet_was_away_is_stopped() {
+    let mut bench = Bench::new();
+    bench.restore(Vec::new());
+    let until = bench.after(300);
+    bench.give(LabletInput::Adopted { cell: named(1), sealed: BTreeSet::new(), leased_until: until });
+    assert!(bench.wait(200).is_empty());
+    assert!(matches!(&bench.wait(200)[..], [LabletEffect::Stop { reason, .. }] if reason.contains("lease")));
+}
+
+#[test]
+fn a_cell_that_all_have_receipts_of_is_over_when_it_is_adopted() {
+    let mut bench = Bench::new();
+    bench.restore(vec![(codec::cid_of(&"all"), 3)]);
+    let sealed = (0..3).map(instance).collect();
+    bench.give(LabletInput::Adopted { cell: named(1), sealed, leased_until: Timestamp(0) });
+    assert_eq!(bench.core.cells()[0].phase, CellPhase::Ended);
+    assert!(bench.wait(1_000).is_empty(), "nothing is stopped or sealed");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What goes into a lablet core and what comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
@@ -109,8 +109,18 @@ pub enum LabletInput {
     Restore {
         /// Highest epoch promised, by execution; a driver may leave out what is older than a day.
         promised: Vec<(ExecutionId, Epoch)>,
-        /// Cells that were held; their instances died with the lablet.
+        /// Cells that were held; their instances died with the lablet, unless `Adopted` says otherwise.
         cells: Vec<(CellRecord, Vec<(Cid, u32)>)>,
+    },
+    /// Instances of a cell outlived the lablet that started them and are in its hands again. Right after `Restore`,
+    /// which has the cell.
+    Adopted {
+        /// Cell.
+        cell: CellRef,
+        /// Instances that have receipts in the chunks of `Restore`. All others are said to have ended sooner or later.
+        sealed: BTreeSet<InstanceId>,
+        /// Until when the lease ran that the earlier life had; the cell is stopped where that is over.
+        leased_until: Timestamp,
     },
     /// The time that `poll_timeout` named has come.
     Timeout,

@@ -19,7 +19,7 @@ pub(super) struct Cell {
     /// Version of the directory.
     pub directory: u64,
     pub stopping: bool,
-    /// Instances that have ended in this life of the lablet.
+    /// Instances that have ended in this life of the lablet, and of an adopted cell in earlier ones.
     pub ended: BTreeSet<InstanceId>,
     /// Receipts in sealed chunks.
     pub sealed: u32,
@@ -28,7 +28,7 @@ pub(super) struct Cell {
     /// When the next seal may be made.
     pub seal_at: Timestamp,
     pub shards: BTreeMap<Cid, Shard>,
-    /// The cell came out of a restart: it has no instances any more.
+    /// The cell came out of a restart and was not adopted: it has no instances any more.
     pub restored: bool,
 }
 
@@ -266,6 +266,18 @@ impl Lablet {
             cell.shards = shards.into_iter().map(|(cid, count)| (cid, Shard::new(count))).collect();
             self.cells.insert(id, cell);
         }
+    }
+
+    /// Takes a restored cell as one that runs: it holds its room, and stops where its lease is over.
+    pub(super) fn adopted(&mut self, named: &CellRef, mut sealed: BTreeSet<InstanceId>, leased_until: Timestamp) {
+        let Some(cell) = self.cell_mut(named).filter(|c| c.restored) else { return };
+        sealed.retain(|instance| cell.holds(instance));
+        cell.restored = false;
+        cell.ended = sealed;
+        let over = cell.ended.len() as u32 >= cell.slots();
+        cell.phase = if over { CellPhase::Ended } else { CellPhase::Running };
+        let lease = self.leases.entry(named.epoch.peer.clone()).or_default();
+        *lease = (*lease).max(leased_until);
     }
 }
 

@@ -167,6 +167,8 @@ impl Orchestrator {
             return;
         };
         cell.absent = 0;
+        // What runs on after its lablet was started again did not die with it.
+        cell.died &= status.phase != CellPhase::Running;
         if cell.over {
             if status.phase != CellPhase::Ended {
                 self.send(from, ToLablet::Stop(status.cell.clone(), "counted as lost".into()));
