@@ -9,8 +9,9 @@ use std::time::Duration;
 use bollard::errors::Error as EngineError;
 use bollard::models::{ContainerCreateBody, ContainerState, ImageConfig, SystemVersion};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, ImportImageOptionsBuilder, InspectContainerOptionsBuilder, ListContainersOptions,
-    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StatsOptionsBuilder, TagImageOptionsBuilder,
+    CreateContainerOptionsBuilder, ImportImageOptionsBuilder, InspectContainerOptions, InspectContainerOptionsBuilder,
+    ListContainersOptions, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StatsOptionsBuilder,
+    TagImageOptionsBuilder,
 };
 use bollard::{ClientVersion, Docker};
 use bytes::Bytes;
@@ -37,6 +38,9 @@ const RESTART: Duration = Duration::from_secs(60);
 
 /// Time between two tries to reach it.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// Label of every container: whose it is.
+pub(crate) const LABLET: &str = "iptl.lablet";
 
 /// Bytes of an image that are handed over at once.
 const CHUNK: usize = 256 << 10;
@@ -206,28 +210,47 @@ impl Engine {
         Ok(())
     }
 
-    /// Forgets the name under which an image was kept, and the image where it has no other.
-    pub(crate) async fn forget_image(&self, name: &str) -> Result<(), EngineError> {
+    /// Forgets the name under which an image was kept, and the image where it has no other; returns false where a
+    /// container has it.
+    pub(crate) async fn forget_image(&self, name: &str) -> Result<bool, EngineError> {
         let options = RemoveImageOptionsBuilder::new().force(false).build();
         match self.docker.remove_image(name, Some(options), None).await {
-            Ok(_) | Err(EngineError::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+            Ok(_) | Err(EngineError::DockerResponseServerError { status_code: 404, .. }) => Ok(true),
+            Err(EngineError::DockerResponseServerError { status_code: 409, .. }) => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    /// Makes a container and returns its ID. One of the same name that was left is removed first.
+    /// Makes a container and returns its ID. One of the same name that this lablet left is removed first; a name that
+    /// somebody else has taken stays theirs.
     pub(crate) async fn create(&self, name: &str, body: &ContainerCreateBody) -> Result<String, EngineError> {
         let create = || async {
             let options = CreateContainerOptionsBuilder::new().name(name).build();
             self.docker.create_container(Some(options), body.clone()).await.map(|created| created.id)
         };
         match create().await {
-            Err(EngineError::DockerResponseServerError { status_code: 409, .. }) => {
-                self.remove(name).await?;
-                create().await
+            Err(EngineError::DockerResponseServerError { status_code: 409, message }) => {
+                let lablet = body.labels.as_ref().and_then(|labels| labels.get(LABLET));
+                match self.remove_of(name, lablet).await? {
+                    true => create().await,
+                    false => Err(EngineError::DockerResponseServerError { status_code: 409, message }),
+                }
             }
             other => other,
         }
+    }
+
+    /// Removes the container of this name where it is a lablet's; returns whether it was.
+    pub(crate) async fn remove_of(&self, name: &str, lablet: Option<&String>) -> Result<bool, EngineError> {
+        let found = self.docker.inspect_container(name, None::<InspectContainerOptions>).await;
+        let found = match found {
+            Ok(found) => found,
+            Err(EngineError::DockerResponseServerError { status_code: 404, .. }) => return Ok(true),
+            Err(e) => return Err(e),
+        };
+        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let (Some(id), true) = (found.id, lablet.is_some() && labels.get(LABLET) == lablet) else { return Ok(false) };
+        self.remove(&id).await.map(|()| true)
     }
 
     /// Starts a container.

@@ -32,6 +32,10 @@ mod protocol;
 mod runner;
 mod settings;
 mod state;
+#[cfg(test)]
+#[path = "../init/src/usage.rs"]
+#[expect(dead_code, reason = "init reads them; its tests run with those of this crate")]
+mod usage;
 
 pub use config::{DockerConfig, OwnerLimits, Unusable};
 pub use images::{Images, ImagesError};

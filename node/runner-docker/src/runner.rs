@@ -22,7 +22,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::capacity;
 use crate::cell::{Cell, Control, EVENT_QUEUE, Handle, Member, Phase, follow, not_started, stop, wall_ms};
 use crate::config::{DockerConfig, Unusable};
-use crate::engine::{Engine, Image, ImageError, said};
+use crate::engine::{Engine, Image, ImageError, LABLET, said};
 use crate::instance::{Failure, Instance, set_up};
 use crate::protocol;
 use crate::settings::{self, Place, Wanted};
@@ -49,6 +49,8 @@ struct Inner {
     /// One image is loaded at a time: a second cell that wants it finds it there.
     images: tokio::sync::Mutex<()>,
     over: CancellationToken,
+    /// Containers are left to run on for another life of the lablet.
+    left: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -91,6 +93,7 @@ impl DockerRunner {
             cleared: tokio::sync::Notify::new(),
             images: tokio::sync::Mutex::default(),
             over: CancellationToken::new(),
+            left: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
         Ok(DockerRunner { inner: Arc::new(inner) })
@@ -99,15 +102,6 @@ impl DockerRunner {
     /// Returns the version of the engine: `20.10.24`.
     pub fn engine_version(&self) -> &str {
         self.inner.engine.version()
-    }
-
-    /// Lets the engine forget an image that was loaded for a workload, unless a container still has it.
-    ///
-    /// # Errors
-    ///
-    /// Fails with what the engine says. Safe to drop half-way.
-    pub async fn forget_image(&self, workload: &Cid) -> io::Result<()> {
-        self.inner.engine.forget_image(&image_name(workload)).await.map_err(|e| io::Error::other(said(&e)))
     }
 }
 
@@ -201,7 +195,7 @@ impl Inner {
     ) -> Result<Wanted, String> {
         let id = &seat.spec.id;
         let labels = [
-            ("iptl.lablet", self.store.id().to_owned()),
+            (LABLET, self.store.id().to_owned()),
             ("iptl.cell", key.to_owned()),
             ("iptl.lab", cell.origin.lab.clone()),
             ("iptl.execution", cell.origin.execution.clone()),
@@ -370,12 +364,17 @@ impl Inner {
         let (inner, life, dir) = (Arc::clone(self), phase.clone(), cell.dir.clone());
         let follow = follow(Arc::clone(&cell), events, members, life);
         self.tasks.spawn(async move {
-            follow.await;
+            tokio::select! {
+                () = follow => {}
+                // As if the process was killed: its tasks end where they are, and init waits for the next life.
+                () = inner.left.cancelled() => return,
+            }
             drop(reservation);
             // Whoever drives the cell has made its ends durable when it lets go of it.
             let forgotten = tokio::select! {
                 _ = gone.recv() => true,
                 () = inner.over.cancelled() => false,
+                () = inner.left.cancelled() => false,
             };
             if forgotten && let Err(e) = dir.remove() {
                 tracing::warn!(error = %e, "the directory of a cell is left");
@@ -459,7 +458,10 @@ impl Runner for DockerRunner {
                         adopted: None,
                     }))),
                     Err(Failure::NotStarted(reason)) => {
-                        let _ = inner.engine.remove(&name).await;
+                        let lablet = inner.store.id().to_owned();
+                        if let Err(e) = inner.engine.remove_of(&name, Some(&lablet)).await {
+                            tracing::warn!(error = %said(&e), container = name, "a container is left");
+                        }
                         Ok(ended(reason))
                     }
                     Err(Failure::Engine(source)) => {
@@ -477,6 +479,7 @@ impl Runner for DockerRunner {
                     None => break,
                 },
                 () = inner.over.cancelled() => return Err(engine_error("the runner shuts down")),
+                () = inner.left.cancelled() => return Err(engine_error("the lablet is started again")),
             }
         }
         drop(setting_up);
@@ -493,7 +496,8 @@ impl Runner for DockerRunner {
         let found = inner.engine.list(&labels).await.map_err(|e| engine_error(&said(&e)))?;
         let started = dir.started();
         let seats_of = seats(&spec, &dir)?;
-        if found.is_empty() && seats_of.iter().all(|seat| seat.dir.ended().is_none()) {
+        // A cell that was never started is no loss: its lab has it made again.
+        if started.is_none() || (found.is_empty() && seats_of.iter().all(|seat| seat.dir.ended().is_none())) {
             return Ok(None);
         }
         drop(seats_of);
@@ -555,6 +559,24 @@ impl Runner for DockerRunner {
     }
 
     async fn warm(&self) {}
+
+    async fn forget(&self, workload: &Cid) -> bool {
+        // Not while a cell is about to use it: those wait for the same lock.
+        let _one = self.inner.images.lock().await;
+        match self.inner.engine.forget_image(&image_name(workload)).await {
+            Ok(forgotten) => forgotten,
+            Err(e) => {
+                tracing::warn!(error = %said(&e), %workload, "the engine keeps an image");
+                false
+            }
+        }
+    }
+
+    async fn leave(&self) {
+        self.inner.left.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
 
     async fn shutdown(&self) {
         self.inner.over.cancel();

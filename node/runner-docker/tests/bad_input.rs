@@ -1,12 +1,13 @@
 //! Images and settings that are not what they should be.
 
 use iptl_dag::model::{Container, Exit};
-use iptl_runner::contract::instance;
+use iptl_runner::contract::{Lab, instance};
 use iptl_runner::{Artifact, PrepareError, Runner};
-use iptl_runner_docker::{DockerConfig, DockerRunner};
+use iptl_runner_docker::{DockerConfig, DockerRunner, OwnerLimits};
 
 use crate::engine;
-use crate::support::{Bench, artifact, plain, save, tar};
+use crate::engine_restart::Engine as OwnEngine;
+use crate::support::{Bench, artifact, docker, not_run, plain, save, tar, until, wrote};
 
 async fn refused(bench: &Bench, artifact: Artifact) -> PrepareError {
     let mut cell = bench.cell(&Container::usual(), &[&["succeed"]]);
@@ -17,14 +18,12 @@ async fn refused(bench: &Bench, artifact: Artifact) -> PrepareError {
 #[tokio::test]
 async fn file_that_is_no_image_is_refused_with_the_reason() {
     let bench = engine!();
-    let empty = serde_json::json!({});
     let rows = [
         (save("text", b"hello"), "no tar"),
         (save("tar", &tar(&[("a", 0o644, b"x")])), "manifest.json"),
         (save("json", &tar(&[("manifest.json", 0o644, b"{}")])), "manifest.json"),
         (save("two", &tar(&[("manifest.json", 0o644, br#"[{"Config":"a"},{"Config":"b"}]"#)])), "2 images"),
         (save("config", &tar(&[("manifest.json", 0o644, br#"[{"Config":"a"}]"#)])), "has no a"),
-        (artifact("arm", &tar(&[("a", 0o644, b"x")]), &empty, "arm64"), "made for arm64, and this machine is"),
     ];
     for (artifact, expected) in rows {
         let error = refused(&bench, artifact).await;
@@ -155,4 +154,117 @@ async fn engine_that_cannot_be_used_is_named_with_what_helps() {
         assert!(unusable.reason.contains(expected), "{unusable:?}");
         answering.await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn image_of_another_architecture_is_refused() {
+    let bench = engine!();
+    let arm = artifact("arm", &tar(&[("a", 0o644, b"x")]), &serde_json::json!({}), "arm64");
+    let error = refused(&bench, arm).await;
+    let PrepareError::BadArtifact { reason, .. } = &error else { panic!("{error}") };
+    assert!(reason.contains("made for arm64, and this machine is"), "{reason}");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn program_that_lacks_its_libraries_is_not_started_with_the_reason() {
+    let bench = engine!();
+    // A program of this machine that is linked dynamically, as all of a distribution are, alone in its image.
+    let program = std::fs::read("/bin/true").unwrap();
+    let image = artifact("dynamic", &tar(&[("program", 0o755, &program)]), &serde_json::json!({}), "amd64");
+    let mut cell = bench.cell(&Container::usual(), &[&[]]);
+    cell.instances[0].artifact = image;
+    cell.instances[0].container =
+        Some(plain(Container { entrypoint: vec!["/program".to_owned()], ..Container::usual() }));
+    let outcome = bench.run(cell).await;
+    let Exit::NotStarted { reason } = outcome.exit(0) else { panic!("{:?}", outcome.exit(0)) };
+    assert!(reason.contains("interpreter"), "{reason}");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn entrypoint_that_exits_at_once_has_a_receipt_with_its_status() {
+    let bench = engine!();
+    let outcome = bench.run(bench.cell(&Container::usual(), &[&["fail"], &["succeed"]])).await;
+    assert!(matches!(outcome.exit(0), Exit::Exited { code } if *code != 0), "{:?}", outcome.exit(0));
+    assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 });
+    assert!(outcome.ended.values().all(|ended| ended.started_ms > 0 && ended.ended_ms >= ended.started_ms));
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn name_that_somebody_else_has_taken_stays_theirs() {
+    let bench = engine!();
+    let cell = bench.cell(&Container::usual(), &[&["park"], &["park"]]);
+    let names = |bench: &Bench| {
+        let found: Vec<String> =
+            bench.containers().iter().map(|id| docker(&["inspect", "--format", "{{.Name}}", id])).collect();
+        found.into_iter().map(|name| name.trim_start_matches('/').to_owned()).collect::<Vec<String>>()
+    };
+    // What names it would take is seen when it does.
+    let lab = Lab::prepare(&bench.runner, cell.clone()).await;
+    let mut taken = names(&bench);
+    taken.sort();
+    let image = docker(&["inspect", "--format", "{{.Image}}", &taken[0]]);
+    lab.control.stop("enough".to_owned()).await;
+    lab.finish().await;
+    let theirs = docker(&["create", "--name", &taken[0], "--label", "theirs=yes", &image]);
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "the refusal", |outcome| outcome.ended.contains_key(&instance(0))).await;
+    let Exit::NotStarted { reason } = lab.outcome.exit(0).clone() else { panic!("{:?}", lab.outcome.exit(0)) };
+    assert!(reason.contains("already in use"), "{reason}");
+    assert_eq!(docker(&["inspect", "--format", "{{.Id}}", &taken[0]]), theirs, "it was not theirs to lose");
+    lab.control.stop("enough".to_owned()).await;
+    let outcome = lab.finish().await;
+    assert_eq!(outcome.exit(1), &Exit::Stopped { reason: "enough".to_owned() });
+    docker(&["rm", &theirs]);
+    bench.close().await;
+}
+
+#[test]
+fn socket_without_permission_is_named_with_what_helps() {
+    if !nix::unistd::geteuid().is_root() {
+        not_run("only root has a socket that others may not use");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("sock");
+    let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let config = DockerConfig { socket: Some(socket), ..DockerConfig::new(dir.path().join("lablet")) };
+    // Another user for the files that this thread opens, and for no other thread.
+    let unusable = std::thread::spawn(move || {
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(DockerRunner::connect(config)).err().unwrap()
+    });
+    let unusable = unusable.join().unwrap();
+    assert!(unusable.reason.contains("no permission") && unusable.fix.contains("usermod"), "{unusable:?}");
+}
+
+#[tokio::test]
+async fn engine_that_dies_in_mid_run_and_takes_its_containers_along_is_told() {
+    let Some(mut engine) = OwnEngine::start(false) else { return };
+    let Some(bench) = Bench::at(OwnerLimits::default(), Some(engine.socket())).await else { return };
+    let mut lab = Lab::prepare(&bench.runner, bench.cell(&Container::usual(), &[&["ignore-term"]])).await;
+    lab.control.start().await;
+    until(&mut lab, "it runs", wrote(0, "ignoring")).await;
+    engine.kill();
+    engine.again();
+    let outcome = lab.finish().await;
+    let Exit::WorkerDied { reason } = outcome.exit(0) else { panic!("{:?}", outcome.exit(0)) };
+    assert!(reason.contains("container"), "{reason}");
+    iptl_runner::Runner::shutdown(&bench.runner).await;
+}
+
+#[tokio::test]
+async fn engine_that_is_gone_for_good_is_named() {
+    let Some(mut engine) = OwnEngine::start(false) else { return };
+    let Some(bench) = Bench::at(OwnerLimits::default(), Some(engine.socket())).await else { return };
+    engine.kill();
+    let cell = bench.cell(&Container::usual(), &[&["succeed"]]);
+    let refused = iptl_runner::Runner::prepare(&bench.runner, cell).await.err().unwrap();
+    assert!(refused.to_string().contains("container engine"), "{refused}");
 }

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use iptl_dag::model::{Container, Exit};
+use iptl_dag::model::Exit;
 use iptl_runner::contract::{Lab, instance};
 use iptl_runner_docker::OwnerLimits;
 
-use crate::support::{Bench, until, wrote};
+use crate::support::{Bench, not_run, until, wrote};
 use crate::take_over::{ask, steps};
 
 /// An engine with everything in one directory.
-struct Engine {
+pub(crate) struct Engine {
     dir: tempfile::TempDir,
     process: Child,
     live_restore: bool,
@@ -23,16 +23,16 @@ struct Engine {
 
 impl Engine {
     /// Starts one; none where this user may not, or there is none to start.
-    fn start(live_restore: bool) -> Option<Engine> {
+    pub(crate) fn start(live_restore: bool) -> Option<Engine> {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED: only root may start an engine");
+            not_run("only root may start an engine");
             return None;
         }
         let dir = tempfile::Builder::new().prefix("engine").tempdir().unwrap();
         let process = match Engine::spawn(dir.path(), live_restore) {
             Ok(process) => process,
             Err(e) => {
-                eprintln!("SKIPPED, there is no engine to start: {e}");
+                not_run(&format!("there is no engine to start: {e}"));
                 return None;
             }
         };
@@ -53,7 +53,7 @@ impl Engine {
         dockerd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(dir.join("log"))?).spawn()
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("sock")
     }
 
@@ -65,12 +65,12 @@ impl Engine {
         }
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    fn again(&mut self) {
+    pub(crate) fn again(&mut self) {
         // A killed one leaves its number behind, and that of its containerd, which died with it; where nobody asks
         // after the dead, a number looks alive.
         for left in ["pid", "exec/containerd/containerd.pid"] {
@@ -112,29 +112,4 @@ async fn cell_lives_on_where_its_containers_do() {
     assert_eq!(outcome.lines(0, iptl_runner::OutputStream::Out).len(), 100);
     assert_eq!(outcome.exit(2), &Exit::Stopped { reason: "enough".to_owned() });
     iptl_runner::Runner::shutdown(&bench.runner).await;
-}
-
-#[tokio::test]
-async fn container_that_its_engine_took_along_is_told_so() {
-    let Some(mut engine) = Engine::start(false) else { return };
-    let Some(bench) = Bench::at(OwnerLimits::default(), Some(engine.socket())).await else { return };
-    let mut lab = Lab::prepare(&bench.runner, bench.cell(&Container::usual(), &[&["ignore-term"]])).await;
-    lab.control.start().await;
-    until(&mut lab, "it runs", wrote(0, "ignoring")).await;
-    engine.kill();
-    engine.again();
-    let outcome = lab.finish().await;
-    let Exit::WorkerDied { reason } = outcome.exit(0) else { panic!("{:?}", outcome.exit(0)) };
-    assert!(reason.contains("container"), "{reason}");
-    iptl_runner::Runner::shutdown(&bench.runner).await;
-}
-
-#[tokio::test]
-async fn engine_that_is_gone_for_good_is_named() {
-    let Some(mut engine) = Engine::start(false) else { return };
-    let Some(bench) = Bench::at(OwnerLimits::default(), Some(engine.socket())).await else { return };
-    engine.kill();
-    let cell = bench.cell(&Container::usual(), &[&["succeed"]]);
-    let refused = iptl_runner::Runner::prepare(&bench.runner, cell).await.err().unwrap();
-    assert!(refused.to_string().contains("container engine"), "{refused}");
 }

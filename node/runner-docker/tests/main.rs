@@ -1,6 +1,6 @@
 //! The Docker runner against a real engine.
 //!
-//! Where there is none these tests say so and pass; where `CI` or `IPTL_DOCKER=required` is set they fail. Images are
+//! Where there is none these tests say so on stderr and pass; where `CI` or `IPTL_DOCKER=required` is set they fail. Images are
 //! made here, from a static program of the tests' own (`programs/`) and nothing else.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]

@@ -1,6 +1,7 @@
 //! A runner with a directory of its own, and images made of the tests' program.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -40,7 +41,7 @@ impl Bench {
                 let required = std::env::var_os("CI").is_some()
                     || std::env::var_os("IPTL_DOCKER").is_some_and(|value| value == "required");
                 assert!(!required, "these tests need a container engine: {} ({})", e.reason, e.fix);
-                eprintln!("SKIPPED, there is no container engine: {} ({})", e.reason, e.fix);
+                not_run(&format!("there is no container engine: {} ({})", e.reason, e.fix));
                 None
             }
         }
@@ -104,6 +105,12 @@ impl Bench {
         self.runner.shutdown().await;
         assert_eq!(self.containers(), Vec::<String>::new(), "containers are left");
     }
+}
+
+/// Says that the test which calls it is not run here, where nobody keeps it for a test that failed.
+pub(crate) fn not_run(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _closed = writeln!(std::io::stderr(), "NOT RUN: {test}: {why}");
 }
 
 fn config(dir: &Path, limits: OwnerLimits) -> DockerConfig {

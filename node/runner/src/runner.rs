@@ -42,6 +42,18 @@ pub trait Runner: Send + Sync {
     /// Keeps a worker ready, so that the next `prepare` does not wait for one. Safe to drop half-way.
     async fn warm(&self);
 
+    /// Lets go of what it keeps of a workload beside the file that it was given; returns whether nothing is kept any
+    /// more. What runs goes on, and keeps what it needs.
+    async fn forget(&self, _workload: &Cid) -> bool {
+        true
+    }
+
+    /// Lets go of all cells because the lablet is about to be started again: what can outlive it runs on, to be adopted
+    /// by its next life, and everything else ends. Safe to drop half-way and call again.
+    async fn leave(&self) {
+        self.shutdown().await;
+    }
+
     /// Ends all cells and idle workers; nothing runs when it returns. Safe to drop half-way and call again.
     async fn shutdown(&self);
 }

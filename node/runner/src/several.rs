@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use iptl_dag::Cid;
 use iptl_dag::model::{InstanceId, WorkloadKind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -93,6 +94,22 @@ impl Runners {
     pub async fn warm(&self) {
         for runner in self.iter() {
             runner.warm().await;
+        }
+    }
+
+    /// Lets go of what is kept of a workload, as [`Runner::forget`] does.
+    pub async fn forget(&self, workload: &Cid) -> bool {
+        let mut all = true;
+        for runner in self.iter() {
+            all &= runner.forget(workload).await;
+        }
+        all
+    }
+
+    /// Lets go of everything, as [`Runner::leave`] does.
+    pub async fn leave(&self) {
+        for runner in self.iter() {
+            runner.leave().await;
         }
     }
 

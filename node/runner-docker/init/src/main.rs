@@ -45,6 +45,10 @@ const RECONNECT: Duration = Duration::from_millis(250);
 /// How long a container waits for a lablet that never told it to start.
 const HOLD_UNSTARTED: Duration = Duration::from_secs(60);
 
+/// How long a workload runs on without a lablet: longer than leases last and a lablet takes to be started again, after
+/// which nobody takes its result any more, and its machine's owner may have ended the lablet to have the machine back.
+const HOLD_RUNNING: Duration = Duration::from_secs(120);
+
 /// How long a container whose workload is over waits for a lablet to take what it left.
 const HOLD_OVER: Duration = Duration::from_secs(3600);
 
@@ -183,7 +187,8 @@ impl Init {
             (None, None) => alone > HOLD_UNSTARTED,
             (None, Some(started)) => {
                 let wall = self.order.as_ref().map_or(0, |order| order.wall_ms);
-                if now.saturating_duration_since(started) > Duration::from_millis(wall) {
+                let late = now.saturating_duration_since(started) > Duration::from_millis(wall);
+                if late || alone > HOLD_RUNNING {
                     sys::kill_others();
                     self.reap();
                 }
