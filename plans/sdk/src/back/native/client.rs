@@ -1,7 +1,7 @@
 //! The connection to the lab: one for the program, made by the first call, with a thread that reads.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::BufReader;
+use std::io::{BufReader, ErrorKind};
 use std::net::TcpStream;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +20,10 @@ const MAX_WAITING: usize = 8 << 20;
 /// Bytes that a waiting message costs beside its payload.
 const MESSAGE_OVERHEAD: usize = 64;
 
+/// Time between two tries to reach a lab that is gone. A lablet that is started again takes its containers over, and
+/// until it does their connections wait.
+const RECONNECT: Duration = Duration::from_millis(250);
+
 /// Stack of the thread that reads: it parses short messages.
 const STACK: usize = 256 << 10;
 
@@ -34,6 +38,8 @@ pub(super) enum Ask<'a> {
 /// The connection.
 #[derive(Debug)]
 pub(super) struct Client {
+    /// Where the lab listens.
+    address: (String, u16),
     /// How keys of this run begin.
     prefix: String,
     writer: Mutex<TcpStream>,
@@ -51,10 +57,14 @@ struct State {
     gone: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Call {
     /// Whether the lab is told when it is given up.
     lasting: bool,
+    /// As it was sent, for calls that are asked again where the lab was away.
+    request: Option<String>,
+    /// Messages that come again on a new connection and were there before.
+    again: u64,
     answer: Option<Result<u64>>,
     messages: VecDeque<Message>,
     /// Messages that came, which is the position of the last.
@@ -78,42 +88,77 @@ impl Client {
         let port = port.parse().map_err(|_| Error::NotInLab { variable: "SYNC_SERVICE_PORT".to_owned() })?;
         let prefix = format!("run:{}:plan:{}:case:{}", text("TEST_RUN")?, text("TEST_PLAN")?, text("TEST_CASE")?);
         let no_lab = |error| Error::Refused(format!("the lab at {host}:{port} does not listen: {error}"));
-        let stream = TcpStream::connect((host.as_str(), port)).map_err(no_lab)?;
-        Client::open(stream, &host, prefix).map_err(no_lab)
+        Client::open((host.clone(), port), prefix).map_err(no_lab)
     }
 
-    fn open(mut stream: TcpStream, host: &str, prefix: String) -> std::io::Result<Client> {
-        stream.set_nodelay(true)?;
-        websocket::shake_hands(&mut stream, host)?;
-        Ok(Client { prefix, writer: Mutex::new(stream), state: Mutex::default(), news: Condvar::new() })
+    fn open(address: (String, u16), prefix: String) -> std::io::Result<Client> {
+        let writer = Mutex::new(dial(&address)?);
+        Ok(Client { address, prefix, writer, state: Mutex::default(), news: Condvar::new() })
     }
 
     fn start_reading(&'static self) -> Result<()> {
         let stream = lock(&self.writer).try_clone()?;
         let thread = std::thread::Builder::new().name("iptl-lab".to_owned()).stack_size(STACK);
         thread.spawn(move || {
-            let reason = self.read(stream);
+            let mut stream = stream;
+            let reason = loop {
+                match self.read(stream) {
+                    Some(reason) => break reason,
+                    None => match self.reconnect() {
+                        Ok(again) => stream = again,
+                        Err(error) => break format!("the lab is gone: {error}"),
+                    },
+                }
+            };
             lock(&self.state).gone = Some(reason);
             self.news.notify_all();
         })?;
         Ok(())
     }
 
-    /// Reads answers until there are no more; returns why.
-    fn read(&self, stream: TcpStream) -> String {
+    /// Reads answers until the connection is over; returns why there will be no other, where the lab says so.
+    fn read(&self, stream: TcpStream) -> Option<String> {
         let mut stream = BufReader::new(stream);
         loop {
             match websocket::read(&mut stream) {
                 Ok(Heard::Message(reply)) => self.deliver(&reply),
-                Ok(Heard::Ping(data)) => {
-                    if let Err(error) = websocket::write_pong(&mut *lock(&self.writer), &data) {
-                        return format!("the lab is gone: {error}");
-                    }
-                }
-                Ok(Heard::Close(reason)) => return format!("the lab closed the connection: {reason}"),
-                Err(error) => return format!("the lab is gone: {error}"),
+                Ok(Heard::Ping(data)) => websocket::write_pong(&mut *lock(&self.writer), &data).ok()?,
+                Ok(Heard::Close(reason)) => return Some(format!("the lab closed the connection: {reason}")),
+                Err(error) if error.kind() == ErrorKind::InvalidData => return Some(format!("the lab is gone: {error}")),
+                Err(_) => return None,
             }
         }
+    }
+
+    /// Connects again, and asks for everything that is still waited for. A signal or publication that was under way may
+    /// have counted or not, so it fails with that.
+    ///
+    /// Fails where nobody listens any more. While somebody might accept, it waits: the lab ends a program that it has
+    /// lost.
+    fn reconnect(&self) -> std::io::Result<TcpStream> {
+        let stream = loop {
+            match dial(&self.address) {
+                Ok(stream) => break stream,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Err(error),
+                Err(_) => std::thread::sleep(RECONNECT),
+            }
+        };
+        // Who asks meanwhile waits for the writer, and then writes to the new connection.
+        let mut writer = lock(&self.writer);
+        *writer = stream.try_clone()?;
+        let mut state = lock(&self.state);
+        for call in state.calls.values_mut().filter(|call| call.answer.is_none()) {
+            if let Some(request) = &call.request {
+                call.again = call.position;
+                websocket::write_text(&mut *writer, request)?;
+            } else {
+                let reason = "the lab was away while this was under way: it may have counted or not";
+                call.settle(Err(Error::Refused(reason.to_owned())));
+            }
+        }
+        drop(state);
+        self.news.notify_all();
+        Ok(stream)
     }
 
     /// Asks; returns the number of the call.
@@ -139,15 +184,13 @@ impl Client {
             let failed = failed.or_else(|| state.gone.clone());
             let call = state.next;
             state.next += 1;
-            let lasting = matches!(ask, Ask::Barrier { .. } | Ask::Subscribe { .. });
-            let asked = failed.is_none();
-            let answer = failed.map(|reason| Err(Error::Refused(reason)));
-            state.calls.insert(call, Call { lasting, answer, messages: VecDeque::new(), position: 0 });
-            if !asked {
+            if let Some(reason) = failed {
+                state.calls.insert(call, Call { answer: Some(Err(Error::Refused(reason))), ..Call::default() });
                 return Ok(call);
             }
             call
         };
+        let lasting = matches!(ask, Ask::Barrier { .. } | Ask::Subscribe { .. });
         let key = Json::Text(format!("{}:{what}s:{name}", self.prefix));
         let request = match ask {
             Ask::Signal { .. } => format!("\"signal_entry\":{{\"state\":{key}}}"),
@@ -162,7 +205,12 @@ impl Client {
             }
             Ask::Subscribe { .. } => format!("\"subscribe\":{{\"topic\":{key},\"encoding\":\"base64\"}}"),
         };
-        self.send(&format!("{{\"id\":\"{call}\",\"is_cancel\":false,{request}}}"));
+        let request = format!("{{\"id\":\"{call}\",\"is_cancel\":false,{request}}}");
+        // Nobody connects anew between the two: a request is either known then, or goes to the new connection.
+        let mut writer = lock(&self.writer);
+        let known = Call { lasting, request: lasting.then(|| request.clone()), ..Call::default() };
+        lock(&self.state).calls.insert(call, known);
+        send(&mut writer, &request);
         Ok(call)
     }
 
@@ -230,19 +278,8 @@ impl Client {
                 forgotten.lasting && forgotten.answer.is_none() && state.gone.is_none()
             };
             if given_up {
-                self.send(&format!("{{\"id\":\"{call}\",\"is_cancel\":true}}"));
+                send(&mut lock(&self.writer), &format!("{{\"id\":\"{call}\",\"is_cancel\":true}}"));
             }
-        }
-    }
-
-    /// Sends a request. Where that fails the connection is over, and the thread that reads sees it too.
-    fn send(&self, request: &str) {
-        let mut writer = lock(&self.writer);
-        if let Err(error) = websocket::write_text(&mut *writer, request) {
-            let _ = writer.shutdown(std::net::Shutdown::Both);
-            let mut state = lock(&self.state);
-            state.gone.get_or_insert(format!("the lab is gone: {error}"));
-            self.news.notify_all();
         }
     }
 
@@ -259,6 +296,10 @@ impl Client {
         if let Some(error) = text("error") {
             call.settle(Err(Error::Refused(error.to_owned())));
         } else if let Some(message) = text("subscribe") {
+            if call.again > 0 {
+                call.again -= 1;
+                return;
+            }
             call.position += 1;
             let payload = json::parse(message).and_then(|json| base64::decode(json.text()?));
             match payload {
@@ -304,6 +345,20 @@ impl Call {
     }
 }
 
+/// Sends a request. Where that fails the connection is over, and the thread that reads sees it too.
+fn send(writer: &mut TcpStream, request: &str) {
+    if websocket::write_text(writer, request).is_err() {
+        let _ = writer.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn dial((host, port): &(String, u16)) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect((host.as_str(), *port))?;
+    stream.set_nodelay(true)?;
+    websocket::shake_hands(&mut stream, host)?;
+    Ok(stream)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -315,25 +370,29 @@ mod tests {
 
     use super::*;
 
-    /// A client with a thread that reads, and the service's end of its connection.
-    fn connect() -> (&'static Client, TcpStream) {
+    /// A client with a thread that reads, the service's end of its connection, and where it would connect again.
+    fn connect() -> (&'static Client, TcpStream, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let service = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                head.push(byte[0]);
-            }
-            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").unwrap();
-            stream
-        });
-        let client = Client::open(TcpStream::connect(address).unwrap(), "lab", "run:r:plan:p:case:c".to_owned());
+        let service = std::thread::spawn(move || (accept(&listener), listener));
+        let address = ("127.0.0.1".to_owned(), address.port());
+        let client = Client::open(address, "run:r:plan:p:case:c".to_owned());
         let client: &'static Client = Box::leak(Box::new(client.unwrap()));
         client.start_reading().unwrap();
-        (client, service.join().unwrap())
+        let (stream, listener) = service.join().unwrap();
+        (client, stream, listener)
+    }
+
+    fn accept(listener: &TcpListener) -> TcpStream {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").unwrap();
+        stream
     }
 
     /// Reads a request of fewer than 126 bytes.
@@ -362,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_subscription_that_is_not_read_ends_and_nothing_else_does() {
-        let (client, mut service) = connect();
+        let (client, mut service, _listener) = connect();
         let topic = client.ask(Ask::Subscribe { topic: "t" }).unwrap();
         let message = format!("\"subscribe\":\"\\\"{}\\\"\"", base64::encode(&vec![7; 1 << 20]));
         for _ in 0..9 {
@@ -383,7 +442,7 @@ mod tests {
 
     #[test]
     fn the_lab_is_told_what_is_given_up() {
-        let (client, mut service) = connect();
+        let (client, mut service, _listener) = connect();
         let barrier = client.ask(Ask::Barrier { state: "s", target: u64::MAX }).unwrap();
         let asked = request(&mut service);
         assert!(asked.contains("\"state\":\"run:r:plan:p:case:c:states:s\",\"target\":9223372036854775807"), "{asked}");
@@ -404,7 +463,7 @@ mod tests {
 
     #[test]
     fn nothing_is_waited_for_once_the_lab_is_gone() {
-        let (client, mut service) = connect();
+        let (client, mut service, _listener) = connect();
         let barrier = client.ask(Ask::Barrier { state: "s", target: 2 }).unwrap();
         say(&mut service, 0x89, b"are you there");
         say(&mut service, 0x88, b"\x03\xe8the run is over");
@@ -414,5 +473,47 @@ mod tests {
         let late = client.ask(Ask::Subscribe { topic: "t" }).unwrap();
         wait(client, late);
         assert_eq!(client.take_message(late), Some(Err(expected)));
+    }
+
+    #[test]
+    fn a_lab_that_was_away_is_asked_again_for_all_that_is_waited_for() {
+        let (client, mut service, listener) = connect();
+        let topic = client.ask(Ask::Subscribe { topic: "t" }).unwrap();
+        let barrier = client.ask(Ask::Barrier { state: "s", target: 2 }).unwrap();
+        let signal = client.ask(Ask::Signal { state: "s" }).unwrap();
+        let message = |n: u8| format!("\"subscribe\":\"\\\"{}\\\"\"", base64::encode(&[n]));
+        reply(&mut service, topic, &message(1));
+        reply(&mut service, topic, &message(2));
+        wait(client, topic);
+        assert_eq!(client.take_message(topic).unwrap().unwrap().payload, [1]);
+        let second = loop {
+            wait(client, topic);
+            if let Some(message) = client.take_message(topic) {
+                break message.unwrap();
+            }
+        };
+        assert_eq!(second.payload, [2]);
+        drop(service);
+        let mut service = accept(&listener);
+        assert!(request(&mut service).contains("topics:t"));
+        assert!(request(&mut service).contains("\"target\":2"));
+        // Nobody knows whether the signal counted.
+        wait(client, signal);
+        assert!(matches!(client.take_answers(&[signal]), Some(Err(Error::Refused(why))) if why.contains("away")));
+        // Messages that were there come again, and are told once.
+        for n in 1..4 {
+            reply(&mut service, topic, &message(n));
+        }
+        wait(client, topic);
+        let third = client.take_message(topic).unwrap().unwrap();
+        assert_eq!((third.position, third.payload), (3, vec![3]));
+        reply(&mut service, barrier, "\"error\":\"\"");
+        wait(client, barrier);
+        assert_eq!(client.take_answers(&[barrier]), Some(Ok(0)));
+        drop(listener);
+        drop(service);
+        let late = client.ask(Ask::Barrier { state: "s", target: 3 }).unwrap();
+        wait(client, late);
+        assert!(matches!(client.take_answers(&[late]), Some(Err(Error::Refused(why))) if why.contains("gone")));
     }
 }
