@@ -292,17 +292,6 @@ impl Home {
         }
     }
 
-    /// Empties a folder of the home.
-    pub fn empty(&self, part: &str) -> Result<(), HomeError> {
-        let dir = self.path(part);
-        let entries = fs::read_dir(&dir).map_err(|source| io_error(&dir, source))?;
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(|source| io_error(&path, source))?;
-        }
-        Ok(())
-    }
-
     /// Reads a record in DAG-CBOR; none where there is none.
     pub fn read<T: DeserializeOwned>(&self, part: &str) -> Result<Option<T>, HomeError> {
         let path = self.path(part);

@@ -2,15 +2,19 @@
 //!
 //! [`driver`] is that task; `session` keeps the stream to the orchestrator, `prepare` turns a grant into a cell with what
 //! `artifacts` makes files of,
-//! `cell` runs it, `exec` lets people execute commands in it, which `interventions` notes, `receipts` writes what it left,
-//! `journal` is what survives a crash.
+//! `cell` runs it, `exec` lets people execute commands in it, which `interventions` notes, `receipts` writes what it left.
+//! `journal` is what survives a crash; with it, `memory` and `lease`, the next life of the lablet takes over by `adopt`
+//! what outlived this one.
 
+mod adopt;
 mod artifacts;
 mod cell;
 mod driver;
 mod exec;
 mod interventions;
 mod journal;
+mod lease;
+mod memory;
 mod prepare;
 mod receipts;
 mod session;

@@ -131,13 +131,23 @@ impl Running {
         self.node.stop.cancelled().await;
     }
 
-    /// Stops the node: workers end, blocks are flushed, connections close.
+    /// Stops the node for now: as [`stop`](Running::stop), but containers run on, and the next start finds them again
+    /// while their lease lives.
+    pub async fn leave(self) {
+        self.node.leave.cancel();
+        self.stop().await;
+    }
+
+    /// Stops the node: workers and containers end, blocks are flushed, connections close.
     pub async fn stop(self) {
         self.node.stop.cancel();
         let node = self.node.clone();
         let ending = async {
             if let Some(runners) = node.runners() {
-                runners.shutdown().await;
+                match node.leave.is_cancelled() {
+                    true => runners.leave().await,
+                    false => runners.shutdown().await,
+                }
             }
             if let Err(error) = node.store.flush().await {
                 tracing::error!(%error, "the last blocks are not durable");
@@ -177,6 +187,8 @@ pub(crate) struct Node {
     pub(crate) fetcher: Fetcher,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) stop: CancellationToken,
+    /// It stops to be started again: instances that can outlive it run on.
+    leave: CancellationToken,
     pub(crate) started: Instant,
     fs: FsBlobStore,
     key: Arc<Keypair>,
@@ -224,6 +236,7 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         fetcher,
         keeper,
         stop,
+        leave: CancellationToken::new(),
         started: Instant::now(),
         fs,
         key,
@@ -365,6 +378,7 @@ impl Node {
             runners,
             offers: self.offers.clone(),
             stop: self.stop.clone(),
+            leave: self.leave.clone(),
             waiting: self.waiting.clone(),
         })
         .await?;

@@ -148,7 +148,12 @@ pub async fn serve(ctx: &Context, wishes: Wishes) -> Result {
             ctx.say("stopping");
             Exit::Ok
         }
-        () = terminated() => Exit::Ok,
+        // A service is ended so when it is started again, too: what can outlive it is left for its next life.
+        () = terminated() => {
+            running.leave().await;
+            let _ = std::fs::remove_file(pid_file);
+            return Ok(Exit::Ok);
+        }
     };
     running.stop().await;
     // Gone already where the home was purged.

@@ -65,9 +65,9 @@ pub async fn image(
             };
             imported.map_err(|e| of_import(&e))?
         }
-        ImageSource::Engine(image) => saved(store, &engine().await?, image, only_hash).await?,
+        ImageSource::Engine(image) => saved(store, &engine(ctx).await?, image, only_hash).await?,
         ImageSource::Dockerfile(path) => {
-            let images = engine().await?;
+            let images = engine(ctx).await?;
             let id = images.build(&dir.join(path), |line| ctx.say(format!("    {line}"))).await.map_err(of_engine)?;
             saved(store, &images, &id, only_hash).await?
         }
@@ -93,8 +93,14 @@ async fn saved(store: &dyn BlobStore, images: &Images, name: &str, only_hash: bo
     oci::import_stream(store, archive, options).await.map_err(|e| of_import(&e))
 }
 
-async fn engine() -> Result<Images> {
-    Images::connect(None).await.map_err(|unusable| of_engine(unusable.into()))
+/// Connects to the engine that a lablet of this home would use.
+async fn engine(ctx: &Context) -> Result<Images> {
+    let home = ctx.home();
+    let socket = match home.join("node.toml").exists() {
+        true => iptl_node::Home::open(&home)?.config()?.docker.socket,
+        false => None,
+    };
+    Images::connect(socket).await.map_err(|unusable| of_engine(unusable.into()))
 }
 
 fn of_engine(error: ImagesError) -> Error {

@@ -1,7 +1,8 @@
 //! Workloads as files: what a runner is handed, written once per lablet and kept by CID until room is needed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use iptl_artifacts::export::{self, ExportError};
@@ -9,6 +10,7 @@ use iptl_artifacts::{BlobStore, StoreError};
 use iptl_artifacts_oci as oci;
 use iptl_dag::Cid;
 use iptl_dag::model::{Workload, WorkloadKind};
+use iptl_runner::Runners;
 use tokio::io::AsyncWriteExt;
 
 use crate::home::Home;
@@ -48,10 +50,31 @@ pub(super) enum ArtifactError {
 #[derive(Clone)]
 pub(super) struct Artifacts {
     pub(super) home: Home,
-    pub(super) store: Arc<dyn BlobStore>,
+    store: Arc<dyn BlobStore>,
+    runners: Runners,
+    /// Bytes of files that are kept.
+    most: u64,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// What is being made: whoever wants the same waits and finds it there.
+    making: Mutex<BTreeMap<Cid, Weak<tokio::sync::Mutex<()>>>>,
+    /// Workloads whose files are gone and that runners still keep, because an instance has them.
+    forgetting: tokio::sync::Mutex<BTreeSet<Cid>>,
 }
 
 impl Artifacts {
+    pub(super) fn new(home: Home, store: Arc<dyn BlobStore>, runners: Runners) -> Artifacts {
+        Artifacts { home, store, runners, most: MAX_KEPT, shared: Arc::default() }
+    }
+
+    /// Returns the store that content is read from.
+    pub(super) fn store(&self) -> &dyn BlobStore {
+        &*self.store
+    }
+
     /// Returns the content of a workload as a file: a component, or an archive that engines load.
     ///
     /// Safe to drop: a file appears whole or not at all.
@@ -60,6 +83,8 @@ impl Artifacts {
         let write = |e: std::io::Error| ArtifactError::Write { cid, reason: e.to_string() };
         let dir = self.home.path("cache").join("artifacts");
         let path = dir.join(cid.to_string());
+        let lock = self.shared.lock_of(cid);
+        let _one = lock.lock().await;
         if tokio::fs::try_exists(&path).await.unwrap_or(false) {
             touch(&path);
             return Ok(path);
@@ -84,16 +109,44 @@ impl Artifacts {
         }
         out.flush().await.map_err(write)?;
         tokio::fs::rename(&file, &path).await.map_err(write)?;
-        let kept = path.clone();
+        let (this, kept) = (self.clone(), path.clone());
         // What is removed meanwhile is made again by whoever needs it; a cell that prepares has its own file open.
-        tokio::task::spawn_blocking(move || make_room(&dir, &kept, MAX_KEPT));
+        tokio::spawn(async move { this.make_room(dir, kept).await });
         Ok(path)
+    }
+
+    /// Removes what was used longest ago where there is too much, here and where runners keep it.
+    async fn make_room(&self, dir: PathBuf, keep: PathBuf) {
+        let (place, most) = (dir.clone(), self.most);
+        let removed = tokio::task::spawn_blocking(move || make_room(&place, &keep, most)).await.unwrap_or_default();
+        let names = removed.iter().filter_map(|path| path.file_name()?.to_str()?.parse::<Cid>().ok());
+        let mut forgetting = self.shared.forgetting.lock().await;
+        forgetting.extend(names);
+        for cid in std::mem::take(&mut *forgetting) {
+            // One that was made again meanwhile is in use.
+            if !dir.join(cid.to_string()).exists() && !self.runners.forget(&cid).await {
+                forgetting.insert(cid);
+            }
+        }
     }
 
     /// Writes a file or directory for one cell to `dest`, whose parent exists.
     pub(super) async fn file(&self, cid: &Cid, dest: &Path) -> Result<(), ArtifactError> {
         export::export_path(&*self.store, cid, dest).await.map_err(|e| of_export(*cid, e))?;
         Ok(())
+    }
+}
+
+impl Shared {
+    fn lock_of(&self, cid: Cid) -> Arc<tokio::sync::Mutex<()>> {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = making.get(&cid).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        making.insert(cid, Arc::downgrade(&lock));
+        lock
     }
 }
 
@@ -123,8 +176,10 @@ fn touch(path: &Path) {
     }
 }
 
-/// Removes the files of `dir` that were used longest ago until the others have `most` bytes; never `keep`.
-fn make_room(dir: &Path, keep: &Path, most: u64) {
+/// Removes the files of `dir` that were used longest ago until the others have `most` bytes; never `keep`. Returns those
+/// that it removed.
+fn make_room(dir: &Path, keep: &Path, most: u64) -> Vec<PathBuf> {
+    let mut removed = Vec::new();
     let mut files: Vec<(SystemTime, u64, PathBuf)> = std::fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -138,23 +193,152 @@ fn make_room(dir: &Path, keep: &Path, most: u64) {
     let mut size: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
     for (_, bytes, path) in files {
         if size <= most {
-            return;
+            break;
         }
         if path == keep {
             continue;
         }
         match std::fs::remove_file(&path) {
-            Ok(()) => size -= bytes,
+            Ok(()) => {
+                size -= bytes;
+                removed.push(path);
+            }
             Err(error) => tracing::warn!(%error, path = %path.display(), "an artifact cannot be removed"),
         }
     }
+    removed
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use bytes::Bytes;
+    use iptl_artifacts::MemStore;
+    use iptl_dag::{Block, Multihash};
+    use iptl_runner::{Capacity, CellSpec, PrepareError, PreparedCell, Runner};
+
     use super::*;
+
+    /// A store that counts what is read.
+    struct Counting {
+        blocks: MemStore,
+        read: AtomicUsize,
+    }
+
+    #[async_trait::async_trait]
+    impl BlobStore for Counting {
+        async fn has(&self, hashes: &[Multihash]) -> Result<Vec<bool>, StoreError> {
+            self.blocks.has(hashes).await
+        }
+
+        async fn get(&self, hash: &Multihash) -> Result<Option<Bytes>, StoreError> {
+            self.read.fetch_add(1, Ordering::Relaxed);
+            self.blocks.get(hash).await
+        }
+
+        async fn put(&self, blocks: Vec<Block>) -> Result<(), StoreError> {
+            self.blocks.put(blocks).await
+        }
+
+        async fn flush(&self) -> Result<(), StoreError> {
+            self.blocks.flush().await
+        }
+
+        async fn remove(&self, hashes: &[Multihash]) -> Result<(), StoreError> {
+            self.blocks.remove(hashes).await
+        }
+
+        async fn list(&self) -> Result<Vec<Multihash>, StoreError> {
+            self.blocks.list().await
+        }
+    }
+
+    /// A runner that notes what it is told to forget and says that the first time it cannot.
+    #[derive(Default)]
+    struct Forgetful(Mutex<Vec<Cid>>);
+
+    #[async_trait::async_trait]
+    impl Runner for Forgetful {
+        fn kind(&self) -> WorkloadKind {
+            WorkloadKind::Docker
+        }
+
+        fn version(&self) -> String {
+            String::new()
+        }
+
+        fn capacity(&self) -> Capacity {
+            Capacity { instances: 0, memory_bytes: 0, bound: String::new() }
+        }
+
+        async fn prepare(&self, _cell: CellSpec) -> Result<PreparedCell, PrepareError> {
+            Err(PrepareError::NoRunner { kind: WorkloadKind::Docker })
+        }
+
+        async fn forget(&self, workload: &Cid) -> bool {
+            let mut told = self.0.lock().unwrap();
+            told.push(*workload);
+            told.len() > 1
+        }
+
+        async fn warm(&self) {}
+
+        async fn shutdown(&self) {}
+    }
+
+    /// An image of one file, as a workload.
+    async fn image(store: &dyn BlobStore, dir: &Path, text: &str) -> Workload {
+        let rootfs = dir.join(text);
+        std::fs::create_dir_all(&rootfs).unwrap();
+        std::fs::write(rootfs.join("file"), text).unwrap();
+        let made = oci::image_from_rootfs(store, &rootfs, oci::RootfsOptions::default()).await.unwrap();
+        Workload { name: text.to_owned(), kind: WorkloadKind::Docker, content: made.image, size: made.size }
+    }
+
+    #[tokio::test]
+    async fn an_image_is_rebuilt_once_however_many_cells_want_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Counting { blocks: MemStore::new(), read: AtomicUsize::new(0) });
+        let workload = image(&*store, dir.path(), "one").await;
+        let home = Home::open(dir.path().join("home")).unwrap();
+        let artifacts = || Artifacts::new(home.clone(), store.clone(), Runners::default());
+        let first = artifacts();
+        store.read.store(0, Ordering::Relaxed);
+        let (a, b, c) = tokio::join!(first.of(&workload), first.of(&workload), first.of(&workload));
+        let path = a.unwrap();
+        assert_eq!((&b.unwrap(), &c.unwrap()), (&path, &path));
+        let once = store.read.load(Ordering::Relaxed);
+        assert!(path.ends_with(workload.content.to_string()));
+        // Another life of the lablet finds it.
+        assert_eq!(artifacts().of(&workload).await.unwrap(), path);
+        assert_eq!(store.read.load(Ordering::Relaxed), once, "it was rebuilt again");
+        std::fs::remove_file(&path).unwrap();
+        artifacts().of(&workload).await.unwrap();
+        assert_eq!(store.read.load(Ordering::Relaxed), 2 * once, "three cells at once cost as much as one");
+    }
+
+    #[tokio::test]
+    async fn what_goes_from_the_cache_is_forgotten_by_runners_as_soon_as_they_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn BlobStore> = Arc::new(MemStore::new());
+        let runner = Arc::new(Forgetful::default());
+        let home = Home::open(dir.path().join("home")).unwrap();
+        let runners = Runners::new([runner.clone() as Arc<dyn Runner>]);
+        let artifacts = Artifacts { most: 0, ..Artifacts::new(home, store.clone(), runners) };
+        let (one, two) = (image(&*store, dir.path(), "one").await, image(&*store, dir.path(), "two").await);
+        let place = artifacts.home.path("cache").join("artifacts");
+        let first = artifacts.of(&one).await.unwrap();
+        let second = artifacts.of(&two).await.unwrap();
+        artifacts.make_room(place.clone(), second.clone()).await;
+        assert!(!first.exists() && second.exists());
+        // An instance had it; it is tried again the next time that room is made.
+        artifacts.make_room(place, second).await;
+        let told = runner.0.lock().unwrap().clone();
+        assert!(told.len() >= 2 && told.iter().all(|cid| *cid == one.content), "{told:?}");
+        assert!(artifacts.shared.forgetting.lock().await.is_empty());
+    }
 
     #[test]
     fn what_was_used_longest_ago_goes_first() {

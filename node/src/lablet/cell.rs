@@ -1,6 +1,6 @@
 //! A cell while it runs: between its runner, the session and the other cells of its execution.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
 use iptl_labnet::{Directory, DirectoryError, Packet};
 use iptl_runner::usage::GroupUsage;
 use iptl_runner::{CellControl, CellEvent, CellInput, CellUsage, Ended, SyncCall, SyncReply};
-use iptl_sync::{CellSync, Reply, SyncOp};
+use iptl_sync::{CellSync, Record, Reply, SyncOp};
 use iptl_wire::session::{self, CellRef, Grant, MAX_BUSIEST, OutputLine, SyncDown, ToOrchestrator};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::Command;
+use super::memory::Memory;
 use crate::carrier::Carrier;
 
 /// Events that are taken from the runner before sync speaks, so that a crowd at a barrier costs one message.
@@ -125,12 +126,24 @@ pub(super) struct CellTask {
     pub(super) carrier: Carrier,
     pub(super) routes: Arc<Routes>,
     pub(super) instances: Vec<InstanceId>,
+    /// Where its sync remembers what it must, with what is there from an earlier life of the lablet; none where no
+    /// instance can outlive the lablet.
+    pub(super) memory: Option<(Memory, Vec<Record>)>,
+    /// Instances that have ended without this cell's runner telling of it: they died with an earlier life.
+    pub(super) gone: BTreeSet<InstanceId>,
 }
 
 impl CellTask {
     pub(super) async fn run(mut self) {
         let execution = self.cell.execution;
-        let mut sync = CellSync::new(std::mem::take(&mut self.instances));
+        let instances = std::mem::take(&mut self.instances);
+        let (mut memory, mut sync) = match self.memory.take() {
+            Some((memory, records)) => (Some(memory), CellSync::remembering(instances, records)),
+            None => (None, CellSync::new(instances)),
+        };
+        for id in &self.gone {
+            sync.end_instance(id);
+        }
         if self.uplink.borrow_and_update().is_some() {
             sync.session_up();
         }
@@ -208,6 +221,8 @@ impl CellTask {
                     CellEvent::CellOver => over = true,
                 }
             }
+            // Before anything that follows from it leaves.
+            remember(&mut sync, &mut memory, &execution);
             while held.is_none()
                 && let Some((id, call, answer)) = sync.poll_reply()
             {
@@ -250,6 +265,20 @@ impl CellTask {
 
     async fn report(&self, ended: Vec<(InstanceId, Ended)>) {
         let _gone = self.lablet.send(Command::Ended { cell: self.cell.clone(), ended }).await;
+    }
+}
+
+/// Writes down what sync must not forget. Where that fails the cell runs on, and would not be what it was after a
+/// restart: nothing more is written, so that it is lost then and not wrong.
+fn remember(sync: &mut CellSync, memory: &mut Option<Memory>, execution: &ExecutionId) {
+    let records: Vec<Record> = std::iter::from_fn(|| sync.poll_record()).collect();
+    if let Some(file) = memory
+        && !records.is_empty()
+        && let Err(error) = file.add(&records)
+    {
+        tracing::error!(%error, execution = %execution.alias(), "a cell will not survive a restart of this lablet");
+        file.give_up();
+        *memory = None;
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use iptl_artifacts::BlobStore;
 use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Run, Signed, Usage, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
+use iptl_labnet::DirectoryError;
 use iptl_runner::files::LeftFiles;
 use iptl_runner::{CellControl, Ended, PreparedCell, Runners};
 use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
@@ -20,11 +21,13 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::adopt::{self, Found};
 use super::artifacts::Artifacts;
 use super::cell::{CellNote, CellTask, Routes};
 use super::exec::{self, Permit};
 use super::interventions::Interventions;
 use super::journal::Journal;
+use super::lease::LeaseFile;
 use super::prepare::{Preparer, scratch_path};
 use super::receipts::Sealer;
 use super::session::SessionKeeper;
@@ -60,6 +63,8 @@ pub(crate) struct Parts {
     /// Offers of an orchestrator on the same node.
     pub(crate) offers: broadcast::Sender<Signed<Offer>>,
     pub(crate) stop: CancellationToken,
+    /// It stops to be started again: what can outlive it runs on.
+    pub(crate) leave: CancellationToken,
     /// Why there is no session; empty where there is one.
     pub(crate) waiting: Arc<watch::Sender<String>>,
 }
@@ -71,9 +76,8 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).expect("the kernel gives random bytes");
     let journal = Journal::open(parts.home.clone())?;
-    // What cells left that died with the node; their receipts say so, and nothing else is read from there.
-    parts.home.empty("scratch")?;
-    parts.runners.reap(&BTreeSet::new()).await;
+    let artifacts = Artifacts::new(parts.home.clone(), parts.store.clone(), parts.runners.clone());
+    let found = adopt::adopt(&parts, &journal, &preparer(&parts, &artifacts)).await;
     let carrier = Carrier::start(parts.links.clone()).await;
     hear_offers(&parts, commands.clone()).await;
     let keeper = SessionKeeper {
@@ -84,8 +88,11 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
         state: parts.waiting.clone(),
     };
     let core = Lablet::new(LabletConfig::new(parts.links.peer().clone(), parts.membership.lab().clone()));
+    let lease = LeaseFile::new(&parts.home);
     let mut driver = Driver {
         core,
+        lease,
+        artifacts,
         journal,
         carrier,
         uplink,
@@ -101,6 +108,9 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     driver.take_inventory().await;
     let (promised, cells) = driver.journal.restore();
     driver.input(LabletInput::Restore { promised, cells });
+    for cell in found {
+        driver.adopt(cell);
+    }
     driver.act();
     tokio::spawn(keeper.run());
     let orchestrator = driver.parts.membership.orchestrator().clone();
@@ -118,15 +128,35 @@ struct Cell {
     preparing: Option<AbortHandle>,
     /// Commands that people executed in its instances.
     interventions: Interventions,
+    /// Instances that have a receipt from an earlier life of the lablet, in which the cell was started.
+    sealed: BTreeSet<InstanceId>,
     /// Instances that ended and have no receipt yet.
     ended: Vec<(InstanceId, Ended)>,
     /// Instances that are being sealed, kept until the receipts are in the store.
     sealing: Vec<(InstanceId, Ended)>,
 }
 
+impl Cell {
+    fn new(home: &Home, grant: Grant) -> Cell {
+        Cell {
+            interventions: Interventions::of_cell(&scratch_path(home, &grant)),
+            grant,
+            run: None,
+            control: None,
+            notes: None,
+            preparing: None,
+            sealed: BTreeSet::new(),
+            ended: Vec::new(),
+            sealing: Vec::new(),
+        }
+    }
+}
+
 struct Driver {
     parts: Parts,
     core: Lablet,
+    lease: LeaseFile,
+    artifacts: Artifacts,
     journal: Journal,
     carrier: Carrier,
     uplink: watch::Sender<Option<mpsc::Sender<ToOrchestrator>>>,
@@ -165,7 +195,10 @@ impl Driver {
                 let _gone = answer.send(());
             }
         }
-        self.parts.runners.shutdown().await;
+        match self.parts.leave.is_cancelled() {
+            true => self.parts.runners.leave().await,
+            false => self.parts.runners.shutdown().await,
+        }
     }
 
     fn input(&mut self, input: LabletInput) {
@@ -216,8 +249,10 @@ impl Driver {
                 }
                 self.input(LabletInput::PrepareFailed { cell, reason, unfit });
             }
-            Command::Ended { cell, ended } => {
+            Command::Ended { cell, mut ended } => {
                 let Some(held) = self.cells.get_mut(&cell) else { return };
+                // A runner that took a cell over tells again what an earlier life of the lablet heard.
+                ended.retain(|(id, _)| !held.sealed.contains(id));
                 let instances: Vec<_> = ended.iter().map(|(id, _)| id.clone()).collect();
                 held.ended.extend(ended);
                 for instance in instances {
@@ -283,6 +318,12 @@ impl Driver {
         while let Some(effect) = self.core.poll_effect() {
             self.carry_out(effect);
         }
+        let orchestrator = self.parts.membership.orchestrator();
+        if !self.cells.is_empty()
+            && let Some(until) = self.core.leased_until(orchestrator)
+        {
+            self.lease.write(orchestrator, until);
+        }
     }
 
     fn hello(&self) -> Hello {
@@ -312,6 +353,7 @@ impl Driver {
                 if let Err(error) = self.journal.promise(&record, grant) {
                     // Without the promise the grant must not be taken: the lablet stops and comes back.
                     tracing::error!(%error, "cannot write a promise down; the lablet stops");
+                    self.parts.leave.cancel();
                     self.parts.stop.cancel();
                 }
             }
@@ -357,12 +399,7 @@ impl Driver {
     }
 
     fn prepare(&mut self, cell: CellRef, grant: Grant) {
-        let preparer = Preparer {
-            lab: self.parts.membership.lab().clone(),
-            artifacts: Artifacts { home: self.parts.home.clone(), store: self.parts.store.clone() },
-            fetcher: self.parts.fetcher.clone(),
-            runners: self.parts.runners.clone(),
-        };
+        let preparer = preparer(&self.parts, &self.artifacts);
         let orchestrator = (self.parts.membership.orchestrator().clone(), self.parts.membership.addrs.clone());
         let commands = self.commands.clone();
         let (name, job) = (cell.clone(), grant.clone());
@@ -375,33 +412,48 @@ impl Driver {
             };
             let _gone = commands.send(command).await;
         });
-        let held = Cell {
-            interventions: Interventions::of_cell(&scratch_path(&self.parts.home, &grant)),
-            grant,
-            run: None,
-            control: None,
-            notes: None,
-            preparing: Some(task.abort_handle()),
-            ended: Vec::new(),
-            sealing: Vec::new(),
-        };
+        let held = Cell { preparing: Some(task.abort_handle()), ..Cell::new(&self.parts.home, grant) };
         self.cells.insert(cell, held);
     }
 
     fn prepared(&mut self, cell: CellRef, run: Box<Run>, prepared: PreparedCell) {
-        // A cell that was forgotten meanwhile is dropped here, which stops it.
-        let Some(held) = self.cells.get_mut(&cell) else { return };
-        let groups = run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect();
-        let routes = match Routes::new(&groups, &held.grant) {
-            Ok(routes) => routes,
+        match self.run_cell(&cell, run, prepared, BTreeSet::new()) {
+            Ok(()) => self.input(LabletInput::Prepared { cell }),
             Err(error) => {
-                let reason = error.to_string();
-                return self.input(LabletInput::PrepareFailed { cell, reason, unfit: true });
+                self.input(LabletInput::PrepareFailed { cell, reason: error.to_string(), unfit: true });
             }
-        };
+        }
+    }
+
+    /// Goes on with a cell that outlived an earlier life of the lablet.
+    fn adopt(&mut self, found: Found) {
+        let Found { cell, grant, run, prepared, sealed, gone } = found;
+        let leased_until = self.lease.read(&cell.epoch.peer);
+        self.cells.insert(cell.clone(), Cell { sealed: sealed.clone(), ..Cell::new(&self.parts.home, grant) });
+        if let Err(error) = self.run_cell(&cell, Box::new(run), prepared, gone.clone()) {
+            // It was in order when the cell was prepared. Dropping the cell has stopped it.
+            tracing::error!(%error, execution = %cell.execution.alias(), "a cell cannot be taken over");
+            self.cells.remove(&cell);
+            return;
+        }
+        self.input(LabletInput::Adopted { cell: cell.clone(), sealed, leased_until });
+        let ended = gone.into_iter().map(|id| (id, died())).collect();
+        self.command(Command::Ended { cell, ended });
+    }
+
+    /// Lets a cell that its runner has made live, where it was not forgotten meanwhile: then dropping it stops it.
+    fn run_cell(
+        &mut self,
+        cell: &CellRef,
+        run: Box<Run>,
+        prepared: PreparedCell,
+        gone: BTreeSet<InstanceId>,
+    ) -> Result<(), DirectoryError> {
+        let Some(held) = self.cells.get_mut(cell) else { return Ok(()) };
+        let groups = run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect();
+        let routes = Arc::new(Routes::new(&groups, &held.grant)?);
         let control: Arc<dyn CellControl> = prepared.control.into();
         let (notes, queue) = mpsc::channel(NOTE_QUEUE);
-        let routes = Arc::new(routes);
         self.carrier.attach(cell.execution, routes.clone(), control.clone());
         let task = CellTask {
             cell: cell.clone(),
@@ -413,13 +465,15 @@ impl Driver {
             carrier: self.carrier.clone(),
             routes,
             instances: held.grant.assignments.iter().flat_map(Assignment::instances).collect(),
+            memory: adopt::memory(&self.parts, &held.grant),
+            gone,
         };
         tokio::spawn(task.run());
         held.run = Some(run);
         held.control = Some(control);
         held.notes = Some(notes);
         held.preparing = None;
-        self.input(LabletInput::Prepared { cell });
+        Ok(())
     }
 
     /// Decides whether a command may be executed in an instance: the plan and the owner of this machine must allow it.
@@ -532,6 +586,15 @@ impl Driver {
             addrs,
             draining: false,
         }));
+    }
+}
+
+fn preparer(parts: &Parts, artifacts: &Artifacts) -> Preparer {
+    Preparer {
+        lab: parts.membership.lab().clone(),
+        artifacts: artifacts.clone(),
+        fetcher: parts.fetcher.clone(),
+        runners: parts.runners.clone(),
     }
 }
 

@@ -86,6 +86,13 @@ impl Journal {
         (promised, cells)
     }
 
+    /// Returns the grants of the cells that were held, with their chunks of receipts.
+    pub(super) fn held(&self) -> Vec<(Grant, Vec<Cid>)> {
+        let cells = self.state.cells.values();
+        let shards = |held: &Held| held.shards.iter().map(|(shard, _)| *shard).collect();
+        cells.filter_map(|held| Some((held.grant.clone()?, shards(held)))).collect()
+    }
+
     /// Writes down a promise with its cell. Durable on return.
     pub(super) fn promise(&mut self, record: &CellRecord, grant: Option<Grant>) -> Result<(), HomeError> {
         let CellRef { execution, epoch } = record.cell.clone();

@@ -1,12 +1,12 @@
 //! From a grant to a prepared cell: every block is here and verified before anything starts.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iptl_artifacts::read_block;
-use iptl_dag::model::{self, Container, GroupRun, Run, Workload, WorkloadKind};
+use iptl_dag::model::{self, Container, GroupRun, InstanceId, Run, Workload, WorkloadKind};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runners};
@@ -24,6 +24,9 @@ const MAX_WORKLOAD_SIZE: u64 = 4 << 30;
 
 /// Folder in a cell's scratch for what containers are given; no group is called so.
 const FILES_DIR: &str = ".files";
+
+/// File in a cell's scratch for what its sync must not forget.
+const SYNC_FILE: &str = ".sync";
 
 /// Bytes of arguments, environment and parameters over all instances of a cell: each instance has its own copy.
 const MAX_START_SIZE: u64 = 256 << 20;
@@ -84,6 +87,16 @@ pub(super) struct Prepared {
     pub(super) cell: PreparedCell,
 }
 
+/// A cell that runs on.
+pub(super) struct Adopted {
+    pub(super) run: Run,
+    pub(super) cell: PreparedCell,
+    /// Instances of which nothing is left.
+    pub(super) gone: BTreeSet<InstanceId>,
+    /// Whose cell it is, for its runners.
+    pub(super) origin: Origin,
+}
+
 /// What preparing needs of its lablet.
 #[derive(Clone)]
 pub(super) struct Preparer {
@@ -125,6 +138,38 @@ impl Preparer {
         Ok(Prepared { run, cell })
     }
 
+    /// Takes over what an earlier life of the lablet started of a granted cell; none where nothing of it is left.
+    /// Nothing is fetched: what it was prepared from is still here, or the cell is lost.
+    ///
+    /// Safe to drop: what runs goes on.
+    pub(super) async fn adopt(&self, grant: &Grant) -> Result<Option<Adopted>, CellError> {
+        let scratch = scratch_path(&self.artifacts.home, grant);
+        if !scratch.is_dir() {
+            return Ok(None);
+        }
+        let run: Run = self.stored(&grant.run).await?;
+        let (mut artifacts, mut containers) = (BTreeMap::new(), BTreeMap::new());
+        for assignment in &grant.assignments {
+            let group = group(&run, grant, &assignment.group)?;
+            if let Some(settings) = &group.container {
+                let files = settings.files.keys().enumerate();
+                let files = files.map(|(number, inside)| (inside.clone(), given(&scratch, &assignment.group, number)));
+                let spec = ContainerSpec { settings: settings.clone(), files: files.collect() };
+                containers.insert(assignment.group.clone(), spec);
+            }
+            if let Entry::Vacant(vacant) = artifacts.entry(group.workload) {
+                let workload: Workload = self.stored(&group.workload).await?;
+                let path = self.artifacts.of(&workload).await?;
+                vacant.insert(Artifact { cid: workload.content, path });
+            }
+        }
+        let files = Files { artifacts, containers, scratch };
+        let spec = spec(&self.lab, &run, grant, files)?;
+        let origin = spec.origin.clone();
+        let (cell, gone) = self.runners.adopt(spec).await?;
+        Ok(cell.map(|cell| Adopted { run, cell, gone, origin }))
+    }
+
     /// Fetches the files that the containers of a group get and writes them down for this cell.
     async fn container(
         &self,
@@ -133,13 +178,13 @@ impl Preparer {
         scratch: &Path,
         group: &str,
     ) -> Result<ContainerSpec, CellError> {
-        let dir = scratch.join(FILES_DIR).join(group);
         let mut files = BTreeMap::new();
         for (number, (inside, cid)) in settings.files.iter().enumerate() {
             self.fetch(cid, sources, false).await?;
             let write = |e: std::io::Error| ArtifactError::Write { cid: *cid, reason: e.to_string() };
-            tokio::fs::create_dir_all(&dir).await.map_err(write)?;
-            let path = dir.join(number.to_string());
+            let path = given(scratch, group, number);
+            let dir = path.parent().expect("it is below the scratch");
+            tokio::fs::create_dir_all(dir).await.map_err(write)?;
             self.artifacts.file(cid, &path).await?;
             files.insert(inside.clone(), path);
         }
@@ -159,8 +204,16 @@ impl Preparer {
         T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
     {
         self.fetch(cid, sources, shallow).await?;
+        self.stored(cid).await
+    }
+
+    /// Reads a node that is in the store.
+    async fn stored<T>(&self, cid: &Cid) -> Result<T, CellError>
+    where
+        T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
+    {
         let bad = |reason: String| CellError::Bad { cid: *cid, reason };
-        let block = read_block(&*self.artifacts.store, cid)
+        let block = read_block(self.artifacts.store(), cid)
             .await
             .map_err(FetchError::from)?
             .ok_or_else(|| ArtifactError::Write { cid: *cid, reason: "it vanished from the store".to_owned() })?;
@@ -183,6 +236,17 @@ impl Preparer {
 pub(super) fn scratch_path(home: &Home, grant: &Grant) -> PathBuf {
     let name = format!("{}-{}-{}", grant.cell.execution, grant.cell.epoch.counter, grant.attempt);
     home.path("scratch").join(name)
+}
+
+/// Returns the file in which a cell's sync remembers what it must; none where no instance can outlive the lablet.
+pub(super) fn memory_path(home: &Home, grant: &Grant) -> Option<PathBuf> {
+    let outlives = grant.slots.get(&WorkloadKind::Docker).is_some_and(|count| *count > 0);
+    outlives.then(|| scratch_path(home, grant).join(SYNC_FILE))
+}
+
+/// Returns where a file stands that the containers of a group get.
+fn given(scratch: &Path, group: &str, number: usize) -> PathBuf {
+    scratch.join(FILES_DIR).join(group).join(number.to_string())
 }
 
 fn sources(orchestrator: Source, grant: &Grant) -> Vec<Source> {
