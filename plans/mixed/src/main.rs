@@ -14,6 +14,7 @@ fn main() -> Result<()> {
     }
     let env = iptl_sdk::env()?;
     let total = u64::from(env.total);
+    event("began", [("group", env.group.clone())])?;
     signal_and_wait("ready", total)?;
     for round in 0..env.param::<u32>("rounds")? {
         let started = Instant::now();
@@ -26,6 +27,9 @@ fn main() -> Result<()> {
 
     let mut greetings = subscribe("greetings")?;
     publish("greetings", format!("{}-{}", env.group, env.index).as_bytes())?;
+    println!("{}-{} pauses", env.group, env.index);
+    // Time for somebody to do something to the lab in the middle of a run.
+    std::thread::sleep(env.param("pause")?);
     let mut heard = BTreeSet::new();
     for _ in 0..total {
         let greeting = greetings.next()?;

@@ -191,6 +191,13 @@ pub fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
+/// Says that the test which calls it is not run here, where nobody keeps it for a test that failed.
+pub fn not_run(why: &str) {
+    use std::io::Write as _;
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _closed = writeln!(std::io::stderr(), "NOT RUN: {test}: {why}");
+}
+
 /// Tells whether a test that needs a container engine has failed where there is none.
 pub fn docker_is_required() -> bool {
     std::env::var_os("CI").is_some() || std::env::var_os("IPTL_DOCKER").is_some_and(|value| value == "required")

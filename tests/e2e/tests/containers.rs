@@ -1,6 +1,6 @@
 //! Containers: published as blocks, moved between nodes, run beside components.
 //!
-//! Where no engine can be used these tests say so and pass; where `CI` or `IPTL_DOCKER=required` is set they fail.
+//! Where no engine can be used these tests say so on stderr and pass; where `CI` or `IPTL_DOCKER=required` is set they fail.
 
 use std::path::PathBuf;
 
@@ -16,11 +16,13 @@ macro_rules! engine {
         let docker = found.lines().find(|line| line.contains("\"docker\"")).unwrap_or_default().to_owned();
         if !docker.contains("\"state\":\"ok\"") {
             assert!(!docker_is_required(), "no engine can be used: {docker}");
-            eprintln!("NOT RUN, no engine can be used: {docker}");
+            iptl_e2e::not_run(&format!("no engine can be used: {docker}"));
             return;
         }
     };
 }
+
+mod restarts;
 
 /// The program of `plans/mixed` as a static binary; `cargo xtask setup` and `test` build it.
 fn program() -> PathBuf {
@@ -133,4 +135,12 @@ fn an_image_is_built_by_the_engine_and_published_from_it() {
     std::fs::write(dir.join("Dockerfile"), "FROM scratch\nCOPY nothing /\n").unwrap();
     home.run(&["publish", "workload", "--dockerfile", &context]).fails(1, "build.failed");
     home.run(&["publish", "workload", "--image", "iptl.invalid/nobody/has:this"]).fails(3, "docker.no-image");
+}
+
+#[test]
+fn images_are_taken_from_the_engine_that_the_home_names() {
+    let home = Home::new();
+    std::fs::write(home.path().join("node.toml"), "[docker]\nsocket = \"/nowhere/engine.sock\"\n").unwrap();
+    let refused = home.run(&["publish", "workload", "--image", "any:thing"]).fails(1, "docker.unusable");
+    assert!(refused.stderr.contains("/nowhere/engine.sock"), "{}", refused.stderr);
 }
