@@ -2,11 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test needs and does not get ends it")]
 
+mod bad_input;
 mod build;
 mod dedup;
 mod golden;
-mod hostile;
-mod limits;
 mod make;
 mod messages;
 mod mutations;

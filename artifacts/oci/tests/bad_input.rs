@@ -1,0 +1,5 @@
+//! Images that nobody should have made.
+
+mod hostile;
+mod limits;
+mod links;
