@@ -114,6 +114,21 @@ impl Block {
         Ok(Block { cid, data })
     }
 
+    /// Hashes bytes from elsewhere with the function of a multihash code, as a raw block; none where the function cannot
+    /// be computed here, or where they are more than a block may hold.
+    ///
+    /// Whoever wanted a block compares the hash, and takes the block under the CID that it wanted: [`Block::named`].
+    pub fn hashed(code: u64, data: impl Into<Bytes>) -> Option<Block> {
+        let data = data.into();
+        let hash = (data.len() <= MAX_BLOCK_SIZE).then(|| digest(code, &data)).flatten()?;
+        Some(Block { cid: Cid::new_v1(Codec::Raw.number(), hash), data })
+    }
+
+    /// Returns the same bytes under another CID of the same hash; none where the hash differs.
+    pub fn named(&self, cid: Cid) -> Option<Block> {
+        (cid.hash() == self.cid.hash()).then(|| Block { cid, data: self.data.clone() })
+    }
+
     /// Returns the CID.
     pub fn cid(&self) -> &Cid {
         &self.cid

@@ -17,6 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("iptl-scheduler", &["iptl-dag", "iptl-wire", "iptl-sync", "iptl-trust"]),
     ("iptl-plans", &["iptl-dag"]),
     ("iptl-labnet", &["iptl-dag"]),
+    ("iptl-bitswap", &["iptl-dag"]),
     // Storage, swarm and runners know nothing of scheduling, nor of each other.
     ("iptl-artifacts", &["iptl-dag"]),
     ("iptl-artifacts-iroh", &["iptl-dag", "iptl-artifacts"]),

@@ -15,6 +15,7 @@ const PURE: &[&str] = &[
     "iptl-trust",
     "iptl-scheduler",
     "iptl-plans",
+    "iptl-bitswap",
     "iptl-labnet",
     "iptl-sim",
 ];
