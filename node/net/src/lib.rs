@@ -8,11 +8,13 @@
 //!   takes no decision that belongs to a scheduler, a store or a fetcher.
 //! * `streams` is the behaviour behind [`Net::open`] and [`Net::accept`]: many negotiations at a time, a direct
 //!   connection before a relayed one, queues that push back.
+//! * `bitswap` drives the two cores of `iptl-bitswap` over such streams: [`Bitswap`].
 //! * `swarm` puts transports and behaviours together, with every limit as a named constant.
 //!
 //! Start reading at [`Net`].
 
 mod addr;
+mod bitswap;
 mod config;
 mod error;
 mod event;
@@ -22,6 +24,7 @@ mod streams;
 mod swarm;
 mod task;
 
+pub use bitswap::{Bitswap, BitswapSession, SessionEvent};
 pub use config::{Config, KadMode};
 pub use error::{
     AcceptError, AddrError, DialError, ListenError, OpenError, ProvideError, PublishError, StartError, SubscribeError,

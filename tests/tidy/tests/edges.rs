@@ -22,7 +22,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("iptl-artifacts", &["iptl-dag"]),
     ("iptl-artifacts-iroh", &["iptl-dag", "iptl-artifacts"]),
     ("iptl-artifacts-oci", &["iptl-dag", "iptl-artifacts"]),
-    ("iptl-net", &["iptl-dag", "iptl-wire", "iptl-artifacts"]),
+    ("iptl-net", &["iptl-dag", "iptl-wire", "iptl-artifacts", "iptl-bitswap"]),
     ("iptl-runner", &["iptl-dag", "iptl-labnet"]),
     ("iptl-runner-wasm", &["iptl-dag", "iptl-labnet", "iptl-runner"]),
     ("iptl-testground", &["iptl-dag", "iptl-runner"]),
