@@ -225,7 +225,11 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         false => Some(swarm(&home, &config, &home.seed()?, membership.as_ref(), &stop).await?),
     };
     let links = Links::new(key.peer().clone(), net);
-    let fetcher = Fetcher::new(store.clone(), links.clone());
+    let bitswap = match links.net() {
+        Some(net) => bitswap(net, store.clone()).await,
+        None => None,
+    };
+    let fetcher = Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap);
     let keeper = Arc::new(Keeper::new(pins, links.clone()));
     serve_blobs(&links, &fs).await;
     keeper.announce_all();
@@ -502,6 +506,17 @@ async fn serve_blobs(links: &Links, store: &FsBlobStore) {
             });
         }
     });
+}
+
+/// Serves blocks to whoever speaks Bitswap, as they are served to whoever speaks iroh-blobs.
+async fn bitswap(net: &iptl_net::Net, store: Arc<dyn BlobStore>) -> Option<iptl_net::Bitswap> {
+    match iptl_net::Bitswap::start(net, store, Arc::new(|_: &_, _: &_| true)).await {
+        Ok(bitswap) => Some(bitswap),
+        Err(error) => {
+            tracing::error!(%error, "no Bitswap");
+            None
+        }
+    }
 }
 
 /// Binds the control socket; one that a dead node left is replaced, since the home is locked.

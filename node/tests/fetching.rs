@@ -1,11 +1,14 @@
 //! The fetcher: from whom blocks come, what a cut costs, and what a provider may do.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts_iroh::Provider;
+use iptl_dag::unixfs::{FileBuilder, Profile};
 use iptl_dag::walk::Limits;
-use iptl_dag::{Block, Cid, Codec, Multihash};
+use iptl_dag::{Block, Cid, Codec, Multihash, PeerId};
+use iptl_net::{Bitswap, SessionEvent};
 use iptl_node::fetch::{FetchError, Fetcher, Wanted};
 use iptl_node::framed;
 use iptl_node::links::Links;
@@ -181,8 +184,8 @@ async fn what_nobody_has_is_not_found_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hash_that_cannot_be_fetched_and_a_damaged_node_say_so() {
     let asker = bystander().await;
-    let sha2 = Cid::new_v1(Codec::Raw.number(), Multihash::wrap(0x12, &[1; 32]).unwrap());
-    assert_eq!(asker.fetch(&sha2, vec![], PATIENT_MS).await.0.unwrap_err().code, "fetch.hash");
+    let sha1 = Cid::new_v1(Codec::Raw.number(), Multihash::wrap(0x11, &[1; 20]).unwrap());
+    assert_eq!(asker.fetch(&sha1, vec![], PATIENT_MS).await.0.unwrap_err().code, "fetch.hash");
     let damaged = Block::new(Codec::DagCbor, vec![0xff; 9]);
     asker.put(std::slice::from_ref(&damaged)).await;
     assert_eq!(asker.fetch(damaged.cid(), vec![], PATIENT_MS).await.0.unwrap_err().code, "fetch.damaged");
@@ -231,6 +234,57 @@ async fn a_shallow_fetch_takes_the_root_alone() {
     let request = Request::Fetch { root: *dag.cid(), peers, timeout_ms: PATIENT_MS, shallow: true };
     asker.ask(request).await.unwrap();
     assert_eq!(present(&asker, &dag).await, dag.root.data().len() as u64);
+}
+
+/// SHA2-256 does not move by iroh-blobs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dag_under_another_hash_comes_by_bitswap() {
+    let (provider, asker) = (bystander().await, bystander().await);
+    let mut blocks = Vec::new();
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut file = FileBuilder::with_profile(Profile::UnixFsV1);
+    file.push(&bytes, &mut blocks);
+    let root = file.finish(&mut blocks).cid;
+    assert_eq!((root.hash().code(), blocks.len()), (0x12, 4));
+    provider.put(&blocks).await;
+    let report = fetched(&asker, &root, &[&provider]).await;
+    let size: u64 = blocks.iter().map(|block| block.data().len() as u64).sum();
+    assert_eq!((report.blocks, report.bytes, report.bytes_fetched), (4, size, size));
+    assert_eq!(report.providers, [(provider.peer(), size)]);
+    assert_eq!(report.dropped, []);
+}
+
+/// A peer that speaks Bitswap alone gives what is under BLAKE3 too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_speaks_only_bitswap_is_good_for_blake3() {
+    let asker = bystander().await;
+    let outsider = Stranger::new(35).await;
+    let dag = Dag::new(3, 40, 1000);
+    let everything = Arc::new(|_: &PeerId, _: &Multihash| true);
+    let _serving = Bitswap::start(&outsider.net, store_of(dag.blocks()).await, everything).await.unwrap();
+    let report = asker.fetch(dag.cid(), vec![outsider.addr().await], PATIENT_MS).await.0.unwrap();
+    assert_eq!((report.blocks, report.bytes, report.bytes_fetched), (124, dag.bytes(), dag.bytes()));
+    assert_eq!(report.providers, [(outsider.net.peer().clone(), dag.bytes())]);
+    assert_eq!(present(&asker, &dag).await, dag.bytes());
+}
+
+/// What an outsider asks for by Bitswap it gets, whatever the hash.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outsider_gets_blocks_by_bitswap() {
+    let provider = bystander().await;
+    let outsider = Stranger::new(36).await;
+    let mut blocks = Dag::new(1, 3, 1000).blocks();
+    blocks.push(Block::hashed(0x12, &b"under another hash"[..]).unwrap());
+    provider.put(&blocks).await;
+    let everything = Arc::new(|_: &PeerId, _: &Multihash| true);
+    let bitswap = Bitswap::start(&outsider.net, store_of(Vec::new()).await, everything).await.unwrap();
+    let mut session = bitswap.session().await;
+    session.peers(vec![(provider.peer(), vec![provider.addr().await])]).await;
+    session.want(blocks.iter().map(|block| *block.cid()).collect()).await;
+    for _ in 0..blocks.len() {
+        let event = within("a block", session.next()).await.unwrap();
+        assert!(matches!(&event, SessionEvent::Block { block, .. } if blocks.contains(block)), "{event:?}");
+    }
 }
 
 /// Fetches what must succeed.

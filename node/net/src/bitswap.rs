@@ -74,6 +74,7 @@ enum Command {
     Open { session: SessionId, events: mpsc::UnboundedSender<SessionEvent> },
     Peers { session: SessionId, peers: Vec<(PeerId, Vec<String>)> },
     Want { session: SessionId, cids: Vec<Cid> },
+    Cancel { session: SessionId, cids: Vec<Cid> },
     Arrived { hashes: Vec<Multihash> },
 }
 
@@ -131,6 +132,11 @@ impl BitswapSession {
     /// allows. Cancel safe.
     pub async fn want(&self, cids: Vec<Cid>) {
         let _ = self.commands.send(Command::Want { session: self.id, cids }).await;
+    }
+
+    /// Wants blocks no more; one may come all the same that is on its way. Cancel safe.
+    pub async fn cancel(&self, cids: Vec<Cid>) {
+        let _ = self.commands.send(Command::Cancel { session: self.id, cids }).await;
     }
 
     /// Waits for what happens next; `None` once the node was shut down. Cancel safe.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test that fails may panic, and has no users")]
 
 mod bitswap;
+mod boxo;
 mod gossip;
 mod kad;
 mod lab;

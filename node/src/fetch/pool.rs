@@ -39,6 +39,12 @@ struct Provider {
     dropped: Option<String>,
 }
 
+impl Provider {
+    fn lied(&self) -> bool {
+        self.dropped.as_ref().is_some_and(|reason| reason.starts_with("lied"))
+    }
+}
+
 impl Pool {
     pub(super) fn new(links: Links, root: Cid, named: Vec<Source>) -> Pool {
         let mut pool = Pool { links, root, providers: BTreeMap::new(), asked_swarm: false };
@@ -85,6 +91,12 @@ impl Pool {
         }
     }
 
+    /// Returns everybody who did not lie.
+    pub(super) fn sources(&self) -> Vec<Source> {
+        let honest = self.providers.iter().filter(|(_, p)| !p.lied());
+        honest.map(|(peer, provider)| (peer.clone(), provider.addrs.clone())).collect()
+    }
+
     /// Looks for more providers; returns whether there are any new ones.
     pub(super) async fn search(&mut self, limit: Duration) -> bool {
         let Some(net) = self.links.net().cloned() else { return false };
@@ -106,7 +118,7 @@ impl Pool {
         self.asked_swarm = false;
         for provider in self.providers.values_mut() {
             provider.lacks.clear();
-            if provider.dropped.as_ref().is_some_and(|reason| !reason.starts_with("lied")) {
+            if provider.dropped.is_some() && !provider.lied() {
                 provider.dropped = None;
                 provider.failures = MAX_FAILURES - 1;
             }

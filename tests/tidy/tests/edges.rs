@@ -34,6 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "iptl-artifacts",
             "iptl-artifacts-iroh",
             "iptl-artifacts-oci",
+            "iptl-bitswap",
             "iptl-dag",
             "iptl-labnet",
             "iptl-net",

@@ -26,6 +26,8 @@ const SUITES: &[(&str, u64)] = &[
     ("iptl_runner_docker", 240),
     // Many seeds of whole labs.
     ("iptl_sim", 120),
+    // Many seeds of nodes on a bad network.
+    ("iptl_bitswap", 90),
     // A whole node with its swarm.
     ("iptl_node", 120),
     ("iptl_net", 120),

@@ -245,6 +245,7 @@ impl Task {
                     self.client(ClientInput::Want { session, cids });
                 }
             }
+            Command::Cancel { session, cids } => self.client(ClientInput::Cancel { session, cids }),
             Command::Arrived { hashes } => self.server(ServerInput::Arrived { hashes }),
         }
     }
