@@ -3,7 +3,7 @@
 //! `mixed about` tells what it sees of where it runs, for whoever executes a command in a running container.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use iptl_sdk::{Error, Result, event, metric, publish, signal_and_wait, subscribe};
 
@@ -40,7 +40,6 @@ fn main() -> Result<()> {
     }
     println!("{}-{} heard {} others", env.group, env.index, heard.len() - 1);
     event("heard", [("instances", heard.len().to_string())])?;
-    std::thread::sleep(env.param::<Duration>("stay")?);
     signal_and_wait("done", total)?;
     Ok(())
 }

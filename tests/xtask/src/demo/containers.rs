@@ -79,7 +79,7 @@ fn second_version(shell: &Shell, lab: &Lab, address: &str) -> Result<()> {
 
 /// Runs containers that stay for a while, executes a command in the first, and ends the run.
 fn look_inside(lab: &Lab) -> Result<()> {
-    let arguments = ["--no-build", "-g", "component=1", "-g", "container=2", "-p", "stay=50s", "--json"];
+    let arguments = ["--no-build", "-g", "component=1", "-g", "container=2", "-p", "pause=50s", "--json"];
     let mut running = Running(
         lab.iptl("lab").args(["run", "plans/mixed", "--detach"]).args(arguments).stdout(Stdio::piped()).spawn()?,
     );
