@@ -8,11 +8,22 @@ pub use cid::Cid;
 /// Largest block that is ever made or accepted, in bytes: the limit of Bitswap 1.2 peers.
 pub const MAX_BLOCK_SIZE: usize = 2 << 20;
 
-/// Longest identity digest that is accepted, in bytes: a CID that carries its content must stay a name.
-pub const MAX_IDENTITY_SIZE: usize = 128;
+/// Longest identity digest that is accepted, in bytes: a CID that carries its content must stay a name, and has no room
+/// for more.
+pub const MAX_IDENTITY_SIZE: usize = MAX_DIGEST_SIZE;
+
+/// Shortest digest that is accepted, in bytes: of a shorter one, other content with the same digest can be found. Other
+/// IPFS software draws the line at the same size.
+pub const MIN_DIGEST_SIZE: usize = 20;
+
+/// Longest digest that a CID holds here, in bytes.
+const MAX_DIGEST_SIZE: usize = 64;
 
 /// Multihash code of the identity function.
 const IDENTITY: u64 = 0x00;
+
+/// Multihash code of BLAKE3, whatever the size of its digest.
+const BLAKE3: u64 = 0x1e;
 
 /// Content codecs that the lab reads, by their multicodec numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +49,16 @@ impl Codec {
         }
     }
 
+    /// Returns the name in the table of multicodecs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Codec::Raw => "raw",
+            Codec::DagPb => "dag-pb",
+            Codec::DagCbor => "dag-cbor",
+            Codec::DagJson => "dag-json",
+        }
+    }
+
     /// Returns the codec of a CID, or `None` where the lab cannot read it.
     pub const fn of(cid: &Cid) -> Option<Codec> {
         match cid.codec() {
@@ -53,7 +74,7 @@ impl Codec {
 /// Why bytes were not accepted as a block.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HashError {
-    /// The bytes hash to something else.
+    /// The bytes hash to something else, or the digest is too short to prove anything.
     #[error("bytes offered as {cid} do not hash to it")]
     Mismatch {
         /// The CID under which the bytes were offered.
@@ -152,18 +173,31 @@ impl std::fmt::Debug for Block {
 }
 
 /// Checks that `data` is what `cid` names, within the size of a block.
+///
+/// A digest may be cut off, down to [`MIN_DIGEST_SIZE`]; one of BLAKE3 may be extended, up to 64 bytes. A CID that carries
+/// its content may carry 64 bytes, since it has no room for more.
 pub fn check(cid: &Cid, data: &[u8]) -> Result<(), HashError> {
     if data.len() > MAX_BLOCK_SIZE {
         return Err(HashError::TooLarge { size: data.len() });
     }
-    let code = cid.hash().code();
-    let matches = if code == IDENTITY {
-        data.len() <= MAX_IDENTITY_SIZE && cid.hash().digest() == data
-    } else {
-        let function = Code::try_from(code).map_err(|_| HashError::UnknownHash { cid: *cid, code })?;
-        function.digest(data) == *cid.hash()
+    let (code, digest) = (cid.hash().code(), cid.hash().digest());
+    let matches = match code {
+        IDENTITY => data.len() <= MAX_IDENTITY_SIZE && digest == data,
+        BLAKE3 => {
+            let mut whole = [0; MAX_DIGEST_SIZE];
+            blake3::Hasher::new().update(data).finalize_xof().fill(&mut whole);
+            is_proof(digest, &whole)
+        }
+        _ => {
+            let function = Code::try_from(code).map_err(|_| HashError::UnknownHash { cid: *cid, code })?;
+            is_proof(digest, function.digest(data).digest())
+        }
     };
     if matches { Ok(()) } else { Err(HashError::Mismatch { cid: *cid }) }
+}
+
+fn is_proof(digest: &[u8], whole: &[u8]) -> bool {
+    digest.len() >= MIN_DIGEST_SIZE && whole.starts_with(digest)
 }
 
 /// Hashes `data` with the function of a multihash code, or returns `None` where it cannot be computed here.
@@ -176,7 +210,7 @@ pub fn digest(code: u64, data: &[u8]) -> Option<crate::Multihash> {
 
 /// Returns the BLAKE3 digest of a CID that uses BLAKE3-256, the only ones that iroh-blobs can move.
 pub fn blake3_digest(cid: &Cid) -> Option<[u8; 32]> {
-    (cid.hash().code() == u64::from(Code::Blake3_256)).then(|| cid.hash().digest().try_into().ok()).flatten()
+    (cid.hash().code() == BLAKE3).then(|| cid.hash().digest().try_into().ok()).flatten()
 }
 
 /// Returns the content that a CID carries in itself, where it has the identity hash; check it before use.

@@ -1,10 +1,14 @@
-//! DAG-CBOR, the codec of everything structured, and DAG-JSON, its form for people.
+//! Bytes of a codec into values and back.
+//!
+//! [`encode`] and [`decode`] are DAG-CBOR of the lab's own types; [`encode_as`] and [`decode_as`] are values of any shape
+//! in any codec, DAG-JSON being the form for people. What is written is canonical. What is read must be valid, and
+//! DAG-CBOR and dag-pb must be in their canonical form.
 
-use std::collections::BTreeMap;
+mod pb;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::unixfs::pb::{PbLink, PbNode};
+use crate::unixfs::pb::PbNode;
 use crate::{Block, Cid, Codec, Ipld};
 
 /// Why bytes are not the value that was asked for.
@@ -32,6 +36,16 @@ pub enum DecodeError {
         /// Kind that was found.
         found: &'static str,
     },
+}
+
+/// Why a value has no form in a codec.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this value has no form in {}: {reason}", codec.name())]
+pub struct EncodeError {
+    /// Codec in question.
+    pub codec: Codec,
+    /// What the encoder met.
+    pub reason: String,
 }
 
 /// Encodes a value as DAG-CBOR.
@@ -109,12 +123,7 @@ pub fn to_dag_json(value: &Ipld) -> Vec<u8> {
 /// Reads any block as a value: structured ones as they are, dag-pb by its logical form, raw ones as bytes.
 pub fn to_ipld(block: &Block) -> Result<Ipld, DecodeError> {
     match Codec::of(block.cid()) {
-        Some(Codec::Raw) => Ok(Ipld::Bytes(block.data().to_vec())),
-        Some(Codec::DagCbor) => decode(block.data()),
-        Some(Codec::DagJson) => from_dag_json(block.data()),
-        Some(Codec::DagPb) => PbNode::decode(block.data())
-            .map(pb_value)
-            .map_err(|e| DecodeError::Shape { expected: "dag-pb node", reason: e.to_string() }),
+        Some(codec) => decode_as(codec, block.data()),
         None => Err(DecodeError::Shape {
             expected: "block of a known codec",
             reason: format!("its codec is {:#x}", block.cid().codec()),
@@ -122,17 +131,51 @@ pub fn to_ipld(block: &Block) -> Result<Ipld, DecodeError> {
     }
 }
 
-/// The logical form of a dag-pb node, as its specification gives it.
-fn pb_value(node: PbNode) -> Ipld {
-    let link = |link: PbLink| {
-        let mut map = BTreeMap::from([("Hash".to_owned(), Ipld::Link(link.cid))]);
-        map.extend(link.name.map(|name| ("Name".to_owned(), Ipld::String(name))));
-        map.extend(link.tsize.map(|size| ("Tsize".to_owned(), Ipld::Integer(size.into()))));
-        Ipld::Map(map)
-    };
-    let mut map = BTreeMap::from([("Links".to_owned(), Ipld::List(node.links.into_iter().map(link).collect()))]);
-    map.extend(node.data.map(|data| ("Data".to_owned(), Ipld::Bytes(data))));
-    Ipld::Map(map)
+/// Decodes bytes of a codec; never panics, whatever the bytes.
+pub fn decode_as(codec: Codec, bytes: &[u8]) -> Result<Ipld, DecodeError> {
+    match codec {
+        Codec::Raw => Ok(Ipld::Bytes(bytes.to_vec())),
+        Codec::DagCbor => decode(bytes),
+        Codec::DagJson => from_dag_json(bytes),
+        Codec::DagPb => PbNode::decode(bytes)
+            .map(pb::to_value)
+            .map_err(|e| DecodeError::Shape { expected: "dag-pb node", reason: e.to_string() }),
+    }
+}
+
+/// Encodes a value in a codec, in the one form that gives it its CID.
+///
+/// Not every value has a form in every codec: raw holds bytes, dag-pb its nodes, and DAG-JSON no map whose only key is
+/// the slash that marks links and bytes.
+pub fn encode_as(codec: Codec, value: &Ipld) -> Result<Vec<u8>, EncodeError> {
+    let error = |reason: String| EncodeError { codec, reason };
+    match (codec, value) {
+        (Codec::Raw, Ipld::Bytes(bytes)) => Ok(bytes.clone()),
+        (Codec::Raw, _) => Err(error("it is not bytes".to_owned())),
+        (Codec::DagCbor, value) => serde_ipld_dagcbor::to_vec(value).map_err(|e| error(e.to_string())),
+        (Codec::DagJson, value) if has_reserved_map(value) => {
+            Err(error("a map whose first key is a slash stands for a link or bytes".to_owned()))
+        }
+        (Codec::DagJson, value) => serde_ipld_dagjson::to_vec(value).map_err(|e| error(e.to_string())),
+        (Codec::DagPb, value) => pb::of_value(value).map(|node| node.encode()).map_err(|e| error(e.to_owned())),
+    }
+}
+
+/// Says whether a map would be read back from DAG-JSON as something else. Whatever decoded the value has bounded its depth.
+fn has_reserved_map(value: &Ipld) -> bool {
+    match value {
+        Ipld::Map(map) => {
+            map.first_key_value().is_some_and(|(key, _)| key == "/") || map.values().any(has_reserved_map)
+        }
+        Ipld::List(list) => list.iter().any(has_reserved_map),
+        Ipld::Null
+        | Ipld::Bool(_)
+        | Ipld::Integer(_)
+        | Ipld::Float(_)
+        | Ipld::String(_)
+        | Ipld::Bytes(_)
+        | Ipld::Link(_) => false,
+    }
 }
 
 fn short_name<T>() -> &'static str {

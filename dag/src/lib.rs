@@ -2,7 +2,8 @@
 //!
 //! Everything that matters in the lab has a CID: plans, workloads, runs, placements, facts, receipts, outcomes and
 //! results are the [`model`]; files and directories are [`unixfs`]; [`codec`] and [`block`] turn values into verified
-//! blocks and back; [`walk`] follows links within bounds; [`path`] resolves names below a CID; [`car`] writes them to a stream.
+//! blocks and back; [`walk`] follows links within bounds; [`path`] resolves names below a CID; [`car`] is a
+//! DAG as a stream.
 //!
 //! Nothing here touches a file, a socket or a clock. Start reading at [`model`]: the schemas in `schemas/` are the
 //! normative text of what it encodes.
@@ -17,7 +18,7 @@ pub mod unixfs;
 pub mod walk;
 
 pub use block::{Block, Cid, Codec, HashError, MAX_BLOCK_SIZE};
-pub use codec::{DecodeError, decode, encode};
+pub use codec::{DecodeError, EncodeError, decode, encode};
 pub use ipld_core::ipld::Ipld;
 
 pub use peer::PeerId;

@@ -2,12 +2,15 @@
 
 mod block;
 mod car;
+mod codecs;
 mod decoding;
 mod examples;
 mod generate;
 mod golden;
 mod model;
+mod multiformats;
 mod path;
 mod schema;
 mod unixfs;
+mod vectors;
 mod walk;
