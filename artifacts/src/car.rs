@@ -6,7 +6,7 @@ use iptl_dag::walk::{Limits, Walk, WalkError};
 use iptl_dag::{Cid, Multihash, car};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::export::verified;
+use crate::contents::verified;
 use crate::{BlobStore, StoreError};
 
 /// Blocks read from the store together.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use iptl_dag::walk::{Limits, Walk, WalkError};
 use iptl_dag::{Cid, Codec, Multihash};
 
-use crate::export::verified;
+use crate::contents::verified;
 use crate::{BlobStore, Pins, StoreError};
 
 /// Blocks read from the store together.

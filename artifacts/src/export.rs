@@ -2,30 +2,38 @@
 //!
 //! What is read came from strangers: names that could leave the destination are refused, nothing that exists is
 //! overwritten, links are not followed, and what a few blocks can blow up to is bounded. A file appears under its name
-//! when it is complete.
+//! when it is complete. Symbolic links are written last, and those alone that lead to somewhere inside the destination.
+//! Mode and time are restored where the blocks have them: permissions less the umask, and no more than permissions.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
 use iptl_dag::path::{PathError, Resolve, Step, Target};
-use iptl_dag::unixfs::{FileReader, NameError, UnixFs, UnixFsError, check_name};
-use iptl_dag::{Block, Cid, HashError, Multihash};
+use iptl_dag::unixfs::{
+    DirEntry, DirectoryReader, Metadata, Modified, NameError, UnixFs, UnixFsError, check_name, metadata_of,
+};
+use iptl_dag::{Block, Cid};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
+use crate::contents::Contents;
+pub use crate::contents::{read_file, read_range};
 use crate::{BlobStore, StoreError, read_block};
-
-/// Blocks of a file that are read from the store together.
-const READ_AHEAD: usize = 16;
 
 /// Most files and directories that one export writes: a few blocks can name each other into billions.
 const MAX_ENTRIES: u64 = 1_000_000;
 
 /// Deepest nesting of directories.
 const MAX_DEPTH: usize = 128;
+
+/// Longest target of a symbolic link in bytes, from Linux.
+const MAX_TARGET_SIZE: usize = 4095;
+
+/// Permissions of a mode: neither the identity of whoever runs it nor stickiness is a stranger's to give.
+const PERMISSIONS: u32 = 0o777;
 
 /// What an export wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +42,8 @@ pub struct Exported {
     pub files: u64,
     /// Directories, the root included.
     pub directories: u64,
+    /// Symbolic links.
+    pub links: u64,
     /// Bytes of content.
     pub bytes: u64,
 }
@@ -56,7 +66,7 @@ pub enum ExportError {
         #[source]
         source: NameError,
     },
-    /// Something is there already.
+    /// Something is there already: from before, or under a name that the file system takes for the same.
     #[error("{} exists already", path.display())]
     Exists {
         /// Path in question.
@@ -71,7 +81,7 @@ pub enum ExportError {
         #[source]
         source: UnixFsError,
     },
-    /// A symbolic link, which is not written: it could lead anywhere.
+    /// A symbolic link that is not written: it could lead out of the destination.
     #[error("{cid} is a symbolic link to {target:?}, which is not written")]
     Symlink {
         /// The node.
@@ -131,40 +141,136 @@ pub enum ResolveError {
 /// A directory may go into one that exists, as long as no file meets one. Not atomic: after an error, or when dropped
 /// half-way, some files are there, each complete.
 pub async fn export_path(store: &dyn BlobStore, cid: &Cid, dest: &Path) -> Result<Exported, ExportError> {
-    let mut exported = Exported::default();
-    let mut pending = vec![(*cid, dest.to_path_buf(), 0)];
-    while let Some((node, path, depth)) = pending.pop() {
-        if exported.files + exported.directories >= MAX_ENTRIES || depth > MAX_DEPTH {
-            return Err(ExportError::TooMany { cid: *cid });
-        }
-        let block = need(store, &node).await?;
-        match UnixFs::of_block(&block).map_err(|source| ExportError::UnixFs { cid: node, source })? {
+    let mut export = Export { store, root: *cid, exported: Exported::default(), entered: BTreeSet::new() };
+    let mut pending = vec![Node { cid: *cid, path: dest.to_path_buf(), depth: 0 }];
+    let (mut links, mut finished) = (Vec::new(), Vec::new());
+    while let Some(node) = pending.pop() {
+        export.check_bounds(pending.len() + links.len(), node.depth)?;
+        let block = need(store, &node.cid).await?;
+        let unusable = |source| ExportError::UnixFs { cid: node.cid, source };
+        let metadata = metadata_of(&block).map_err(unusable)?;
+        match UnixFs::of_block(&block).map_err(unusable)? {
             UnixFs::File(_) => {
-                exported.bytes += write_file(store, &node, &path).await?;
-                exported.files += 1;
+                export.exported.bytes += write_with(store, &node.cid, &node.path, metadata).await?;
+                export.exported.files += 1;
             }
-            UnixFs::Directory(entries) => {
-                make_directory(&path)?;
-                exported.directories += 1;
-                for entry in entries.into_iter().rev() {
-                    check_name(&entry.name).map_err(|source| ExportError::Name { cid: node, source })?;
-                    pending.push((entry.cid, path.join(entry.name), depth + 1));
+            UnixFs::Directory(_) | UnixFs::Shard(_) => {
+                export.make_directory(&node.path)?;
+                for entry in export.list(&node.cid, pending.len()).await?.into_iter().rev() {
+                    check_name(&entry.name).map_err(|source| ExportError::Name { cid: node.cid, source })?;
+                    let path = node.path.join(entry.name);
+                    pending.push(Node { cid: entry.cid, path, depth: node.depth + 1 });
+                }
+                if !metadata.is_empty() {
+                    finished.push((node.path, metadata));
                 }
             }
-            UnixFs::Symlink(target) => return Err(ExportError::Symlink { cid: node, target }),
+            UnixFs::Symlink(target) => {
+                if !stays_inside(&target, node.depth) {
+                    return Err(ExportError::Symlink { cid: node.cid, target });
+                }
+                links.push((node.path, target));
+            }
         }
     }
-    Ok(exported)
+    // Nothing is written below a link, since every directory is there by now.
+    for (path, target) in links {
+        std::os::unix::fs::symlink(target, &path).map_err(|source| write_error(&path, source))?;
+        export.exported.links += 1;
+    }
+    // Inner directories first: what is written into one changes its time, and its mode may forbid it.
+    for (path, metadata) in finished.into_iter().rev() {
+        finish_directory(&path, metadata).map_err(|source| write_error(&path, source))?;
+    }
+    Ok(export.exported)
+}
+
+/// Something to be written.
+struct Node {
+    cid: Cid,
+    path: PathBuf,
+    /// Directories of the export above it.
+    depth: usize,
+}
+
+/// One export under way.
+struct Export<'a> {
+    store: &'a dyn BlobStore,
+    root: Cid,
+    exported: Exported,
+    /// Directories that were made or entered, by device and number.
+    entered: BTreeSet<(u64, u64)>,
+}
+
+impl Export<'_> {
+    fn check_bounds(&self, waiting: usize, depth: usize) -> Result<(), ExportError> {
+        let entries = self.exported.files + self.exported.directories + waiting as u64;
+        if entries >= MAX_ENTRIES || depth > MAX_DEPTH {
+            return Err(ExportError::TooMany { cid: self.root });
+        }
+        Ok(())
+    }
+
+    /// Reads all entries of a directory, sharded or not.
+    async fn list(&self, cid: &Cid, waiting: usize) -> Result<Vec<DirEntry>, ExportError> {
+        let mut reader = DirectoryReader::new(*cid);
+        let mut entries = Vec::new();
+        while let Some(next) = reader.next().copied() {
+            let block = need(self.store, &next).await?;
+            entries.extend(reader.supply(&block).map_err(|source| ExportError::UnixFs { cid: next, source })?);
+            self.check_bounds(waiting + entries.len(), 0)?;
+        }
+        Ok(entries)
+    }
+
+    /// Makes a directory, or enters the one that is there, if it was there before; a link to one is not one.
+    fn make_directory(&mut self, path: &Path) -> Result<(), ExportError> {
+        match fs::create_dir(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(ExportError::Write { path: path.into(), source }),
+        }
+        let metadata = fs::symlink_metadata(path).map_err(|source| write_error(path, source))?;
+        // Two directories of one tree are one here where their names are the same to the file system.
+        if !metadata.is_dir() || !self.entered.insert((metadata.dev(), metadata.ino())) {
+            return Err(ExportError::Exists { path: path.into() });
+        }
+        self.exported.directories += 1;
+        Ok(())
+    }
+}
+
+/// Says whether a link in a directory that lies `depth - 1` levels below the destination leads to somewhere inside.
+///
+/// It may go up first, no further than to the destination, and then down. What it meets on the way down are directories
+/// of the export, or links of it, which lead inside as well. To go up after that could lead out through such a link.
+fn stays_inside(target: &str, depth: usize) -> bool {
+    let Some(above) = depth.checked_sub(1) else { return false };
+    let mut ups = 0;
+    let mut went_down = false;
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if went_down => return false,
+            ".." => ups += 1,
+            _ => went_down = true,
+        }
+    }
+    let is_relative = !target.is_empty() && !target.starts_with('/');
+    is_relative && ups <= above && target.len() <= MAX_TARGET_SIZE && !target.contains('\0')
 }
 
 /// Writes one file and returns its size in bytes. It appears when it is complete, and replaces nothing.
 ///
 /// Safe to drop half-way: nothing is left.
 pub async fn write_file(store: &dyn BlobStore, cid: &Cid, path: &Path) -> Result<u64, ExportError> {
-    let write = |source: io::Error| match source.kind() {
-        io::ErrorKind::AlreadyExists => ExportError::Exists { path: path.into() },
-        _ => ExportError::Write { path: path.into(), source },
-    };
+    let root = need(store, cid).await?;
+    let metadata = metadata_of(&root).map_err(|source| ExportError::UnixFs { cid: *cid, source })?;
+    write_with(store, cid, path, metadata).await
+}
+
+async fn write_with(store: &dyn BlobStore, cid: &Cid, path: &Path, metadata: Metadata) -> Result<u64, ExportError> {
+    let write = |source| write_error(path, source);
     if fs::symlink_metadata(path).is_ok() {
         return Err(ExportError::Exists { path: path.into() });
     }
@@ -172,17 +278,52 @@ pub async fn write_file(store: &dyn BlobStore, cid: &Cid, path: &Path) -> Result
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         Some(_) | None => Path::new("."),
     };
+    let mode = metadata.mode.map_or(0o666, |mode| mode & PERMISSIONS);
     let temporary = tempfile::Builder::new()
         .prefix(".iptl-")
         // Less the umask, as for any file that a person makes.
-        .permissions(fs::Permissions::from_mode(0o666))
+        .permissions(Permissions::from_mode(mode))
         .tempfile_in(dir)
         .map_err(write)?;
-    let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(write)?);
+    // The same open file and not the path, which the mode may forbid to open.
+    let mut file = tokio::fs::File::from_std(temporary.as_file().try_clone().map_err(write)?);
     let size = copy_file(store, cid, &mut file, u64::MAX, path).await?;
     file.flush().await.map_err(write)?;
+    if let Some(time) = metadata.modified.and_then(system_time) {
+        temporary.as_file().set_modified(time).map_err(write)?;
+    }
     temporary.persist_noclobber(path).map_err(|error| write(error.error))?;
     Ok(size)
+}
+
+/// Gives a directory its mode and its time. What the umask has taken stays taken.
+fn finish_directory(path: &Path, metadata: Metadata) -> io::Result<()> {
+    let directory = fs::File::open(path)?;
+    if let Some(time) = metadata.modified.and_then(system_time) {
+        directory.set_modified(time)?;
+    }
+    if let Some(mode) = metadata.mode {
+        let mode = directory.metadata()?.permissions().mode() & mode & PERMISSIONS;
+        directory.set_permissions(Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// Returns a time as the system counts it, or `None` where it cannot.
+fn system_time(modified: Modified) -> Option<SystemTime> {
+    let seconds = Duration::from_secs(modified.seconds.unsigned_abs());
+    let whole = match modified.seconds {
+        0.. => SystemTime::UNIX_EPOCH.checked_add(seconds),
+        _ => SystemTime::UNIX_EPOCH.checked_sub(seconds),
+    };
+    whole?.checked_add(Duration::from_nanos(modified.nanos.into()))
+}
+
+fn write_error(path: &Path, source: io::Error) -> ExportError {
+    match source.kind() {
+        io::ErrorKind::AlreadyExists => ExportError::Exists { path: path.into() },
+        _ => ExportError::Write { path: path.into(), source },
+    }
 }
 
 /// Streams a file's content to a writer and returns its size in bytes; files over `limit` are refused before the first byte.
@@ -195,16 +336,6 @@ pub async fn stream_file(
     limit: u64,
 ) -> Result<u64, ExportError> {
     copy_file(store, cid, out, limit, Path::new("a stream")).await
-}
-
-/// Reads a whole file of at most `limit` bytes into memory. Cancel safe.
-pub async fn read_file(store: &dyn BlobStore, cid: &Cid, limit: u64) -> Result<Bytes, ExportError> {
-    let mut contents = Contents::new(store, *cid, limit);
-    let mut whole = BytesMut::new();
-    while let Some(piece) = contents.next().await? {
-        whole.extend_from_slice(&piece);
-    }
-    Ok(whole.freeze())
 }
 
 /// Follows a path from a root. Cancel safe.
@@ -238,74 +369,6 @@ async fn copy_file(
     Ok(size)
 }
 
-/// The content of a file, piece by piece, reading ahead.
-struct Contents<'a> {
-    store: &'a dyn BlobStore,
-    root: Cid,
-    limit: u64,
-    reader: FileReader,
-    ahead: BTreeMap<Cid, Block>,
-}
-
-impl<'a> Contents<'a> {
-    fn new(store: &'a dyn BlobStore, root: Cid, limit: u64) -> Contents<'a> {
-        Contents { store, root, limit, reader: FileReader::new(root), ahead: BTreeMap::new() }
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, ExportError> {
-        while let Some(cid) = self.reader.next().copied() {
-            let block = match self.ahead.remove(&cid) {
-                Some(block) => block,
-                None => self.read_ahead(cid).await?,
-            };
-            let content =
-                self.reader.supply(&block).map_err(|source| ExportError::UnixFs { cid: *block.cid(), source })?;
-            let size = self.reader.size().unwrap_or(0);
-            if size > self.limit {
-                return Err(ExportError::TooLarge { cid: self.root, size, limit: self.limit });
-            }
-            if !content.is_empty() {
-                return Ok(Some(content));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Reads the next block together with those after it, and returns it.
-    async fn read_ahead(&mut self, cid: Cid) -> Result<Block, ExportError> {
-        self.ahead.clear();
-        let mut cids: Vec<Cid> = self.reader.upcoming(READ_AHEAD).copied().collect();
-        cids.sort_unstable();
-        cids.dedup();
-        let hashes: Vec<Multihash> = cids.iter().map(|cid| *cid.hash()).collect();
-        for (cid, data) in cids.into_iter().zip(self.store.get_batch(&hashes).await?) {
-            // One that lies further on and is missing is reported when it is next.
-            let Some(data) = data else { continue };
-            self.ahead.insert(cid, verified(cid, data)?);
-        }
-        self.ahead.remove(&cid).ok_or(ExportError::Missing { cid })
-    }
-}
-
-pub(crate) fn verified(cid: Cid, data: Bytes) -> Result<Block, StoreError> {
-    Block::verify(cid, data).map_err(|error| match error {
-        HashError::Mismatch { cid } => StoreError::Corrupt { hash: *cid.hash() },
-        HashError::UnknownHash { .. } | HashError::TooLarge { .. } => StoreError::Hash(error),
-    })
-}
-
 async fn need(store: &dyn BlobStore, cid: &Cid) -> Result<Block, ExportError> {
     read_block(store, cid).await?.ok_or(ExportError::Missing { cid: *cid })
-}
-
-/// Makes a directory, or accepts the one that is there; a link to one is not one.
-fn make_directory(path: &Path) -> Result<(), ExportError> {
-    match fs::create_dir(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_dir() => Ok(()),
-            Ok(_) | Err(_) => Err(ExportError::Exists { path: path.into() }),
-        },
-        Err(source) => Err(ExportError::Write { path: path.into(), source }),
-    }
 }

@@ -1,13 +1,15 @@
 //! Files and directories into blocks.
 //!
-//! The same tree gives the same CID on any machine: names are ordered by their bytes, and times, owners and modes leave
-//! no trace. Memory does not grow with the size of files. Symbolic links and special files are refused.
+//! The same tree gives the same CID on any machine: names are ordered by their bytes, and owners leave no trace; nor do
+//! times and modes, unless they are asked for. Memory does not grow with the size of files. Special files are refused, and
+//! symbolic links where they are not asked for.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use iptl_dag::unixfs::{DirectoryBuilder, DirectoryError, Entry, FileBuilder, Profile};
+use iptl_dag::unixfs::{self, DirectoryBuilder, DirectoryError, Entry, FileBuilder, Metadata, Modified, Profile};
 use iptl_dag::{Block, Cid, Multihash};
 use tokio::sync::mpsc;
 
@@ -42,6 +44,10 @@ pub struct ImportOptions {
     pub ignore: Vec<String>,
     /// Rules by which bytes become blocks.
     pub profile: Profile,
+    /// Keep symbolic links as they are, instead of refusing them. Nobody follows them.
+    pub links: bool,
+    /// Keep mode and time of modification of files and directories, which changes their CIDs.
+    pub metadata: bool,
 }
 
 /// What an import made.
@@ -111,7 +117,7 @@ pub enum ImportError {
 
 /// Imports a file or a directory, at constant memory.
 ///
-/// `path` itself may be a symbolic link; links below it are refused. The blocks are acknowledged but not flushed. Safe to
+/// `path` itself may be a symbolic link, which is followed. The blocks are acknowledged but not flushed. Safe to
 /// drop half-way: blocks that were stored by then are unpinned.
 pub async fn import_path(store: &dyn BlobStore, path: &Path, options: &ImportOptions) -> Result<Imported, ImportError> {
     let (path, options) = (path.to_path_buf(), options.clone());
@@ -119,9 +125,9 @@ pub async fn import_path(store: &dyn BlobStore, path: &Path, options: &ImportOpt
         let metadata = fs::metadata(&path).map_err(|source| ImportError::Read { path: path.clone(), source })?;
         let maker = Maker { root: &path, options: &options };
         if metadata.is_dir() {
-            maker.directory(&path, 0, out)
+            maker.directory(&path, &metadata, 0, out)
         } else if metadata.is_file() {
-            maker.file(&path, out)
+            maker.file(&path, &metadata, out)
         } else {
             Err(ImportError::Special { path: path.clone() })
         }
@@ -204,7 +210,13 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    fn directory(&self, path: &Path, depth: usize, out: &mut Out) -> Result<Entry, ImportError> {
+    fn directory(
+        &self,
+        path: &Path,
+        metadata: &fs::Metadata,
+        depth: usize,
+        out: &mut Out,
+    ) -> Result<Entry, ImportError> {
         if depth > MAX_DEPTH {
             return Err(ImportError::TooDeep { path: path.into() });
         }
@@ -212,22 +224,23 @@ impl Maker<'_> {
         let mut found = Vec::new();
         for entry in fs::read_dir(path).map_err(read)? {
             let entry = entry.map_err(read)?;
-            let child = entry.path();
-            let name = entry.file_name().into_string().map_err(|_| ImportError::Name { path: child.clone() })?;
-            found.push((name, child, entry.file_type().map_err(read)?));
+            let name = entry.file_name().into_string().map_err(|_| ImportError::Name { path: entry.path() })?;
+            found.push((name, entry.file_type().map_err(read)?, entry));
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut directory = DirectoryBuilder::with_profile(self.options.profile);
-        for (name, child, kind) in found {
+        let mut directory = DirectoryBuilder::with_profile(self.options.profile).metadata(self.metadata_of(metadata));
+        for (name, kind, found) in found {
+            let child = found.path();
             if self.is_ignored(&name, &child, kind.is_dir()) {
                 continue;
             }
+            let metadata = || found.metadata().map_err(|source| ImportError::Read { path: child.clone(), source });
             let entry = if kind.is_symlink() {
-                return Err(ImportError::Symlink { path: child });
+                self.link(&child, out)?
             } else if kind.is_dir() {
-                self.directory(&child, depth + 1, out)?
+                self.directory(&child, &metadata()?, depth + 1, out)?
             } else if kind.is_file() {
-                self.file(&child, out)?
+                self.file(&child, &metadata()?, out)?
             } else {
                 return Err(ImportError::Special { path: child });
             };
@@ -240,10 +253,20 @@ impl Maker<'_> {
         Ok(entry)
     }
 
-    fn file(&self, path: &Path, out: &mut Out) -> Result<Entry, ImportError> {
+    fn link(&self, path: &Path, out: &mut Out) -> Result<Entry, ImportError> {
+        if !self.options.links {
+            return Err(ImportError::Symlink { path: path.into() });
+        }
+        let target = fs::read_link(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
+        let target = target.to_str().ok_or_else(|| ImportError::Name { path: path.into() })?;
+        // The mode of a link means nothing, and its time cannot be restored everywhere.
+        Ok(unixfs::symlink(self.options.profile, target, Metadata::default(), &mut out.blocks))
+    }
+
+    fn file(&self, path: &Path, metadata: &fs::Metadata, out: &mut Out) -> Result<Entry, ImportError> {
         let read = |source| ImportError::Read { path: path.into(), source };
         let mut file = File::open(path).map_err(read)?;
-        let mut builder = FileBuilder::with_profile(self.options.profile);
+        let mut builder = FileBuilder::with_profile(self.options.profile).metadata(self.metadata_of(metadata));
         let mut buffer = Vec::new();
         loop {
             buffer.clear();
@@ -257,6 +280,15 @@ impl Maker<'_> {
         out.files += 1;
         out.hand_over_full()?;
         Ok(entry)
+    }
+
+    fn metadata_of(&self, found: &fs::Metadata) -> Metadata {
+        if !self.options.metadata {
+            return Metadata::default();
+        }
+        let nanos = u32::try_from(found.mtime_nsec()).unwrap_or(0);
+        let modified = Modified { seconds: found.mtime(), nanos };
+        Metadata { mode: Some(found.mode() & 0o7777), modified: Some(modified) }
     }
 
     fn is_ignored(&self, name: &str, path: &Path, is_dir: bool) -> bool {

@@ -53,7 +53,7 @@ fn read_tree(dir: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
 fn directory(names: &[(&str, Cid)]) -> Block {
     let links =
         names.iter().map(|(name, cid)| PbLink { cid: *cid, name: Some((*name).to_owned()), tsize: Some(1) }).collect();
-    let message = PbUnixFs { kind: PbKind::Directory, data: None, file_size: None, block_sizes: Vec::new() };
+    let message = PbUnixFs::new(PbKind::Directory);
     Block::new(Codec::DagPb, PbNode { links, data: Some(message.encode()) }.encode())
 }
 

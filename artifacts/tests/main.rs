@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod files;
+mod hostile;
 mod mem;
 mod pins;
+mod trees;

@@ -128,6 +128,18 @@ impl Block {
         Block { cid: Cid::new_v1(codec.number(), code.digest(&data)), data }
     }
 
+    /// Makes a dag-pb block under a CID of version 0, which always is SHA2-256.
+    ///
+    /// # Panics
+    ///
+    /// Panics where `data` is larger than [`MAX_BLOCK_SIZE`]: whoever makes blocks splits them first.
+    pub(crate) fn with_cid_v0(data: impl Into<Bytes>) -> Block {
+        let data = data.into();
+        assert!(data.len() <= MAX_BLOCK_SIZE, "a block of {} bytes was made; split it first", data.len());
+        let cid = Cid::new_v0(Code::Sha2_256.digest(&data)).expect("a SHA2-256 of 32 bytes");
+        Block { cid, data }
+    }
+
     /// Accepts bytes from elsewhere after checking size and hash.
     pub fn verify(cid: Cid, data: impl Into<Bytes>) -> Result<Block, HashError> {
         let data = data.into();

@@ -1,11 +1,12 @@
 //! Paths below a CID: `CID/files/logs/a/0.jsonl`.
 //!
 //! [`Resolve`] is a step function: it names the block that it needs, takes it, and ends at a block or at a value
-//! within one. Names go through UnixFS directories; keys and indices through maps and lists of DAG-CBOR and DAG-JSON.
-//! The tag of a node of the lab is a version and no name: paths go through it, so that `CID/files` works on a result.
+//! within one. Names go through UnixFS directories, sharded or not; keys and indices through maps and lists of DAG-CBOR
+//! and DAG-JSON. The tag of a node of the lab is a version and no name: paths go through it, so that `CID/files` works on
+//! a result.
 
 use crate::codec::DecodeError;
-use crate::unixfs::{UnixFs, UnixFsError};
+use crate::unixfs::{Found, Place, UnixFs, UnixFsError};
 use crate::{Block, Cid, Codec, Ipld, codec};
 
 /// Most segments of a path.
@@ -104,6 +105,8 @@ pub struct Resolve {
     segments: Vec<String>,
     /// How many segments are behind us.
     done: usize,
+    /// Where in a sharded directory the search stands.
+    place: Place,
     step: Step,
 }
 
@@ -114,7 +117,7 @@ impl Resolve {
         if segments.len() > MAX_SEGMENTS {
             return Err(PathError::TooLong);
         }
-        let mut resolve = Resolve { root, segments, done: 0, step: Step::Need(root) };
+        let mut resolve = Resolve { root, segments, done: 0, place: Place::default(), step: Step::Need(root) };
         resolve.arrive(root);
         Ok(resolve)
     }
@@ -141,17 +144,36 @@ impl Resolve {
 
     fn enter_directory(&mut self, block: &Block) -> Result<(), PathError> {
         let node = UnixFs::of_block(block).map_err(|source| PathError::UnixFs { at: self.here(), source })?;
+        if self.place != Place::default() && !matches!(node, UnixFs::Shard(_)) {
+            return Err(PathError::UnixFs { at: self.here(), source: UnixFsError::NotADirectory });
+        }
         match node {
             UnixFs::Directory(entries) => {
                 let segment = &self.segments[self.done];
                 let cid = entries.iter().find(|e| e.name == *segment).ok_or_else(|| self.not_found())?.cid;
-                self.done += 1;
-                self.arrive(cid);
+                self.enter(cid);
+                Ok(())
+            }
+            UnixFs::Shard(shard) => {
+                let mut place = self.place;
+                let found = shard.find(&self.segments[self.done], &mut place);
+                match found.map_err(|source| PathError::UnixFs { at: self.here(), source })? {
+                    Found::Entry(entry) => self.enter(entry.cid),
+                    Found::Shard(cid) => (self.place, self.step) = (place, Step::Need(cid)),
+                    Found::Nothing => return Err(self.not_found()),
+                }
                 Ok(())
             }
             UnixFs::File(_) => Err(self.not_a_tree("a file")),
             UnixFs::Symlink(_) => Err(self.not_a_tree("a symbolic link")),
         }
+    }
+
+    /// Goes from a directory to what the next segment names in it.
+    fn enter(&mut self, cid: Cid) {
+        self.done += 1;
+        self.place = Place::default();
+        self.arrive(cid);
     }
 
     fn enter_value(&mut self, cid: Cid, value: Result<Ipld, DecodeError>) -> Result<(), PathError> {

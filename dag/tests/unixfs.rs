@@ -3,30 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use iptl_dag::unixfs::pb::{PbKind, PbLink, PbNode, PbUnixFs};
 use iptl_dag::unixfs::{
-    DirectoryBuilder, DirectoryError, Entry, FileBuilder, FileReader, LEAF_MAX, LEAF_MIN, Profile, UnixFs, UnixFsError,
-    check_name, empty_directory,
+    DirectoryBuilder, DirectoryError, Entry, FileBuilder, FileReader, LEAF_MAX, LEAF_MIN, Metadata, Modified, Profile,
+    UnixFs, UnixFsError, check_name, empty_directory, metadata_of, symlink,
 };
-use iptl_dag::{Block, Cid, Codec, MAX_BLOCK_SIZE};
+use iptl_dag::{Block, Cid, Codec};
 use proptest::prelude::*;
 
 use crate::generate::keystream;
-
-#[test]
-fn published_vectors_of_unixfs_v1_2025_are_met() {
-    let rows = [
-        (b"hello world".to_vec(), "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"),
-        (keystream("chunk-v1-seed", 1 << 20), "bafkreiacndfy443ter6qr2tmbbdhadvxxheowwf75s6zehscklu6ezxmta"),
-        (keystream("chunk-v1-seed", (1 << 20) + 1), "bafybeigmix7t42i6jacydtquhet7srwvgpizfg7gjbq7627d35mjomtu64"),
-    ];
-    for (bytes, cid) in rows {
-        let (entry, _) = build(Profile::UnixFsV1, &[&bytes]);
-        assert_eq!(entry.cid.to_string(), cid, "{} bytes", bytes.len());
-    }
-    let mut blocks = Vec::new();
-    let entry = DirectoryBuilder::with_profile(Profile::UnixFsV1).finish(&mut blocks).expect("fits");
-    assert_eq!(entry.cid.to_string(), "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354");
-}
 
 #[test]
 fn file_is_read_back_as_it_was_written() {
@@ -120,27 +105,113 @@ fn directory_lists_its_entries_sorted_by_bytes_whatever_the_order_of_insertion()
 }
 
 #[test]
-fn directory_larger_than_a_block_is_a_typed_error() {
-    let entry = Entry::of_block(&Block::new(Codec::Raw, "x"));
-    let mut directory = DirectoryBuilder::new();
-    for i in 0..40_000 {
-        directory.insert(format!("{i}.jsonl"), entry.clone()).expect("free");
-    }
-    let Err(DirectoryError::TooLarge { entries: 40_000, size }) = directory.finish(&mut Vec::new()) else {
-        panic!("it fits")
-    };
-    assert!(size > MAX_BLOCK_SIZE);
-}
-
-#[test]
 fn empty_directory_has_no_entries() {
     assert_eq!(UnixFs::of_block(&empty_directory()), Ok(UnixFs::Directory(Vec::new())));
 }
 
 #[test]
-fn symlinks_are_read_and_shards_are_recognised() {
-    assert_eq!(UnixFs::decode(b"\x0a\x0a\x08\x04\x12\x06target"), Ok(UnixFs::Symlink("target".into())));
-    assert_eq!(UnixFs::decode(b"\x0a\x02\x08\x05"), Err(UnixFsError::Unsupported { what: "a sharded directory" }));
+fn symlinks_are_written_as_they_are_read() {
+    let node = b"\x0a\x0a\x08\x04\x12\x06target";
+    assert_eq!(UnixFs::decode(node), Ok(UnixFs::Symlink("target".into())));
+    let mut blocks = Vec::new();
+    let entry = symlink(Profile::UnixFsV1, "target", Metadata::default(), &mut blocks);
+    assert_eq!(blocks[0].data(), &node[..]);
+    assert_eq!((entry.cid, entry.total_size), (*blocks[0].cid(), node.len() as u64));
+}
+
+#[test]
+fn mode_and_time_stand_in_the_root_of_a_file_and_nowhere_else() {
+    let metadata = Metadata { mode: Some(0o750), modified: Some(Modified { seconds: 1_700_000_000, nanos: 7 }) };
+    let bytes = keystream("metadata", 1_500_000);
+    for (profile, size) in Profile::ALL.into_iter().flat_map(|profile| [0, 1, bytes.len()].map(|size| (profile, size)))
+    {
+        let bytes = &bytes[..size];
+        let (plain, plain_blocks) = build(profile, &[bytes]);
+        let mut blocks = Vec::new();
+        let mut file = FileBuilder::with_profile(profile).metadata(metadata);
+        file.push(bytes, &mut blocks);
+        let entry = file.finish(&mut blocks);
+        assert_eq!(metadata_of(blocks.last().expect("a root")), Ok(metadata), "{profile}, {size} bytes");
+        assert_eq!(metadata_of(plain_blocks.last().expect("a root")), Ok(Metadata::default()));
+        assert_ne!(entry.cid, plain.cid);
+        assert_eq!((entry.content_size, read(&entry.cid, &blocks)), (size as u64, bytes.to_vec()));
+        let kept = leaves(&plain_blocks).filter(|leaf| blocks.contains(leaf)).count();
+        assert_eq!(kept, leaves(&plain_blocks).count(), "the same leaves, so that nothing is stored twice");
+        assert_eq!(entry.total_size, blocks.iter().map(|b| b.data().len() as u64).sum::<u64>());
+    }
+}
+
+#[test]
+fn every_time_that_a_file_system_has_is_kept() {
+    for (seconds, nanos) in [(0, 0), (1_700_000_000, 999_999_999), (-1, 1), (i64::MIN, 0), (i64::MAX, 5)] {
+        let metadata = Metadata { mode: Some(0o1777), modified: Some(Modified { seconds, nanos }) };
+        let mut blocks = Vec::new();
+        DirectoryBuilder::new().metadata(metadata).finish(&mut blocks).expect("fits");
+        symlink(Profile::Iptl, "x", metadata, &mut blocks);
+        assert!(blocks.iter().all(|block| metadata_of(block) == Ok(metadata)), "{metadata:?}");
+    }
+}
+
+#[test]
+fn time_with_more_nanoseconds_than_a_second_has_is_refused() {
+    let message = |nanos: u32| [&b"\x08\x02\x18\x00\x42\x07\x08\x01\x15"[..], &nanos.to_le_bytes()].concat();
+    assert_eq!(
+        PbUnixFs::decode(&message(5)).expect("valid").metadata.modified,
+        Some(Modified { seconds: 1, nanos: 5 })
+    );
+    for nanos in [0, 1_000_000_000, u32::MAX] {
+        assert!(PbUnixFs::decode(&message(nanos)).is_err(), "{nanos} ns");
+    }
+}
+
+#[test]
+fn part_of_a_file_is_read_from_the_blocks_that_hold_it() {
+    let size = 20 * LEAF_MAX + 5;
+    let bytes = keystream("range", size);
+    let (entry, blocks) = build(Profile::UnixFsV1, &[&bytes]);
+    let leaf = LEAF_MAX as u64;
+    let end = size as u64;
+    let rows = [
+        (0..end, 22),
+        (0..1, 2),
+        (leaf - 1..leaf, 2),
+        (leaf - 1..leaf + 1, 3),
+        (leaf..2 * leaf, 2),
+        (leaf..2 * leaf + 1, 3),
+        (end - 1..end, 2),
+        (end - 6..u64::MAX, 3),
+        (end..u64::MAX, 1),
+        (7..7, 1),
+    ];
+    for (range, touched) in rows {
+        let (part, count) = read_counted(FileReader::of_range(entry.cid, range.clone()), &blocks);
+        let at = |at: u64| usize::try_from(at.min(end)).expect("small");
+        assert_eq!(part, bytes[at(range.start)..at(range.end)], "{range:?}");
+        assert_eq!(count, touched, "{range:?}");
+    }
+}
+
+#[test]
+fn part_of_a_deep_file_is_read_from_one_path() {
+    // 174 × 174 leaves and one more: three levels of nodes, by content of one byte a leaf.
+    let leaves: Vec<Block> = (0..2).map(|i| Block::new(Codec::Raw, vec![i; 1])).collect();
+    let node = |parts: &[(Cid, u64)]| {
+        let links = parts.iter().map(|(cid, _)| PbLink { cid: *cid, name: Some(String::new()), tsize: None }).collect();
+        let block_sizes: Vec<u64> = parts.iter().map(|(_, size)| *size).collect();
+        let file_size = Some(block_sizes.iter().sum());
+        let message = PbUnixFs { file_size, block_sizes, ..PbUnixFs::new(PbKind::File) };
+        Block::new(Codec::DagPb, PbNode { links, data: Some(message.encode()) }.encode())
+    };
+    let zeros = node(&vec![(*leaves[0].cid(), 1); 174]);
+    let middle = node(&vec![(*zeros.cid(), 174); 174]);
+    let root = node(&[(*middle.cid(), 174 * 174), (*leaves[1].cid(), 1)]);
+    let blocks: Vec<Block> = leaves.into_iter().chain([zeros, middle, root.clone()]).collect();
+    let last = 174 * 174;
+    for (range, expected, touched) in [(last..last + 9, &[1][..], 2), (last - 1..last, &[0], 4), (173..175, &[0, 0], 6)]
+    {
+        let (part, count) = read_counted(FileReader::of_range(*root.cid(), range.clone()), &blocks);
+        assert_eq!((part.as_slice(), count), (expected, touched), "{range:?}");
+    }
 }
 
 #[test]
@@ -154,8 +225,8 @@ fn file_node_whose_sizes_do_not_add_up_is_refused() {
 #[test]
 fn reader_refuses_a_leaf_of_another_size_than_its_parent_states() {
     let leaf = Block::new(Codec::Raw, "12345");
-    let node = iptl_dag::unixfs::pb::PbNode {
-        links: vec![iptl_dag::unixfs::pb::PbLink { cid: *leaf.cid(), name: None, tsize: None }],
+    let node = PbNode {
+        links: vec![PbLink { cid: *leaf.cid(), name: None, tsize: None }],
         data: Some(b"\x08\x02\x18\x06\x20\x06".to_vec()),
     };
     let root = Block::new(Codec::DagPb, node.encode());
@@ -204,14 +275,20 @@ fn build(profile: Profile, pieces: &[&[u8]]) -> (Entry, Vec<Block>) {
 }
 
 fn read(root: &Cid, blocks: &[Block]) -> Vec<u8> {
+    let (bytes, _) = read_counted(FileReader::new(*root), blocks);
+    bytes
+}
+
+/// Returns what a reader gives, and how many blocks it asked for.
+fn read_counted(mut reader: FileReader, blocks: &[Block]) -> (Vec<u8>, usize) {
     let by_cid: BTreeMap<&Cid, &Block> = blocks.iter().map(|b| (b.cid(), b)).collect();
-    let mut reader = FileReader::new(*root);
-    let mut bytes = Vec::new();
+    let (mut bytes, mut count) = (Vec::new(), 0);
     while let Some(cid) = reader.next().copied() {
         bytes.extend(reader.supply(by_cid[&cid]).expect("built as read"));
+        count += 1;
     }
-    assert_eq!(reader.size(), Some(bytes.len() as u64));
-    bytes
+    assert!(reader.size().is_some_and(|size| size >= bytes.len() as u64));
+    (bytes, count)
 }
 
 fn leaves(blocks: &[Block]) -> impl Iterator<Item = &Block> {

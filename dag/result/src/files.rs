@@ -8,8 +8,7 @@
 //! ```
 //!
 //! Instances' files are the ones that their lablets made, linked and not copied. A directory appears where there is
-//! something in it. Where a group has so many entries that its directory would exceed a block, they stand in
-//! directories of a thousand, named by their first index: `logs/<group>/12000/12345.jsonl`.
+//! something in it, and is sharded where a group has some thousands of entries, which paths do not show.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +18,6 @@ use iptl_dag::{Block, Cid};
 use serde::Serialize;
 
 use crate::metrics::MetricSummary;
-
-/// Instances in one numeric directory.
-const SPLIT: u32 = 1000;
 
 /// What stands in `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -130,24 +126,9 @@ fn instance_directory(
     entries: BTreeMap<u32, Entry>,
     blocks: &mut Vec<Block>,
 ) -> Result<Entry, DirectoryError> {
-    let flat = |entries: BTreeMap<u32, Entry>, blocks: &mut Vec<Block>| {
-        let mut directory = DirectoryBuilder::new();
-        for (index, entry) in entries {
-            directory.insert(kind.file_name(index), entry)?;
-        }
-        directory.finish(blocks)
-    };
-    match flat(entries.clone(), blocks) {
-        Err(DirectoryError::TooLarge { .. }) => {}
-        finished => return finished,
-    }
     let mut directory = DirectoryBuilder::new();
-    let mut rest = entries;
-    while let Some((first, _)) = rest.first_key_value() {
-        let first = first / SPLIT * SPLIT;
-        let later = rest.split_off(&first.saturating_add(SPLIT));
-        directory.insert(first.to_string(), flat(rest, blocks)?)?;
-        rest = later;
+    for (index, entry) in entries {
+        directory.insert(kind.file_name(index), entry)?;
     }
     directory.finish(blocks)
 }

@@ -87,7 +87,7 @@ impl<'a> Source<'a> {
         let below = node.links.iter().filter_map(|l| l.tsize).fold(0, u64::saturating_add);
         let content_size = match UnixFs::of_block(&block).map_err(unusable)? {
             UnixFs::File(file) => file.size,
-            UnixFs::Directory(_) | UnixFs::Symlink(_) => 0,
+            UnixFs::Directory(_) | UnixFs::Shard(_) | UnixFs::Symlink(_) => 0,
         };
         Ok(Entry { cid: *cid, total_size: own_size.saturating_add(below), content_size })
     }

@@ -144,7 +144,7 @@ fn metrics_that_stand_for_more_than_anybody_can_read_are_given_up() {
     // Each level stands for twice the one below it: 40 blocks for a terabyte.
     for _ in 0..40 {
         let part = PbLink { cid, name: None, tsize: None };
-        let message = PbUnixFs { kind: PbKind::File, data: None, file_size: None, block_sizes: vec![size, size] };
+        let message = PbUnixFs { block_sizes: vec![size, size], ..PbUnixFs::new(PbKind::File) };
         let node = PbNode { links: vec![part.clone(), part], data: Some(message.encode()) };
         let block = Block::new(Codec::DagPb, node.encode());
         (cid, size) = (*block.cid(), size * 2);

@@ -1,44 +1,14 @@
-//! Writing: bytes to files, names to directories.
-
-use std::collections::BTreeMap;
+//! Writing files: bytes that arrive in pieces to leaves, and leaves to a tree.
 
 use bytes::Bytes;
-use fastcdc::v2020::{Normalization, cut, select_masks};
-use multihash_codetable::Code;
+use fastcdc::v2020::{Normalization, select_masks};
 
-use super::pb::{PbKind, PbLink, PbNode, PbUnixFs};
-use crate::{Block, Cid, Codec, MAX_BLOCK_SIZE};
-
-/// Smallest leaf in bytes, but for the last of a file. With the next two fixed for ever: every file's CID hangs on it.
-pub const LEAF_MIN: usize = 16 << 10;
-/// Average leaf in bytes, about which cut points are normalised.
-pub const LEAF_AVERAGE: usize = 64 << 10;
-/// Largest leaf in bytes: what IPFS peers accept without being asked for more.
-pub const LEAF_MAX: usize = 1 << 20;
-/// Most links of a node within a file, from the profile `unixfs-v1-2025`.
-pub const FILE_WIDTH: usize = 1024;
+use super::pb::{Metadata, PbKind, PbLink, PbNode, PbUnixFs};
+use super::{LEAF_AVERAGE, LEAF_MAX, Profile};
+use crate::{Block, Cid, Codec};
 
 /// Bytes that a builder holds before it cuts: two leaves of the largest size, so that moving the tail is cheap.
 const BUFFER_SIZE: usize = 2 * LEAF_MAX;
-
-/// Rules by which bytes become blocks; the same bytes under the same profile give the same CID for ever.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Profile {
-    /// The lab's own: FastCDC leaves under BLAKE3-256, so that a leaf's digest is its hash on the wire.
-    #[default]
-    Iptl,
-    /// `unixfs-v1-2025` of IPIP-499: leaves of 1 MiB under SHA2-256, the CIDs that IPFS tools give under that name.
-    UnixFsV1,
-}
-
-impl Profile {
-    fn block(self, codec: Codec, data: Bytes) -> Block {
-        match self {
-            Profile::Iptl => Block::new(codec, data),
-            Profile::UnixFsV1 => Block::with_hash(codec, Code::Sha2_256, data),
-        }
-    }
-}
 
 /// A finished file or directory, as a directory lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +50,9 @@ pub struct FileBuilder {
     profile: Profile,
     buffer: Vec<u8>,
     masks: (u64, u64),
+    metadata: Metadata,
+    /// The node that was made last, which is the root where there is one.
+    last_node: Option<Block>,
     /// Links that have no parent yet, leaves first.
     levels: Vec<Vec<Part>>,
 }
@@ -107,7 +80,14 @@ impl FileBuilder {
     /// Starts a file under a profile.
     pub fn with_profile(profile: Profile) -> FileBuilder {
         let masks = select_masks(LEAF_AVERAGE, Normalization::Level1);
-        FileBuilder { profile, buffer: Vec::new(), masks, levels: vec![Vec::new()] }
+        let metadata = Metadata::default();
+        FileBuilder { profile, buffer: Vec::new(), masks, metadata, last_node: None, levels: vec![Vec::new()] }
+    }
+
+    /// Keeps mode and time in the root, whose CID they change. A file of one raw leaf then has a node above it.
+    pub fn metadata(mut self, metadata: Metadata) -> FileBuilder {
+        self.metadata = metadata;
+        self
     }
 
     /// Builds a file that is in memory as a whole.
@@ -132,7 +112,7 @@ impl FileBuilder {
 
     /// Ends the file and appends its last blocks, the root at the end.
     ///
-    /// A file of one leaf is that leaf; an empty file is the empty raw block.
+    /// A file of one leaf is that leaf; an empty file is the empty leaf.
     pub fn finish(mut self, blocks: &mut Vec<Block>) -> Entry {
         self.cut_leaves(1, blocks);
         if self.levels.iter().all(Vec::is_empty) {
@@ -143,6 +123,8 @@ impl FileBuilder {
             let top = level + 1 == self.levels.len();
             match (self.levels[level].as_slice(), top) {
                 ([root], true) => {
+                    let root = root.clone();
+                    let root = if self.metadata.is_empty() { root } else { self.with_metadata(root, blocks) };
                     return Entry { cid: root.cid, total_size: root.total_size, content_size: root.file_size };
                 }
                 ([], _) => {}
@@ -157,7 +139,7 @@ impl FileBuilder {
         let buffer = std::mem::take(&mut self.buffer);
         let mut start = 0;
         while buffer.len() - start >= enough {
-            let length = self.leaf_length(&buffer[start..]);
+            let length = self.profile.leaf_length(&buffer[start..], self.masks);
             self.add_leaf(Bytes::copy_from_slice(&buffer[start..start + length]), blocks);
             start += length;
         }
@@ -165,22 +147,20 @@ impl FileBuilder {
         self.buffer.drain(..start);
     }
 
-    fn leaf_length(&self, bytes: &[u8]) -> usize {
-        match self.profile {
-            Profile::Iptl => {
-                let (strict, relaxed) = self.masks;
-                let (_, length) =
-                    cut(bytes, LEAF_MIN, LEAF_AVERAGE, LEAF_MAX, strict, relaxed, strict << 1, relaxed << 1);
-                length
-            }
-            Profile::UnixFsV1 => bytes.len().min(LEAF_MAX),
-        }
-    }
-
     fn add_leaf(&mut self, data: Bytes, blocks: &mut Vec<Block>) {
-        let size = data.len() as u64;
-        let block = self.profile.block(Codec::Raw, data);
-        self.add(0, Part { cid: *block.cid(), file_size: size, total_size: size }, block, blocks);
+        let file_size = data.len() as u64;
+        let block = if self.profile.has_raw_leaves() {
+            self.profile.block(Codec::Raw, data)
+        } else {
+            let message = PbUnixFs {
+                data: (!data.is_empty()).then(|| data.to_vec()),
+                file_size: Some(file_size),
+                ..PbUnixFs::new(PbKind::File)
+            };
+            self.node(Vec::new(), &message)
+        };
+        let total_size = block.data().len() as u64;
+        self.add(0, Part { cid: *block.cid(), file_size, total_size }, block, blocks);
     }
 
     fn add(&mut self, level: usize, part: Part, block: Block, blocks: &mut Vec<Block>) {
@@ -189,7 +169,7 @@ impl FileBuilder {
             self.levels.push(Vec::new());
         }
         self.levels[level].push(part);
-        if self.levels[level].len() == FILE_WIDTH {
+        if self.levels[level].len() == self.profile.file_width() {
             self.close_node(level, blocks);
         }
     }
@@ -199,138 +179,60 @@ impl FileBuilder {
         let parts = std::mem::take(&mut self.levels[level]);
         let file_size = parts.iter().map(|p| p.file_size).sum();
         let message = PbUnixFs {
-            kind: PbKind::File,
-            data: None,
             file_size: Some(file_size),
             block_sizes: parts.iter().map(|p| p.file_size).collect(),
+            ..PbUnixFs::new(PbKind::File)
         };
         let links =
             parts.iter().map(|p| PbLink { cid: p.cid, name: Some(String::new()), tsize: Some(p.total_size) }).collect();
-        let data = PbNode { links, data: Some(message.encode()) }.encode();
-        let total_size = data.len() as u64 + parts.iter().map(|p| p.total_size).sum::<u64>();
-        let block = self.profile.block(Codec::DagPb, data.into());
+        let block = self.node(links, &message);
+        let total_size = block.data().len() as u64 + parts.iter().map(|p| p.total_size).sum::<u64>();
         self.add(level + 1, Part { cid: *block.cid(), file_size, total_size }, block, blocks);
     }
-}
 
-/// Why a name cannot stand in a directory.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} cannot be the name of a file: {reason}")]
-pub struct NameError {
-    /// The name.
-    pub name: String,
-    /// What is wrong with it.
-    pub reason: &'static str,
-}
-
-/// Checks that a name names one thing inside its directory, wherever the directory is written to.
-pub fn check_name(name: &str) -> Result<(), NameError> {
-    let reason = match name {
-        "" => "it is empty",
-        "." | ".." => "it leaves its directory",
-        _ if name.contains('/') => "it contains a slash",
-        _ if name.contains('\0') => "it contains a NUL",
-        _ => return Ok(()),
-    };
-    Err(NameError { name: name.to_owned(), reason })
-}
-
-/// Why a directory could not be built.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DirectoryError {
-    /// A name that no directory may hold.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// The name is there already.
-    #[error("{name:?} is in the directory already")]
-    Duplicate {
-        /// The name.
-        name: String,
-    },
-    /// The directory needs a larger block than there may be.
-    #[error("a directory of {entries} entries takes {size} bytes, more than a block of {MAX_BLOCK_SIZE}")]
-    TooLarge {
-        /// Number of entries.
-        entries: usize,
-        /// Size of the block in bytes.
-        size: usize,
-    },
-}
-
-/// Builds a directory in one block.
-#[derive(Clone, Debug, Default)]
-pub struct DirectoryBuilder {
-    profile: Profile,
-    /// A `String` orders by its bytes, as dag-pb wants the links.
-    entries: BTreeMap<String, Entry>,
-}
-
-impl DirectoryBuilder {
-    /// Starts an empty directory under the lab's own profile.
-    pub fn new() -> DirectoryBuilder {
-        DirectoryBuilder::default()
-    }
-
-    /// Starts an empty directory under a profile.
-    pub fn with_profile(profile: Profile) -> DirectoryBuilder {
-        DirectoryBuilder { profile, entries: BTreeMap::new() }
-    }
-
-    /// Adds an entry; refuses names that could mean something outside the directory, and names that are there.
-    pub fn insert(&mut self, name: impl Into<String>, entry: Entry) -> Result<(), DirectoryError> {
-        let name = name.into();
-        check_name(&name)?;
-        if self.entries.contains_key(&name) {
-            return Err(DirectoryError::Duplicate { name });
-        }
-        self.entries.insert(name, entry);
-        Ok(())
-    }
-
-    /// Returns the number of entries.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Returns whether there are no entries.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Encodes the directory and appends its block to `blocks`.
-    pub fn finish(self, blocks: &mut Vec<Block>) -> Result<Entry, DirectoryError> {
-        let entries = self.entries.len();
-        let sum = |size: fn(&Entry) -> u64| self.entries.values().map(size).fold(0_u64, u64::saturating_add);
-        let (total_size, content_size) = (sum(|e| e.total_size), sum(|e| e.content_size));
-        let links = self
-            .entries
-            .into_iter()
-            .map(|(name, e)| PbLink { cid: e.cid, name: Some(name), tsize: Some(e.total_size) })
-            .collect();
-        let message = PbUnixFs { kind: PbKind::Directory, data: None, file_size: None, block_sizes: Vec::new() };
+    fn node(&mut self, links: Vec<PbLink>, message: &PbUnixFs) -> Block {
         let data = PbNode { links, data: Some(message.encode()) }.encode();
-        let size = data.len();
-        if size > MAX_BLOCK_SIZE {
-            return Err(DirectoryError::TooLarge { entries, size });
-        }
         let block = self.profile.block(Codec::DagPb, data.into());
-        let cid = *block.cid();
-        blocks.push(block);
-        Ok(Entry { cid, total_size: total_size.saturating_add(size as u64), content_size })
+        self.last_node = Some(block.clone());
+        block
     }
-}
 
-/// Returns the block of the empty directory.
-pub fn empty_directory() -> Block {
-    let mut blocks = Vec::new();
-    DirectoryBuilder::new().finish(&mut blocks).expect("an empty directory fits into a block");
-    blocks.remove(0)
+    /// Makes the root again with mode and time, above it where it is a raw leaf, which has no room for them.
+    fn with_metadata(&mut self, root: Part, blocks: &mut Vec<Block>) -> Part {
+        let (mut node, mut message, below) = match self.last_node.take() {
+            Some(block) => {
+                let node = PbNode::decode(block.data()).expect("it was written here");
+                let message = PbUnixFs::decode(node.data.as_deref().unwrap_or_default()).expect("it was written here");
+                // Nothing links the root that has neither.
+                if blocks.last().is_some_and(|last| last.cid() == block.cid()) {
+                    blocks.pop();
+                }
+                (node, message, root.total_size - block.data().len() as u64)
+            }
+            None => {
+                let message = PbUnixFs {
+                    file_size: Some(root.file_size),
+                    block_sizes: vec![root.file_size],
+                    ..PbUnixFs::new(PbKind::File)
+                };
+                let leaf = PbLink { cid: root.cid, name: Some(String::new()), tsize: Some(root.total_size) };
+                (PbNode { links: vec![leaf], data: None }, message, root.total_size)
+            }
+        };
+        message.metadata = self.metadata;
+        node.data = Some(message.encode());
+        let block = self.profile.block(Codec::DagPb, node.encode().into());
+        let total_size = below + block.data().len() as u64;
+        let part = Part { cid: *block.cid(), file_size: root.file_size, total_size };
+        blocks.push(block);
+        part
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unixfs::{FileNode, UnixFs};
+    use crate::unixfs::{FILE_WIDTH, FileNode, UnixFs};
 
     #[test]
     fn file_of_as_many_leaves_as_a_node_is_wide_has_one_node() {
@@ -361,7 +263,7 @@ mod tests {
         let block = blocks.iter().find(|b| b.cid() == cid).expect("built");
         match UnixFs::of_block(block).expect("valid") {
             UnixFs::File(node) => node,
-            UnixFs::Directory(_) | UnixFs::Symlink(_) => panic!("not a file"),
+            UnixFs::Directory(_) | UnixFs::Shard(_) | UnixFs::Symlink(_) => panic!("not a file"),
         }
     }
 }

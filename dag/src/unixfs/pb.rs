@@ -162,24 +162,96 @@ impl PbKind {
 }
 
 /// The UnixFS message in the data of a dag-pb node.
-///
-/// Mode, time and the parameters of shards are read over: the lab writes none of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PbUnixFs {
     /// What the node is.
     pub kind: PbKind,
-    /// Content that stands in the node itself; a symlink's target.
+    /// Content that stands in the node itself; a symlink's target; the slots of a shard that are taken.
     pub data: Option<Vec<u8>>,
     /// Size of the file under this node in bytes.
     pub file_size: Option<u64>,
     /// File bytes under each link.
     pub block_sizes: Vec<u64>,
+    /// Multihash code of the function that a shard's names are placed by.
+    pub hash_type: Option<u64>,
+    /// Slots of a shard.
+    pub fanout: Option<u64>,
+    /// Mode and time.
+    pub metadata: Metadata,
+}
+
+/// What a file system knows of a file beside its content. Nothing of it is in a node unless its writer wanted it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Permissions, in the lowest 12 bits; what the others say is not known.
+    pub mode: Option<u32>,
+    /// Time of the last modification.
+    pub modified: Option<Modified>,
+}
+
+/// A time of modification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Modified {
+    /// Seconds since 1970, in UTC.
+    pub seconds: i64,
+    /// Nanoseconds after that, less than a second.
+    pub nanos: u32,
+}
+
+/// Nanoseconds of a second.
+const SECOND_NANOS: u32 = 1_000_000_000;
+
+impl Metadata {
+    /// Says whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Metadata::default()
+    }
+}
+
+impl Modified {
+    fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16);
+        put_varint(&mut out, 1, self.seconds.cast_unsigned());
+        if self.nanos > 0 {
+            put_fixed32(&mut out, 2, self.nanos);
+        }
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Modified, PbError> {
+        const MESSAGE: &str = "a time of UnixFS";
+        let (mut seconds, mut nanos) = (None, 0);
+        let mut reader = Reader::new(bytes);
+        while let Some((number, wire)) = reader.field()? {
+            match (number, wire) {
+                (1, Wire::Varint(value)) => seconds = Some(value.cast_signed()),
+                (2, Wire::Fixed32(value)) if (1..SECOND_NANOS).contains(&value) => nanos = value,
+                (1 | 2, _) => return Err(PbError::Field { message: MESSAGE, number }),
+                _ => {}
+            }
+        }
+        let seconds = seconds.ok_or(PbError::Field { message: MESSAGE, number: 1 })?;
+        Ok(Modified { seconds, nanos })
+    }
 }
 
 impl PbUnixFs {
+    /// Returns a message with nothing but its kind.
+    pub fn new(kind: PbKind) -> PbUnixFs {
+        PbUnixFs {
+            kind,
+            data: None,
+            file_size: None,
+            block_sizes: Vec::new(),
+            hash_type: None,
+            fanout: None,
+            metadata: Metadata::default(),
+        }
+    }
+
     /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(16 + self.data.as_ref().map_or(0, Vec::len) + self.block_sizes.len() * 5);
+        let mut out = Vec::with_capacity(48 + self.data.as_ref().map_or(0, Vec::len) + self.block_sizes.len() * 5);
         put_varint(&mut out, 1, self.kind.number());
         if let Some(data) = &self.data {
             put_bytes(&mut out, 2, data);
@@ -190,33 +262,49 @@ impl PbUnixFs {
         for size in &self.block_sizes {
             put_varint(&mut out, 4, *size);
         }
+        let Metadata { mode, modified } = self.metadata;
+        for (number, value) in [(5, self.hash_type), (6, self.fanout), (7, mode.map(u64::from))] {
+            if let Some(value) = value {
+                put_varint(&mut out, number, value);
+            }
+        }
+        if let Some(modified) = modified {
+            put_bytes(&mut out, 8, &modified.encode());
+        }
         out
     }
 
     /// Decodes a message; never panics, whatever the bytes.
     pub fn decode(bytes: &[u8]) -> Result<PbUnixFs, PbError> {
         const MESSAGE: &str = "a UnixFS message";
-        let (mut kind, mut data, mut file_size, mut block_sizes) = (None, None, None, Vec::new());
+        let mut kind = None;
+        // The kind is set at the end, once it is known.
+        let mut message = PbUnixFs::new(PbKind::Raw);
         let mut reader = Reader::new(bytes);
         while let Some((number, wire)) = reader.field()? {
+            let field = PbError::Field { message: MESSAGE, number };
             match (number, wire) {
                 (1, Wire::Varint(number)) => kind = Some(PbKind::of(number).ok_or(PbError::Kind { kind: number })?),
-                (2, Wire::Bytes(bytes)) => data = Some(bytes.to_vec()),
-                (3, Wire::Varint(size)) => file_size = Some(size),
-                (4, Wire::Varint(size)) => block_sizes.push(size),
+                (2, Wire::Bytes(bytes)) => message.data = Some(bytes.to_vec()),
+                (3, Wire::Varint(size)) => message.file_size = Some(size),
+                (4, Wire::Varint(size)) => message.block_sizes.push(size),
                 (4, Wire::Bytes(packed)) => {
                     let mut sizes = Reader::new(packed);
                     while !sizes.rest.is_empty() {
-                        block_sizes.push(sizes.varint()?);
+                        message.block_sizes.push(sizes.varint()?);
                     }
                 }
-                (1..=4, _) => return Err(PbError::Field { message: MESSAGE, number }),
+                (5, Wire::Varint(code)) => message.hash_type = Some(code),
+                (6, Wire::Varint(fanout)) => message.fanout = Some(fanout),
+                (7, Wire::Varint(mode)) => message.metadata.mode = Some(u32::try_from(mode).map_err(|_| field)?),
+                (8, Wire::Bytes(bytes)) => message.metadata.modified = Some(Modified::decode(bytes)?),
+                (1..=8, _) => return Err(field),
                 // Later versions of UnixFS add fields; a reader of content can do without them.
                 _ => {}
             }
         }
-        let kind = kind.ok_or(PbError::Kind { kind: u64::MAX })?;
-        Ok(PbUnixFs { kind, data, file_size, block_sizes })
+        message.kind = kind.ok_or(PbError::Kind { kind: u64::MAX })?;
+        Ok(message)
     }
 }
 
@@ -239,10 +327,17 @@ fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+fn put_fixed32(out: &mut Vec<u8>, number: u64, value: u32) {
+    let mut buffer = unsigned_varint::encode::u64_buffer();
+    out.extend_from_slice(unsigned_varint::encode::u64(number << 3 | 5, &mut buffer));
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
 enum Wire<'a> {
     Varint(u64),
     Bytes(&'a [u8]),
-    Fixed,
+    Fixed32(u32),
+    Fixed64,
 }
 
 struct Reader<'a> {
@@ -262,12 +357,12 @@ impl<'a> Reader<'a> {
         let key = self.varint()?;
         let wire = match key & 7 {
             0 => Wire::Varint(self.varint()?),
-            1 => self.take(8).map(|_| Wire::Fixed)?,
+            1 => self.take(8).map(|_| Wire::Fixed64)?,
             2 => {
                 let length = self.varint()?;
                 Wire::Bytes(self.take(usize::try_from(length).unwrap_or(usize::MAX))?)
             }
-            5 => self.take(4).map(|_| Wire::Fixed)?,
+            5 => Wire::Fixed32(self.take(4)?.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))),
             _ => return Err(self.malformed()),
         };
         Ok(Some((key >> 3, wire)))

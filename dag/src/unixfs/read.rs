@@ -1,8 +1,11 @@
 //! Reading: nodes, and the content of files in order.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
-use super::pb::{PbError, PbKind, PbLink, PbNode, PbUnixFs};
+use super::Shard;
+use super::pb::{Metadata, PbError, PbKind, PbLink, PbNode, PbUnixFs};
 use crate::{Block, Cid, Codec};
 
 /// Deepest tree of a file that is read: even of width 2, one this deep holds more than any store.
@@ -26,6 +29,12 @@ pub enum UnixFsError {
     /// The sizes that a file's node states do not add up.
     #[error("the sizes in a file's node do not add up")]
     Sizes,
+    /// A node of a sharded directory that no writer makes.
+    #[error("a sharded directory cannot be read: {reason}")]
+    Shard {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A valid node of a kind that is not read here.
     #[error("{what} cannot be read")]
     Unsupported {
@@ -38,6 +47,9 @@ pub enum UnixFsError {
     /// Expected a file.
     #[error("not a file")]
     NotAFile,
+    /// Expected a directory, or a node of one.
+    #[error("not a directory")]
+    NotADirectory,
     /// The tree of a file is deeper than any writer makes it.
     #[error("a file's tree is deeper than {MAX_FILE_DEPTH} levels")]
     TooDeep,
@@ -49,8 +61,8 @@ pub enum UnixFsError {
         /// CID of the block that was supplied.
         got: Cid,
     },
-    /// The file is at its end.
-    #[error("the file has been read to its end")]
+    /// The file or directory is at its end.
+    #[error("all of it has been read")]
     AtEnd,
 }
 
@@ -61,6 +73,8 @@ pub enum UnixFs {
     File(FileNode),
     /// A directory in one block; entries in the order of the block.
     Directory(Vec<DirEntry>),
+    /// A node of a sharded directory; a [`DirectoryReader`](super::DirectoryReader) reads them all.
+    Shard(Shard),
     /// A symbolic link with its target, which nobody follows.
     Symlink(String),
 }
@@ -101,8 +115,7 @@ pub struct DirEntry {
 impl UnixFs {
     /// Decodes the bytes of a dag-pb block; never panics, whatever the bytes.
     pub fn decode(bytes: &[u8]) -> Result<UnixFs, UnixFsError> {
-        let node = PbNode::decode(bytes)?;
-        let message = PbUnixFs::decode(node.data.as_deref().ok_or(UnixFsError::NoData)?)?;
+        let (node, message) = decode_both(bytes)?;
         match message.kind {
             PbKind::Raw | PbKind::File => file_node(node.links, message).map(UnixFs::File),
             PbKind::Directory => node.links.into_iter().map(dir_entry).collect::<Result<_, _>>().map(UnixFs::Directory),
@@ -110,7 +123,7 @@ impl UnixFs {
                 String::from_utf8(message.data.unwrap_or_default()).map(UnixFs::Symlink).map_err(|_| UnixFsError::Name)
             }
             PbKind::Metadata => Err(UnixFsError::Unsupported { what: "a metadata node" }),
-            PbKind::HamtShard => Err(UnixFsError::Unsupported { what: "a sharded directory" }),
+            PbKind::HamtShard => Shard::of_node(node.links, &message).map(UnixFs::Shard),
         }
     }
 
@@ -125,6 +138,20 @@ impl UnixFs {
             Some(Codec::DagCbor | Codec::DagJson) | None => Err(UnixFsError::Codec { codec: block.cid().codec() }),
         }
     }
+}
+
+/// Reads mode and time of a file, directory or symlink. Raw blocks have none, nor has what is not UnixFS.
+pub fn metadata_of(block: &Block) -> Result<Metadata, UnixFsError> {
+    match Codec::of(block.cid()) {
+        Some(Codec::DagPb) => decode_both(block.data()).map(|(_, message)| message.metadata),
+        Some(Codec::Raw | Codec::DagCbor | Codec::DagJson) | None => Ok(Metadata::default()),
+    }
+}
+
+fn decode_both(bytes: &[u8]) -> Result<(PbNode, PbUnixFs), UnixFsError> {
+    let node = PbNode::decode(bytes)?;
+    let message = PbUnixFs::decode(node.data.as_deref().ok_or(UnixFsError::NoData)?)?;
+    Ok((node, message))
 }
 
 fn file_node(links: Vec<PbLink>, message: PbUnixFs) -> Result<FileNode, UnixFsError> {
@@ -147,15 +174,18 @@ fn dir_entry(link: PbLink) -> Result<DirEntry, UnixFsError> {
     Ok(DirEntry { name, cid: link.cid, total_size: link.tsize.unwrap_or(0) })
 }
 
-/// Reads a file in order, one block at a time, without touching a store.
+/// Reads a file or a part of one in order, one block at a time, without touching a store.
 ///
 /// Ask [`next`](FileReader::next) for a CID, get the block, [`supply`](FileReader::supply) it and write what comes
-/// back. The number of steps is bounded by the file's size. [`upcoming`](FileReader::upcoming) names the CIDs after it, for reading ahead.
+/// back. The number of steps is bounded by the bytes that are read: blocks beside the part are not asked for.
+/// [`upcoming`](FileReader::upcoming) names the CIDs after the next, for reading ahead.
 #[derive(Clone, Debug)]
 pub struct FileReader {
-    /// What is still to be read, the next at the end, each with its depth.
+    /// What is still to be read, the next at the end.
     pending: Vec<Pending>,
     size: Option<u64>,
+    /// Bytes of the file that are wanted.
+    range: Range<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -163,21 +193,28 @@ struct Pending {
     cid: Cid,
     /// Size that the parent states; the root has no parent.
     size: Option<u64>,
+    /// Bytes of the file before this part.
+    start: u64,
     depth: usize,
 }
 
 impl FileReader {
-    /// Starts at the root of a file.
+    /// Starts at the root of a file, to read all of it.
     pub fn new(root: Cid) -> FileReader {
-        FileReader { pending: vec![Pending { cid: root, size: None, depth: 0 }], size: None }
+        FileReader::of_range(root, 0..u64::MAX)
     }
 
-    /// Returns the size of the file in bytes, once the root was supplied.
+    /// Starts at the root of a file, to read some of its bytes: as many of the range as the file has.
+    pub fn of_range(root: Cid, range: Range<u64>) -> FileReader {
+        FileReader { pending: vec![Pending { cid: root, size: None, start: 0, depth: 0 }], size: None, range }
+    }
+
+    /// Returns the size of the whole file in bytes, once the root was supplied.
     pub fn size(&self) -> Option<u64> {
         self.size
     }
 
-    /// Returns the block that comes next, or `None` at the end of the file.
+    /// Returns the block that comes next, or `None` at the end.
     pub fn next(&self) -> Option<&Cid> {
         self.pending.last().map(|p| &p.cid)
     }
@@ -187,7 +224,7 @@ impl FileReader {
         self.pending.iter().rev().take(max).map(|p| &p.cid)
     }
 
-    /// Takes the block that comes next and returns the content that stands in it, which may be none.
+    /// Takes the block that comes next and returns the wanted content that stands in it, which may be none.
     ///
     /// The reader stays as it was where the block is refused.
     pub fn supply(&mut self, block: &Block) -> Result<Bytes, UnixFsError> {
@@ -197,9 +234,9 @@ impl FileReader {
         }
         let node = match UnixFs::of_block(block)? {
             UnixFs::File(node) => node,
-            UnixFs::Directory(_) | UnixFs::Symlink(_) => return Err(UnixFsError::NotAFile),
+            UnixFs::Directory(_) | UnixFs::Shard(_) | UnixFs::Symlink(_) => return Err(UnixFsError::NotAFile),
         };
-        if next.size.is_some_and(|stated| stated != node.size) {
+        if next.size.is_some_and(|stated| stated != node.size) || next.start.checked_add(node.size).is_none() {
             return Err(UnixFsError::Sizes);
         }
         if next.depth == MAX_FILE_DEPTH && !node.parts.is_empty() {
@@ -207,10 +244,27 @@ impl FileReader {
         }
         self.pending.pop();
         self.size.get_or_insert(node.size);
-        let depth = next.depth + 1;
-        // A part without content is left out: a tree of nothing but those could be walked for ever.
-        let parts = node.parts.iter().rev().filter(|p| p.size > 0);
-        self.pending.extend(parts.map(|p| Pending { cid: p.cid, size: Some(p.size), depth }));
-        Ok(node.data)
+        let end = next.start + node.data.len() as u64;
+        let content = overlap(&self.range, next.start..end).map_or(Bytes::new(), |wanted| {
+            let within = |at: u64| usize::try_from(at - next.start).expect("it lies within the data of a block");
+            node.data.slice(within(wanted.start)..within(wanted.end))
+        });
+        let first = self.pending.len();
+        let mut start = end;
+        for part in &node.parts {
+            // A part without content is left out: a tree of nothing but those could be walked for ever.
+            if overlap(&self.range, start..start + part.size).is_some() {
+                self.pending.push(Pending { cid: part.cid, size: Some(part.size), start, depth: next.depth + 1 });
+            }
+            start += part.size;
+        }
+        self.pending[first..].reverse();
+        Ok(content)
     }
+}
+
+/// Returns what two ranges have in common, where that is not empty.
+fn overlap(a: &Range<u64>, b: Range<u64>) -> Option<Range<u64>> {
+    let common = a.start.max(b.start)..a.end.min(b.end);
+    (!common.is_empty()).then_some(common)
 }

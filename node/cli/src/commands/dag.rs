@@ -162,10 +162,16 @@ async fn tree(ctx: &Context, args: TreeArgs) -> Result {
 
 /// Lists the links of a block with the names under which people reach them.
 fn named_links(block: &Block) -> Result<Vec<(String, Cid)>> {
-    if Codec::of(block.cid()) == Some(Codec::DagPb)
-        && let Ok(UnixFs::Directory(entries)) = UnixFs::of_block(block)
-    {
-        return Ok(entries.into_iter().map(|e| (e.name, e.cid)).collect());
+    if Codec::of(block.cid()) == Some(Codec::DagPb) {
+        match UnixFs::of_block(block) {
+            Ok(UnixFs::Directory(entries)) => return Ok(entries.into_iter().map(|e| (e.name, e.cid)).collect()),
+            // What stands further down has no name here.
+            Ok(UnixFs::Shard(shard)) => {
+                let below = shard.shards().map(|cid| (String::new(), *cid));
+                return Ok(shard.entries().map(|e| (e.name.clone(), e.cid)).chain(below).collect());
+            }
+            Ok(UnixFs::File(_) | UnixFs::Symlink(_)) | Err(_) => {}
+        }
     }
     if let Ok(value) = codec::to_ipld(block)
         && Codec::of(block.cid()) != Some(Codec::DagPb)
@@ -202,6 +208,7 @@ fn kind_of(block: &Block) -> String {
     match Codec::of(block.cid()) {
         Some(Codec::DagPb) => match UnixFs::of_block(block) {
             Ok(UnixFs::Directory(entries)) => ui::count(entries.len() as u64, "entry").replace("entrys", "entries"),
+            Ok(UnixFs::Shard(_)) => "node of a directory".to_owned(),
             Ok(UnixFs::File(file)) => format!("file, {}", ui::bytes(file.size)),
             Ok(UnixFs::Symlink(_)) => "symbolic link".to_owned(),
             Err(_) => "dag-pb".to_owned(),
