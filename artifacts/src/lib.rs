@@ -2,8 +2,8 @@
 //!
 //! [`BlobStore`] is the one seam: blocks by multihash, verified before they enter. [`MemStore`] is the back end of tests
 //! and of short-lived work; the one on disk lives in a crate of its own, and [`contract`] is what each must pass.
-//! [`import`] makes UnixFS out of files and directories, [`export`] writes them back, [`car`] streams a
-//! whole DAG,
+//! [`import`] makes UnixFS out of files and directories, [`export`] writes them back, [`car`] is a whole
+//! DAG as a stream, out and in,
 //! [`Pins`] says what is kept, and [`gc`] drops the rest.
 //!
 //! Nothing here opens a connection: fetching is the node's work. Start reading at [`BlobStore`].
