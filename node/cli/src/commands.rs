@@ -11,6 +11,7 @@ pub mod down;
 pub mod exec;
 pub mod explain;
 pub mod get;
+pub mod import;
 pub mod invite;
 pub mod join;
 pub mod lab;
@@ -59,6 +60,8 @@ pub enum Command {
     Ls(ls::Args),
     /// Fetch, verify and write out
     Get(get::Args),
+    /// Take the blocks of a CAR
+    Import(import::Args),
     /// Summary of anything that has a CID; a result is verified
     Show(show::Args),
     /// Look at the DAG itself
@@ -104,6 +107,7 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Status(args)) => status::run(ctx, args).await,
         Some(Command::Ls(args)) => ls::run(ctx, args).await,
         Some(Command::Get(args)) => get::run(ctx, args).await,
+        Some(Command::Import(args)) => import::run(ctx, args).await,
         Some(Command::Show(args)) => show::run(ctx, args).await,
         Some(Command::Dag(command)) => dag::run(ctx, command).await,
         Some(Command::Lab(command)) => lab::run(ctx, command).await,

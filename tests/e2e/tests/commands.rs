@@ -35,6 +35,55 @@ fn published_data_comes_back_the_same_with_no_daemon_running() {
 }
 
 #[test]
+fn a_car_goes_from_home_to_home_and_one_that_lacks_blocks_says_so() {
+    let (author, reader) = (Home::new(), Home::new());
+    let dir = author.path().join("data");
+    std::fs::create_dir_all(dir.join("a/b")).unwrap();
+    std::fs::write(dir.join("hello.txt"), "hello world").unwrap();
+    std::fs::write(dir.join("a/zeros"), vec![0; 3 << 20]).unwrap();
+    std::fs::write(dir.join("a/b/empty"), "").unwrap();
+    let path = dir.display().to_string();
+    // As npm's ipfs-unixfs-importer names this folder.
+    for (profile, cid) in [
+        ("unixfs-v1-2025", "bafybeibowlhlqbjpgtumw54vmod5r6wrimsuuvbxuumaiygsfk7xlme35q"),
+        ("unixfs-v0-2015", "Qmejx5gsf49fhfaxtEuH5GFwxckXHQ54dGyW9ZXnYpKqYs"),
+    ] {
+        assert_eq!(author.run(&["publish", "data", &path, "--profile", profile, "-q"]).exits(0).word(), cid);
+        let car = author.path().join(format!("{profile}.car")).display().to_string();
+        author.run(&["get", cid, "--car", "-o", &car]).exits(0);
+        assert_eq!(reader.run(&["import", &car, "-q"]).exits(0).word(), cid);
+        let out = reader.path().join(profile).display().to_string();
+        reader.run(&["get", cid, "-o", &out]).exits(0);
+        assert_eq!(std::fs::read(format!("{out}/a/zeros")).unwrap(), vec![0; 3 << 20]);
+        assert_eq!(std::fs::read(format!("{out}/hello.txt")).unwrap(), b"hello world");
+
+        let cut = reader.path().join("cut.car").display().to_string();
+        let bytes = std::fs::read(&car).unwrap();
+        std::fs::write(&cut, &bytes[..bytes.len() - 1]).unwrap();
+        reader.run(&["import", &cut]).fails(2, "import.not-car");
+    }
+    author.run(&["publish", "data", &path, "--profile", "kubo"]).exits(2);
+    author.run(&["publish", "workload", &path, "--links"]).fails(2, "publish.form");
+
+    // The root alone, out of the whole: its head is the header and the first section.
+    let whole = std::fs::read(author.path().join("unixfs-v1-2025.car")).unwrap();
+    let header = 1 + usize::from(whole[0]);
+    let length = usize::from(whole[header] & 0x7f) | usize::from(whole[header + 1]) << 7;
+    assert!(whole[0] < 0x80 && whole[header] >= 0x80 && whole[header + 1] < 0x80, "lengths of one byte and of two");
+    let root = header + 2 + length;
+    let partial = reader.path().join("partial.car").display().to_string();
+    std::fs::write(&partial, &whole[..root]).unwrap();
+    let empty = Home::new();
+    let told = empty.run(&["import", &partial, "--json"]).exits(0).json();
+    assert_eq!(
+        (told["complete"].as_bool(), told["blocks"].as_u64(), told["missing"].as_u64()),
+        (Some(false), Some(1), Some(2))
+    );
+    let said = empty.run(&["import", &partial]).exits(0).stderr;
+    assert!(said.contains("partial  2 blocks under the roots missing"), "{said}");
+}
+
+#[test]
 fn a_node_is_started_asked_and_stopped() {
     let home = Home::new();
     let node = Foreground::start(home.path(), &[]);

@@ -7,6 +7,7 @@ use iptl_artifacts::import::{ImportOptions, import_path};
 use iptl_artifacts::{BlobStore, MemStore};
 use iptl_dag::Cid;
 use iptl_dag::model::Workload;
+use iptl_dag::unixfs::Profile;
 use iptl_plans::{ImageSource, WorkloadSource};
 use iptl_wire::control::Request;
 use serde_json::json;
@@ -21,10 +22,9 @@ use crate::{node, plan, ui, workload};
 
 /// Imports something, announces it and prints its CID, alone, on stdout.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  iptl publish plan ./my-plan\n  iptl publish data ./dataset --only-hash\n  iptl publish \
-                  workload --binary ./target/release/node --with-libs\n  iptl publish workload --image example/node:1.2"
-)]
+#[command(after_help = "Examples:\n  iptl publish plan ./my-plan\n  iptl publish data ./dataset --only-hash\n  iptl \
+                  publish data ./dataset --profile unixfs-v1-2025\n  iptl publish \
+                  workload --binary ./target/release/node --with-libs\n  iptl publish workload --image example/node:1.2")]
 pub struct Args {
     /// What it is
     #[arg(value_enum)]
@@ -56,6 +56,43 @@ pub struct Args {
     /// Take the workloads of a plan as they are
     #[arg(long)]
     no_build: bool,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// How data become blocks.
+#[derive(clap::Args)]
+struct Form {
+    /// Rules by which bytes become blocks: iptl, or unixfs-v1-2025 or unixfs-v0-2015 for the CIDs that IPFS tools give.
+    /// These keep symbolic links and leave hidden files out
+    #[arg(long, value_name = "NAME", default_value_t = Profile::Iptl)]
+    profile: Profile,
+    /// Keep symbolic links as they are
+    #[arg(long)]
+    links: bool,
+    /// Keep modes and times of files, which changes the CID
+    #[arg(long)]
+    metadata: bool,
+    /// Take hidden files under every profile
+    #[arg(long)]
+    hidden: bool,
+}
+
+impl Form {
+    fn is_plain(&self) -> bool {
+        self.profile == Profile::Iptl && !self.links && !self.metadata && !self.hidden
+    }
+
+    fn options(&self, only_hash: bool) -> ImportOptions {
+        let is_foreign = self.profile != Profile::Iptl;
+        ImportOptions {
+            only_hash,
+            ignore: if is_foreign && !self.hidden { vec![".*".to_owned()] } else { Vec::new() },
+            profile: self.profile,
+            links: self.links || is_foreign,
+            metadata: self.metadata,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -88,6 +125,10 @@ struct Root {
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
     let subject = Subject::of(&args)?;
+    if args.kind != Kind::Data && !args.form.is_plain() {
+        let message = format!("a {} has one form, so that its CID is one", args.kind.word());
+        return Err(Error::usage("publish.form", message, "iptl publish data PATH --profile NAME"));
+    }
     if let Some(path) = subject.path()
         && !path.exists()
     {
@@ -197,7 +238,7 @@ async fn import(
             Ok(Root { cid: made.cid, name, blocks: made.blocks, bytes: made.bytes })
         }
         Kind::Data => {
-            let options = ImportOptions { only_hash: args.only_hash, ..Default::default() };
+            let options = args.form.options(args.only_hash);
             let imported = ctx.waiting("importing", import_path(store, path, &options)).await?;
             Ok(Root { cid: imported.cid, name, blocks: imported.blocks, bytes: imported.bytes })
         }
