@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use iptl_dag::PeerId;
 use iptl_dag::model::{Epoch, ExecutionId};
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Inventory, ToLablet, ToOrchestrator};
-use iptl_wire::{Timestamp, Verified, WallTime};
+use iptl_wire::{Timestamp, Verified};
 
 pub use api::{CellRecord, LabletConfig, LabletEffect, LabletInput};
 use cell::Cell;
@@ -160,10 +160,6 @@ impl Lablet {
 
     fn wall_us(&self, now: Timestamp) -> u64 {
         self.wall.1.saturating_add(now.since(self.wall.0).as_micros() as u64)
-    }
-
-    fn wall_time(&self, now: Timestamp) -> WallTime {
-        WallTime(self.wall_us(now) / 1000)
     }
 
     fn send(&mut self, to: &PeerId, message: ToOrchestrator) {

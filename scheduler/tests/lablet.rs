@@ -10,7 +10,9 @@ use iptl_scheduler::lablet::CellRecord;
 use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{Offer, Wanted};
-use iptl_wire::session::{Bid, CellPhase, CellRef, Grant, LeaseRenewal, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{
+    Bid, CellPhase, CellRef, ClockSample, Grant, LeaseRenewal, ToLablet, ToOrchestrator, Welcome,
+};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
 use crate::cores::{both, cell, epoch, inventory, peer};
@@ -327,6 +329,36 @@ fn the_clock_is_measured_half_way_and_told_at_once() {
     let [ToOrchestrator::Heartbeat(second)] = &sent(&effects)[..] else { panic!("{effects:?}") };
     let clock = second.clock.unwrap();
     assert_eq!((clock.offset_us, clock.round_trip_us), (500_000, 4_000));
+}
+
+#[test]
+fn a_clock_that_was_set_is_measured_anew() {
+    let sample = |offset_us, round_trip_us| ClockSample { offset_us, round_trip_us };
+    let check = |before: ClockSample, newer, counts| assert_eq!(before.or_newer(newer), counts);
+    check(sample(500, 40), sample(510, 30), sample(510, 30));
+    check(sample(500, 30), sample(530, 40), sample(500, 30));
+    // A minute apart: both cannot be true, and the newer one is.
+    check(sample(500, 30), sample(60_000_500, 900), sample(60_000_500, 900));
+    check(sample(500, 30), sample(-60_000_500, 900), sample(-60_000_500, 900));
+}
+
+#[test]
+fn an_offer_lapses_by_the_clock_of_who_made_it() {
+    let mut bench = Bench::up();
+    // The lablet's clock is a year ahead, and it was measured.
+    bench.give(LabletInput::Wall { unix_us: 1_831_536_000_000_000 });
+    bench.now = Timestamp(bench.now.0 + 1_000_000_000);
+    bench.give(LabletInput::Timeout);
+    let renewal = LeaseRenewal { seq: 2, heartbeat_ms: 1_000, lease_ms: 5_000, wall_us: 1_800_000_001_000_000 };
+    bench.hear(ToLablet::Lease(renewal));
+    let offer = |expires_ms| {
+        let wanted = [(Wasm, Wanted { instances: 1, memory_bytes: 1 })].into();
+        let run = codec::cid_of(&"run");
+        Offer { lab: peer(201), execution: execution(), run, epoch: epoch(1), wanted, expires: WallTime(expires_ms) }
+    };
+    let bids = |effects: &[LabletEffect]| sent(effects).iter().any(|m| matches!(m, ToOrchestrator::Bid(_)));
+    assert!(bids(&bench.give(LabletInput::Offer(Verified::vouch(offer(1_800_000_030_000))))));
+    assert!(!bids(&bench.give(LabletInput::Offer(Verified::vouch(offer(1_799_999_999_000))))));
 }
 
 #[test]

@@ -15,8 +15,7 @@ impl Lablet {
         let orchestrator = offer.epoch.peer.clone();
         let stale = self.promised.get(&offer.execution).is_some_and(|promised| *promised > offer.epoch);
         let served = self.session.as_ref().is_some_and(|s| s.orchestrator == orchestrator);
-        let lapsed = self.wall.1 > 0 && offer.expires <= self.wall_time(now);
-        if offer.lab != self.config.lab || !served || stale || lapsed {
+        if offer.lab != self.config.lab || !served || stale || self.lapsed(now, &offer) {
             return;
         }
         if self.cells.get(&offer.execution).is_some_and(|c| !c.replaceable()) {
@@ -25,6 +24,14 @@ impl Lablet {
         let (slots, reason) = self.what_fits(&offer);
         let bid = Bid { execution: offer.execution, epoch: offer.epoch, slots, reason };
         self.send(&orchestrator, ToOrchestrator::Bid(bid));
+    }
+
+    /// Whether an offer is over by the clock of the orchestrator that made it. Two clocks need not agree: before they
+    /// were compared nothing is over, and whoever bids for what is over is told so.
+    fn lapsed(&self, now: Timestamp, offer: &Offer) -> bool {
+        let Some(clock) = self.session.as_ref().and_then(|s| s.clock).filter(|_| self.wall.1 > 0) else { return false };
+        let theirs_us = i128::from(self.wall_us(now)) - i128::from(clock.offset_us);
+        i128::from(offer.expires.0) * 1000 <= theirs_us
     }
 
     /// Returns how many instances of each kind would fit, or why none do. Memory is one: each kind is looked at as if

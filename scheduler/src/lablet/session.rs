@@ -22,7 +22,7 @@ pub(super) struct Session {
     pub seq: u64,
     /// Heartbeats that were not answered: number to time of sending and wall time of sending.
     pub unanswered: BTreeMap<u64, (Timestamp, u64)>,
-    /// The measurement with the shortest round trip.
+    /// The measurement that counts: that with the shortest round trip since a clock was set.
     pub clock: Option<ClockSample>,
     /// Number of answers so far.
     pub answers: u64,
@@ -90,9 +90,8 @@ impl Lablet {
         // Half-way between sending and answer the two clocks are compared.
         let middle_us = i128::from(sent_us) + (i128::from(received_us) - i128::from(sent_us)) / 2;
         let offset_us = i64::try_from(middle_us - i128::from(renewal.wall_us)).unwrap_or(0);
-        if session.clock.is_none_or(|c| round_trip_us < c.round_trip_us) {
-            session.clock = Some(ClockSample { offset_us, round_trip_us });
-        }
+        let measured = ClockSample { offset_us, round_trip_us };
+        session.clock = Some(session.clock.map_or(measured, |before| before.or_newer(measured)));
         if session.answers == 1 {
             // The first measurement is told at once: short executions end before the next heartbeat.
             session.beat_at = now;

@@ -256,6 +256,18 @@ pub struct ClockSample {
     pub round_trip_us: u64,
 }
 
+impl ClockSample {
+    /// Returns which of this measurement and a newer one counts from now on.
+    ///
+    /// That with the shorter round trip says more. Where the two exclude each other a clock was set in between, or
+    /// drifted, and only the newer one is true.
+    pub fn or_newer(self, newer: ClockSample) -> ClockSample {
+        let apart_us = self.offset_us.abs_diff(newer.offset_us);
+        let possible_us = self.round_trip_us.saturating_add(newer.round_trip_us);
+        if newer.round_trip_us <= self.round_trip_us || apart_us > possible_us { newer } else { self }
+    }
+}
+
 /// A cell as its lablet sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
