@@ -1,7 +1,7 @@
 //! The orchestrator core: from a submitted run to an order for its result.
 //!
-//! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission, the queue,
-//! placement and bids · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
+//! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission,
+//! placement and bids · [`queue`] who is placed next · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
 //! lablets hand in, and what is lost · [`seal`] the end · [`cancel`] ends that someone or the clock asks for ·
 //! [`replay`] the state as a fold over facts · [`view`] what people may see. [`state`] holds the types, [`api`] what
 //! goes in and out.
@@ -17,6 +17,7 @@ mod api;
 mod cancel;
 mod grant;
 mod offer;
+mod queue;
 mod receipts;
 mod replay;
 mod seal;

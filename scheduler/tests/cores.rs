@@ -78,8 +78,8 @@ pub(crate) fn mixed(wasm: u32, docker: u32) -> Run {
 }
 
 /// An orchestrator with its log and a clock.
-struct Bench {
-    core: Orchestrator,
+pub(crate) struct Bench {
+    pub(crate) core: Orchestrator,
     now: Timestamp,
     facts: Vec<Fact>,
     submission: Option<Submission>,
@@ -88,7 +88,7 @@ struct Bench {
 const ORCHESTRATOR: u8 = 200;
 
 impl Bench {
-    fn new() -> Bench {
+    pub(crate) fn new() -> Bench {
         Bench::with(|_| {})
     }
 
@@ -107,7 +107,7 @@ impl Bench {
     }
 
     /// Says one thing and returns what came of it, facts written down.
-    fn give(&mut self, input: Input) -> Vec<Effect> {
+    pub(crate) fn give(&mut self, input: Input) -> Vec<Effect> {
         self.core.handle(self.now, input);
         let effects: Vec<Effect> = std::iter::from_fn(|| self.core.poll_effect()).collect();
         for effect in &effects {
@@ -141,7 +141,7 @@ impl Bench {
         self.hello_with(n, boot, session, inventory(slots), cells)
     }
 
-    fn hello_with(
+    pub(crate) fn hello_with(
         &mut self,
         n: u8,
         boot: u8,
@@ -165,6 +165,14 @@ impl Bench {
 
     fn say(&mut self, n: u8, message: ToOrchestrator) -> Vec<Effect> {
         self.give(Input::Message { from: peer(n), message: Verified::vouch(message) })
+    }
+
+    /// Submits a run for somebody.
+    pub(crate) fn submit_by(&mut self, by: u8, nonce: u8, run: Run) -> (ExecutionId, Vec<Effect>) {
+        let known = KnownRun { cid: codec::cid_of(&run), run };
+        let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [nonce; 16] };
+        let id = node.id();
+        (id, self.give(Input::Submit { execution: node, run: known, by: peer(by) }))
     }
 
     fn submit(&mut self, run: Run) -> (ExecutionId, Vec<Effect>) {
@@ -289,7 +297,7 @@ fn grants(effects: &[Effect]) -> Vec<Grant> {
         .collect()
 }
 
-fn order(effects: &[Effect]) -> Option<AssemblyOrder> {
+pub(crate) fn order(effects: &[Effect]) -> Option<AssemblyOrder> {
     effects.iter().find_map(|e| match e {
         Effect::Assemble(order) => Some((**order).clone()),
         _ => None,
@@ -303,7 +311,7 @@ fn failure(effects: &[Effect]) -> Option<iptl_wire::control::Failure> {
     })
 }
 
-fn result() -> AssembledResult {
+pub(crate) fn result() -> AssembledResult {
     AssembledResult {
         cid: codec::cid_of(&"result"),
         verdict: ResultVerdict::Pass,
@@ -617,15 +625,8 @@ fn two_executions_do_not_share_a_slot() {
     let mut bench = Bench::new();
     bench.hello(1, 1, 1, 4, vec![]);
     let (first, _) = bench.submit(run(&[("a", 3)]));
-    let second = {
-        let run = run(&[("b", 2)]);
-        let known = KnownRun { cid: codec::cid_of(&run), run };
-        let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [8; 16] };
-        let id = node.id();
-        let effects = bench.give(Input::Submit { execution: node, run: known, by: peer(202) });
-        assert!(!effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
-        id
-    };
+    let (second, effects) = bench.submit_by(202, 8, run(&[("b", 2)]));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::PublishOffer(_))));
     let effects = bench.give(Input::Cancel { execution: first, by: peer(202) });
     assert!(order(&effects).is_some_and(|o| o.missing.len() == 3 && o.cancelled == Some(peer(202))));
     let effects = bench.give(Input::Assembled { execution: first, result: result() });

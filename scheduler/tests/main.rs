@@ -3,3 +3,4 @@
 mod cores;
 mod lablet;
 mod placement;
+mod queue;

@@ -47,7 +47,7 @@ impl Orchestrator {
 
     /// Counts as lost what was not handed in after a stop.
     pub(super) fn expire_grace(&mut self, now: Timestamp, id: ExecutionId) {
-        let Some(exec) = self.executions.get(&id) else { return };
+        let Some(exec) = self.executions.get(&id).filter(|e| !e.recalling()) else { return };
         if !matches!(exec.stage, Stage::Stopping { until } if until <= now) {
             return;
         }

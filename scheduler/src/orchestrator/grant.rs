@@ -298,7 +298,7 @@ pub(super) fn parts(assignments: &[Assignment]) -> BTreeMap<PeerId, Vec<Assignme
 }
 
 /// Takes single instances out of assignments.
-fn without(
+pub(super) fn without(
     assignments: &[Assignment],
     out: &std::collections::BTreeSet<iptl_dag::model::InstanceId>,
 ) -> Vec<Assignment> {

@@ -1,7 +1,4 @@
-//! Submission, the queue, placement, offers and bids.
-//!
-//! Executions are placed in the order of their submission. One that waits because others hold the room keeps later ones
-//! waiting too, so that it is not starved; one that no lab of these lablets could hold does not.
+//! Submission, placement, offers and bids.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +20,7 @@ impl Orchestrator {
         if self.executions.contains_key(&id) || self.over.contains_key(&id) {
             return;
         }
-        let fact = FactKind::Submitted { execution: id.0, run: run.cid, by };
+        let fact = FactKind::Submitted { execution: id.0, run: run.cid, by: by.clone() };
         let groups = run.run.groups.iter().map(|(name, g)| (name.clone(), g.count)).collect();
         let event = Event::Submitted {
             execution: id.0,
@@ -33,7 +30,7 @@ impl Orchestrator {
             groups,
         };
         let instances = run.run.instances();
-        self.admit(now, node, run, self.wall_ms(now));
+        self.admit(now, node, run, by, self.wall_ms(now));
         self.persist(id, fact);
         self.notify(id, event);
         if instances == 0 {
@@ -46,7 +43,7 @@ impl Orchestrator {
     }
 
     /// Takes an execution into the state.
-    pub(super) fn admit(&mut self, now: Timestamp, node: Execution, run: KnownRun, submitted_ms: u64) {
+    pub(super) fn admit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId, submitted_ms: u64) {
         self.submissions += 1;
         let id = node.id();
         self.executions.insert(
@@ -55,6 +52,7 @@ impl Orchestrator {
                 node,
                 run,
                 order: self.submissions,
+                by,
                 submitted_at: now,
                 submitted_ms,
                 started_ms: 0,
@@ -74,6 +72,7 @@ impl Orchestrator {
                 lost: BTreeMap::new(),
                 replace: BTreeMap::new(),
                 replace_until: now,
+                lose_later: BTreeMap::new(),
                 unfit_since: None,
                 reason: "waits to be placed".into(),
                 cancelled: None,
@@ -86,70 +85,6 @@ impl Orchestrator {
             },
         );
         self.replan = true;
-    }
-
-    /// Tries to place whatever waits for a place.
-    pub(super) fn plan_queue(&mut self, now: Timestamp) {
-        let mut queue: Vec<(u64, ExecutionId)> = self
-            .executions
-            .iter()
-            .filter(|(_, exec)| match exec.stage {
-                Stage::Waiting => true,
-                Stage::Granted => exec.open() > 0,
-                Stage::Running { .. } => !exec.replace.is_empty(),
-                Stage::Offered { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => false,
-            })
-            .map(|(id, exec)| (exec.order, *id))
-            .collect();
-        queue.sort_unstable();
-        let mut blocked_by: Option<String> = None;
-        for (_, id) in queue {
-            match self.executions.get(&id).map(|e| e.stage.clone()) {
-                Some(Stage::Granted) => self.place_open(now, id),
-                Some(Stage::Running { .. }) => self.place_replacements(now, id),
-                Some(Stage::Waiting) => {
-                    if let Some(first) = &blocked_by {
-                        let reason = format!("waits for its turn behind {first}, which waits for room");
-                        if let Some(exec) = self.executions.get_mut(&id) {
-                            exec.reason = reason;
-                        }
-                    } else if self.place_waiting(now, id) == Fit::Later {
-                        blocked_by = Some(id.alias());
-                    }
-                }
-                Some(Stage::Offered { .. } | Stage::Stopping { .. } | Stage::Assembling { .. }) | None => {}
-            }
-        }
-    }
-
-    fn place_waiting(&mut self, now: Timestamp, id: ExecutionId) -> Fit {
-        let Some(exec) = self.executions.get_mut(&id) else { return Fit::Now };
-        exec.drop_stale_bids(now);
-        let exec = &self.executions[&id];
-        let placed = placement(&exec.run.run, &self.available(Some(id), &exec.bids), &[], &bans(exec, now));
-        if placed.missing() > 0 {
-            let fits_empty = placement(&exec.run.run, &self.emptied(), &[], &BTreeMap::new()).missing() == 0;
-            let reason = self.reason_to_wait(exec, &placed);
-            let Some(exec) = self.executions.get_mut(&id) else { return Fit::Now };
-            exec.reason = reason;
-            if fits_empty {
-                exec.unfit_since = None;
-                return Fit::Later;
-            }
-            exec.unfit_since.get_or_insert(now);
-            return Fit::Never;
-        }
-        self.record_placement(now, id, placed);
-        let offer = self.executions.get(&id).map(|e| self.offer_of(e, WallTime(self.wall_ms(now))));
-        self.effects.extend(offer.map(Effect::PublishOffer));
-        let bids_until = now.after(ms(self.config.bid_timeout_ms));
-        let repeat_at = now.after(ms(self.config.offer_repeat_ms));
-        if let Some(exec) = self.executions.get_mut(&id) {
-            exec.stage = Stage::Offered { bids_until, repeat_at };
-            exec.reason = String::new();
-        }
-        self.confirm(now, id);
-        Fit::Now
     }
 
     /// Stores a placement and makes it the execution's own.
@@ -225,7 +160,7 @@ impl Orchestrator {
     }
 
     /// Grants what bids confirm, and places anew what they do not.
-    fn confirm(&mut self, now: Timestamp, id: ExecutionId) {
+    pub(super) fn confirm(&mut self, now: Timestamp, id: ExecutionId) {
         let Some(exec) = self.executions.get_mut(&id) else { return };
         let Stage::Offered { bids_until, .. } = exec.stage else { return };
         exec.drop_stale_bids(now);
@@ -380,7 +315,7 @@ impl Orchestrator {
     }
 
     /// Returns what lablets would have free if they held nothing.
-    fn emptied(&self) -> BTreeMap<PeerId, Inventory> {
+    pub(super) fn emptied(&self) -> BTreeMap<PeerId, Inventory> {
         self.lablets
             .iter()
             .filter(|(_, l)| l.session.is_some())
@@ -401,7 +336,7 @@ impl Orchestrator {
             .collect()
     }
 
-    fn reason_to_wait(&self, exec: &Exec, placed: &Placed) -> String {
+    pub(super) fn reason_to_wait(&self, exec: &Exec, placed: &Placed) -> String {
         let free = self.available(Some(exec.node.id()), &BTreeMap::new());
         if free.is_empty() {
             return "waits for a lablet: none is connected".into();
@@ -437,16 +372,6 @@ impl Orchestrator {
 /// Lablets that get nothing of this execution for now.
 pub(super) fn bans(exec: &Exec, now: Timestamp) -> BTreeMap<PeerId, String> {
     exec.banned.iter().filter(|(_, (until, _))| *until > now).map(|(l, (_, why))| (l.clone(), why.clone())).collect()
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
-    /// Placed.
-    Now,
-    /// Fits once others are done.
-    Later,
-    /// Does not fit on these lablets.
-    Never,
 }
 
 /// What to do about a lab without room.

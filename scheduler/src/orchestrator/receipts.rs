@@ -107,7 +107,16 @@ impl Orchestrator {
         }
         let named = self.cell_ref(id, epoch);
         self.send(lablet, ToLablet::Kept(named, shard));
+        self.end_recall(now, id);
         self.settle(now, id);
+    }
+
+    /// Counts what waited for the log's receipts, once all of them are read.
+    fn end_recall(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get_mut(&id).filter(|e| !e.recalling()) else { return };
+        for (lablet, reason) in std::mem::take(&mut exec.lose_later) {
+            self.lose_cell(now, id, &lablet, reason);
+        }
     }
 
     pub(super) fn pull_failed(
@@ -136,6 +145,8 @@ impl Orchestrator {
             let what = format!("handed in receipts that cannot be used: {reason}");
             let lablet = self.name_of(lablet);
             self.notify(id, Event::Lablet { lablet, what });
+            self.end_recall(now, id);
+            self.settle(now, id);
         }
     }
 
@@ -159,6 +170,11 @@ impl Orchestrator {
             Stage::Granted => return self.give_back(now, id, lablet, reason),
             Stage::Running { .. } | Stage::Stopping { .. } => {}
             Stage::Waiting | Stage::Offered { .. } | Stage::Assembling { .. } => return,
+        }
+        if exec.recalling() {
+            // What has finished is not known yet, and must not count as lost.
+            exec.lose_later.insert(lablet.clone(), reason);
+            return;
         }
         let Some(cell) = exec.cells.get_mut(lablet).filter(|c| !c.over) else { return };
         cell.over = true;
@@ -190,7 +206,7 @@ impl Orchestrator {
 
     /// Gives up on another attempt where no lablet came for it.
     pub(super) fn expire_replacement(&mut self, now: Timestamp, id: ExecutionId) {
-        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let Some(exec) = self.executions.get_mut(&id).filter(|e| !e.recalling()) else { return };
         if !exec.replace.is_empty() {
             self.replan = true;
         }

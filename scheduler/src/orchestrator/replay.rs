@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Fact, FactKind};
+use iptl_dag::model::{Assignment, Fact, FactKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::Inventory;
 
 use super::api::Submission;
-use super::state::{Cell, LabletState, Phase, Pull, Shard, Stage, UNKNOWN_BOOT};
+use super::grant::without;
+use super::state::{Cell, Exec, LabletState, Phase, Pull, Shard, Stage, UNKNOWN_BOOT};
 use super::{Effect, Orchestrator, ms};
 use crate::placement::merge;
 
@@ -21,9 +22,9 @@ const GRACE_LEASES: u64 = 2;
 impl Orchestrator {
     pub(super) fn replay(&mut self, now: Timestamp, fact: Fact, submission: Option<Submission>) {
         let id = fact.execution;
-        if let FactKind::Submitted { .. } = fact.kind {
+        if let FactKind::Submitted { by, .. } = fact.kind {
             if let Some(Submission { execution, run }) = submission.filter(|s| s.execution.id() == id) {
-                self.admit(now, execution, run, fact.at_ms);
+                self.admit(now, execution, run, by, fact.at_ms);
             }
             return;
         }
@@ -93,7 +94,7 @@ impl Orchestrator {
         for (id, exec) in &mut self.executions {
             let since_submission = ms(wall_ms.saturating_sub(exec.submitted_ms));
             exec.submitted_at = Timestamp(now.0.saturating_sub(since_submission.as_nanos() as u64));
-            exec.assignments = merge(exec.kept());
+            exec.assignments = merge(placed(exec));
             let ending = exec.cancelled.is_some() || exec.timed_out;
             exec.stage = if exec.started() && ending {
                 Stage::Stopping { until: now.after(grace).after(stop_grace) }
@@ -180,4 +181,22 @@ impl Orchestrator {
             away_since: Some(now),
         });
     }
+}
+
+/// Where instances are placed: before the start by what lablets hold, after it by the last grant of each, whether or not
+/// its lablet is still there: what has finished keeps its place.
+fn placed(exec: &Exec) -> Vec<Assignment> {
+    if !exec.started() {
+        return exec.kept();
+    }
+    let mut cells: Vec<&Cell> = exec.cells.values().collect();
+    cells.sort_by_key(|cell| cell.attempt);
+    let mut placed: Vec<Assignment> = Vec::new();
+    for cell in cells {
+        if cell.attempt > 1 {
+            placed = without(&placed, &cell.instances().collect());
+        }
+        placed.extend(cell.assignments.iter().cloned());
+    }
+    placed
 }

@@ -86,7 +86,7 @@ impl Orchestrator {
         lablet.inventory = heartbeat.inventory;
         lablet.cells = heartbeat.cells;
         lablet.clock = match (lablet.clock, heartbeat.clock) {
-            (Some(old), Some(new)) if old.round_trip_us <= new.round_trip_us => Some(old),
+            (Some(old), Some(new)) => Some(old.or_newer(new)),
             (old, new) => new.or(old),
         };
         self.replan |= grew;
@@ -128,6 +128,10 @@ impl Orchestrator {
     /// Compares what a lablet holds with what it should hold, and says again what it has not heard.
     fn reconcile(&mut self, now: Timestamp, from: &PeerId, hello: bool) {
         let listed: Vec<CellStatus> = self.lablets.get(from).map(|l| l.cells.clone()).unwrap_or_default();
+        for exec in self.executions.values_mut().filter(|e| !e.lose_later.is_empty()) {
+            // It is here again: what it says now decides.
+            exec.lose_later.remove(from);
+        }
         for status in &listed {
             self.reconcile_listed(now, from, status);
         }

@@ -44,6 +44,8 @@ pub(super) struct Exec {
     pub run: KnownRun,
     /// Place in the queue.
     pub order: u64,
+    /// Who asked.
+    pub by: PeerId,
     pub submitted_at: Timestamp,
     pub submitted_ms: u64,
     pub started_ms: u64,
@@ -76,6 +78,8 @@ pub(super) struct Exec {
     /// Lost instances that wait for another attempt, with its number.
     pub replace: BTreeMap<InstanceId, u32>,
     pub replace_until: Timestamp,
+    /// Lablets whose cells are lost unless the receipts that the log names say otherwise, with the reason.
+    pub lose_later: BTreeMap<PeerId, String>,
     /// Since when no lablets are there that could hold it, even if nothing else ran.
     pub unfit_since: Option<Timestamp>,
     /// What it waits for, where placement said so.
@@ -207,9 +211,15 @@ impl Exec {
         }
     }
 
+    /// Whether receipts that the log names were not read again yet: until then nobody knows what has finished.
+    pub(super) fn recalling(&self) -> bool {
+        self.cells.values().flat_map(|c| c.shards.values()).any(|s| s.state == Pull::Recalled)
+    }
+
     /// Whether every instance has a receipt or is lost for good.
     pub(super) fn complete(&self) -> bool {
-        self.replace.is_empty() && (self.received.len() + self.lost.len()) as u64 >= self.run.run.instances()
+        let open = self.recalling() || !self.replace.is_empty();
+        !open && (self.received.len() + self.lost.len()) as u64 >= self.run.run.instances()
     }
 
     /// What it waits for, before it runs.
@@ -244,14 +254,15 @@ impl Exec {
             Stage::Waiting | Stage::Granted => None,
             Stage::Offered { bids_until, repeat_at } => Some((*bids_until).min(*repeat_at)),
             Stage::Running { deadline } => Some(*deadline),
-            Stage::Stopping { until } => Some(*until),
+            // What is missing is known once the log's receipts are read.
+            Stage::Stopping { until } => (!self.recalling()).then_some(*until),
             Stage::Assembling { retry_at, .. } => *retry_at,
         };
         let pulls = self.cells.values().flat_map(|c| c.shards.values()).filter_map(|s| match s.state {
             Pull::Retry(at) => Some(at),
             Pull::Pulling | Pull::Recalled | Pull::Kept | Pull::Bad => None,
         });
-        let replace = (!self.replace.is_empty()).then_some(self.replace_until);
+        let replace = (!self.replace.is_empty() && !self.recalling()).then_some(self.replace_until);
         let notice = self.waits_for().map(|_| self.notice_at);
         stage.into_iter().chain(pulls).chain(replace).chain(notice).min()
     }

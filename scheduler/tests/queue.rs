@@ -1,0 +1,68 @@
+//! The queue: who is placed next, and who waits for whom.
+
+use iptl_dag::model::ExecutionId;
+use iptl_scheduler::{Effect, Input};
+
+use crate::cores::{Bench, both, mixed, order, result, run};
+
+fn offered(effects: &[Effect], id: ExecutionId) -> bool {
+    effects.iter().any(|e| matches!(e, Effect::PublishOffer(offer) if offer.execution == id))
+}
+
+fn phase(bench: &Bench, id: ExecutionId) -> String {
+    bench.core.executions().into_iter().find(|view| view.execution == id).map(|view| view.phase).unwrap_or_default()
+}
+
+/// Ends an execution that was not started.
+fn end(bench: &mut Bench, id: ExecutionId) -> Vec<Effect> {
+    let effects = bench.give(Input::Cancel { execution: id, by: crate::cores::peer(202) });
+    assert!(order(&effects).is_some());
+    bench.give(Input::Assembled { execution: id, result: result() })
+}
+
+#[test]
+fn a_run_that_waits_for_docker_slots_does_not_hold_up_later_wasm_runs() {
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(8, 2), vec![]);
+    let (first, effects) = bench.submit_by(202, 1, mixed(1, 2));
+    assert!(offered(&effects, first));
+    // Both docker slots are taken; this one wants them, and two of the seven other slots.
+    let (waits, effects) = bench.submit_by(202, 2, mixed(2, 2));
+    assert!(!offered(&effects, waits));
+    assert!(phase(&bench, waits).contains("2 docker slots, 0 free"), "{}", phase(&bench, waits));
+    let (small, effects) = bench.submit_by(202, 3, run(&[("a", 5)]));
+    assert!(offered(&effects, small), "{}", phase(&bench, small));
+    // What is left is kept for the run that waits.
+    let (next, effects) = bench.submit_by(202, 4, run(&[("a", 1)]));
+    assert!(!offered(&effects, next));
+    assert!(phase(&bench, next).contains(&format!("behind {}", waits.alias())), "{}", phase(&bench, next));
+    assert!(offered(&end(&mut bench, first), waits));
+}
+
+#[test]
+fn who_holds_the_fewest_instances_is_placed_next() {
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(4, 0), vec![]);
+    let (first, _) = bench.submit_by(1, 1, run(&[("a", 2)]));
+    let (other, effects) = bench.submit_by(1, 2, run(&[("a", 2)]));
+    assert!(offered(&effects, other));
+    let (again, _) = bench.submit_by(1, 3, run(&[("a", 2)]));
+    let (newcomer, _) = bench.submit_by(2, 4, run(&[("a", 2)]));
+    let effects = end(&mut bench, first);
+    assert!(offered(&effects, newcomer), "somebody who holds nothing comes before one who does");
+    assert!(!offered(&effects, again));
+    assert!(offered(&end(&mut bench, other), again));
+}
+
+#[test]
+fn a_large_run_is_not_starved_by_small_ones() {
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(4, 0), vec![]);
+    let (first, _) = bench.submit_by(1, 1, run(&[("a", 1)]));
+    let (large, _) = bench.submit_by(2, 2, run(&[("a", 4)]));
+    for nonce in 3..8 {
+        let (small, effects) = bench.submit_by(2, nonce, run(&[("a", 1)]));
+        assert!(!offered(&effects, small), "the whole lab is kept for the large run");
+    }
+    assert!(offered(&end(&mut bench, first), large));
+}
