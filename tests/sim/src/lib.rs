@@ -1,17 +1,34 @@
 //! Many cores in one thread: the same state machines that nodes run, on a virtual clock and a bad network.
 //!
-//! [`World`] owns an orchestrator, its lablets, what each has on disk, and the network between them; it moves events in
-//! the order of virtual time. [`Profile`] says how bad things get. [`model`] watches: it knows nothing of how the cores
-//! decide, only what must never happen, and it is asked after every event.
+//! [`Schedule`] says what happens to a lab before it happens: it is drawn from a seed under a [`Profile`]. [`World`]
+//! owns an orchestrator, its lablets, what each has on disk, and the network between them; it moves events in the order
+//! of virtual time. [`model`] watches: it knows nothing of how the cores decide, only what must never happen, and it is
+//! asked after every event. [`reach`] counts what schedules came through, [`mod@shrink`] makes a failing one small, and
+//! [`Trace`] keeps it.
 //!
-//! Everything is drawn from one seed: equal seeds give equal traces, down to the hash.
+//! Everything comes from one schedule: equal schedules give equal events, down to the hash.
 
+pub mod clock;
+mod event;
 pub mod lablet;
 pub mod model;
 pub mod network;
 pub mod orchestrator;
 pub mod profile;
+pub mod reach;
+pub mod schedule;
+pub mod shrink;
+pub mod trace;
 pub mod world;
 
 pub use profile::Profile;
-pub use world::{Report, World, run_seed};
+pub use reach::{Point, Reached};
+pub use schedule::Schedule;
+pub use shrink::shrink;
+pub use trace::Trace;
+pub use world::{Report, World};
+
+/// Runs one schedule to its end; none where nobody knows the profile.
+pub fn run_seed(seed: u64, profile: &str) -> Option<Report> {
+    Some(World::new(Schedule::draw(seed, profile)?).run())
+}

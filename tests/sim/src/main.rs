@@ -1,51 +1,215 @@
-//! `iptl-sim run --seeds N --first-seed S`: runs schedules and prints the seeds that fail.
-//! `iptl-sim show SEED`: prints every event of one schedule.
+//! `iptl-sim run` runs schedules and keeps what fails, `show` prints the schedule and the events of one seed, `replay`
+//! runs a trace again, event by event where asked.
 
 use std::collections::BTreeMap;
+use std::io::BufRead;
 use std::process::ExitCode;
 
-use iptl_sim::{World, run_seed};
+use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, profile, shrink};
+
+/// Schedules from which on every point must have been reached by profile `mixed`.
+const ENOUGH_TO_REACH: u64 = 1_000;
+
+/// Failing seeds after which a run gives up.
+const MAX_FAILED: usize = 20;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.first().map(String::as_str) {
-        Some("run") => run(number(&args, "--seeds").unwrap_or(1_000), number(&args, "--first-seed").unwrap_or(0)),
-        Some("show") => match args.get(1).and_then(|seed| seed.parse().ok()) {
-            Some(seed) => {
-                println!("{:#?}", World::new(seed, true).run());
-                ExitCode::SUCCESS
-            }
-            None => usage(),
-        },
-        Some(_) | None => usage(),
+    let result = match args.first().map(String::as_str) {
+        Some("run") => run(&args[1..]),
+        Some("show") => show(&args[1..]),
+        Some("replay") => replay(&args[1..]),
+        Some(_) | None => Err(USAGE.to_owned()),
+    };
+    result.unwrap_or_else(|message| {
+        eprintln!("{message}");
+        ExitCode::from(2)
+    })
+}
+
+const USAGE: &str = "\
+usage: iptl-sim run [--seeds N] [--first-seed S] [--jobs J] [--profile P] [--keep DIR]
+       iptl-sim show SEED [--profile P]
+       iptl-sim replay TRACE [--step]
+
+run     runs schedules; prints each that fails, shrunk, and writes it to DIR as a trace. Exits with 1 where one failed,
+        or where one of the points that many schedules must come through was never reached.
+show    prints the schedule of a seed and every event of it
+replay  runs a trace; with --step, an empty line shows the next event, a number that many, `q` ends";
+
+/// Returns the value of an option.
+fn option<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
+    let at = args.iter().position(|a| a == name)?;
+    args.get(at + 1).map(String::as_str)
+}
+
+fn number(args: &[String], name: &str, otherwise: u64) -> Result<u64, String> {
+    match option(args, name) {
+        Some(text) => text.parse().map_err(|_| format!("{name} wants a number, not {text}")),
+        None => Ok(otherwise),
     }
 }
 
-fn usage() -> ExitCode {
-    eprintln!("usage: iptl-sim run [--seeds N] [--first-seed S] | iptl-sim show SEED");
-    ExitCode::from(2)
+fn profile_of(args: &[String]) -> Result<String, String> {
+    let name = option(args, "--profile").unwrap_or("mixed");
+    match profile::NAMES.contains(&name) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("no profile {name}; there are {}", profile::NAMES.join(", "))),
+    }
 }
 
-fn number(args: &[String], name: &str) -> Option<u64> {
-    let at = args.iter().position(|a| a == name)?;
-    args.get(at + 1)?.parse().ok()
+/// What many schedules came to.
+#[derive(Default)]
+struct Sum {
+    schedules: u64,
+    events: u64,
+    ended: BTreeMap<String, u32>,
+    reached: Reached,
+    failed: Vec<Report>,
 }
 
-fn run(seeds: u64, first: u64) -> ExitCode {
-    let mut failed = 0;
-    let mut events = 0;
-    let mut ended: BTreeMap<String, u32> = BTreeMap::new();
-    for seed in first..first.saturating_add(seeds) {
-        let report = run_seed(seed);
-        events += report.events;
-        for (how, count) in report.ended {
-            *ended.entry(how).or_insert(0) += count;
+impl Sum {
+    fn add(&mut self, report: Report) {
+        self.schedules += 1;
+        self.events += report.events;
+        self.reached.add(&report.reached);
+        for (how, count) in &report.ended {
+            *self.ended.entry(how.clone()).or_insert(0) += count;
         }
         if !report.violations.is_empty() {
-            failed += 1;
-            println!("seed {seed} at {} ms: {}", report.virtual_ms, report.violations.join("; "));
+            self.failed.push(report);
         }
     }
-    println!("{seeds} schedules, {events} events, {failed} failed; executions: {ended:?}");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+
+    fn join(&mut self, other: Sum) {
+        self.schedules += other.schedules;
+        self.events += other.events;
+        self.reached.add(&other.reached);
+        for (how, count) in other.ended {
+            *self.ended.entry(how).or_insert(0) += count;
+        }
+        self.failed.extend(other.failed);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "schedules run side by side and are timed; no core leaves its thread")]
+fn run(args: &[String]) -> Result<ExitCode, String> {
+    let seeds = number(args, "--seeds", 1_000)?;
+    let first = number(args, "--first-seed", 0)?;
+    let jobs = number(args, "--jobs", 1)?.max(1);
+    let profile = profile_of(args)?;
+    let began = std::time::Instant::now();
+    let threads: Vec<_> = (0..jobs)
+        .map(|job| {
+            let profile = profile.clone();
+            std::thread::spawn(move || {
+                let mut sum = Sum::default();
+                for seed in (first..first.saturating_add(seeds)).filter(|seed| seed % jobs == job) {
+                    sum.add(iptl_sim::run_seed(seed, &profile).expect("the profile was looked up before"));
+                    if sum.failed.len() >= MAX_FAILED {
+                        break;
+                    }
+                }
+                sum
+            })
+        })
+        .collect();
+    let mut sum = Sum::default();
+    for thread in threads {
+        sum.join(thread.join().map_err(|_| "a schedule panicked".to_owned())?);
+    }
+    let took = began.elapsed().as_secs_f64();
+    sum.failed.sort_by_key(|report| report.seed);
+    for (n, report) in sum.failed.iter().enumerate() {
+        let what: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
+        println!("seed {} at {} ms: {}", report.seed, report.virtual_ms, what.join("; "));
+        if n == 0 {
+            keep(report, &profile, option(args, "--keep"))?;
+        }
+    }
+    for (how, count) in &sum.ended {
+        println!("{count:>9} {how}");
+    }
+    for point in Point::ALL {
+        println!("{:>9} {}", sum.reached.count(*point), point.name());
+    }
+    println!(
+        "{} schedules of profile {profile}, {} events in {took:.1} s ({:.0}/s for each of {jobs} threads), {} failed",
+        sum.schedules,
+        sum.events,
+        sum.events as f64 / took / jobs as f64,
+        sum.failed.len()
+    );
+    let missed = match profile == "mixed" && seeds >= ENOUGH_TO_REACH && sum.failed.is_empty() {
+        true => sum.reached.missed(),
+        false => Vec::new(),
+    };
+    for point in &missed {
+        println!("never reached: {}", point.name());
+    }
+    Ok(if sum.failed.is_empty() && missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Shrinks what failed and prints it, or writes it where traces are kept.
+fn keep(report: &Report, profile: &str, dir: Option<&str>) -> Result<(), String> {
+    let violation = &report.violations[0];
+    let schedule = Schedule::draw(report.seed, profile).ok_or("the profile was looked up before")?;
+    let trace = Trace { about: violation.to_string(), schedule: shrink(schedule, violation.rule) };
+    match dir {
+        Some(dir) => {
+            let path = format!("{dir}/{}-{}.json", violation.rule, report.seed);
+            std::fs::create_dir_all(dir).map_err(|error| format!("{dir}: {error}"))?;
+            std::fs::write(&path, trace.to_text()).map_err(|error| format!("{path}: {error}"))?;
+            println!("kept as {path}");
+        }
+        None => print!("{}", trace.to_text()),
+    }
+    Ok(())
+}
+
+fn show(args: &[String]) -> Result<ExitCode, String> {
+    let seed = args.first().and_then(|seed| seed.parse().ok()).ok_or(USAGE)?;
+    let schedule = Schedule::draw(seed, &profile_of(args)?).ok_or(USAGE)?;
+    print!("{}", Trace { about: format!("seed {seed}"), schedule: schedule.clone() }.to_text());
+    Ok(walk(schedule, false))
+}
+
+fn replay(args: &[String]) -> Result<ExitCode, String> {
+    let path = args.first().ok_or(USAGE)?;
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    let trace = Trace::parse(&text)?;
+    println!("{}", trace.about);
+    Ok(walk(trace.schedule, args.iter().any(|arg| arg == "--step")))
+}
+
+/// Prints every event; one after another where somebody steps.
+fn walk(schedule: Schedule, step: bool) -> ExitCode {
+    let mut world = World::new(schedule);
+    world.tell();
+    let mut lines = std::io::stdin().lock().lines();
+    let mut ahead = 0u64;
+    loop {
+        if step && ahead == 0 {
+            let Some(Ok(line)) = lines.next() else { break };
+            match line.trim() {
+                "q" => break,
+                "" => ahead = 1,
+                many => ahead = many.parse().unwrap_or(1),
+            }
+        }
+        ahead = ahead.saturating_sub(1);
+        let more = world.step();
+        for line in world.told() {
+            println!("{line}");
+        }
+        if !more {
+            break;
+        }
+    }
+    let report = world.report();
+    for violation in &report.violations {
+        println!("violated {violation}");
+    }
+    println!("{} events, {} ms of virtual time, hash {:016x}", report.events, report.virtual_ms, report.trace);
+    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,6 +1,13 @@
-//! What must never happen, watched from outside of the cores.
+//! What must never happen, watched from outside of the cores: it knows nothing of how they decide.
+//!
+//! [`log`] reads facts as they become durable, and holds a lab of its own from them; [`lease`] knows until when a lablet
+//! may run anything. This file watches what nodes do: starts, ends, promises, orders.
+
+mod lease;
+mod log;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use iptl_dag::model::{Assignment, ExecutionId, FactKind, InstanceId, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
@@ -9,75 +16,145 @@ use iptl_wire::session::{CellRef, ToLablet};
 
 use crate::lablet::LabletNode;
 use crate::orchestrator::OrchestratorNode;
+use crate::reach::Reached;
+use lease::Lease;
+use log::Log;
 
 /// Virtual time for which a stopped attempt may overlap the next one, in nanoseconds: what the stop itself takes.
 const MAX_OVERLAP: u64 = 1_000_000_000;
 
+/// Something that must not happen, and did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The rule that was broken; equal bugs break equal rules.
+    pub rule: &'static str,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.what)
+    }
+}
+
 /// One attempt of an instance that was really started.
 #[derive(Debug)]
-pub struct Start {
-    /// Where.
-    pub lablet: PeerId,
-    /// Attempt.
-    pub attempt: u32,
+struct Start {
+    lablet: PeerId,
+    attempt: u32,
     /// Virtual time in nanoseconds.
-    pub at: u64,
+    at: u64,
+}
+
+/// The truth about one execution.
+#[derive(Debug)]
+struct Truth {
+    run: Run,
+    log: Log,
+    /// Where each instance was started, in order.
+    starts: BTreeMap<InstanceId, Vec<Start>>,
+    /// Instances that were ready.
+    ready: BTreeSet<InstanceId>,
+    /// Instances whose receipt a lablet was told to be kept.
+    kept: BTreeSet<InstanceId>,
 }
 
 /// The truth about what ran.
 #[derive(Debug, Default)]
 pub struct Model {
-    /// Runs by execution.
-    pub runs: BTreeMap<ExecutionId, Run>,
-    /// Where each instance was started, in order.
-    pub starts: BTreeMap<(ExecutionId, InstanceId), Vec<Start>>,
-    /// Instances that were ready, by execution.
-    ready: BTreeMap<ExecutionId, BTreeSet<InstanceId>>,
-    /// Instances whose receipt a lablet was told to be kept.
-    kept: BTreeMap<ExecutionId, BTreeSet<InstanceId>>,
+    truths: BTreeMap<ExecutionId, Truth>,
+    leases: BTreeMap<usize, Lease>,
+    /// Submissions so far.
+    submissions: u64,
+    /// Whether nothing goes wrong in this schedule, so that nothing may be lost.
+    gentle: bool,
     /// Ends by execution.
     pub ended: BTreeMap<ExecutionId, String>,
     /// What was found wrong.
-    pub violations: Vec<String>,
+    pub violations: Vec<Violation>,
+    /// Points that only the truth shows.
+    pub reached: Reached,
 }
 
 impl Model {
-    fn check(&mut self, holds: bool, what: impl FnOnce() -> String) {
+    /// Makes a model of a lab in which nothing has happened yet.
+    pub fn new(gentle: bool) -> Model {
+        Model { gentle, ..Model::default() }
+    }
+
+    /// Notes that a rule was broken.
+    pub fn violated(&mut self, rule: &'static str, what: String) {
+        self.violations.push(Violation { rule, what });
+    }
+
+    fn check(&mut self, rule: &'static str, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
-            self.violations.push(what());
+            self.violated(rule, what());
         }
+    }
+
+    /// A run is submitted; false where it was before.
+    pub fn submitted(&mut self, id: ExecutionId, run: Run) -> bool {
+        if self.truths.contains_key(&id) {
+            return false;
+        }
+        let truth =
+            Truth { run, log: Log::default(), starts: BTreeMap::new(), ready: BTreeSet::new(), kept: BTreeSet::new() };
+        self.truths.insert(id, truth);
+        true
+    }
+
+    /// Returns the run of an execution.
+    pub fn run(&self, id: &ExecutionId) -> Option<&Run> {
+        self.truths.get(id).map(|truth| &truth.run)
     }
 
     /// A cell reported that it is prepared.
     pub fn prepared(&mut self, cell: &CellRef, instances: Vec<InstanceId>) {
-        self.ready.entry(cell.execution).or_default().extend(instances);
+        if let Some(truth) = self.truths.get_mut(&cell.execution) {
+            truth.ready.extend(instances);
+        }
+    }
+
+    /// A lablet says that it takes a grant: its promise must be durable.
+    pub fn accepts(&mut self, lablet: &LabletNode, cell: &CellRef) {
+        let promised = lablet.promised.get(&cell.execution).is_some_and(|promised| *promised >= cell.epoch);
+        self.check("promise", promised && lablet.records.contains_key(cell), || {
+            format!("{} took {cell:?} before its promise was durable", lablet.peer.short())
+        });
     }
 
     /// A cell begins to prepare on a lablet.
     pub fn preparing(&mut self, lablet: &LabletNode, cell: &CellRef) {
         let mut taken: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
+        let mut memory = 0u64;
         for (named, held) in lablet.cells.iter().filter(|(_, held)| held.holds_room()) {
             let Some(kinds) = self.kinds(&named.execution, &held.grant.assignments) else {
-                return self.violations.push(format!("{named:?} is held and was never submitted"));
+                return self.violated("stranger", format!("{named:?} is held and was never submitted"));
             };
-            self.check(*named != *cell || kinds == held.grant.slots, || {
+            self.check("slots", *named != *cell || kinds == held.grant.slots, || {
                 format!("{named:?} has {kinds:?} and was granted {:?}", held.grant.slots)
             });
             for (kind, count) in kinds {
                 *taken.entry(kind).or_default() += count;
             }
+            memory += held.grant.memory_bytes;
         }
         for (kind, taken) in taken {
             let has = lablet.machine.total(kind);
-            self.check(taken <= has, || {
+            self.check("slots", taken <= has, || {
                 format!("{} holds {taken} {} instances in {has} slots", lablet.peer.short(), kind.name())
             });
         }
+        self.check("memory", memory <= lablet.machine.free_memory_bytes, || {
+            format!("{} promised {memory} bytes of memory", lablet.peer.short())
+        });
     }
 
     /// Instances by kind, as the run has it and not as a grant says.
     fn kinds(&self, id: &ExecutionId, assignments: &[Assignment]) -> Option<BTreeMap<WorkloadKind, u32>> {
-        let run = self.runs.get(id)?;
+        let run = self.run(id)?;
         let mut kinds = BTreeMap::new();
         for assignment in assignments {
             *kinds.entry(run.groups.get(&assignment.group)?.kind).or_default() += assignment.count;
@@ -86,30 +163,57 @@ impl Model {
     }
 
     /// A cell is started on a lablet.
-    pub fn started(&mut self, at: u64, lablet: &PeerId, cell: &CellRef, attempt: u32, instances: &[InstanceId]) {
+    pub fn started(
+        &mut self,
+        at: u64,
+        node: &OrchestratorNode,
+        lablet: &PeerId,
+        cell: &CellRef,
+        attempt: u32,
+        instances: &[InstanceId],
+    ) {
         let id = cell.execution;
-        let Some((all, most)) = self.runs.get(&id).map(|r| (r.instances(), r.loss.max_attempts)) else {
-            return self.violations.push(format!("{} was started and never submitted", id.alias()));
+        let Some(truth) = self.truths.get_mut(&id) else {
+            return self.violated("stranger", format!("{} was started and never submitted", id.alias()));
         };
-        let ready = self.ready.get(&id).map_or(0, |r| r.len() as u64);
-        self.check(ready == all, || format!("{} started with {ready} of {all} instances prepared", id.alias()));
+        let (all, most) = (truth.run.instances(), truth.run.loss.max_attempts);
+        let ready = truth.ready.len() as u64;
+        let mut wrong = Vec::new();
         for instance in instances {
-            let starts = self.starts.entry((id, instance.clone())).or_default();
+            let starts = truth.starts.entry(instance.clone()).or_default();
             starts.push(Start { lablet: lablet.clone(), attempt, at });
             let count = starts.len() as u32;
             let repeated = starts.iter().filter(|s| s.attempt == attempt).count() > 1;
-            self.check(count <= most && !repeated, || {
-                format!("{} {instance} started {count} times, {most} allowed, attempt {attempt}", id.alias())
-            });
+            if count > most || repeated {
+                wrong.push(format!("{instance} started {count} times, {most} allowed, attempt {attempt}"));
+            }
         }
+        let known = node.has_fact(&id, |f| f.kind == FactKind::Started {});
+        self.check("start-early", ready == all, || format!("{}: {ready} of {all} instances prepared", id.alias()));
+        self.check("start-fact", known, || format!("{} started before its fact was durable", id.alias()));
+        self.check("attempts", wrong.is_empty(), || format!("{} {}", id.alias(), wrong.join(", ")));
     }
 
-    /// An attempt is found to run, or to end only now.
-    pub fn runs(&mut self, now: u64, execution: ExecutionId, instance: &InstanceId, attempt: u32) {
-        let later = self.starts.get(&(execution, instance.clone())).into_iter().flatten();
-        let overlap = later.filter(|s| s.attempt > attempt).map(|s| now.saturating_sub(s.at)).max().unwrap_or(0);
-        self.check(overlap <= MAX_OVERLAP, || {
-            format!("{} {instance} ran {} ms beside its next attempt", execution.alias(), overlap / 1_000_000)
+    /// An attempt is found to run, or to end only now; its machine stood still until `thawed_at`.
+    pub fn runs(&mut self, now: u64, thawed_at: u64, id: ExecutionId, instance: &InstanceId, attempt: u32) {
+        let starts = self.truths.get(&id).and_then(|truth| truth.starts.get(instance));
+        let later = starts.into_iter().flatten().filter(|s| s.attempt > attempt);
+        let overlap = later.map(|s| now.saturating_sub(s.at.max(thawed_at))).max().unwrap_or(0);
+        self.check("two-attempts", overlap <= MAX_OVERLAP, || {
+            format!("{} {instance} ran {} ms beside its next attempt", id.alias(), overlap / 1_000_000)
+        });
+    }
+
+    /// A lablet drops a cell: what it sealed must be kept, or of no use any more.
+    pub fn forgotten(&mut self, node: &OrchestratorNode, lablet: &LabletNode, cell: &CellRef) {
+        let Some((_, shards)) = lablet.records.get(cell) else { return };
+        if self.ended.contains_key(&cell.execution) {
+            return;
+        }
+        let lost: Vec<String> =
+            shards.iter().filter(|(shard, _)| !node.store.contains_key(shard)).map(|(s, _)| s.to_string()).collect();
+        self.check("receipts-dropped", lost.is_empty(), || {
+            format!("{} dropped receipts that nobody has: {lost:?}", lablet.peer.short())
         });
     }
 
@@ -121,26 +225,21 @@ impl Model {
                 let known = node.has_fact(&named.execution, |f| {
                     f.epoch == named.epoch && matches!(&f.kind, FactKind::Granted { lablet, .. } if lablet == to)
                 });
-                self.check(known, || format!("grant {named:?} sent before its fact was durable"));
+                self.check("grant-fact", known, || format!("grant {named:?} sent before its fact was durable"));
             }
             Effect::Send { message: ToLablet::Start(named), .. } => {
                 let known = node.has_fact(&named.execution, |f| f.kind == FactKind::Started {});
-                self.check(known, || format!("start {named:?} sent before its fact was durable"));
+                self.check("start-fact", known, || format!("start {named:?} sent before its fact was durable"));
             }
-            Effect::Send { to, message: ToLablet::Kept(named, cid) } => {
-                let id = named.execution;
-                let known = node.has_fact(
-                    &id,
-                    |f| matches!(&f.kind, FactKind::Received { lablet, shard, .. } if lablet == to && shard == cid),
-                );
-                self.check(known, || format!("{cid} called kept before its fact was durable"));
-                for receipt in node.store.get(cid).into_iter().flatten() {
-                    self.kept.entry(id).or_default().insert(receipt.instance.clone());
-                }
-            }
-            Effect::Send { message: ToLablet::Finished(id, Some(cid)), .. } => {
-                let known = node.has_fact(id, |f| f.kind == FactKind::Sealed { result: *cid });
-                self.check(known, || format!("{} called finished before it was sealed", id.alias()));
+            Effect::Send { to, message: ToLablet::Kept(named, cid) } => self.kept(node, to, named, cid),
+            Effect::Send { message: ToLablet::Finished(id, result), .. } => {
+                let known = node.has_fact(id, |f| match (&f.kind, result) {
+                    (FactKind::Sealed { result }, Some(named)) => result == named,
+                    (FactKind::Failed { .. } | FactKind::Sealed { .. }, None) => true,
+                    _ => false,
+                });
+                let unknown = result.is_none() && !node.log.contains_key(id);
+                self.check("end-fact", known || unknown, || format!("{} called finished too early", id.alias()));
             }
             Effect::Assemble(order) => self.assembling(node, order),
             Effect::Persist { .. }
@@ -155,12 +254,32 @@ impl Model {
         }
     }
 
+    fn kept(&mut self, node: &OrchestratorNode, to: &PeerId, named: &CellRef, cid: &Cid) {
+        let id = named.execution;
+        let known = node.has_fact(
+            &id,
+            |f| matches!(&f.kind, FactKind::Received { lablet, shard, .. } if lablet == to && shard == cid),
+        );
+        self.check("kept-fact", known, || format!("{cid} called kept before its fact was durable"));
+        if let Some(truth) = self.truths.get_mut(&id) {
+            truth.kept.extend(node.store.get(cid).into_iter().flatten().map(|receipt| receipt.instance.clone()));
+        }
+    }
+
     fn assembling(&mut self, node: &OrchestratorNode, order: &AssemblyOrder) {
         let id = order.execution;
         let all = order.run.run.instances();
         let sum = (order.accepted.len() + order.missing.len()) as u64;
         let both = order.accepted.keys().any(|i| order.missing.contains_key(i));
-        self.check(sum == all && !both, || format!("{}: {sum} of {all} instances accounted for", id.alias()));
+        self.check("all-accounted", sum == all && !both, || {
+            format!("{}: {sum} of {all} instances accounted for", id.alias())
+        });
+        let lost = order.missing.len();
+        let asked_to_end = order.cancelled.is_some() || order.timed_out;
+        self.check("gentle", !self.gentle || lost == 0 || asked_to_end, || {
+            format!("{}: lost {lost} instances where nothing went wrong", id.alias())
+        });
+        let Some(truth) = self.truths.get(&id) else { return };
         let held: BTreeSet<(&InstanceId, u32)> = order
             .shards
             .iter()
@@ -172,33 +291,38 @@ impl Model {
             .accepted
             .iter()
             .filter(|(i, (lablet, attempt))| {
-                let ran = self.starts.get(&(id, (*i).clone()));
+                let ran = truth.starts.get(*i);
                 !held.contains(&(*i, *attempt))
                     || !ran.is_some_and(|s| s.iter().any(|s| s.lablet == *lablet && s.attempt == *attempt))
             })
             .map(|(i, _)| i.to_string())
             .collect();
-        self.check(invented.is_empty(), || format!("{}: receipts invented: {invented:?}", id.alias()));
-        let dropped: Vec<_> = self
+        let dropped: Vec<_> = truth
             .kept
-            .get(&id)
-            .into_iter()
-            .flatten()
+            .iter()
+            .chain(truth.log.finished.iter())
             .filter(|i| !order.accepted.contains_key(*i))
             .map(|i| i.to_string())
             .collect();
-        self.check(dropped.is_empty(), || format!("{}: kept receipts dropped: {dropped:?}", id.alias()));
+        self.check("invented", invented.is_empty(), || format!("{}: receipts invented: {invented:?}", id.alias()));
+        self.check("dropped", dropped.is_empty(), || format!("{}: kept receipts dropped: {dropped:?}", id.alias()));
     }
 
     /// The log of an execution got its last fact.
     pub fn over(&mut self, id: ExecutionId, how: String) {
         if let Some(before) = self.ended.insert(id, how.clone()) {
-            self.violations.push(format!("{} ended twice: {before}, then {how}", id.alias()));
+            self.violated("ended-twice", format!("{} ended twice: {before}, then {how}", id.alias()));
         }
     }
 
-    /// A chunk of receipts that was kept is on the orchestrator's disk.
-    pub fn kept_on_disk(&mut self, node: &OrchestratorNode, cid: &Cid) {
-        self.check(node.store.contains_key(cid), || format!("{cid} kept and not on disk"));
+    /// Looks at what is left when a schedule is over.
+    pub fn finish(&mut self, now: u64, lablets: &[LabletNode]) {
+        for lablet in lablets {
+            for (named, cell) in &lablet.cells {
+                for instance in &cell.running {
+                    self.runs(now, lablet.frozen_until, named.execution, instance, cell.grant.attempt);
+                }
+            }
+        }
     }
 }

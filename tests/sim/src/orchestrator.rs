@@ -6,6 +6,8 @@ use iptl_dag::model::{ExecutionId, Fact, FactKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{Effect, Orchestrator, OrchestratorConfig, ReceiptSummary, Submission};
 
+use crate::clock::Clock;
+
 /// A node with the orchestrator's core.
 #[derive(Debug)]
 pub struct OrchestratorNode {
@@ -33,6 +35,18 @@ pub struct OrchestratorNode {
     pub results: BTreeSet<Cid>,
     /// When the timer event that is in the queue fires.
     pub timer: Option<u64>,
+    /// Its clocks.
+    pub clock: Clock,
+    /// Virtual time of its last start.
+    pub restarted_at: u64,
+    /// Virtual time until which it stands still.
+    pub frozen_until: u64,
+    /// For how long it is down after it died in its next write, and how much of that reaches the disk, in percent.
+    pub dies_in_write: Option<(u64, u32)>,
+    /// Virtual time until which its disk is slow, and how often slower.
+    pub slow: (u64, u64),
+    /// Virtual time until which its disk is full.
+    pub full_until: u64,
 }
 
 impl OrchestratorNode {
@@ -51,6 +65,12 @@ impl OrchestratorNode {
             store: BTreeMap::new(),
             results: BTreeSet::new(),
             timer: None,
+            clock: Clock::default(),
+            restarted_at: 0,
+            frozen_until: 0,
+            dies_in_write: None,
+            slow: (0, 1),
+            full_until: 0,
         }
     }
 

@@ -1,14 +1,18 @@
-//! How bad things get in one schedule.
+//! How bad things get in one schedule: numbers that are drawn once from the seed, under a name that says which.
+
+use serde::{Deserialize, Serialize};
 
 use crate::network::Draws;
 
-/// What one schedule does to its lab; drawn from the seed.
-#[derive(Clone, Debug)]
+/// What one schedule does to its lab.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
     /// Lablets.
     pub lablets: u32,
     /// Executions that are submitted.
     pub executions: u32,
+    /// Most instances of one group.
+    pub group_size: u32,
     /// Messages lost, in parts per million.
     pub loss_ppm: u32,
     /// Messages doubled, in parts per million.
@@ -23,8 +27,20 @@ pub struct Profile {
     pub orchestrator_crashes: u32,
     /// Crashes of lablets.
     pub lablet_crashes: u32,
-    /// Partitions between a lablet and the orchestrator.
+    /// Partitions between a lablet and the orchestrator, half of them one-way.
     pub partitions: u32,
+    /// Times in which a node stands still.
+    pub freezes: u32,
+    /// Times in which a disk is slow.
+    pub slow_disks: u32,
+    /// Times in which a disk is full.
+    pub full_disks: u32,
+    /// Jumps of wall clocks.
+    pub clock_jumps: u32,
+    /// Largest drift of a monotonic clock, in parts per million.
+    pub drift_ppm: u32,
+    /// Owners who want their machine back.
+    pub drains: u32,
     /// Preparations that fail, in parts per million.
     pub prepare_fail_ppm: u32,
     /// Instances that never end by themselves, in parts per million.
@@ -37,31 +53,65 @@ pub struct Profile {
     pub faults_until_s: u64,
 }
 
+/// Names of the profiles, for people; `mixed` is all of them in turn.
+pub const NAMES: &[&str] = &["mixed", "calm", "rough", "crashes", "partitions", "disks", "clocks", "owners", "crowd"];
+
 impl Profile {
+    /// Draws the profile of a seed under a name; none where nobody knows the name.
+    pub fn named(name: &str, seed: u64, draws: &mut Draws) -> Option<Profile> {
+        Some(match name {
+            "mixed" => match seed % 20 {
+                0 | 1 => Profile::calm(draws),
+                2 | 3 => Profile::crashes(draws),
+                4 | 5 => Profile::partitions(draws),
+                6 | 7 => Profile::disks(draws),
+                8 => Profile::clocks(draws),
+                9 => Profile::owners(draws),
+                _ => Profile::rough(draws),
+            },
+            "calm" => Profile::calm(draws),
+            "rough" => Profile::rough(draws),
+            "crashes" => Profile::crashes(draws),
+            "partitions" => Profile::partitions(draws),
+            "disks" => Profile::disks(draws),
+            "clocks" => Profile::clocks(draws),
+            "owners" => Profile::owners(draws),
+            "crowd" => Profile::crowd(draws),
+            _ => return None,
+        })
+    }
+
     /// A lab in which nothing goes wrong.
-    pub fn calm(draws: &mut Draws) -> Profile {
+    fn calm(draws: &mut Draws) -> Profile {
         Profile {
             lablets: draws.between(1, 6) as u32,
             executions: draws.between(1, 5) as u32,
-            loss_ppm: 0,
-            double_ppm: 0,
-            late_ppm: 0,
+            group_size: 6,
             delay_min_us: 500,
             delay_max_us: 500,
-            orchestrator_crashes: 0,
-            lablet_crashes: 0,
-            partitions: 0,
-            prepare_fail_ppm: 0,
-            hang_ppm: 0,
-            cancel_ppm: 0,
             max_attempts: 1,
             faults_until_s: 20,
+            ..Profile::default()
+        }
+    }
+
+    /// Delays that let messages overtake each other, several attempts now and then, and a minute for faults.
+    fn uneven(draws: &mut Draws) -> Profile {
+        Profile {
+            lablets: draws.between(1, 8) as u32,
+            executions: draws.between(1, 6) as u32,
+            delay_min_us: draws.between(100, 5_000),
+            delay_max_us: draws.between(5_000, 400_000),
+            max_attempts: if draws.chance(400_000) { draws.between(2, 3) as u32 } else { 1 },
+            faults_until_s: 60,
+            ..Profile::calm(draws)
         }
     }
 
     /// A lab in which anything may go wrong, each seed something else.
-    pub fn rough(draws: &mut Draws) -> Profile {
-        let mut maybe = |most: u64| if draws.chance(500_000) { draws.between(0, most) as u32 } else { 0 };
+    fn rough(draws: &mut Draws) -> Profile {
+        let calm = Profile::uneven(draws);
+        let mut maybe = |most: u64| if draws.chance(400_000) { draws.between(0, most) as u32 } else { 0 };
         Profile {
             loss_ppm: maybe(100_000),
             double_ppm: maybe(200_000),
@@ -69,20 +119,68 @@ impl Profile {
             orchestrator_crashes: maybe(4),
             lablet_crashes: maybe(6),
             partitions: maybe(6),
+            freezes: maybe(4),
+            slow_disks: maybe(4),
+            full_disks: maybe(3),
+            clock_jumps: maybe(4),
+            drift_ppm: maybe(500),
+            drains: maybe(3),
             prepare_fail_ppm: maybe(150_000),
             hang_ppm: maybe(100_000),
             cancel_ppm: maybe(500_000),
-            lablets: draws.between(1, 8) as u32,
-            executions: draws.between(1, 6) as u32,
-            delay_min_us: draws.between(100, 5_000),
-            delay_max_us: draws.between(5_000, 400_000),
-            max_attempts: if draws.chance(300_000) { draws.between(2, 3) as u32 } else { 1 },
-            faults_until_s: 60,
+            ..calm
         }
     }
 
-    /// The profile of a seed: one in five is calm.
-    pub fn of_seed(seed: u64, draws: &mut Draws) -> Profile {
-        if seed.is_multiple_of(5) { Profile::calm(draws) } else { Profile::rough(draws) }
+    /// Deaths of nodes alone.
+    fn crashes(draws: &mut Draws) -> Profile {
+        let orchestrator_crashes = draws.between(0, 6) as u32;
+        let lablet_crashes = draws.between(1, 8) as u32;
+        let cancel_ppm = if draws.chance(300_000) { 500_000 } else { 0 };
+        Profile { orchestrator_crashes, lablet_crashes, cancel_ppm, ..Profile::uneven(draws) }
+    }
+
+    /// Broken networks alone.
+    fn partitions(draws: &mut Draws) -> Profile {
+        let partitions = draws.between(1, 10) as u32;
+        let freezes = draws.between(0, 3) as u32;
+        let loss_ppm = draws.between(0, 100_000) as u32;
+        let late_ppm = draws.between(0, 60_000) as u32;
+        let double_ppm = draws.between(0, 200_000) as u32;
+        Profile { partitions, freezes, loss_ppm, late_ppm, double_ppm, ..Profile::uneven(draws) }
+    }
+
+    /// Slow and full disks, and crashes that meet what they had not written yet.
+    fn disks(draws: &mut Draws) -> Profile {
+        let slow_disks = draws.between(1, 8) as u32;
+        let full_disks = draws.between(0, 5) as u32;
+        let orchestrator_crashes = draws.between(0, 3) as u32;
+        let lablet_crashes = draws.between(0, 3) as u32;
+        Profile { slow_disks, full_disks, orchestrator_crashes, lablet_crashes, ..Profile::uneven(draws) }
+    }
+
+    /// Clocks that drift and jump, in a lab that is fine otherwise: nothing may be lost.
+    fn clocks(draws: &mut Draws) -> Profile {
+        Profile { clock_jumps: draws.between(1, 6) as u32, drift_ppm: 500, ..Profile::calm(draws) }
+    }
+
+    /// Owners who come and go, and people who cancel.
+    fn owners(draws: &mut Draws) -> Profile {
+        let drains = draws.between(1, 6) as u32;
+        let cancel_ppm = draws.between(0, 800_000) as u32;
+        Profile { drains, cancel_ppm, ..Profile::uneven(draws) }
+    }
+
+    /// Many lablets, some of which die.
+    fn crowd(draws: &mut Draws) -> Profile {
+        Profile {
+            lablets: draws.between(60, 240) as u32,
+            group_size: 300,
+            lablet_crashes: draws.between(0, 20) as u32,
+            orchestrator_crashes: draws.between(0, 1) as u32,
+            partitions: draws.between(0, 20) as u32,
+            loss_ppm: draws.between(0, 20_000) as u32,
+            ..Profile::uneven(draws)
+        }
     }
 }

@@ -1,0 +1,217 @@
+//! Facts as they become durable, and who holds what by them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iptl_dag::PeerId;
+use iptl_dag::model::{Assignment, ExecutionId, Exit, Fact, FactKind, InstanceId};
+use iptl_scheduler::placement;
+use iptl_wire::session::Inventory;
+
+use super::Model;
+use crate::lablet::LabletNode;
+use crate::orchestrator::OrchestratorNode;
+use crate::reach::Point;
+
+/// A grant that was written down.
+#[derive(Debug)]
+struct Granted {
+    assignments: Vec<Assignment>,
+    attempt: u32,
+    /// Whether the lablet still counts as holding it.
+    live: bool,
+}
+
+/// What the log of one execution says.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    begun: bool,
+    /// Place among all submissions.
+    order: u64,
+    started: bool,
+    over: bool,
+    stopped: bool,
+    counter: u64,
+    /// By lablet and counter of the term.
+    grants: BTreeMap<(PeerId, u64), Granted>,
+    /// Attempt of each instance that was lost.
+    lost: BTreeMap<InstanceId, u32>,
+    /// Instances with a durable receipt of an end that was their own.
+    pub(super) finished: BTreeSet<InstanceId>,
+}
+
+impl Log {
+    fn live_of(&mut self, lablet: &PeerId) -> Option<&mut Granted> {
+        self.grants.iter_mut().find(|((holder, _), grant)| holder == lablet && grant.live).map(|(_, grant)| grant)
+    }
+
+    /// Takes in a grant, or says what is wrong with it.
+    fn grant(
+        &mut self,
+        lablet: &PeerId,
+        counter: u64,
+        granted: Granted,
+        most: u32,
+        sizes: &BTreeMap<&String, u32>,
+    ) -> Result<bool, String> {
+        if let Some(before) = self.live_of(lablet) {
+            before.live = false;
+        }
+        let mut replaced = false;
+        for assignment in &granted.assignments {
+            let end = assignment.start.checked_add(assignment.count);
+            if end.is_none_or(|end| sizes.get(&assignment.group).is_none_or(|size| end > *size)) {
+                return Err(format!("grants what the run does not have: {assignment:?}"));
+            }
+        }
+        for instance in granted.assignments.iter().flat_map(Assignment::instances) {
+            let holds = |g: &Granted| g.live && g.assignments.iter().any(|a| a.holds(&instance));
+            if self.grants.values().any(holds) {
+                return Err(format!("grants {instance}, which another lablet holds"));
+            }
+            if self.finished.contains(&instance) {
+                return Err(format!("grants {instance}, which has finished"));
+            }
+            if self.started {
+                let before = self.lost.get(&instance).copied().unwrap_or(0);
+                if before == 0 || granted.attempt <= before || granted.attempt > most {
+                    return Err(format!("grants attempt {} of {instance} after {before}", granted.attempt));
+                }
+                replaced = true;
+            }
+        }
+        self.grants.insert((lablet.clone(), counter), granted);
+        Ok(replaced)
+    }
+
+    fn holds_all(&self, all: u64) -> bool {
+        let live = self.grants.values().filter(|g| g.live);
+        live.flat_map(|g| &g.assignments).map(|a| u64::from(a.count)).sum::<u64>() == all
+    }
+}
+
+impl Model {
+    /// A fact becomes durable.
+    pub fn fact(&mut self, node: &OrchestratorNode, fact: &Fact) {
+        let id = fact.execution;
+        let Some(truth) = self.truths.get_mut(&id) else {
+            return self.violated("stranger", format!("a fact of {}, which was never submitted", id.alias()));
+        };
+        let (all, most) = (truth.run.instances(), truth.run.loss.max_attempts);
+        let sizes = truth.run.groups.iter().map(|(name, group)| (name, group.count)).collect();
+        let log = &mut truth.log;
+        let mut wrong = Vec::new();
+        if log.over {
+            wrong.push("comes after the last".to_owned());
+        }
+        if log.begun == matches!(fact.kind, FactKind::Submitted { .. }) {
+            wrong.push("is not begun by one submission".to_owned());
+        }
+        if fact.epoch.counter < log.counter {
+            wrong.push(format!("goes back to term {} from {}", fact.epoch.counter, log.counter));
+        }
+        log.counter = log.counter.max(fact.epoch.counter);
+        match &fact.kind {
+            FactKind::Submitted { .. } => {
+                self.submissions += 1;
+                log.begun = true;
+                log.order = self.submissions;
+            }
+            FactKind::Placed { .. } => {}
+            FactKind::Granted { lablet, assignments, attempt } => {
+                let granted = Granted { assignments: assignments.clone(), attempt: *attempt, live: true };
+                match log.grant(lablet, fact.epoch.counter, granted, most, &sizes) {
+                    Ok(true) => self.reached.at(Point::Replaced),
+                    Ok(false) => {}
+                    Err(what) => wrong.push(what),
+                }
+            }
+            FactKind::Accepted { lablet } => {
+                if log.live_of(lablet).is_none() {
+                    wrong.push(format!("has {} take what it was not granted", lablet.short()));
+                }
+            }
+            FactKind::Refused { lablet, .. } => {
+                self.reached.at(Point::GaveBack);
+                let started = log.started;
+                match log.live_of(lablet) {
+                    Some(grant) if !started => grant.live = false,
+                    _ => wrong.push(format!("has {} give back what it did not hold", lablet.short())),
+                }
+            }
+            FactKind::Started {} => {
+                if log.started || !log.holds_all(all) {
+                    wrong.push("starts twice, or without all instances granted".to_owned());
+                }
+                log.started = true;
+                let order = log.order;
+                let waits = |log: &Log| log.begun && !log.over && log.order < order && log.grants.is_empty();
+                if self.truths.values().any(|truth| waits(&truth.log)) {
+                    self.reached.at(Point::Overtook);
+                }
+            }
+            FactKind::Received { lablet, shard, .. } => {
+                let Some(receipts) = node.store.get(shard) else {
+                    return self.violated("received", format!("{shard} received and not on disk"));
+                };
+                if !log.started {
+                    wrong.push("receives receipts before the start".to_owned());
+                }
+                for receipt in receipts {
+                    let named = (lablet.clone(), receipt.epoch.counter);
+                    let Some(grant) = log.grants.get(&named).filter(|g| g.attempt == receipt.attempt) else { continue };
+                    if !grant.live {
+                        self.reached.at(Point::LateReceipt);
+                    }
+                    let own = !matches!(receipt.exit, Exit::Stopped { .. });
+                    if own && grant.assignments.iter().any(|a| a.holds(&receipt.instance)) {
+                        log.finished.insert(receipt.instance.clone());
+                    }
+                }
+            }
+            FactKind::Lost { lablet, instances, .. } => {
+                let attempt = match lablet.as_ref().map(|l| log.live_of(l)) {
+                    Some(Some(grant)) => {
+                        grant.live = false;
+                        grant.attempt
+                    }
+                    Some(None) => {
+                        wrong.push("loses with a lablet what that did not hold".to_owned());
+                        0
+                    }
+                    None => 0,
+                };
+                self.reached.at(Point::LostCell);
+                for instance in instances {
+                    if log.finished.contains(instance) {
+                        wrong.push(format!("loses {instance}, which has finished"));
+                    }
+                    let before = log.lost.entry(instance.clone()).or_default();
+                    *before = (*before).max(attempt);
+                }
+            }
+            FactKind::Cancelled { .. } | FactKind::TimedOut {} => {
+                if std::mem::replace(&mut log.stopped, true) {
+                    wrong.push("is ended twice".to_owned());
+                }
+            }
+            FactKind::Sealed { result } => {
+                log.over = true;
+                if !node.results.contains(result) {
+                    wrong.push(format!("seals {result}, which nobody made"));
+                }
+            }
+            FactKind::Failed { .. } => log.over = true,
+        }
+        self.check("log", wrong.is_empty(), || format!("log of {} {}", id.alias(), wrong.join(", and ")));
+    }
+
+    /// An execution ends without a result: where nothing went wrong, only because no lab of these machines can hold it.
+    pub fn failed(&mut self, id: &ExecutionId, lablets: &[LabletNode], reason: &str) {
+        self.reached.at(Point::NoCapacity);
+        let Some(truth) = self.truths.get(id).filter(|_| self.gentle) else { return };
+        let machines: BTreeMap<PeerId, Inventory> =
+            lablets.iter().map(|lablet| (lablet.peer.clone(), lablet.machine.clone())).collect();
+        let fits = placement(&truth.run, &machines, &[], &BTreeMap::new()).missing() == 0;
+        self.check("gentle", !fits, || format!("{} failed and nothing went wrong: {reason}", id.alias()));
+    }
+}

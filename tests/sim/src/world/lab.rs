@@ -1,0 +1,132 @@
+//! Which machines there are, and what is submitted to them.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Engine, Execution, GroupRun, LossPolicy, Network, Requirements, Resources, Run, WorkloadKind};
+use iptl_dag::{Cid, PeerId, codec};
+use iptl_scheduler::{Input, Submission};
+use iptl_wire::session::{Inventory, KnownRun, Slots};
+
+use super::{MILLI, SECOND, World};
+use crate::clock::Clock;
+use crate::event::Event;
+use crate::lablet::LabletNode;
+use crate::network::Draws;
+use crate::schedule::Schedule;
+
+/// Names a node.
+pub(super) fn peer(n: u16) -> PeerId {
+    let mut key = [0; 32];
+    key[..2].copy_from_slice(&n.to_be_bytes());
+    PeerId::from_ed25519(&key)
+}
+
+fn cid(bytes: &[u8]) -> Cid {
+    codec::cid_of(&bytes)
+}
+
+/// The clocks of a node.
+pub(super) fn clock(schedule: &Schedule, node: u32) -> Clock {
+    let mut draws = Draws::new(schedule.seed, 30_000 + u64::from(node));
+    let drift = u64::from(schedule.profile.drift_ppm);
+    Clock {
+        base: draws.between(0, 1_000_000) * SECOND,
+        drift_ppm: draws.between(0, 2 * drift) as i64 - drift as i64,
+        skew_us: draws.between(0, 10_000_000) as i64 - 5_000_000,
+    }
+}
+
+/// A machine with a lablet.
+pub(super) fn machine(schedule: &Schedule, n: u32) -> LabletNode {
+    let mut draws = Draws::new(schedule.seed, 10_000 + u64::from(n));
+    let mut slots = BTreeMap::from([(WorkloadKind::Wasm, Slots::of(draws.between(2, 12) as u32))]);
+    // Half of the lablets run containers too, some of them nothing else.
+    if draws.chance(500_000) {
+        slots.insert(WorkloadKind::Docker, Slots::of(draws.between(1, 3) as u32));
+        if draws.chance(200_000) {
+            slots.remove(&WorkloadKind::Wasm);
+        }
+    }
+    let machine = Inventory {
+        name: format!("l{n}"),
+        cpus: 4,
+        memory_bytes: 8 << 30,
+        free_memory_bytes: 8 << 30,
+        slots,
+        ..Inventory::default()
+    };
+    LabletNode::new(peer(n as u16 + 1000), machine, clock(schedule, n))
+}
+
+fn group(count: u32) -> GroupRun {
+    GroupRun {
+        workload: cid(b"workload"),
+        kind: WorkloadKind::Wasm,
+        count,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        resources: Resources::default(),
+        requires: Requirements::default(),
+        container: None,
+    }
+}
+
+impl World {
+    /// Returns what is submitted as the n-th of the schedule.
+    pub(super) fn submission(&self, n: u32) -> Submission {
+        let number = self.schedule.submissions[n as usize].number;
+        let profile = &self.schedule.profile;
+        let mut draws = Draws::new(self.schedule.seed, 100 + u64::from(number));
+        let mut groups = (0..draws.between(1, 3))
+            .map(|g| (format!("g{g}"), group(draws.between(1, u64::from(profile.group_size)) as u32)))
+            .collect::<BTreeMap<_, _>>();
+        // Half of the runs have containers, alone or beside components.
+        if draws.chance(500_000) {
+            for group in groups.values_mut() {
+                if draws.chance(500_000) {
+                    group.kind = WorkloadKind::Docker;
+                    group.count = group.count.div_ceil(2);
+                }
+            }
+        }
+        let run = Run {
+            plan: cid(b"plan"),
+            case: "case".into(),
+            groups,
+            params: BTreeMap::new(),
+            seed: u64::from(number),
+            engine: Engine::Live,
+            network: Network::Clean,
+            faults: Vec::new(),
+            loss: LossPolicy { max_attempts: profile.max_attempts, max_lost_ppm: 0 },
+            thresholds: Vec::new(),
+            timeout_ms: draws.between(5_000, 30_000),
+        };
+        let cid = codec::cid_of(&run);
+        let execution = Execution { run: cid, orchestrator: self.orchestrator.peer.clone(), nonce: draws.bytes() };
+        Submission { execution, run: KnownRun { cid, run } }
+    }
+
+    pub(super) fn submit(&mut self, n: u32) {
+        if self.orchestrator.core.is_none() {
+            // Whoever submits tries again.
+            self.after(SECOND, Event::Submit(n));
+            return;
+        }
+        let submission = self.submission(n);
+        let id = submission.execution.id();
+        if self.orchestrator.log.contains_key(&id) {
+            return;
+        }
+        self.orchestrator.submissions.insert(id, submission.clone());
+        if self.model.submitted(id, submission.run.run.clone())
+            && let Some(after_ms) = self.schedule.submissions[n as usize].cancel_after_ms
+        {
+            self.after(after_ms * MILLI, Event::Cancel(id));
+        }
+        // A submission whose fact was lost in a crash never happened: the submitter finds out and tries again.
+        self.after(3 * SECOND, Event::Submit(n));
+        let Submission { execution, run } = submission;
+        self.tell_orchestrator(Input::Submit { execution, run, by: peer(250 + (n % 3) as u16) });
+    }
+}

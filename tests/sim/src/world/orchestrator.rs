@@ -1,0 +1,308 @@
+//! The orchestrator's driver: facts made durable in groups, then everything else in order.
+
+use iptl_dag::model::signed::Signed;
+use iptl_dag::model::{Counts, ExecutionId, Fact, FactKind, ResultVerdict, Run, WorkloadKind};
+use iptl_dag::{Cid, PeerId, codec};
+use iptl_scheduler::{AssembledResult, AssemblyOrder, Effect, Input, Orchestrator};
+use iptl_wire::WallTime;
+use iptl_wire::lab::Certificate;
+use iptl_wire::offer::Offer;
+use iptl_wire::session::{ToLablet, Welcome};
+
+use super::{MICRO, MILLI, World};
+use crate::event::Event;
+use crate::reach::Point;
+
+impl World {
+    pub(super) fn tell_orchestrator(&mut self, input: Input) {
+        let now = self.orchestrator_stamp();
+        let Some(core) = &mut self.orchestrator.core else { return };
+        core.handle(now, input);
+        while let Some(effect) = core.poll_effect() {
+            self.orchestrator.queue.push_back(effect);
+        }
+        let next = core.poll_timeout().map(|t| self.orchestrator.clock.when(t).max(self.now));
+        if let Some(at) = next
+            && self.orchestrator.timer.is_none_or(|t| t > at)
+        {
+            self.orchestrator.timer = Some(at);
+            self.at(at, Event::OrchestratorTimer);
+        }
+        self.pump_orchestrator();
+    }
+
+    /// Carries out effects up to the first fact that is not durable.
+    pub(super) fn pump_orchestrator(&mut self) {
+        while self.orchestrator.syncing.is_empty() {
+            let Some(effect) = self.orchestrator.queue.pop_front() else { return };
+            if let Effect::Persist { .. } = effect {
+                self.orchestrator.queue.push_front(effect);
+                self.sync_facts();
+                return;
+            }
+            self.model.effect(&self.orchestrator, &effect);
+            self.orchestrator_effect(effect);
+        }
+    }
+
+    /// Group commit: all facts in a row become durable together.
+    fn sync_facts(&mut self) {
+        while let Some(Effect::Persist { .. }) = self.orchestrator.queue.front() {
+            let Some(Effect::Persist { execution, epoch, kind }) = self.orchestrator.queue.pop_front() else { return };
+            let at_ms = self.orchestrator.clock.wall_us(self.true_wall_us()) / 1000;
+            self.orchestrator.syncing.push(Fact { execution, seq: 0, prev: None, epoch, at_ms, kind });
+        }
+        if self.now < self.orchestrator.full_until {
+            // Without its log it can promise nothing: it stops, and is started again.
+            self.reached.at(Point::FactsRefused);
+            let down_ms = self.work.between(500, 5_000);
+            self.crash_orchestrator(down_ms, 0);
+            return;
+        }
+        if let Some((down_ms, written_pct)) = self.orchestrator.dies_in_write.take().filter(|_| self.faulty()) {
+            return self.crash_orchestrator(down_ms, written_pct);
+        }
+        let life = self.orchestrator.life;
+        let takes = self.work.between(MILLI / 10, 5 * MILLI) * self.orchestrator_slowness();
+        self.after(takes, Event::FactsDurable { life });
+    }
+
+    fn orchestrator_slowness(&mut self) -> u64 {
+        let (until, factor) = self.orchestrator.slow;
+        if self.now >= until {
+            return 1;
+        }
+        if factor >= 200 {
+            self.reached.at(Point::SlowWrite);
+        }
+        factor
+    }
+
+    pub(super) fn commit_facts(&mut self) {
+        for fact in std::mem::take(&mut self.orchestrator.syncing) {
+            if let Some(told) = &mut self.told {
+                told.push(format!("           fact of {}: {:?}", fact.execution.alias(), fact.kind));
+            }
+            self.model.fact(&self.orchestrator, &fact);
+            match &fact.kind {
+                FactKind::Sealed { .. } => {
+                    let kinds = self.model.run(&fact.execution).map(Run::kinds).unwrap_or_default();
+                    let names: Vec<&str> = kinds.into_keys().map(WorkloadKind::name).collect();
+                    self.model.over(fact.execution, format!("sealed: {}", names.join(" and ")));
+                }
+                FactKind::Failed { reason } => {
+                    let short = reason.split(':').next().unwrap_or_default().to_owned();
+                    self.model.failed(&fact.execution, &self.lablets, reason);
+                    self.model.over(fact.execution, format!("failed: {short}"));
+                }
+                FactKind::Submitted { .. }
+                | FactKind::Placed { .. }
+                | FactKind::Granted { .. }
+                | FactKind::Accepted { .. }
+                | FactKind::Refused { .. }
+                | FactKind::Started {}
+                | FactKind::Received { .. }
+                | FactKind::Lost { .. }
+                | FactKind::Cancelled { .. }
+                | FactKind::TimedOut {} => {}
+            }
+            self.orchestrator.append(fact);
+        }
+    }
+
+    fn orchestrator_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Persist { .. } | Effect::StorePlacement(_) | Effect::Notify { .. } => {}
+            Effect::Send { to, message } => {
+                let message = match message {
+                    ToLablet::Lease(mut renewal) => {
+                        renewal.wall_us = self.orchestrator.clock.wall_us(self.true_wall_us());
+                        ToLablet::Lease(renewal)
+                    }
+                    other => other,
+                };
+                self.post_to_lablet(&to, message);
+            }
+            Effect::SendGrant { to, grant } => {
+                let signer = self.orchestrator.peer.clone();
+                let signed = Signed { body: grant, signer, signature: Vec::new() };
+                self.post_to_lablet(&to, ToLablet::Grant(signed));
+            }
+            Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers } => {
+                self.welcome(to, session, heartbeat_ms, lease_ms, offers);
+            }
+            Effect::Turn { to, session, .. } => {
+                let Some(lablet) = self.index(&to) else { return };
+                let life = self.lablets[lablet].life;
+                self.after(MILLI, Event::Turned { lablet, life, session });
+            }
+            Effect::PublishOffer(offer) => {
+                for lablet in 0..self.lablets.len() {
+                    let life = self.lablets[lablet].life;
+                    let delays = self.fate.fate(&self.schedule.profile, self.faulty());
+                    if delays.is_empty() {
+                        self.reached.at(Point::OfferLost);
+                    }
+                    for delay in delays {
+                        self.after(delay * MICRO, Event::Gossip { lablet, life, offer: Box::new(offer.clone()) });
+                    }
+                }
+            }
+            Effect::Pull { execution, lablet, shard } => {
+                let life = self.orchestrator.life;
+                let takes = self.work.between(MILLI, 300 * MILLI);
+                let lablet = Box::new(lablet);
+                self.after(takes, Event::PullDone { life, execution, lablet, shard });
+            }
+            Effect::Assemble(order) => self.assemble(&order),
+            Effect::Close { lablet, .. } => {
+                if let Some(session) = self.orchestrator.sessions.remove(&lablet)
+                    && let Some(index) = self.index(&lablet)
+                {
+                    let life = self.lablets[index].life;
+                    self.after(MILLI, Event::LabletHears { lablet: index, life, session });
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, to: PeerId, session: u64, heartbeat_ms: u32, lease_ms: u32, offers: Vec<Offer>) {
+        let Some(lablet) = self.index(&to) else { return };
+        self.orchestrator.sessions.insert(to, session);
+        let signer = self.orchestrator.peer.clone();
+        let certificate = Certificate {
+            lab: self.lab.clone(),
+            orchestrator: signer.clone(),
+            name: "sim".into(),
+            expires: WallTime(u64::MAX),
+        };
+        let offers = offers.into_iter().map(|body| Signed { body, signer: signer.clone(), signature: Vec::new() });
+        let welcome = Welcome {
+            certificate: Signed { body: certificate, signer: self.lab.clone(), signature: Vec::new() },
+            heartbeat_ms,
+            lease_ms,
+            offers: offers.collect(),
+        };
+        // The stream is ordered up to here: what is lost is the connection.
+        let life = self.lablets[lablet].life;
+        let delay = self.schedule.profile.delay_min_us * MICRO;
+        self.after(delay, Event::WelcomeArrives { lablet, life, session, welcome: Box::new(welcome) });
+    }
+
+    fn assemble(&mut self, order: &AssemblyOrder) {
+        let life = self.orchestrator.life;
+        let takes = self.work.between(MILLI, 200 * MILLI) * self.orchestrator_slowness().min(10);
+        let (accepted, missing) = (order.accepted.len() as u64, order.missing.len() as u64);
+        self.reached.at(if missing == 0 { Point::SealedWhole } else { Point::SealedPart });
+        if order.cancelled.is_some() {
+            self.reached.at(if order.started_ms > 0 { Point::CancelledRunning } else { Point::CancelledEarly });
+        }
+        if missing > 0 && order.run.run.loss.max_attempts > 1 && order.cancelled.is_none() && !order.timed_out {
+            self.reached.at(Point::NothingToReplaceOn);
+        }
+        if order.timed_out {
+            self.reached.at(Point::TimedOut);
+        }
+        self.after(takes, Event::AssembleDone { life, execution: order.execution, accepted, missing });
+    }
+
+    pub(super) fn assemble_done(&mut self, life: u64, execution: ExecutionId, accepted: u64, missing: u64) {
+        if self.orchestrator.life != life {
+            return;
+        }
+        let by_chance = self.faulty() && self.work.chance(self.schedule.profile.prepare_fail_ppm);
+        if by_chance || self.now < self.orchestrator.full_until {
+            self.reached.at(Point::AssembleFailed);
+            let reason = "disk full".into();
+            return self.tell_orchestrator(Input::AssembleFailed { execution, reason });
+        }
+        let cid = codec::cid_of(&(execution, accepted, missing));
+        self.orchestrator.results.insert(cid);
+        let verdict = if missing > 0 { ResultVerdict::Inconclusive } else { ResultVerdict::Pass };
+        let counts = Counts { ok: accepted, failed: 0, lost: missing };
+        let result = AssembledResult {
+            cid,
+            verdict,
+            counts,
+            thresholds: Vec::new(),
+            inconclusive: Vec::new(),
+            failures: Vec::new(),
+        };
+        self.tell_orchestrator(Input::Assembled { execution, result });
+    }
+
+    pub(super) fn index(&self, peer: &PeerId) -> Option<usize> {
+        self.index.get(peer).copied()
+    }
+
+    fn post_to_lablet(&mut self, to: &PeerId, message: ToLablet) {
+        let Some(session) = self.orchestrator.sessions.get(to).copied() else { return };
+        let Some(lablet) = self.index(to) else { return };
+        let life = self.lablets[lablet].life;
+        let delays = self.fate.fate(&self.schedule.profile, self.faulty());
+        match (&message, delays.len()) {
+            (ToLablet::Grant(_), 0) => self.reached.at(Point::GrantLost),
+            (ToLablet::Grant(_), 2) => self.reached.at(Point::GrantDoubled),
+            (ToLablet::Start(_), 0) => self.reached.at(Point::StartLost),
+            (ToLablet::Start(_), 2) => self.reached.at(Point::StartDoubled),
+            (ToLablet::Stop(..), 0) => self.reached.at(Point::StopLost),
+            (ToLablet::Kept(..), 0) => self.reached.at(Point::KeptLost),
+            (ToLablet::Finished(..), 0) => self.reached.at(Point::FinishedLost),
+            (ToLablet::Lease(_), 0) => self.reached.at(Point::LeaseLost),
+            _ => {}
+        }
+        let mut message = Some(message);
+        let copies = delays.len();
+        for (n, delay) in delays.into_iter().enumerate() {
+            let Some(message) = (if n + 1 == copies { message.take() } else { message.clone() }) else { return };
+            self.after(delay * MICRO, Event::ToLablet { lablet, session, life, message: Box::new(message) });
+        }
+    }
+
+    pub(super) fn pull_done(&mut self, life: u64, execution: ExecutionId, lablet: PeerId, shard: Cid) {
+        if self.orchestrator.life != life || self.orchestrator.core.is_none() {
+            return;
+        }
+        let now = self.now;
+        let source = self.index(&lablet).map(|i| &self.lablets[i]);
+        let reachable = source.filter(|n| n.core.is_some() && !n.cut_up(now) && n.frozen_until <= now);
+        let there = reachable.and_then(|n| n.store.get(&shard)).cloned();
+        let fits = now >= self.orchestrator.full_until;
+        let receipts = self.orchestrator.store.get(&shard).cloned().or(there.filter(|_| fits));
+        let input = match receipts {
+            Some(receipts) => {
+                self.orchestrator.store.insert(shard, receipts.clone());
+                Input::Pulled { execution, lablet, shard, receipts }
+            }
+            None => {
+                self.reached.at(Point::PullFailed);
+                Input::PullFailed { execution, lablet, shard, reason: "no provider".into(), retry: true }
+            }
+        };
+        self.tell_orchestrator(input);
+    }
+
+    pub(super) fn start_orchestrator(&mut self) {
+        if self.orchestrator.core.is_some() {
+            return;
+        }
+        self.orchestrator.life += 1;
+        let mut core = Orchestrator::new(self.orchestrator.config.clone());
+        let now = self.orchestrator_stamp();
+        core.handle(now, Input::Wall { unix_us: self.orchestrator.clock.wall_us(self.true_wall_us()) });
+        for fact in self.orchestrator.log.values().flatten() {
+            match fact.kind {
+                FactKind::Started {} => self.reached.at(Point::ReplayedRunning),
+                FactKind::Received { .. } => self.reached.at(Point::ReplayedReceipts),
+                _ => {}
+            }
+            let submission = matches!(fact.kind, FactKind::Submitted { .. })
+                .then(|| self.orchestrator.submissions.get(&fact.execution).cloned().map(Box::new))
+                .flatten();
+            core.handle(now, Input::Replay { fact: Box::new(fact.clone()), submission });
+        }
+        self.orchestrator.core = Some(core);
+        self.orchestrator.restarted_at = self.now;
+        self.tell_orchestrator(Input::Replayed);
+    }
+}
