@@ -3,7 +3,7 @@
 //! Equal input gives equal output: lablets are visited in the order of their peer IDs, groups by how hard they are to
 //! place. Nothing here knows of executions that compete; the caller hands in what is free *after* its reservations.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{Affinity, Assignment, GroupRun, Refusal, Run, WorkloadKind};
@@ -29,10 +29,30 @@ impl Placed {
     }
 }
 
-/// What is left of one lablet while groups are placed: slots of each kind, and one memory for all of them.
-struct Room {
+/// Label that says which lablets fail together: a group that spreads is spread over regions before lablets.
+pub const REGION: &str = "region";
+
+/// One lablet while groups are placed: what is left of its slots of each kind, and one memory for all of them.
+struct Room<'a> {
+    peer: &'a PeerId,
+    inventory: &'a Inventory,
     slots: BTreeMap<WorkloadKind, Slots>,
     memory_bytes: u64,
+    /// Whether it gets nothing new.
+    excluded: bool,
+    /// Instances of this run that it holds.
+    of_run: u32,
+}
+
+/// A lablet with room for a group.
+#[derive(Clone, Copy)]
+struct Cap {
+    /// Which, among all lablets.
+    room: usize,
+    /// Instances that it can still take.
+    free: u32,
+    /// Instances of the group that it holds already.
+    held: u32,
 }
 
 /// Places the instances of `run` that `kept` does not hold yet.
@@ -45,64 +65,77 @@ pub fn placement(
     kept: &[Assignment],
     excluded: &BTreeMap<PeerId, String>,
 ) -> Placed {
-    let mut rooms: BTreeMap<&PeerId, Room> = inventory
+    let mut of_run: BTreeMap<&PeerId, u32> = BTreeMap::new();
+    let mut of_group: BTreeMap<(&str, &PeerId), u32> = BTreeMap::new();
+    for a in kept {
+        *of_run.entry(&a.lablet).or_default() += a.count;
+        *of_group.entry((&a.group, &a.lablet)).or_default() += a.count;
+    }
+    let mut rooms: Vec<Room<'_>> = inventory
         .iter()
-        .filter(|(peer, _)| !excluded.contains_key(*peer))
-        .map(|(peer, i)| (peer, Room { slots: i.slots.clone(), memory_bytes: i.free_memory_bytes }))
+        .map(|(peer, inventory)| Room {
+            peer,
+            inventory,
+            slots: inventory.slots.clone(),
+            memory_bytes: inventory.free_memory_bytes,
+            excluded: excluded.contains_key(peer),
+            of_run: of_run.get(peer).copied().unwrap_or(0),
+        })
         .collect();
     let mut assignments = kept.to_vec();
     let mut unplaced = BTreeMap::new();
-    let mut got: BTreeSet<&PeerId> = kept.iter().map(|a| &a.lablet).collect();
+    let mut matches = vec![false; rooms.len()];
 
-    for (name, group) in groups_by_difficulty(run, inventory) {
+    for (name, group, matching) in groups_by_difficulty(run, inventory) {
+        for at in &matching {
+            matches[*at] = true;
+        }
         let mut open = open_ranges(name, group.count, kept);
         let wanted: u32 = open.iter().map(|(_, count)| count).sum();
-        let held = |peer: &PeerId| held_of(name, peer, kept);
-        let mut caps: Vec<(&PeerId, u32, u32)> = rooms
-            .iter()
-            .filter(|(peer, _)| inventory.get(**peer).is_some_and(|i| mismatch(group, i).is_none()))
-            .map(|(peer, room)| (*peer, room_for(group, room, held(peer)), held(peer)))
-            .filter(|(_, cap, _)| *cap > 0)
+        let mut caps: Vec<Cap> = matching
+            .into_iter()
+            .filter(|at| !rooms[*at].excluded)
+            .map(|at| {
+                let held = of_group.get(&(name.as_str(), rooms[at].peer)).copied().unwrap_or(0);
+                Cap { room: at, free: room_for(group, &rooms[at], held), held }
+            })
+            .filter(|cap| cap.free > 0)
             .collect();
         if group.requires.affinity == Affinity::Spread {
             // The odd instances of a group go where this run has the fewest: not all groups' to the same lablet.
-            caps.sort_by_key(|(peer, _, _)| {
-                let of_run = assignments.iter().filter(|a: &&Assignment| a.lablet == **peer).map(|a| a.count);
-                (of_run.sum::<u32>(), *peer)
-            });
+            caps.sort_by_key(|cap| (rooms[cap.room].of_run, cap.room));
         }
-        let shares = distribute(group.requires.affinity, wanted, &caps);
+        let shares = distribute(group.requires.affinity, wanted, &caps, &rooms);
         let mut placed = 0;
-        for ((peer, _, _), share) in caps.iter().zip(shares) {
+        for (cap, share) in caps.iter().zip(shares) {
             if share == 0 {
                 continue;
             }
             placed += share;
-            got.insert(*peer);
-            if let Some(room) = rooms.get_mut(*peer) {
-                if let Some(slots) = room.slots.get_mut(&group.kind) {
-                    slots.free -= share;
-                }
-                room.memory_bytes -= u64::from(share) * group.resources.memory_bytes;
+            let room = &mut rooms[cap.room];
+            room.of_run += share;
+            if let Some(slots) = room.slots.get_mut(&group.kind) {
+                slots.free -= share;
             }
-            for (start, count) in take(&mut open, share) {
-                assignments.push(Assignment { group: name.clone(), start, count, lablet: (*peer).clone() });
-            }
+            room.memory_bytes -= u64::from(share) * group.resources.memory_bytes;
+            take(&mut open, share, |start, count| {
+                assignments.push(Assignment { group: name.clone(), start, count, lablet: room.peer.clone() });
+            });
         }
         if placed < wanted {
             unplaced.insert(name.clone(), wanted - placed);
         }
     }
 
-    let refused = inventory
+    let refused = rooms
         .iter()
-        .filter(|(peer, _)| !got.contains(peer))
-        .filter_map(|(peer, i)| {
-            let reason = excluded.get(peer).cloned().or_else(|| refusal(run, i))?;
-            Some(Refusal { lablet: peer.clone(), reason })
+        .filter(|room| room.of_run == 0)
+        .filter_map(|room| {
+            let reason = excluded.get(room.peer).cloned().or_else(|| refusal(run, room.inventory))?;
+            Some(Refusal { lablet: room.peer.clone(), reason })
         })
         .collect();
-    let matching = inventory.values().filter(|i| run.groups.values().any(|g| mismatch(g, i).is_none())).count();
+    let matching = matches.into_iter().filter(|matches| *matches).count();
     Placed { assignments: merge(assignments), refused, unplaced, matching: matching as u32 }
 }
 
@@ -126,18 +159,23 @@ pub fn merge(mut assignments: Vec<Assignment>) -> Vec<Assignment> {
     merged
 }
 
-/// Groups that fewest lablets match come first, then those with the largest instances.
-fn groups_by_difficulty<'a>(run: &'a Run, inventory: &BTreeMap<PeerId, Inventory>) -> Vec<(&'a String, &'a GroupRun)> {
+/// Groups that fewest lablets match come first, then those with the largest instances; each with the lablets that match.
+fn groups_by_difficulty<'a>(
+    run: &'a Run,
+    inventory: &BTreeMap<PeerId, Inventory>,
+) -> Vec<(&'a String, &'a GroupRun, Vec<usize>)> {
     let mut groups: Vec<_> = run
         .groups
         .iter()
         .map(|(name, group)| {
-            let matching = inventory.values().filter(|i| mismatch(group, i).is_none()).count();
-            (matching, std::cmp::Reverse(group.resources.memory_bytes), name, group)
+            let matching = inventory.values().enumerate().filter(|(_, i)| mismatch(group, i).is_none());
+            (name, group, matching.map(|(at, _)| at).collect::<Vec<_>>())
         })
         .collect();
-    groups.sort_by_key(|(matching, memory, name, _)| (*matching, *memory, *name));
-    groups.into_iter().map(|(_, _, name, group)| (name, group)).collect()
+    groups.sort_by_key(|(name, group, matching)| {
+        (matching.len(), std::cmp::Reverse(group.resources.memory_bytes), *name)
+    });
+    groups
 }
 
 /// Returns why a lablet can never take instances of the group, whatever is free.
@@ -207,7 +245,7 @@ fn refusal(run: &Run, inventory: &Inventory) -> Option<String> {
     reason
 }
 
-fn room_for(group: &GroupRun, room: &Room, held: u32) -> u32 {
+fn room_for(group: &GroupRun, room: &Room<'_>, held: u32) -> u32 {
     let slots = room.slots.get(&group.kind).map_or(0, |slots| slots.free);
     let by_memory = match group.resources.memory_bytes {
         0 => u32::MAX,
@@ -220,11 +258,7 @@ fn room_for(group: &GroupRun, room: &Room, held: u32) -> u32 {
     slots.min(by_memory).min(by_rule)
 }
 
-fn held_of(group: &str, peer: &PeerId, kept: &[Assignment]) -> u32 {
-    kept.iter().filter(|a| a.group == group && a.lablet == *peer).map(|a| a.count).sum()
-}
-
-/// Returns the ranges `(start, count)` of a group that nobody holds.
+/// Returns the ranges `(start, count)` of a group that nobody holds, the last one first.
 fn open_ranges(group: &str, count: u32, kept: &[Assignment]) -> Vec<(u32, u32)> {
     let mut held: Vec<(u32, u32)> = kept.iter().filter(|a| a.group == group).map(|a| (a.start, a.count)).collect();
     held.sort_unstable();
@@ -239,51 +273,50 @@ fn open_ranges(group: &str, count: u32, kept: &[Assignment]) -> Vec<(u32, u32)> 
     if next < count {
         open.push((next, count - next));
     }
+    open.reverse();
     open
 }
 
-/// Takes `wanted` indexes off the front of `open`.
-fn take(open: &mut Vec<(u32, u32)>, mut wanted: u32) -> Vec<(u32, u32)> {
-    let mut taken = Vec::new();
+/// Takes `wanted` indexes off `open`, whose last range is the first.
+fn take(open: &mut Vec<(u32, u32)>, mut wanted: u32, mut taken: impl FnMut(u32, u32)) {
     while wanted > 0 {
-        let Some((start, count)) = open.first_mut() else { break };
+        let Some((start, count)) = open.last_mut() else { break };
         let n = wanted.min(*count);
-        taken.push((*start, n));
+        taken(*start, n);
         *start += n;
         *count -= n;
         wanted -= n;
         if *count == 0 {
-            open.remove(0);
+            open.pop();
         }
     }
-    taken
 }
 
-/// Divides `wanted` instances over `(peer, room, already held)`; never more than the room of each.
-fn distribute(affinity: Affinity, wanted: u32, caps: &[(&PeerId, u32, u32)]) -> Vec<u32> {
-    let total: u64 = caps.iter().map(|(_, cap, _)| u64::from(*cap)).sum();
+/// Divides `wanted` instances over lablets; never more than the room of each.
+fn distribute(affinity: Affinity, wanted: u32, caps: &[Cap], rooms: &[Room<'_>]) -> Vec<u32> {
+    let total: u64 = caps.iter().map(|cap| u64::from(cap.free)).sum();
     if u64::from(wanted) >= total {
-        return caps.iter().map(|(_, cap, _)| *cap).collect();
+        return caps.iter().map(|cap| cap.free).collect();
     }
     match affinity {
         Affinity::Balance => balance(wanted, total, caps),
-        Affinity::Spread => spread(wanted, caps),
+        Affinity::Spread => spread_over_regions(wanted, caps, rooms),
         Affinity::Pack => pack(wanted, caps),
     }
 }
 
-fn balance(wanted: u32, total: u64, caps: &[(&PeerId, u32, u32)]) -> Vec<u32> {
+fn balance(wanted: u32, total: u64, caps: &[Cap]) -> Vec<u32> {
     let exact = |cap: u32| u128::from(wanted) * u128::from(cap);
-    let mut shares: Vec<u32> = caps.iter().map(|(_, cap, _)| (exact(*cap) / u128::from(total)) as u32).collect();
+    let mut shares: Vec<u32> = caps.iter().map(|cap| (exact(cap.free) / u128::from(total)) as u32).collect();
     let mut order: Vec<usize> = (0..caps.len()).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(exact(caps[*i].1) % u128::from(total)), *i));
+    order.sort_by_cached_key(|i| (std::cmp::Reverse(exact(caps[*i].free) % u128::from(total)), *i));
     let mut rest = wanted - shares.iter().sum::<u32>();
     // A remainder is below one instance for each lablet that has one, and its floor is then below its room.
     for i in order {
         if rest == 0 {
             break;
         }
-        if shares[i] < caps[i].1 {
+        if shares[i] < caps[i].free {
             shares[i] += 1;
             rest -= 1;
         }
@@ -291,19 +324,47 @@ fn balance(wanted: u32, total: u64, caps: &[(&PeerId, u32, u32)]) -> Vec<u32> {
     shares
 }
 
-fn spread(wanted: u32, caps: &[(&PeerId, u32, u32)]) -> Vec<u32> {
-    let at = |level: u32| -> u64 {
-        caps.iter().map(|(_, cap, held)| u64::from(level.saturating_sub(*held).min(*cap))).sum()
-    };
+/// Spreads over regions first, then over the lablets of each; a lablet without a region fails alone.
+fn spread_over_regions(wanted: u32, caps: &[Cap], rooms: &[Room<'_>]) -> Vec<u32> {
+    let mut members: Vec<Vec<usize>> = Vec::new();
+    let mut regions: BTreeMap<&str, usize> = BTreeMap::new();
+    for (at, cap) in caps.iter().enumerate() {
+        match rooms[cap.room].inventory.labels.get(REGION) {
+            Some(region) => {
+                let region = *regions.entry(region).or_insert_with(|| {
+                    members.push(Vec::new());
+                    members.len() - 1
+                });
+                members[region].push(at);
+            }
+            None => members.push(vec![at]),
+        }
+    }
+    let sum = |of: &[usize], what: fn(&Cap) -> u32| of.iter().map(|at| what(&caps[*at])).fold(0, u32::saturating_add);
+    let whole: Vec<(u32, u32)> = members.iter().map(|of| (sum(of, |cap| cap.free), sum(of, |cap| cap.held))).collect();
+    let mut shares = vec![0; caps.len()];
+    for (of, share) in members.iter().zip(spread(wanted, &whole)) {
+        let each: Vec<(u32, u32)> = of.iter().map(|at| (caps[*at].free, caps[*at].held)).collect();
+        for (at, share) in of.iter().zip(spread(share, &each)) {
+            shares[*at] = share;
+        }
+    }
+    shares
+}
+
+/// Divides as evenly as room allows, what is held already counted: `(room, held)` of each.
+fn spread(wanted: u32, caps: &[(u32, u32)]) -> Vec<u32> {
+    let at =
+        |level: u32| -> u64 { caps.iter().map(|(cap, held)| u64::from(level.saturating_sub(*held).min(*cap))).sum() };
     // The highest level that does not need more than is wanted; one more instance each for the rest.
     let (mut low, mut high) = (0u32, u32::MAX);
     while low < high {
         let middle = low + (high - low).div_ceil(2);
         if at(middle) <= u64::from(wanted) { low = middle } else { high = middle - 1 }
     }
-    let mut shares: Vec<u32> = caps.iter().map(|(_, cap, held)| low.saturating_sub(*held).min(*cap)).collect();
+    let mut shares: Vec<u32> = caps.iter().map(|(cap, held)| low.saturating_sub(*held).min(*cap)).collect();
     let mut rest = wanted - shares.iter().sum::<u32>();
-    for (share, (_, cap, held)) in shares.iter_mut().zip(caps) {
+    for (share, (cap, held)) in shares.iter_mut().zip(caps) {
         if rest > 0 && *share < *cap && *held <= low {
             *share += 1;
             rest -= 1;
@@ -312,16 +373,16 @@ fn spread(wanted: u32, caps: &[(&PeerId, u32, u32)]) -> Vec<u32> {
     shares
 }
 
-fn pack(wanted: u32, caps: &[(&PeerId, u32, u32)]) -> Vec<u32> {
+fn pack(wanted: u32, caps: &[Cap]) -> Vec<u32> {
     let mut shares = vec![0; caps.len()];
+    // Smallest first: the largest is taken off the end, the first that holds the whole rest ends it.
     let mut order: Vec<usize> = (0..caps.len()).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(caps[*i].1), *i));
+    order.sort_by_key(|i| (caps[*i].free, std::cmp::Reverse(*i)));
     let mut rest = wanted;
     while rest > 0 && !order.is_empty() {
-        // The smallest that holds the whole rest, else the largest.
-        let fits = order.iter().rposition(|i| caps[*i].1 >= rest);
-        let chosen = order.remove(fits.unwrap_or(0));
-        shares[chosen] = caps[chosen].1.min(rest);
+        let fits = order.partition_point(|i| caps[*i].free < rest);
+        let chosen = if fits < order.len() { order.remove(fits) } else { order.remove(order.len() - 1) };
+        shares[chosen] = caps[chosen].free.min(rest);
         rest -= shares[chosen];
     }
     shares

@@ -294,3 +294,65 @@ fn a_lablet_is_refused_by_kind() {
         assert_eq!(placed.refused.first().map(|r| r.reason.as_str()), Some(why));
     }
 }
+
+#[test]
+fn a_group_that_spreads_is_spread_over_regions_first() {
+    let mut spread = run(&[("a", 9)]);
+    spread.groups.get_mut("a").expect("it was just made").requires.affinity = Affinity::Spread;
+    let mut lab: BTreeMap<PeerId, Inventory> = (0..6).map(|n| (peer(n), inventory(9))).collect();
+    // Four lablets in one region, one in another, one that says nothing.
+    for (n, region) in ["eu", "eu", "eu", "eu", "us"].into_iter().enumerate() {
+        let inventory = lab.get_mut(&peer(n as u8)).expect("it was just made");
+        inventory.labels.insert("region".into(), region.into());
+    }
+    let placed = placement(&spread, &lab, &[], &BTreeMap::new());
+    let of = |lablets: &[u8]| -> u32 {
+        let here = |a: &&Assignment| lablets.iter().any(|n| a.lablet == peer(*n));
+        placed.assignments.iter().filter(here).map(|a| a.count).sum()
+    };
+    assert_eq!((of(&[0, 1, 2, 3]), of(&[4]), of(&[5])), (3, 3, 3));
+    // The loss of a lablet moves what it held, and nothing else.
+    let gone = peer(4);
+    let kept: Vec<_> = placed.assignments.iter().filter(|a| a.lablet != gone).cloned().collect();
+    lab.remove(&gone);
+    let child = placement(&spread, &lab, &kept, &BTreeMap::new());
+    assert_eq!(child.missing(), 0);
+    let held = |of: &[Assignment], n: u8| of.iter().filter(|a| a.lablet == peer(n)).map(|a| a.count).sum::<u32>();
+    let moved: u32 = (0..6).map(|n| held(&child.assignments, n).saturating_sub(held(&kept, n))).sum();
+    assert_eq!(moved, 3);
+}
+
+#[test]
+fn a_large_lab_is_placed_and_placed_again() {
+    const LABLETS: u32 = 2_000;
+    for affinity in [Affinity::Balance, Affinity::Spread, Affinity::Pack] {
+        let mut large = run(&[("a", 60_000), ("b", 40_000)]);
+        for group in large.groups.values_mut() {
+            group.requires.affinity = affinity;
+        }
+        let name = |n: u32| {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&n.to_be_bytes());
+            PeerId::from_ed25519(&key)
+        };
+        let lab: BTreeMap<PeerId, Inventory> = (0..LABLETS).map(|n| (name(n), inventory(40 + n % 40))).collect();
+        let placed = placement(&large, &lab, &[], &BTreeMap::new());
+        assert_eq!(placed.missing(), 0);
+        let gone: Vec<PeerId> = (0..LABLETS).step_by(100).map(name).collect();
+        let kept: Vec<_> = placed.assignments.iter().filter(|a| !gone.contains(&a.lablet)).cloned().collect();
+        let excluded = gone.iter().map(|lablet| (lablet.clone(), "gone".to_owned())).collect();
+        let free = lab
+            .iter()
+            .map(|(lablet, inventory)| {
+                let mut left = inventory.clone();
+                let taken = kept.iter().filter(|a| a.lablet == *lablet).map(|a| a.count).sum();
+                left.take(&[(WorkloadKind::Wasm, taken)].into());
+                (lablet.clone(), left)
+            })
+            .collect();
+        let child = placement(&large, &free, &kept, &excluded);
+        assert_eq!(child.missing(), 0);
+        assert!(child.assignments.iter().all(|a| !gone.contains(&a.lablet)));
+        assert_eq!(child.refused.iter().filter(|r| r.reason == "gone").count(), gone.len());
+    }
+}

@@ -26,7 +26,7 @@ pub use reach::{Point, Reached};
 pub use schedule::Schedule;
 pub use shrink::shrink;
 pub use trace::Trace;
-pub use world::{Report, World};
+pub use world::{Report, World, crowd};
 
 /// Runs one schedule to its end; none where nobody knows the profile.
 pub fn run_seed(seed: u64, profile: &str) -> Option<Report> {

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, profile, shrink};
 
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
         Some("run") => run(&args[1..]),
         Some("show") => show(&args[1..]),
         Some("replay") => replay(&args[1..]),
+        Some("measure") => measure(&args[1..]),
         Some(_) | None => Err(USAGE.to_owned()),
     };
     result.unwrap_or_else(|message| {
@@ -29,13 +32,17 @@ fn main() -> ExitCode {
 
 const USAGE: &str = "\
 usage: iptl-sim run [--seeds N] [--first-seed S] [--jobs J] [--profile P] [--keep DIR]
+                    [--first-failure]
        iptl-sim show SEED [--profile P]
        iptl-sim replay TRACE [--step]
+       iptl-sim measure [--lablets N] [--instances N]
 
 run     runs schedules; prints each that fails, shrunk, and writes it to DIR as a trace. Exits with 1 where one failed,
-        or where one of the points that many schedules must come through was never reached.
+        or where one of the points that many schedules must come through was never reached. With --first-failure, ends
+        at the first that fails, and leaves it as it is.
 show    prints the schedule of a seed and every event of it
-replay  runs a trace; with --step, an empty line shows the next event, a number that many, `q` ends";
+replay  runs a trace; with --step, an empty line shows the next event, a number that many, `q` ends
+measure places one run of so many instances on so many lablets, and says how fast and in how much memory";
 
 /// Returns the value of an option.
 fn option<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
@@ -98,15 +105,22 @@ fn run(args: &[String]) -> Result<ExitCode, String> {
     let first = number(args, "--first-seed", 0)?;
     let jobs = number(args, "--jobs", 1)?.max(1);
     let profile = profile_of(args)?;
+    let first_failure = args.iter().any(|arg| arg == "--first-failure");
+    let most = if first_failure { 1 } else { MAX_FAILED };
+    let enough = Arc::new(AtomicBool::new(false));
     let began = std::time::Instant::now();
     let threads: Vec<_> = (0..jobs)
         .map(|job| {
             let profile = profile.clone();
+            let enough = enough.clone();
             std::thread::spawn(move || {
                 let mut sum = Sum::default();
                 for seed in (first..first.saturating_add(seeds)).filter(|seed| seed % jobs == job) {
                     sum.add(iptl_sim::run_seed(seed, &profile).expect("the profile was looked up before"));
-                    if sum.failed.len() >= MAX_FAILED {
+                    if sum.failed.len() >= most {
+                        enough.store(true, Ordering::Relaxed);
+                    }
+                    if enough.load(Ordering::Relaxed) {
                         break;
                     }
                 }
@@ -123,7 +137,7 @@ fn run(args: &[String]) -> Result<ExitCode, String> {
     for (n, report) in sum.failed.iter().enumerate() {
         let what: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
         println!("seed {} at {} ms: {}", report.seed, report.virtual_ms, what.join("; "));
-        if n == 0 {
+        if n == 0 && !first_failure {
             keep(report, &profile, option(args, "--keep"))?;
         }
     }
@@ -180,6 +194,30 @@ fn replay(args: &[String]) -> Result<ExitCode, String> {
     let trace = Trace::parse(&text)?;
     println!("{}", trace.about);
     Ok(walk(trace.schedule, args.iter().any(|arg| arg == "--step")))
+}
+
+/// Places one large run in each way there is.
+#[expect(clippy::disallowed_methods, reason = "it measures")]
+fn measure(args: &[String]) -> Result<ExitCode, String> {
+    let lablets = number(args, "--lablets", 10_000)? as u32;
+    let instances = number(args, "--instances", 1_000_000)? as u32;
+    for (name, run, inventory) in iptl_sim::crowd(lablets, instances) {
+        let began = std::time::Instant::now();
+        let placed = iptl_scheduler::placement(&run, &inventory, &[], &BTreeMap::new());
+        let took = began.elapsed().as_secs_f64();
+        println!(
+            "{name}: {} of {instances} instances on {lablets} lablets in {:.0} ms ({:.0}/s), {} ranges, {} refused",
+            u64::from(instances) - placed.missing(),
+            took * 1e3,
+            f64::from(instances) / took,
+            placed.assignments.len(),
+            placed.refused.len()
+        );
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or(" unknown");
+    println!("most memory: {}", peak.trim());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints every event; one after another where somebody steps.

@@ -24,6 +24,8 @@ use crate::orchestrator::OrchestratorNode;
 use crate::reach::{Point, Reached};
 use crate::schedule::Schedule;
 
+pub use lab::crowd;
+
 pub(crate) const SECOND: u64 = 1_000_000_000;
 pub(crate) const MILLI: u64 = 1_000_000;
 pub(crate) const MICRO: u64 = 1_000;

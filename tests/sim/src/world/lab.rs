@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Engine, Execution, GroupRun, LossPolicy, Network, Requirements, Resources, Run, WorkloadKind};
+use iptl_dag::model::{
+    Affinity, Engine, Execution, GroupRun, LossPolicy, Network, Requirements, Resources, Run, WorkloadKind,
+};
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::{Input, Submission};
 use iptl_wire::session::{Inventory, KnownRun, Slots};
@@ -71,6 +73,63 @@ fn group(count: u32) -> GroupRun {
     }
 }
 
+/// A run of so many instances, and a lab of so many machines that just holds it, for each way to distribute instances.
+///
+/// A tenth of the machines cannot take any; they are in three regions.
+pub fn crowd(lablets: u32, instances: u32) -> Vec<(&'static str, Run, BTreeMap<PeerId, Inventory>)> {
+    let name = |n: u32| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        PeerId::from_ed25519(&key)
+    };
+    let each = instances / lablets.max(1);
+    let machine = |n: u32| {
+        let mut slots = Slots::of(each + each / 2 + n % 17);
+        if n.is_multiple_of(10) {
+            slots.free = 0;
+        }
+        let region = ["eu", "us", "asia"][(n % 3) as usize].to_owned();
+        Inventory {
+            labels: BTreeMap::from([("region".to_owned(), region)]),
+            free_memory_bytes: 1 << 40,
+            slots: BTreeMap::from([(WorkloadKind::Wasm, slots)]),
+            ..Inventory::default()
+        }
+    };
+    let inventory: BTreeMap<PeerId, Inventory> = (0..lablets).map(|n| (name(n), machine(n))).collect();
+    [("balance", Affinity::Balance), ("spread", Affinity::Spread), ("pack", Affinity::Pack)]
+        .into_iter()
+        .map(|(name, affinity)| {
+            let mut groups = BTreeMap::from([
+                ("a".to_owned(), group(instances / 2)),
+                ("b".to_owned(), group(instances - instances / 2)),
+            ]);
+            for group in groups.values_mut() {
+                group.requires.affinity = affinity;
+                group.resources.memory_bytes = 1 << 20;
+            }
+            (name, run(groups, 0, 1, 60_000), inventory.clone())
+        })
+        .collect()
+}
+
+/// A run of these groups.
+fn run(groups: BTreeMap<String, GroupRun>, seed: u64, max_attempts: u32, timeout_ms: u64) -> Run {
+    Run {
+        plan: cid(b"plan"),
+        case: "case".into(),
+        groups,
+        params: BTreeMap::new(),
+        seed,
+        engine: Engine::Live,
+        network: Network::Clean,
+        faults: Vec::new(),
+        loss: LossPolicy { max_attempts, max_lost_ppm: 0 },
+        thresholds: Vec::new(),
+        timeout_ms,
+    }
+}
+
 impl World {
     /// Returns what is submitted as the n-th of the schedule.
     pub(super) fn submission(&self, n: u32) -> Submission {
@@ -89,19 +148,8 @@ impl World {
                 }
             }
         }
-        let run = Run {
-            plan: cid(b"plan"),
-            case: "case".into(),
-            groups,
-            params: BTreeMap::new(),
-            seed: u64::from(number),
-            engine: Engine::Live,
-            network: Network::Clean,
-            faults: Vec::new(),
-            loss: LossPolicy { max_attempts: profile.max_attempts, max_lost_ppm: 0 },
-            thresholds: Vec::new(),
-            timeout_ms: draws.between(5_000, 30_000),
-        };
+        let timeout_ms = draws.between(5_000, 30_000);
+        let run = run(groups, u64::from(number), profile.max_attempts, timeout_ms);
         let cid = codec::cid_of(&run);
         let execution = Execution { run: cid, orchestrator: self.orchestrator.peer.clone(), nonce: draws.bytes() };
         Submission { execution, run: KnownRun { cid, run } }
