@@ -42,6 +42,10 @@ pub struct LabletNode {
     pub slow: (u64, u64),
     /// Virtual time until which its disk is full.
     pub full_until: u64,
+    /// Virtual time since when it has a session, a network, a disk and its time.
+    pub calm_since: u64,
+    /// When each chunk of receipts was sealed.
+    pub sealed_at: BTreeMap<Cid, u64>,
     /// Effects that wait for a promise to be durable, or for their turn.
     pub queue: VecDeque<LabletEffect>,
     /// Promise that is being made durable.
@@ -76,6 +80,8 @@ impl LabletNode {
             dies_in_write: None,
             slow: (0, 1),
             full_until: 0,
+            calm_since: 0,
+            sealed_at: BTreeMap::new(),
             queue: VecDeque::new(),
             syncing: None,
             cells: BTreeMap::new(),

@@ -23,6 +23,9 @@ use log::Log;
 /// Virtual time for which a stopped attempt may overlap the next one, in nanoseconds: what the stop itself takes.
 const MAX_OVERLAP: u64 = 1_000_000_000;
 
+/// Virtual time in which receipts are fetched where nothing but messages gets lost, in nanoseconds.
+const FETCHED_WITHIN: u64 = 20_000_000_000;
+
 /// Something that must not happen, and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -218,7 +221,7 @@ impl Model {
     }
 
     /// The orchestrator's driver carries out an effect: the facts that it needs must be durable.
-    pub fn effect(&mut self, node: &OrchestratorNode, effect: &Effect) {
+    pub fn effect(&mut self, now: u64, node: &OrchestratorNode, lablets: &[LabletNode], effect: &Effect) {
         match effect {
             Effect::SendGrant { to, grant } => {
                 let named = &grant.cell;
@@ -241,7 +244,10 @@ impl Model {
                 let unknown = result.is_none() && !node.log.contains_key(id);
                 self.check("end-fact", known || unknown, || format!("{} called finished too early", id.alias()));
             }
-            Effect::Assemble(order) => self.assembling(node, order),
+            Effect::Assemble(order) => {
+                self.assembling(node, order);
+                self.fetched(now, node, lablets, order);
+            }
             Effect::Persist { .. }
             | Effect::Send { .. }
             | Effect::Welcome { .. }
@@ -306,6 +312,22 @@ impl Model {
             .collect();
         self.check("invented", invented.is_empty(), || format!("{}: receipts invented: {invented:?}", id.alias()));
         self.check("dropped", dropped.is_empty(), || format!("{}: kept receipts dropped: {dropped:?}", id.alias()));
+    }
+
+    /// What lies sealed on a lablet that was there all the time is not missing from a result.
+    fn fetched(&mut self, now: u64, node: &OrchestratorNode, lablets: &[LabletNode], order: &AssemblyOrder) {
+        for lablet in lablets.iter().filter(|lablet| lablet.session.is_some()) {
+            let calm_since = lablet.calm_since.max(node.calm_since);
+            let shards = lablet.records.iter().filter(|(cell, _)| cell.execution == order.execution);
+            for (shard, _) in shards.flat_map(|(_, (_, shards))| shards) {
+                let there_since = lablet.sealed_at.get(shard).copied().unwrap_or(now).max(calm_since);
+                let missing = lablet.store.get(shard).into_iter().flatten();
+                let missing: Vec<_> = missing.filter(|r| order.missing.contains_key(&r.instance)).collect();
+                self.check("unfetched", missing.is_empty() || now.saturating_sub(there_since) < FETCHED_WITHIN, || {
+                    format!("{}: {} kept for too long what is missing", order.execution.alias(), lablet.peer.short())
+                });
+            }
+        }
     }
 
     /// The log of an execution got its last fact.

@@ -39,6 +39,8 @@ pub struct OrchestratorNode {
     pub clock: Clock,
     /// Virtual time of its last start.
     pub restarted_at: u64,
+    /// Virtual time since when it has a disk and its time.
+    pub calm_since: u64,
     /// Virtual time until which it stands still.
     pub frozen_until: u64,
     /// For how long it is down after it died in its next write, and how much of that reaches the disk, in percent.
@@ -67,6 +69,7 @@ impl OrchestratorNode {
             timer: None,
             clock: Clock::default(),
             restarted_at: 0,
+            calm_since: 0,
             frozen_until: 0,
             dies_in_write: None,
             slow: (0, 1),

@@ -184,6 +184,19 @@ impl Schedule {
 }
 
 impl Fault {
+    /// Returns how long it lasts, in milliseconds; a jump of a clock is over at once.
+    pub fn lasts_ms(&self) -> u64 {
+        match self {
+            Fault::Crash { down_ms, .. } => *down_ms,
+            Fault::Cut { ms, .. }
+            | Fault::Freeze { ms, .. }
+            | Fault::SlowDisk { ms, .. }
+            | Fault::FullDisk { ms, .. }
+            | Fault::Drain { ms, .. } => *ms,
+            Fault::Jump { .. } => 0,
+        }
+    }
+
     /// Returns the lablet that it concerns, where it is one.
     pub fn lablet(&self) -> NodeIndex {
         match self {

@@ -14,6 +14,7 @@ const LEASE_MS: u64 = 5_000;
 
 impl World {
     pub(super) fn fault(&mut self, n: usize) {
+        self.disturb(n);
         match self.schedule.faults[n].fault.clone() {
             Fault::Crash { node: None, down_ms, in_write: true, written_pct } => {
                 self.orchestrator.dies_in_write = Some((down_ms, written_pct));
@@ -57,6 +58,17 @@ impl World {
                 self.after(ms * MILLI, Event::Undrain { lablet });
             }
         }
+    }
+
+    /// Notes until when a fault may slow things down.
+    fn disturb(&mut self, n: usize) {
+        let fault = &self.schedule.faults[n].fault;
+        let until = self.now + fault.lasts_ms() * MILLI;
+        let calm_since = match fault.lablet() {
+            Some(lablet) => &mut self.lablets[lablet as usize].calm_since,
+            None => &mut self.orchestrator.calm_since,
+        };
+        *calm_since = (*calm_since).max(until);
     }
 
     fn cut(&mut self, lablet: usize, ms: u64, up: bool, down: bool) {

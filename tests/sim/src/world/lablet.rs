@@ -235,6 +235,7 @@ impl World {
         let named: Vec<(String, u32)> = receipts.iter().map(|r| (r.instance.to_string(), r.attempt)).collect();
         let shard = codec::cid_of(&(&cell, &node.peer, named));
         node.store.insert(shard, receipts);
+        node.sealed_at.entry(shard).or_insert(self.now);
         if let Some((_, shards)) = node.records.get_mut(&cell) {
             shards.push((shard, count));
         }
@@ -278,6 +279,7 @@ impl World {
         }
         node.greeting = None;
         node.session = Some(session);
+        node.calm_since = node.calm_since.max(now);
         self.model.welcomed(lablet, welcome.lease_ms);
         if node.cells.values().any(|cell| cell.started) && now < self.orchestrator.restarted_at + 10 * SECOND {
             self.reached.at(Point::BackInGrace);

@@ -40,7 +40,7 @@ impl World {
                 self.sync_facts();
                 return;
             }
-            self.model.effect(&self.orchestrator, &effect);
+            self.model.effect(self.now, &self.orchestrator, &self.lablets, &effect);
             self.orchestrator_effect(effect);
         }
     }
@@ -303,6 +303,7 @@ impl World {
         }
         self.orchestrator.core = Some(core);
         self.orchestrator.restarted_at = self.now;
+        self.orchestrator.calm_since = self.orchestrator.calm_since.max(self.now);
         self.tell_orchestrator(Input::Replayed);
     }
 }
