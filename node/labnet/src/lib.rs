@@ -1,19 +1,34 @@
-//! The lab network as data: who has which address, what travels between instances, and the sockets of one cell.
+//! The lab network as data: who has which address, what travels between instances, and what becomes of it on the way.
 //!
 //! [`Directory`] gives each instance its address and names, a function of the run's groups and never of placement.
-//! [`Packet`] is what one cell sends to another. [`Switch`] holds the sockets of the instances of one cell and moves
-//! bytes between them; what concerns another cell comes in and goes out as packets.
+//! Two ways lead from instance to instance:
 //!
-//! Nothing here touches a socket of the host, a file or a clock: a `Switch` is told what happens and asked what
-//! follows. Links are clean: nothing is delayed or lost but datagrams for which there is no room. Start reading at
-//! [`Switch`].
+//! * [`Switch`] holds the sockets of the instances of one cell and moves bytes between them; what concerns another cell
+//!   comes in and goes out as [`Packet`]s. Its links are clean: nothing is delayed or lost but datagrams for which
+//!   there is no room.
+//! * [`Engine`] carries IP packets through a [`Topology`] of realms, gateways and regions. [`Link`] is its model of a
+//!   link, [`Nat`] of a gateway, [`Header`] what it reads of a packet.
+//!
+//! Nothing here touches a socket of the host, a file or a clock: both are told what happens and asked what follows.
+//! Start reading at [`Switch`] or [`Engine`].
 
 mod directory;
+mod draw;
+mod engine;
+mod ip;
+mod link;
+mod nat;
 mod packet;
 mod switch;
+mod topology;
 
 pub use directory::{Directory, DirectoryError};
+pub use engine::{Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
+pub use ip::{Fragment, Header, IcmpError, IpError, Transport, embedded, fragments};
+pub use link::{Fate, Jitter, Link, LinkConfig};
+pub use nat::{Dependence, Nat, NatConfig, Ports, Refusal};
 pub use packet::{Flow, MAX_CHUNK_SIZE, MAX_DATAGRAM_SIZE, MAX_PACKET_SIZE, Packet, PacketError};
 pub use switch::{
     Datagram, Dropped, Half, InstanceStats, Limits, NetError, Read, SocketId, Switch, UDP_QUEUE_SIZE, WINDOW_SIZE,
 };
+pub use topology::{Access, GatewayId, MAX_REGIONS, MIN_MTU, NodeId, RealmId, Topology, TopologyError};

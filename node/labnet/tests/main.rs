@@ -2,8 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
 
+mod bytes;
 mod directory;
+mod engine;
+mod ip;
+mod links;
 mod model;
+mod nats;
 mod packets;
 mod rng;
 mod sockets;
+mod topology;

@@ -1,0 +1,380 @@
+//! The engine: packets of all nodes, from where they come in to where they go out.
+//!
+//! An [`Engine`] is told of packets ([`handle_packet`](Engine::handle_packet)) and of time
+//! ([`handle_timeout`](Engine::handle_timeout)), and asked when it wants to be told next
+//! ([`poll_timeout`](Engine::poll_timeout)) and what is to be delivered ([`poll_output`](Engine::poll_output)). Same
+//! inputs at same times have same outputs.
+//!
+//! A packet goes from its node up a link into the node's realm, out through gateways as far as it has to, across to the
+//! region of who has its destination, and in again. Each step happens at the time that the links before it ask for,
+//! even if the engine is told late, so that lateness does not add up. `line.rs` has a link with what is under way on
+//! it, `route.rs` the steps from link to link, `stats.rs` what is counted.
+
+mod line;
+mod route;
+mod stats;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::draw::mix;
+use crate::ip::Header;
+use crate::link::{Fate, LinkConfig};
+use crate::nat::Nat;
+use crate::topology::{Entity, GatewayId, NodeId, Topology};
+
+use line::{Flight, Held, Line};
+pub use stats::{EngineStats, Lateness, LinkStats};
+
+/// Buffers kept for further packets.
+const MAX_SPARE: usize = 1024;
+
+/// Settings of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Seed of all that is random.
+    pub seed: u64,
+    /// Most bytes that are under way at once; what comes beyond is dropped, and counted as the lab's doing.
+    pub max_held_bytes: u64,
+    /// Address from which routers send errors over IPv4.
+    pub router_v4: Ipv4Addr,
+    /// The same over IPv6.
+    pub router_v6: Ipv6Addr,
+}
+
+impl Default for EngineConfig {
+    /// Half a gibibyte under way; routers have addresses that are set aside for documentation.
+    fn default() -> EngineConfig {
+        EngineConfig {
+            seed: 0,
+            max_held_bytes: 512 << 20,
+            router_v4: Ipv4Addr::new(192, 0, 2, 1),
+            router_v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+        }
+    }
+}
+
+/// A packet for a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The node.
+    pub node: NodeId,
+    /// The packet.
+    pub bytes: Vec<u8>,
+    /// When it was to arrive, in nanoseconds.
+    pub due_ns: u64,
+}
+
+/// Which of the links of a topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkId {
+    /// From a node into its realm.
+    NodeUp(NodeId),
+    /// From its realm to a node.
+    NodeDown(NodeId),
+    /// From a gateway into the realm outside it.
+    GatewayUp(GatewayId),
+    /// From the realm outside it to a gateway.
+    GatewayDown(GatewayId),
+    /// Between regions, or within one.
+    Region {
+        /// Sending region.
+        from: u16,
+        /// Receiving region.
+        to: u16,
+    },
+}
+
+/// The network of all nodes of a topology.
+#[derive(Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    topology: Topology,
+    nats: Vec<Nat>,
+    /// Up and down of each node, up and down of each gateway, then regions row by row.
+    lines: Vec<Line>,
+    /// The next packet of each line that has any: time, order, line. Entries whose packet is no longer the next one
+    /// of its line are passed over.
+    heads: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// For each node and gateway the side of a partition on which it is.
+    node_sides: Vec<Option<u8>>,
+    gateway_sides: Vec<Option<u8>>,
+    now_ns: u64,
+    order: u64,
+    held_bytes: u64,
+    outputs: VecDeque<Output>,
+    spare: Vec<Vec<u8>>,
+    stats: EngineStats,
+    lateness: Lateness,
+}
+
+impl Engine {
+    /// Makes the engine of a topology.
+    pub fn new(topology: Topology, config: EngineConfig) -> Engine {
+        let mut lines = Vec::new();
+        let mut line = |link: LinkConfig| {
+            let seed = mix(config.seed, lines.len() as u64);
+            lines.push(Line::new(link, seed));
+        };
+        let accesses = topology.nodes.iter().map(|node| &node.access);
+        for access in accesses.chain(topology.gateways.iter().map(|gateway| &gateway.access)) {
+            line(access.up);
+            line(access.down);
+        }
+        for delay_ns in topology.delays_ns.iter().flatten() {
+            line(LinkConfig { delay_ns: *delay_ns, ..LinkConfig::default() });
+        }
+        // Links take the first numbers.
+        let seed = |gateway: usize| mix(!config.seed, gateway as u64);
+        let gateways = topology.gateways.iter().enumerate();
+        let nats = gateways.map(|(i, gateway)| Nat::new(gateway.nat, gateway.external, seed(i))).collect();
+        Engine {
+            config,
+            nats,
+            lines,
+            heads: BinaryHeap::new(),
+            node_sides: vec![None; topology.nodes.len()],
+            gateway_sides: vec![None; topology.gateways.len()],
+            topology,
+            now_ns: 0,
+            order: 0,
+            held_bytes: 0,
+            outputs: VecDeque::new(),
+            spare: Vec::new(),
+            stats: EngineStats::default(),
+            lateness: Lateness::default(),
+        }
+    }
+
+    /// Takes a packet that a node sends. Everything about it is checked: it may be any bytes.
+    ///
+    /// Time does not go back: an earlier time than one told before is taken as that.
+    pub fn handle_packet(&mut self, now_ns: u64, node: NodeId, bytes: Vec<u8>) {
+        self.handle_timeout(now_ns);
+        self.stats.received += 1;
+        let Some(sender) = self.topology.nodes.get(node.0) else {
+            self.stats.spoofed += 1;
+            return self.recycle(bytes);
+        };
+        let Ok(header) = Header::parse(&bytes) else {
+            self.stats.malformed += 1;
+            return self.recycle(bytes);
+        };
+        let own = match header.src {
+            IpAddr::V4(src) => src == sender.v4,
+            IpAddr::V6(src) => Some(src) == sender.v6,
+        };
+        if !own {
+            self.stats.spoofed += 1;
+            return self.recycle(bytes);
+        }
+        let mut flight = Flight { bytes, header, origin: Some(node.0) };
+        flight.bytes.truncate(header.len);
+        self.offer(self.now_ns, self.up(Entity::Node(node.0)), flight);
+    }
+
+    /// Carries out what is due at a time.
+    pub fn handle_timeout(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+        while let Some(Reverse((at_ns, order, line))) = self.heads.peek().copied() {
+            if at_ns > self.now_ns {
+                break;
+            }
+            self.heads.pop();
+            if self.lines[line].next() != Some((at_ns, order)) {
+                continue;
+            }
+            let Some(held) = self.lines[line].pop() else { continue };
+            if let Some((at_ns, order)) = self.lines[line].next() {
+                self.heads.push(Reverse((at_ns, order, line)));
+            }
+            self.held_bytes -= held.flight.bytes.len() as u64;
+            let stats = &mut self.lines[line].stats;
+            stats.delivered += 1;
+            stats.delivered_bytes += held.flight.bytes.len() as u64;
+            stats.asked_ns += at_ns - held.from_ns;
+            stats.measured_ns += self.now_ns - held.from_ns;
+            self.lateness.note(self.now_ns - at_ns);
+            self.leave(at_ns, line, held.flight);
+        }
+    }
+
+    /// Returns when [`handle_timeout`](Engine::handle_timeout) has something to do, in nanoseconds.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        self.heads.peek().map(|Reverse((at_ns, _, _))| *at_ns)
+    }
+
+    /// Returns the next packet for a node.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns an empty buffer, one of those given back if there are any.
+    pub fn buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Gives back the buffer of a packet, to be used for another.
+    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < MAX_SPARE {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
+    /// Changes what a link does to packets from now on; returns whether there is such a link.
+    pub fn configure(&mut self, link: LinkId, config: LinkConfig) -> bool {
+        let Some(line) = self.line(link) else { return false };
+        self.lines[line].link.configure(config);
+        true
+    }
+
+    /// Returns what a link does to packets; none where there is no such link.
+    pub fn link(&self, link: LinkId) -> Option<&LinkConfig> {
+        self.line(link).map(|line| self.lines[line].link.config())
+    }
+
+    /// Parts the network: nothing passes between nodes of different sides; who is on no side reaches all. Nodes are
+    /// given in their order, and those beyond the end are on no side; so an empty slice heals the network.
+    pub fn partition(&mut self, sides: &[Option<u8>]) {
+        for (node, side) in self.node_sides.iter_mut().enumerate() {
+            *side = sides.get(node).copied().flatten();
+        }
+        // A gateway is on the side of what is inside it, where that is one side: then packets from the other one do
+        // not even reach its table. Inner gateways come after outer ones.
+        for gateway in (0..self.topology.gateways.len()).rev() {
+            let inner = self.topology.gateways[gateway].inner;
+            let nodes = self.topology.realms[inner].nodes.iter().map(|node| self.node_sides[*node]);
+            let nested = self.topology.gateways.iter().enumerate().filter(|(_, other)| other.outer == inner);
+            let mut inside = nodes.chain(nested.map(|(other, _)| self.gateway_sides[other]));
+            let first = inside.next().flatten();
+            self.gateway_sides[gateway] = if inside.all(|side| side == first) { first } else { None };
+        }
+    }
+
+    /// Makes a gateway forget its mappings, as one does that restarts; returns whether there is such a gateway.
+    pub fn restart_gateway(&mut self, gateway: GatewayId) -> bool {
+        self.nats.get_mut(gateway.0).map(Nat::forget).is_some()
+    }
+
+    /// Returns what a link did; none where there is no such link.
+    pub fn link_stats(&self, link: LinkId) -> Option<LinkStats> {
+        self.line(link).map(|line| self.lines[line].stats)
+    }
+
+    /// Returns what happened to packets elsewhere than in links.
+    pub fn stats(&self) -> EngineStats {
+        self.stats
+    }
+
+    /// Returns how late the engine was told that packets were due.
+    pub fn lateness(&self) -> &Lateness {
+        &self.lateness
+    }
+
+    /// Returns the bytes that are under way.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
+    }
+
+    fn line(&self, link: LinkId) -> Option<usize> {
+        let (nodes, gateways) = (self.topology.nodes.len(), self.topology.gateways.len());
+        match link {
+            LinkId::NodeUp(node) => (node.0 < nodes).then(|| self.up(Entity::Node(node.0))),
+            LinkId::NodeDown(node) => (node.0 < nodes).then(|| self.down(Entity::Node(node.0))),
+            LinkId::GatewayUp(gateway) => (gateway.0 < gateways).then(|| self.up(Entity::Gateway(gateway.0))),
+            LinkId::GatewayDown(gateway) => (gateway.0 < gateways).then(|| self.down(Entity::Gateway(gateway.0))),
+            LinkId::Region { from, to } => {
+                let known = usize::from(from.max(to)) < self.topology.regions();
+                known.then(|| self.between(from, to))
+            }
+        }
+    }
+
+    fn up(&self, entity: Entity) -> usize {
+        match entity {
+            Entity::Node(node) => 2 * node,
+            Entity::Gateway(gateway) => 2 * (self.topology.nodes.len() + gateway),
+        }
+    }
+
+    fn down(&self, entity: Entity) -> usize {
+        self.up(entity) + 1
+    }
+
+    fn between(&self, from: u16, to: u16) -> usize {
+        let first = 2 * (self.topology.nodes.len() + self.topology.gateways.len());
+        first + usize::from(from) * self.topology.regions() + usize::from(to)
+    }
+
+    /// Puts a packet on a line.
+    fn offer(&mut self, now_ns: u64, line: usize, mut flight: Flight) {
+        let len = flight.bytes.len();
+        let held = &mut self.lines[line];
+        held.stats.offered += 1;
+        held.stats.offered_bytes += len as u64;
+        if held.is_open() {
+            held.stats.delivered += 1;
+            held.stats.delivered_bytes += len as u64;
+            return self.leave(now_ns, line, flight);
+        }
+        let (at_ns, copy_at_ns, turned_bit) = match held.link.offer(now_ns, len) {
+            Fate::Lost => {
+                held.stats.lost += 1;
+                return self.recycle(flight.bytes);
+            }
+            Fate::Overflow => {
+                held.stats.overflowed += 1;
+                return self.recycle(flight.bytes);
+            }
+            Fate::Arrives { at_ns, copy_at_ns, turned_bit } => (at_ns, copy_at_ns, turned_bit),
+        };
+        if let Some(bit) = turned_bit {
+            held.stats.corrupted += 1;
+            turn(&mut flight.bytes, bit);
+            match Header::parse(&flight.bytes) {
+                Ok(header) => {
+                    flight.header = header;
+                    flight.bytes.truncate(header.len);
+                }
+                Err(_) => {
+                    self.stats.malformed += 1;
+                    return self.recycle(flight.bytes);
+                }
+            }
+        }
+        if let Some(copy_at_ns) = copy_at_ns {
+            let mut bytes = self.buffer();
+            bytes.extend_from_slice(&flight.bytes);
+            let copy = Flight { bytes, header: flight.header, origin: flight.origin };
+            self.lines[line].stats.duplicated += 1;
+            self.hold(now_ns, at_ns, line, flight);
+            self.hold(now_ns, copy_at_ns, line, copy);
+        } else {
+            self.hold(now_ns, at_ns, line, flight);
+        }
+    }
+
+    fn hold(&mut self, from_ns: u64, at_ns: u64, line: usize, flight: Flight) {
+        let len = flight.bytes.len() as u64;
+        if self.held_bytes.saturating_add(len) > self.config.max_held_bytes {
+            self.lines[line].stats.dropped_by_lab += 1;
+            return self.recycle(flight.bytes);
+        }
+        self.held_bytes += len;
+        self.order += 1;
+        if self.lines[line].push(Held { from_ns, at_ns, order: self.order, flight }) {
+            self.heads.push(Reverse((at_ns, self.order, line)));
+        }
+    }
+}
+
+/// Turns one bit.
+fn turn(bytes: &mut [u8], bit: u64) {
+    let bits = (bytes.len() as u64 * 8).max(1);
+    let bit = bit % bits;
+    if let Some(byte) = usize::try_from(bit / 8).ok().and_then(|at| bytes.get_mut(at)) {
+        *byte ^= 1 << (bit % 8);
+    }
+}

@@ -1,0 +1,110 @@
+//! What links and the engine really did.
+
+use serde::{Deserialize, Serialize};
+
+/// What one direction of one link did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStats {
+    /// Packets that came to it.
+    pub offered: u64,
+    /// Their bytes.
+    pub offered_bytes: u64,
+    /// Packets that left it at the other end, copies included.
+    pub delivered: u64,
+    /// Their bytes.
+    pub delivered_bytes: u64,
+    /// Packets lost by chance, or because the link was down.
+    pub lost: u64,
+    /// Packets for which its queue had no room.
+    pub overflowed: u64,
+    /// Copies made.
+    pub duplicated: u64,
+    /// Packets in which a bit was turned.
+    pub corrupted: u64,
+    /// Packets for which the lab had no memory: none of the model's doing.
+    pub dropped_by_lab: u64,
+    /// Sum over delivered packets of the time that the model asked for, in nanoseconds.
+    pub asked_ns: u64,
+    /// Sum over delivered packets of the time that it really took, in nanoseconds.
+    pub measured_ns: u64,
+}
+
+/// Packets that ended elsewhere than in a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineStats {
+    /// Packets that came from nodes.
+    pub received: u64,
+    /// Packets handed to nodes.
+    pub delivered: u64,
+    /// Bytes that are no packet, or a head that was corrupted on the way.
+    pub malformed: u64,
+    /// Packets with another source than their sender's address.
+    pub spoofed: u64,
+    /// Packets to an address that nobody has.
+    pub unroutable: u64,
+    /// Packets that a gateway kept out.
+    pub filtered: u64,
+    /// Packets for which a gateway had no ports, mappings or sessions left.
+    pub exhausted: u64,
+    /// Packets that a gateway could not translate.
+    pub untranslatable: u64,
+    /// Packets that ran out of hops.
+    pub hop_limit: u64,
+    /// Packets too large for a link that could not be cut.
+    pub too_big: u64,
+    /// Packets to many where there is no LAN.
+    pub multicast: u64,
+    /// Packets between the sides of a partition.
+    pub partitioned: u64,
+    /// ICMP errors sent.
+    pub icmp_errors: u64,
+}
+
+/// Buckets of a [`Lateness`]: the last begins at over two minutes.
+const BUCKETS: usize = 38;
+
+/// How late packets were handled: bucket `i` counts those that were late by 2ⁱ⁻¹ ns or more and less than 2ⁱ ns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lateness {
+    buckets: Vec<u64>,
+    max_ns: u64,
+}
+
+impl Default for Lateness {
+    fn default() -> Lateness {
+        Lateness { buckets: vec![0; BUCKETS], max_ns: 0 }
+    }
+}
+
+impl Lateness {
+    pub(super) fn note(&mut self, late_ns: u64) {
+        let bucket = (u64::BITS - late_ns.leading_zeros()) as usize;
+        self.buckets[bucket.min(BUCKETS - 1)] += 1;
+        self.max_ns = self.max_ns.max(late_ns);
+    }
+
+    /// Returns the counts.
+    pub fn buckets(&self) -> &[u64] {
+        &self.buckets
+    }
+
+    /// Returns the greatest lateness, in nanoseconds.
+    pub fn max_ns(&self) -> u64 {
+        self.max_ns
+    }
+
+    /// Returns an upper bound of a quantile, in nanoseconds, at most twice what it is; zero where there is nothing.
+    /// `permille` is from 0 to 1000.
+    pub fn quantile_ns(&self, permille: u32) -> u64 {
+        let total: u64 = self.buckets.iter().sum();
+        let rank = (u128::from(total) * u128::from(permille.min(1000))).div_ceil(1000);
+        let mut seen = 0u128;
+        for (i, count) in self.buckets.iter().enumerate() {
+            seen += u128::from(*count);
+            if seen >= rank && *count > 0 {
+                return ((1u64 << i) - 1).min(self.max_ns);
+            }
+        }
+        self.max_ns
+    }
+}
