@@ -495,7 +495,7 @@ impl Driver {
         }
         if !self.parts.config.docker.exec {
             let message = format!("the owner of {:?} does not allow commands in containers", self.parts.config.name);
-            let help = "ask them to set `exec = true` under `[docker]` in its node.toml, and to start it again";
+            let help = "ask them to start its node again with `iptl up --allow-exec`";
             return Err(exec::not_allowed(message, help));
         }
         let control = held.control.clone().ok_or_else(not_running)?;
