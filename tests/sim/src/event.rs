@@ -120,6 +120,7 @@ fn up_kind(message: &ToOrchestrator) -> u64 {
         ToOrchestrator::Receipts(_) => 8,
         ToOrchestrator::Sync(..) => 9,
         ToOrchestrator::Output(..) => 10,
+        ToOrchestrator::Usage(..) => 11,
     }
 }
 
@@ -137,6 +138,7 @@ fn down_kind(message: &ToLablet) -> u64 {
         ToLablet::Finished(..) => 9,
         ToLablet::Sync(..) => 10,
         ToLablet::Follow(..) => 11,
+        ToLablet::Gauge(_) => 12,
     }
 }
 

@@ -124,7 +124,9 @@ impl Client {
                 Ok(Heard::Message(reply)) => self.deliver(&reply),
                 Ok(Heard::Ping(data)) => websocket::write_pong(&mut *lock(&self.writer), &data).ok()?,
                 Ok(Heard::Close(reason)) => return Some(format!("the lab closed the connection: {reason}")),
-                Err(error) if error.kind() == ErrorKind::InvalidData => return Some(format!("the lab is gone: {error}")),
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    return Some(format!("the lab is gone: {error}"));
+                }
                 Err(_) => return None,
             }
         }
