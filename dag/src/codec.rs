@@ -135,7 +135,8 @@ pub fn to_ipld(block: &Block) -> Result<Ipld, DecodeError> {
 pub fn decode_as(codec: Codec, bytes: &[u8]) -> Result<Ipld, DecodeError> {
     match codec {
         Codec::Raw => Ok(Ipld::Bytes(bytes.to_vec())),
-        Codec::DagCbor => decode(bytes),
+        // The decoder passes over bytes that stand behind the CID in a link; all else that is not canonical it refuses.
+        Codec::DagCbor => decode_canonical(bytes),
         Codec::DagJson => from_dag_json(bytes),
         Codec::DagPb => PbNode::decode(bytes)
             .map(pb::to_value)

@@ -136,8 +136,9 @@ impl Resolve {
         };
         match Codec::of(&cid) {
             Some(Codec::Raw | Codec::DagPb) => self.enter_directory(block),
-            Some(Codec::DagCbor) => self.enter_value(cid, codec::decode(block.data())),
-            Some(Codec::DagJson) => self.enter_value(cid, codec::from_dag_json(block.data())),
+            Some(codec @ (Codec::DagCbor | Codec::DagJson)) => {
+                self.enter_value(cid, codec::decode_as(codec, block.data()))
+            }
             None => Err(PathError::Codec { at: self.here(), codec: cid.codec() }),
         }
     }

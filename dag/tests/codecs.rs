@@ -85,7 +85,7 @@ fn negative_fixtures_are_not_encoded() {
 
 #[test]
 fn dag_cbor_is_read_in_its_canonical_form_alone() {
-    let rows: [(&str, &str); 18] = [
+    let rows: [(&str, &str); 19] = [
         ("1817", "a number in more bytes than it needs"),
         ("190001", "a number in more bytes than it needs"),
         ("3800", "a negative number in more bytes than it needs"),
@@ -102,6 +102,7 @@ fn dag_cbor_is_read_in_its_canonical_form_alone() {
         ("a2616201616102", "keys out of order"),
         ("a10102", "a key that is no text"),
         ("d82a4101", "a link without the byte before it"),
+        ("d82a46000155000000", "a link with bytes behind its CID"),
         ("c11a5f5e1000", "a tag other than that of links"),
         ("f7", "undefined"),
     ];
@@ -110,6 +111,7 @@ fn dag_cbor_is_read_in_its_canonical_form_alone() {
     }
     assert!(decode_as(Codec::DagCbor, &hex("0000")).is_err(), "bytes behind a value were read");
     assert!(decode_as(Codec::DagCbor, &hex("6161")).is_ok());
+    assert!(decode_as(Codec::DagCbor, &hex("d82a450001550000")).is_ok());
 }
 
 #[test]
