@@ -2,13 +2,15 @@
 //!
 //! [`plan`] says what can be run, [`run`] is one experiment as a pure value, [`execution`] one carrying-out of it with
 //! its [`placement`] and the [`fact`]s of its log; [`receipt`]s are lablets' statements, [`outcome`] what the software
-//! did, and [`result`] ties them together. An [`image`] is what containers start from. `schemas/*.ipldsch` is the
+//! did, and [`result`] ties them together. An [`image`] is what containers start from, a [`network`] what lies between
+//! instances. `schemas/*.ipldsch` is the
 //! normative text.
 
 pub mod container;
 pub mod execution;
 pub mod fact;
 pub mod image;
+pub mod network;
 pub mod outcome;
 pub mod placement;
 pub mod plan;
@@ -23,6 +25,10 @@ pub use container::{Container, Health};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
 pub use fact::{Fact, FactKind};
 pub use image::{Image, Layer, LayerPage};
+pub use network::{
+    AccessClass, DependenceModel, GatewayModel, GroupNetwork, JitterModel, LinkModel, NetworkModel, PortsModel,
+    SiteShare,
+};
 pub use outcome::{
     Counts, GroupOutcome, InstanceOutcome, Outcome, OutcomeShard, Termination, ThresholdOutcome, Verdict,
 };
@@ -104,6 +110,8 @@ nodes! {
     Layer(Layer) = "iptl.layer/1";
     /// A part of a layer.
     LayerPage(LayerPage) = "iptl.layer-page/1";
+    /// A network.
+    Network(NetworkModel) = "iptl.network/1";
 }
 
 impl Node {
@@ -125,7 +133,8 @@ impl Node {
             | Node::Result(_)
             | Node::Image(_)
             | Node::Layer(_)
-            | Node::LayerPage(_) => false,
+            | Node::LayerPage(_)
+            | Node::Network(_) => false,
         }
     }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    Affinity, Assignment, Attestation, Case, Comparison, Container, Count, Counts, Distortion, Engine, Epoch,
-    Execution, ExecutionId, Exit, Fact, FactKind, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId,
-    InstanceOutcome, Intervention, LabletRecord, Layer, LayerPage, LossPolicy, Network, Node, Outcome, OutcomeShard,
-    ParamKind, ParamSpec, Placement, Plan, Receipt, ReceiptShard, Refusal, Requirements, Resources, ResultNode,
-    ResultVerdict, Run, Signed, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict,
+    AccessClass, Affinity, Assignment, Attestation, Case, Comparison, Container, Count, Counts, DependenceModel,
+    Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GatewayModel, GroupNetwork, GroupOutcome,
+    GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer,
+    LayerPage, LinkModel, LossPolicy, Network, NetworkModel, Node, Outcome, OutcomeShard, ParamKind, ParamSpec,
+    Placement, Plan, PortsModel, Receipt, ReceiptShard, Refusal, Requirements, Resources, ResultNode, ResultVerdict,
+    Run, Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict,
     Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
@@ -42,6 +43,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("layer".into(), layer().into()),
         ("layer-without-small-files".into(), Layer { small: None, ..layer() }.into()),
         ("layer-page".into(), layer_page().into()),
+        ("network".into(), network().into()),
     ];
     for (name, verdict) in [
         ("result", ResultVerdict::Pass),
@@ -430,5 +432,54 @@ fn result(verdict: ResultVerdict) -> ResultNode {
         files: raw("files"),
         verdict,
         counts: Counts { ok: 1, failed: 2, lost: 3 },
+    }
+}
+
+fn network() -> NetworkModel {
+    let link = |jitter, rate_bps| LinkModel {
+        delay_us: 4_000,
+        jitter_us: 1_500,
+        jitter,
+        rate_bps,
+        queue_bytes: 64_000,
+        loss_ppm: 500,
+        duplicate_ppm: 10,
+        reorder_ppm: 20,
+        corrupt_ppm: 1,
+    };
+    let class = |up, down| AccessClass { up, down, mtu: 1492 };
+    let cone = GatewayModel {
+        translates: true,
+        mapping: DependenceModel::Endpoint,
+        filtering: DependenceModel::AddressPort,
+        ports: PortsModel::Preserve,
+        hairpin: true,
+        inbound_refresh: true,
+        udp_timeout_ms: 120_000,
+        tcp_timeout_ms: 7_440_000,
+    };
+    let restricted = GatewayModel { filtering: DependenceModel::Address, ports: PortsModel::Sequential, ..cone };
+    let symmetric = GatewayModel { mapping: DependenceModel::AddressPort, ports: PortsModel::Random, ..cone };
+    let firewall = GatewayModel { translates: false, hairpin: false, ..cone };
+    let site = |weight, gateways| SiteShare { weight, gateways };
+    let group = GroupNetwork {
+        regions: map([("east", 1), ("west", 2)]),
+        access: map([("dsl", 3), ("mobile", 1)]),
+        sites: vec![
+            site(60, vec![cone]),
+            site(15, vec![restricted]),
+            site(10, vec![symmetric, cone]),
+            site(5, vec![firewall]),
+            site(10, vec![]),
+        ],
+    };
+    NetworkModel {
+        regions: vec!["east".into(), "west".into()],
+        delays_us: vec![vec![1_000, 35_000], vec![36_000, 1_000]],
+        access: map([
+            ("dsl", class(link(JitterModel::Uniform, 10_000_000), link(JitterModel::Normal, 50_000_000))),
+            ("mobile", class(link(JitterModel::Exponential, 20_000_000), LinkModel::default())),
+        ]),
+        groups: map([("peers", group)]),
     }
 }

@@ -242,7 +242,19 @@ fn insert_at(mut value: &mut Ipld, path: &str) {
 /// Maps where a key is a tag or a name: an unknown one is a value of the wrong type, not an unknown field.
 fn has_typed_keys(at: &str) -> bool {
     let last = at.rsplit('/').next().unwrap_or_default();
-    let typed = ["", "kind", "subject", "network", "termination", "workloads", "cases", "groups", "histograms"];
+    let typed = [
+        "",
+        "kind",
+        "subject",
+        "network",
+        "termination",
+        "workloads",
+        "cases",
+        "groups",
+        "histograms",
+        "regions",
+        "access",
+    ];
     let of_containers = ["files", "tmpfs"];
     typed.contains(&last) || of_containers.contains(&last) || at.ends_with("/params")
 }

@@ -67,6 +67,7 @@ impl Schemas {
             include_str!("../schemas/outcome.ipldsch"),
             include_str!("../schemas/result.ipldsch"),
             include_str!("../schemas/image.ipldsch"),
+            include_str!("../schemas/network.ipldsch"),
         ];
         let mut definitions = BTreeMap::new();
         for source in sources {

@@ -64,7 +64,7 @@ pub enum Network {
     /// Every instance reaches every other one, with no delay or loss but the machines' own.
     #[default]
     Clean,
-    /// A network node, as links and realms describe it.
+    /// A [`NetworkModel`](crate::model::NetworkModel) node.
     Model(Cid),
 }
 

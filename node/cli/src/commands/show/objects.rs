@@ -112,6 +112,12 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
         Node::LayerPage(page) => {
             vec![format!("part of a layer {cid}"), format!("links     {} files", page.files.len())]
         }
+        Node::Network(network) => {
+            let mut lines = vec![format!("network   {cid}"), format!("regions   {}", network.regions.join(", "))];
+            lines.extend(network.access.keys().map(|class| format!("  access  {class}")));
+            lines.extend(network.groups.keys().map(|group| format!("  group   {group}")));
+            lines
+        }
     }
 }
 

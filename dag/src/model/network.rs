@@ -1,0 +1,133 @@
+//! Networks: what lies between the instances of a run, as data.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A description of a network, without names of instances: a run, a group, an index and the run's seed say which place
+/// in it an instance has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkModel {
+    /// Regions; their order is that of the rows and columns of `delays_us`.
+    pub regions: Vec<String>,
+    /// One-way delay from each region (row) to each (column), in microseconds; the diagonal is that within a region.
+    pub delays_us: Vec<Vec<u64>>,
+    /// Ways to be connected, by name.
+    pub access: BTreeMap<String, AccessClass>,
+    /// Where instances are, by group. A group that is missing is spread evenly over regions and access classes, and
+    /// reachable from everywhere.
+    pub groups: BTreeMap<String, GroupNetwork>,
+}
+
+/// A way to be connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessClass {
+    /// What an instance or its outermost gateway sends.
+    pub up: LinkModel,
+    /// What is sent to it.
+    pub down: LinkModel,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+}
+
+/// What one direction of a link does to packets. Everything at zero is a clean link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkModel {
+    /// Delay after transmission, in microseconds.
+    pub delay_us: u64,
+    /// Spread of the delay, in microseconds; its meaning depends on `jitter`.
+    pub jitter_us: u64,
+    /// Distribution of the spread.
+    pub jitter: JitterModel,
+    /// Bits per second, IP heads included; zero is no limit.
+    pub rate_bps: u64,
+    /// Bytes that may wait for transmission, where there is a rate.
+    pub queue_bytes: u64,
+    /// Chance of loss, in a million.
+    pub loss_ppm: u32,
+    /// Chance of a copy, in a million.
+    pub duplicate_ppm: u32,
+    /// Chance of overtaking, in a million.
+    pub reorder_ppm: u32,
+    /// Chance that a bit is turned, in a million.
+    pub corrupt_ppm: u32,
+}
+
+/// Distribution of a spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JitterModel {
+    /// Evenly to both sides, at most the spread.
+    #[default]
+    Uniform,
+    /// A bell with the spread as its standard deviation.
+    Normal,
+    /// Later only, the spread more in the mean, with a long tail.
+    Exponential,
+}
+
+/// Where the instances of a group are. Weights are relative to their sum; the instances are divided as exactly as whole
+/// numbers allow, and the seed says which is which.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupNetwork {
+    /// Weights of regions; none is an even spread over all.
+    pub regions: BTreeMap<String, u32>,
+    /// Weights of access classes; none is an even spread over all.
+    pub access: BTreeMap<String, u32>,
+    /// What instances are behind; none is nothing.
+    pub sites: Vec<SiteShare>,
+}
+
+/// A kind of place, and how many instances are in one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteShare {
+    /// Weight.
+    pub weight: u32,
+    /// Gateways between the public network and the instance, the outermost first; none is a public address.
+    pub gateways: Vec<GatewayModel>,
+}
+
+/// A NAT or a firewall, in the words of RFC 4787.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayModel {
+    /// Whether addresses are translated; otherwise it is a firewall, and `mapping`, `ports` and `hairpin` mean nothing.
+    pub translates: bool,
+    /// When an inner endpoint keeps its mapping.
+    pub mapping: DependenceModel,
+    /// Who may send to a mapping.
+    pub filtering: DependenceModel,
+    /// Which external ports there are.
+    pub ports: PortsModel,
+    /// Whether inner hosts reach each other by the external address.
+    pub hairpin: bool,
+    /// Whether packets from outside keep a mapping alive.
+    pub inbound_refresh: bool,
+    /// Life of a UDP mapping, in milliseconds.
+    pub udp_timeout_ms: u64,
+    /// Life of an established TCP connection, in milliseconds.
+    pub tcp_timeout_ms: u64,
+}
+
+/// What of the remote endpoint a behaviour depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DependenceModel {
+    /// Nothing.
+    Endpoint,
+    /// Its address.
+    Address,
+    /// Its address and port.
+    AddressPort,
+}
+
+/// Which external port a mapping gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortsModel {
+    /// The inner one where it is free.
+    Preserve,
+    /// One after the other.
+    Sequential,
+    /// Any.
+    Random,
+}
