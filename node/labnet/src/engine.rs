@@ -243,13 +243,16 @@ impl Engine {
         }
         // A gateway is on the side of what is inside it, where that is one side: then packets from the other one do
         // not even reach its table. Inner gateways come after outer ones.
-        for gateway in (0..self.topology.gateways.len()).rev() {
-            let inner = self.topology.gateways[gateway].inner;
-            let nodes = self.topology.realms[inner].nodes.iter().map(|node| self.node_sides[*node]);
-            let nested = self.topology.gateways.iter().enumerate().filter(|(_, other)| other.outer == inner);
-            let mut inside = nodes.chain(nested.map(|(other, _)| self.gateway_sides[other]));
-            let first = inside.next().flatten();
-            self.gateway_sides[gateway] = if inside.all(|side| side == first) { first } else { None };
+        let mut inside: Vec<Option<Option<u8>>> = vec![None; self.topology.realms.len()];
+        let join = |so_far: &mut Option<Option<u8>>, side| {
+            *so_far = Some(if so_far.is_none_or(|so_far| so_far == side) { side } else { None });
+        };
+        for (node, side) in self.topology.nodes.iter().zip(&self.node_sides) {
+            join(&mut inside[node.realm], *side);
+        }
+        for (gateway, side) in self.topology.gateways.iter().zip(&mut self.gateway_sides).rev() {
+            *side = inside[gateway.inner].flatten();
+            join(&mut inside[gateway.outer], *side);
         }
     }
 

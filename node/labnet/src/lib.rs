@@ -7,11 +7,13 @@
 //!   comes in and goes out as [`Packet`]s. Its links are clean: nothing is delayed or lost but datagrams for which
 //!   there is no room.
 //! * [`Engine`] carries IP packets through a [`Topology`] of realms, gateways and regions. [`Link`] is its model of a
-//!   link, [`Nat`] of a gateway, [`Header`] what it reads of a packet.
+//!   link, [`Nat`] of a gateway, [`Header`] what it reads of a packet. [`compile`](compile()) makes the topology of a run from
+//!   its network's description.
 //!
 //! Nothing here touches a socket of the host, a file or a clock: both are told what happens and asked what follows.
 //! Start reading at [`Switch`] or [`Engine`].
 
+mod compile;
 mod directory;
 mod draw;
 mod engine;
@@ -22,6 +24,7 @@ mod packet;
 mod switch;
 mod topology;
 
+pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, compile};
 pub use directory::{Directory, DirectoryError};
 pub use engine::{Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
 pub use ip::{Fragment, Header, IcmpError, IpError, Transport, embedded, fragments};

@@ -230,6 +230,27 @@ impl Topology {
         self.delays_ns.len()
     }
 
+    /// Returns the IPv4 address that a node has for itself.
+    pub fn addr(&self, node: NodeId) -> Option<Ipv4Addr> {
+        self.nodes.get(node.0).map(|node| node.v4)
+    }
+
+    /// Returns the region in which a node is.
+    pub fn region(&self, node: NodeId) -> Option<u16> {
+        self.nodes.get(node.0).map(|node| node.access.region)
+    }
+
+    /// Returns the gateways between a node and the public realm, the node's own first.
+    pub fn gateways(&self, node: NodeId) -> Vec<GatewayId> {
+        let mut realm = self.nodes.get(node.0).map_or(0, |node| node.realm);
+        let mut gateways = Vec::new();
+        while let Some(gateway) = self.realms[realm].gateway {
+            gateways.push(GatewayId(gateway));
+            realm = self.gateways[gateway].outer;
+        }
+        gateways
+    }
+
     fn check(&self, realm: RealmId, access: &Access) -> Result<(), TopologyError> {
         if realm.0 >= self.realms.len() {
             return Err(TopologyError::NoRealm);

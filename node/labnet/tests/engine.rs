@@ -344,3 +344,41 @@ fn one_seed_has_one_course_and_another_has_another() {
     assert_eq!(engine.stats(), same.stats());
     assert_ne!(first, storm(4).0);
 }
+
+/// Says how many packets per second one core carries through a clean network, through delays, and through NATs.
+/// `cargo test --release -p iptl-labnet packets_per_second -- --ignored --nocapture` shows them.
+#[test]
+#[ignore = "a measure, not a fact"]
+fn packets_per_second() {
+    const PACKETS: u64 = 1_000_000;
+    let (clean, a, _) = {
+        let mut topology = Topology::new(vec![vec![0]]).unwrap();
+        let a = topology.add_node(RealmId::PUBLIC, v4("10.0.0.1"), None, Access::default()).unwrap();
+        let b = topology.add_node(RealmId::PUBLIC, v4("10.0.0.2"), None, Access::default()).unwrap();
+        (engine(topology), a, b)
+    };
+    let (delayed, sender, _) = two_regions();
+    let (translated, _, inner) = double_nat(NatConfig::default());
+    let rows = [
+        ("clean", clean, a, udp("10.0.0.1:5", "10.0.0.2:6")),
+        ("three delays", delayed, sender, udp("10.0.0.1:5", "10.0.0.2:6")),
+        ("two NATs, two delays", translated, inner, udp("192.168.1.2:5", "10.0.0.1:6")),
+    ];
+    for (name, mut engine, node, packet) in rows {
+        let mut delivered = 0;
+        #[expect(clippy::disallowed_methods, reason = "a measure needs a clock")]
+        let start = std::time::Instant::now();
+        for i in 0..PACKETS {
+            let mut bytes = engine.buffer();
+            bytes.extend_from_slice(&packet);
+            engine.handle_packet(i * 10_000, node, bytes);
+            while let Some(output) = engine.poll_output() {
+                delivered += 1;
+                engine.recycle(output.bytes);
+            }
+        }
+        delivered += run(&mut engine).len() as u64;
+        assert_eq!(delivered, PACKETS);
+        println!("{name}: {:.0} packets/s", PACKETS as f64 / start.elapsed().as_secs_f64());
+    }
+}

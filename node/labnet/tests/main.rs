@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
 
 mod bytes;
+mod compile;
 mod directory;
 mod engine;
 mod ip;
