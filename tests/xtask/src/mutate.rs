@@ -1,0 +1,132 @@
+//! `cargo xtask mutate`: puts one plausible bug after another into a copy of the cores, and demands that the simulator
+//! finds it.
+//!
+//! A bug is a patch under `tests/sim/mutations/`, with a line that says what it does. What the simulator does not find
+//! within [`SCHEDULES`] schedules is a rule that nobody watches, or a schedule that nobody draws.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::Shell;
+
+/// Schedules in which each bug must show.
+const SCHEDULES: u32 = 10_000;
+
+/// Which bugs.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only bugs whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+    /// Threads on which schedules run
+    #[arg(long, default_value_t = 2)]
+    jobs: u32,
+}
+
+/// Tries every mutation, and the source without any, and says which seed found it.
+pub fn run(shell: &Shell, args: &Args) -> Result<()> {
+    let mut patches: Vec<PathBuf> = std::fs::read_dir(shell.root.join("tests/sim/mutations"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "patch"))
+        .filter(|path| args.only.as_ref().is_none_or(|only| name_of(path).contains(only.as_str())))
+        .collect();
+    patches.sort();
+    if patches.is_empty() {
+        bail!("no mutation has such a name");
+    }
+    let lab = Lab::new(shell)?;
+    shell.step("mutate", "the source as it is must pass");
+    if let Some(seed) = lab.first_failure(shell, args.jobs)? {
+        bail!("the simulator finds something without any mutation: {seed}");
+    }
+    let mut missed = Vec::new();
+    for patch in &patches {
+        let name = name_of(patch);
+        let began = Instant::now();
+        lab.apply(shell, patch, false)?;
+        let found = lab.first_failure(shell, args.jobs);
+        lab.apply(shell, patch, true)?;
+        let took = began.elapsed().as_secs();
+        match found.unwrap_or_else(|error| {
+            eprintln!("  {name} does not build: {error:#}");
+            None
+        }) {
+            Some(seed) => eprintln!("  found  {name} ({took} s): {seed}"),
+            None => {
+                eprintln!("  MISSED {name} ({took} s)");
+                missed.push(name);
+            }
+        }
+    }
+    if !missed.is_empty() {
+        bail!("{} of {} mutations were not found: {}", missed.len(), patches.len(), missed.join(", "));
+    }
+    eprintln!("\nall {} mutations were found within {SCHEDULES} schedules", patches.len());
+    Ok(())
+}
+
+fn name_of(patch: &Path) -> String {
+    patch.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A copy of the source, with builds of its own.
+struct Lab {
+    tree: PathBuf,
+    builds: PathBuf,
+}
+
+impl Lab {
+    /// Copies what git knows and what is new in the work tree.
+    fn new(shell: &Shell) -> Result<Lab> {
+        let lab = Lab { tree: shell.target.join("mutate/tree"), builds: shell.target.join("mutate/builds") };
+        let listed = ["ls-files", "--cached", "--others", "--exclude-standard"];
+        let files = shell.ask(shell.command("git").args(listed)).context("the source is no git work tree")?;
+        if lab.tree.exists() {
+            std::fs::remove_dir_all(&lab.tree)?;
+        }
+        for file in files.lines() {
+            let (from, to) = (shell.root.join(file), lab.tree.join(file));
+            if from.is_file() {
+                std::fs::create_dir_all(to.parent().context("every file is in a folder")?)?;
+                std::fs::copy(&from, &to).with_context(|| format!("cannot copy {file}"))?;
+            }
+        }
+        Ok(lab)
+    }
+
+    fn apply(&self, shell: &Shell, patch: &Path, back: bool) -> Result<()> {
+        let mut git = shell.command("git");
+        // The copy stands below the work tree, whose index it must not ask.
+        git.current_dir(&self.tree).env("GIT_CEILING_DIRECTORIES", &shell.target).args(["apply"]);
+        if back {
+            git.arg("--reverse");
+        }
+        shell.run(git.arg(patch)).with_context(|| format!("{} does not fit the source any more", name_of(patch)))
+    }
+
+    /// Builds the simulator and runs it; returns what it says of the first schedule that fails.
+    fn first_failure(&self, shell: &Shell, jobs: u32) -> Result<Option<String>> {
+        let mut cargo = shell.cargo();
+        cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.builds);
+        // Built once for each bug and run for seconds: compiling counts for more than the last tenth of speed.
+        cargo.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+        cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1").env("CARGO_PROFILE_RELEASE_INCREMENTAL", "true");
+        cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16").env("RUSTFLAGS", "--cap-lints=warn");
+        shell.run(cargo.args(["build", "--release", "--quiet", "--locked", "--package", "iptl-sim"]))?;
+        let mut sim = shell.command(self.builds.join("release/iptl-sim"));
+        sim.args(["run", "--first-failure", "--seeds", &SCHEDULES.to_string(), "--jobs", &jobs.to_string()]);
+        let output = sim.stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let seed = text.lines().find(|line| line.starts_with("seed ")).map(ToOwned::to_owned);
+        if seed.is_none() && !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            // A core that panics is found too.
+            let panic = error.lines().find(|line| line.contains("panicked"));
+            return Ok(Some(panic.unwrap_or("it fails without saying where").to_owned()));
+        }
+        Ok(seed)
+    }
+}
