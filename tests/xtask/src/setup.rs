@@ -18,6 +18,12 @@ pub const WASM: &str = "wasm32-wasip2";
 pub const STATIC: &str =
     if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-musl" } else { "x86_64-unknown-linux-musl" };
 
+/// Oldest Go, by major and minor number, that builds the witness on boxo.
+const GO: (u32, u32) = (1, 26);
+
+/// The Go that is installed where there is none, or an older one.
+const GO_TOOLCHAIN: &str = "1.26.8";
+
 /// Version of cargo-deny whose rules `.cargo/deny.toml` is written for.
 const DENY: &str = "0.20.2";
 
@@ -46,7 +52,43 @@ pub fn for_witnesses(shell: &Shell) -> Result<()> {
         say("nodejs, npm", "a program on the JavaScript SDK of Testground is a witness");
         packages(shell, &["nodejs", "npm"])?;
     }
-    Ok(())
+    go(shell).map(|_| ())
+}
+
+/// Returns a Go that builds the witness on boxo, installed under the build folder where the machine has none.
+///
+/// Distributions have older ones. Those can fetch a newer one all the same: the proxy of Go's modules serves toolchains
+/// as modules, which are checked against the public list of checksums like any other.
+pub fn go(shell: &Shell) -> Result<PathBuf> {
+    let modules = shell.target.join("tools/go");
+    let platform = if cfg!(target_arch = "aarch64") { "linux-arm64" } else { "linux-amd64" };
+    let name = format!("golang.org/toolchain@v0.0.1-go{GO_TOOLCHAIN}.{platform}");
+    let own = modules.join("pkg/mod").join(&name);
+    for program in [Path::new("go").to_path_buf(), own.join("bin/go")] {
+        let version = shell.ask(shell.command(&program).arg("version").env("GOTOOLCHAIN", "local"));
+        if version.as_deref().and_then(go_version).is_some_and(|version| version >= GO) {
+            return Ok(program);
+        }
+    }
+    say(&format!("Go {GO_TOOLCHAIN}"), "a peer on boxo is a witness; into the build folder");
+    if shell.ask(shell.command("go").arg("version")).is_none() {
+        packages(shell, &["golang-go"])?;
+    }
+    std::fs::create_dir_all(&modules)?;
+    let mut fetch = shell.command("go");
+    fetch.args(["mod", "download", &name]).current_dir(&modules);
+    shell.run(fetch.env("GOPATH", &modules).env("GOFLAGS", "-modcacherw").env("GOTOOLCHAIN", "local"))?;
+    // Modules have no executable files.
+    for folder in ["bin", "pkg/tool"] {
+        shell.run(shell.command("chmod").args(["-R", "a+rx"]).arg(own.join(folder)))?;
+    }
+    Ok(own.join("bin/go"))
+}
+
+/// Reads major and minor number of what `go version` says.
+fn go_version(said: &str) -> Option<(u32, u32)> {
+    let mut numbers = said.split_whitespace().find_map(|word| word.strip_prefix("go1."))?.split('.');
+    Some((1, numbers.next()?.parse().ok()?))
 }
 
 /// Installs the standard library of a target.

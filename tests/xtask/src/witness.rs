@@ -2,12 +2,12 @@
 //!
 //! Each stands in a folder under `tests/interop` with its own lock file, and is built into `target/interop`:
 //! `rust/<target>/release/witness-rust` (static), `native/release/witness-native`, `ping/release/ping` (the plan that
-//! ships, compiled for the machine), `js/node_modules`. The tests of
-//! `iptl-testground` run them.
+//! ships, compiled for the machine), `js/node_modules`, `go/witness`. The tests of
+//! `iptl-testground` run them, and those of `iptl-net` the last one.
 
 use anyhow::{Context, Result};
 
-use crate::setup::STATIC;
+use crate::setup::{self, STATIC};
 use crate::shell::Shell;
 
 /// Builds all of them.
@@ -27,6 +27,11 @@ pub fn build(shell: &Shell) -> Result<()> {
     cargo("native", &["build", "--release", "--target", "wasm32-wasip2"], "native")?;
     cargo("../../plans/ping", &["build", "--release"], "ping")?;
     sdk(shell)?;
+
+    eprintln!("   go");
+    let mut go = shell.command(setup::go(shell)?);
+    go.args(["build", "-trimpath", "-buildvcs=false", "-o"]).arg(built.join("go/witness")).arg(".");
+    shell.run(go.current_dir(sources.join("go")).env("GOFLAGS", "-mod=readonly").env("GOTOOLCHAIN", "local"))?;
 
     eprintln!("   js");
     let js = built.join("js");

@@ -25,8 +25,12 @@ const HAPPENED_QUEUE: usize = 256;
 /// Messages that wait to be taken in: up to 32 MiB of them.
 const MESSAGE_QUEUE: usize = 8;
 
-/// Streams that are read of one peer. Others open one, or one for each message.
-const MAX_READERS: usize = 8;
+/// Streams of one peer that are read at a time; further ones wait for their turn. Others open one, or, as boxo does, one
+/// for each message, of which eight are on their way at a time.
+const MAX_READERS: usize = 32;
+
+/// Streams of one peer that are read or wait for it; further ones are refused.
+const MAX_STREAMS: usize = 256;
 
 /// The client has at most one message on its way to a peer, and so has the server.
 const WRITER_QUEUE: usize = 2;
@@ -116,14 +120,17 @@ struct Session {
 /// A peer's streams.
 struct Peer {
     writer: Option<mpsc::Sender<(Side, Message)>>,
-    readers: usize,
+    /// Streams that are read or wait for it.
+    streams: usize,
+    /// Places for those that are read.
+    reading: Arc<Semaphore>,
     /// Ends its readers.
     token: CancellationToken,
 }
 
 impl Peer {
     fn new(end: &CancellationToken) -> Peer {
-        Peer { writer: None, readers: 0, token: end.child_token() }
+        Peer { writer: None, streams: 0, reading: Arc::new(Semaphore::new(MAX_READERS)), token: end.child_token() }
     }
 }
 
@@ -255,7 +262,7 @@ impl Task {
             Happened::Stream { peer, stream } => self.on_stream(peer, stream),
             Happened::ReaderEnded { peer, malformed } => {
                 if let Some(state) = self.peers.get_mut(&peer) {
-                    state.readers = state.readers.saturating_sub(1);
+                    state.streams = state.streams.saturating_sub(1);
                 }
                 if let Some(reason) = malformed {
                     self.client(ClientInput::Faulty { peer, fault: Fault::Malformed { reason } });
@@ -312,17 +319,22 @@ impl Task {
             return;
         }
         let state = self.peers.entry(peer.clone()).or_insert_with(|| Peer::new(&self.end));
-        if state.readers >= MAX_READERS {
+        if state.streams >= MAX_STREAMS {
             tracing::debug!(peer = %peer.short(), "stream refused: too many of one peer");
             return;
         }
-        state.readers += 1;
-        let (token, large) = (state.token.clone(), self.large.clone());
+        state.streams += 1;
+        let (token, reading, large) = (state.token.clone(), state.reading.clone(), self.large.clone());
         let (tell, messages) = (self.tell.clone(), self.tell_message.clone());
         tokio::spawn(async move {
+            let reading = async {
+                // The places are never closed.
+                let _place = reading.acquire().await;
+                reader::read(&peer, stream, large, messages).await
+            };
             let malformed = tokio::select! {
                 () = token.cancelled() => None,
-                read = reader::read(&peer, stream, large, messages) => read.err(),
+                read = reading => read.err(),
             };
             let _ = tell.send(Happened::ReaderEnded { peer, malformed }).await;
         });
