@@ -87,17 +87,18 @@ fn look_inside(lab: &Lab) -> Result<()> {
     let execution = answer["execution"].as_str().context("no execution")?.to_owned();
     let place = format!("{execution}/container/0");
     let begun = Instant::now();
-    eprintln!("   $ iptl exec {place} -- /program about");
+    eprintln!("   $ iptl exec {place} -- /app/mixed about");
     loop {
-        let output = lab.iptl("lab").args(["exec", &place, "--", "/program", "about"]).output()?;
+        let output = lab.iptl("lab").args(["exec", &place, "--", "/app/mixed", "about"]).output()?;
         if output.status.success() {
             String::from_utf8_lossy(&output.stdout).lines().for_each(|line| eprintln!("   {line}"));
             break;
         }
-        if begun.elapsed() > PATIENCE {
-            bail!("no command can be executed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        // Until it runs, it is refused with a status of the tool's own; another one is the command's.
+        let said = String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
+        if begun.elapsed() > PATIENCE || !said.contains("exec.not-running") {
+            bail!("no command can be executed: {}", said.trim());
         }
-        // It is being prepared.
         std::thread::sleep(Duration::from_millis(200));
     }
     lab.run(lab.iptl("lab").args(["-q", "cancel", &execution]))
