@@ -26,6 +26,7 @@ use crate::exit::{self, Ending};
 use crate::link::{Door, Greeting, Link};
 use crate::output::{Exceeded, Output, write_records};
 use crate::protocol::{self, End, FromInit, Sample, ToInit};
+use crate::runner::Reservation;
 use crate::settings::Wanted;
 use crate::state::InstanceDir;
 
@@ -68,6 +69,8 @@ pub(crate) struct Instance {
     pub(crate) outputs: Option<Outputs>,
     /// The workload of an adopted instance is as far as this.
     pub(crate) adopted: Option<protocol::Phase>,
+    /// What it takes of the lablet's room, until its workload is over.
+    pub(crate) room: Option<Reservation>,
 }
 
 /// What comes with init's connection, until it is in use.
@@ -611,16 +614,19 @@ impl Instance {
         self.tell(ended).await;
     }
 
-    /// Makes the end durable, removes the container and tells.
+    /// Makes the end durable, tells it, and removes the container, which nobody needs any more.
     async fn tell(self, ended: Ended) {
         lock(&self.cell.gauges).remove(&self.id);
         if let Err(e) = self.dir.set_ended(&ended) {
             tracing::warn!(error = %e, instance = %self.id, "an end will be forgotten by a restart");
         }
+        // Those who hear of the end may need the room.
+        drop(self.room);
+        let id = self.id;
+        let _ = self.events.send(CellEvent::Ended { id: id.clone(), ended }).await;
         if let Err(e) = self.cell.engine.remove(&self.container).await {
-            tracing::warn!(error = %e, instance = %self.id, container = self.container, "a container is left");
+            tracing::warn!(error = %e, instance = %id, container = self.container, "a container is left");
         }
-        let _ = self.events.send(CellEvent::Ended { id: self.id, ended }).await;
     }
 }
 

@@ -246,11 +246,20 @@ fn engine_error(reason: &str) -> PrepareError {
     PrepareError::Io { what: "the container engine".to_owned(), source: io::Error::other(reason.to_owned()) }
 }
 
-/// Room that a cell takes; given back when dropped.
-struct Reservation {
+/// Room that a cell or an instance takes; given back when dropped.
+pub(crate) struct Reservation {
     inner: Arc<Inner>,
     instances: u32,
     memory: u64,
+}
+
+impl Reservation {
+    /// Hands the room of one instance over, which is given back with it.
+    fn split(&mut self, memory: u64) -> Reservation {
+        self.instances = self.instances.saturating_sub(1);
+        self.memory = self.memory.saturating_sub(memory);
+        Reservation { inner: Arc::clone(&self.inner), instances: 1, memory }
+    }
 }
 
 impl Drop for Reservation {
@@ -335,11 +344,18 @@ impl Inner {
         self: &Arc<Self>,
         key: String,
         cell: Arc<Cell>,
-        members: Vec<Member>,
+        mut members: Vec<Member>,
         phase: Phase,
         (events, receiver): (mpsc::Sender<CellEvent>, mpsc::Receiver<CellEvent>),
-        reservation: Reservation,
+        mut reservation: Reservation,
     ) -> PreparedCell {
+        for member in &mut members {
+            if let Member::Ready(instance) = member {
+                instance.room = Some(reservation.split(instance.spec.limits.memory_bytes));
+            }
+        }
+        // Those that ended already need no room.
+        drop(reservation);
         let (phase, _) = watch::channel(phase);
         let handles = members
             .iter()
@@ -369,7 +385,6 @@ impl Inner {
                 // As if the process was killed: its tasks end where they are, and init waits for the next life.
                 () = inner.left.cancelled() => return,
             }
-            drop(reservation);
             // Whoever drives the cell has made its ends durable when it lets go of it.
             let forgotten = tokio::select! {
                 _ = gone.recv() => true,
@@ -456,6 +471,7 @@ impl Runner for DockerRunner {
                         link: Some(link),
                         outputs: Some(outputs),
                         adopted: None,
+                        room: None,
                     }))),
                     Err(Failure::NotStarted(reason)) => {
                         let lablet = inner.store.id().to_owned();
@@ -601,13 +617,18 @@ impl Inner {
         started: Option<u64>,
     ) -> Member {
         let (id, dir) = (seat.spec.id.clone(), seat.dir.clone());
-        if let Some(ended) = dir.ended() {
-            return Member::Ended { id, dir, ended: Box::new(ended) };
-        }
         let index = id.index.to_string();
         let is_it = |labels: &HashMap<String, String>| {
             labels.get("iptl.group") == Some(&id.group) && labels.get("iptl.instance") == Some(&index)
         };
+        let container = found.iter().find(|c| is_it(&c.labels));
+        if let Some(ended) = dir.ended() {
+            // The lablet died between telling the end and removing the container.
+            if let Some(container) = container {
+                self.remove_all(vec![container.id.clone()]).await;
+            }
+            return Member::Ended { id, dir, ended: Box::new(ended) };
+        }
         let gone = |reason: &str| Member::Ended {
             id: id.clone(),
             dir: dir.clone(),
@@ -620,7 +641,7 @@ impl Inner {
                 limits_met: Vec::new(),
             }),
         };
-        let Some(container) = found.iter().find(|c| is_it(&c.labels)) else {
+        let Some(container) = container else {
             return gone("its container was removed while the lablet was away");
         };
         let Ok(token) = dir.token() else { return gone("what was known of it is lost") };
@@ -649,6 +670,7 @@ impl Inner {
             link: None,
             outputs: None,
             adopted: Some(phase),
+            room: None,
         }))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use iptl_dag::model::{Fact, FactKind};
+use iptl_dag::model::{self, Fact, FactKind, Plan, Workload};
 use iptl_wire::control::Event;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -12,7 +12,7 @@ use crate::engine::Engine;
 use crate::lab::{Guest, Lab};
 use crate::process::{cpu_ticks, pss_kib};
 use crate::reference::loopback_round_trip;
-use crate::report::Row;
+use crate::report::{Report, Row};
 
 /// Containers of a run.
 const MANY: [u32; 3] = [50, 100, 200];
@@ -31,24 +31,24 @@ const FLOOD: u64 = 100_000_000;
 /// Times the time of the engine's own log that they may take.
 const FLOOD_GOAL: f64 = 1.2;
 
-/// Takes all measures in one lab.
-pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
+/// Takes all measures in one lab; what was measured before one fails is in the report.
+pub async fn measure(guest: &Guest, report: &mut Report) -> Result<()> {
     let engine = Engine::find().await?;
     let lab = Lab::start(1, guest)?;
     // From here on the engine has the image.
     let ended = lab.run("containers", &[]).await?;
     anyhow::ensure!(ended.counts.ok == 1, "{:?}: a container does not run here", ended.counts);
-    let program = guest.program.to_string_lossy().into_owned();
-    let cid = lab.iptl(&["-q", "publish", "workload", "--binary", &program])?;
-    let image = format!("iptl/{cid}:latest");
-    let mut rows = Vec::new();
+    let plan: Plan = model::from_bytes(lab.block(lab.plan.parse()?).await?.data())?;
+    let program = plan.workloads.get("program").context("a plan without the program")?;
+    let program: Workload = model::from_bytes(lab.block(*program).await?.data())?;
+    let image = format!("iptl/{}:latest", program.content);
     for count in MANY {
-        rows.push(many(&lab, &engine, &image, count).await?);
+        report.add(many(&lab, &engine, &image, count).await?);
     }
-    rows.push(idle(&lab).await?);
-    rows.push(barriers(&lab).await?);
-    rows.push(flood(&lab, &engine, &image).await?);
-    Ok(rows)
+    report.add(idle(&lab).await?);
+    report.add(barriers(&lab).await?);
+    report.add(flood(&lab, &engine, &image).await?);
+    Ok(())
 }
 
 async fn many(lab: &Lab, engine: &Engine, image: &str, count: u32) -> Result<Row> {
@@ -144,7 +144,7 @@ async fn flood(lab: &Lab, engine: &Engine, image: &str) -> Result<Row> {
     let mut ours = Vec::new();
     let mut bare = Vec::new();
     for _ in 0..3 {
-        let ended = lab.run("flood", &["-p", &format!("bytes={FLOOD}")]).await?;
+        let ended = lab.run("flood", &["-p", &format!("bytes={FLOOD}B")]).await?;
         anyhow::ensure!(ended.counts.ok == 1, "{:?}: the flood did not end well", ended.counts);
         ours.push(ended.measured.into_iter().flatten().next().context("no time of the flood")? / 1e3);
         let id = engine.create(image, &["bare-flood", &FLOOD.to_string()], "json-file").await?;

@@ -101,16 +101,16 @@ async fn measure(cli: Cli) -> Result<()> {
     let mut report = Report::begin();
     let mut failed = Vec::new();
     for measure in wanted {
-        let rows = match measure {
+        let measured = match measure {
             Measure::Run => run::measure(&guest, cli.runs).await,
             Measure::Park => park::measure(&guest, cli.parked).await,
             Measure::Transfer => transfer::measure(cli.file << 20).await,
             Measure::Sync => sync::measure(&guest).await,
             Measure::Stream => stream::measure(&guest).await,
-            Measure::Containers => containers::measure(&guest).await,
-            Measure::Images => images::measure(&guest).await,
+            Measure::Containers => containers::measure(&guest, &mut report).await.map(|()| Vec::new()),
+            Measure::Images => images::measure(&guest, &mut report).await.map(|()| Vec::new()),
         };
-        match rows {
+        match measured {
             Ok(rows) => rows.into_iter().for_each(|row: Row| report.add(row)),
             Err(error) => {
                 eprintln!("  not measured: {error:#}");
