@@ -1,5 +1,7 @@
 //! Placements: which lablet runs which instances, as ranges.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::execution::{ExecutionId, InstanceId};
@@ -32,6 +34,17 @@ pub struct Assignment {
     pub count: u32,
     /// Lablet.
     pub lablet: PeerId,
+}
+
+impl fmt::Display for Assignment {
+    /// Names its instances: `node/7`, or `node/0-33` with the last one included.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.group, self.start)?;
+        match self.count {
+            0 | 1 => Ok(()),
+            more => write!(f, "-{}", u64::from(self.start) + u64::from(more) - 1),
+        }
+    }
 }
 
 impl Assignment {

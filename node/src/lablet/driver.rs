@@ -364,6 +364,11 @@ impl Driver {
                 }
             }
             LabletEffect::Start { cell } => {
+                if let Some(held) = self.cells.get(&cell) {
+                    // What an owner, or a test, counts: an instance that is started is named here.
+                    let ranges: Vec<String> = held.grant.assignments.iter().map(Assignment::to_string).collect();
+                    tracing::info!(execution = %cell.execution, instances = ranges.join(" "), "starting instances");
+                }
                 if let Some(control) = self.cells.get(&cell).and_then(|held| held.control.clone()) {
                     tokio::spawn(async move { control.start().await });
                 }

@@ -55,6 +55,15 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Rests for as long as `watch` says, without a word to anybody but its log.
+pub fn rest() -> Result<()> {
+    let watch: Duration = iptl_sdk::env()?.param("watch")?;
+    println!("began");
+    std::thread::sleep(watch);
+    println!("rested");
+    Ok(())
+}
+
 fn metric(name: &str, time: Duration) -> Result<()> {
     iptl_sdk::metric(name, time.as_secs_f64() * 1e3, "ms")
 }

@@ -1,6 +1,6 @@
 //! Instances that misbehave, and neighbours that must not notice.
 //!
-//! The first argument says what an instance does: [`good`] or one of [`BEHAVIOURS`].
+//! The first argument says what an instance does: `good` or `rest` ([`good`]), or one of [`BEHAVIOURS`].
 
 mod good;
 
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     let behave = match BEHAVIOURS.iter().find(|(name, _)| *name == wanted) {
         Some((_, behave)) => *behave,
         None if wanted == "good" => good::run,
+        None if wanted == "rest" => good::rest,
         None => {
             eprintln!("no behaviour `{wanted}`");
             return ExitCode::from(2);

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -86,6 +87,22 @@ impl Engine {
     /// Removes a container, whatever it does.
     pub async fn remove(&self, id: &str) -> Result<()> {
         self.call("DELETE", &format!("containers/{id}?force=true"), None).await.map(drop)
+    }
+
+    /// Returns once no container of an execution is left; an error after a minute.
+    pub async fn has_none_of(&self, execution: &str) -> Result<()> {
+        let filter = format!("%7B%22label%22%3A%5B%22iptl.execution%3D{execution}%22%5D%7D");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let left: Value = serde_json::from_slice(
+                &self.call("GET", &format!("containers/json?all=true&filters={filter}"), None).await?,
+            )?;
+            match left.as_array().context("no list of containers")?.len() {
+                0 => return Ok(()),
+                count => anyhow::ensure!(Instant::now() < deadline, "{count} containers of the lab are left"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Returns what a container wrote to standard error.

@@ -186,8 +186,8 @@ entrypoint = ["/program"]
         goal: "report".to_owned(),
         reached: None,
         bound: format!(
-            "{:.2} s to fetch, rebuild and load it and make the container; the engine's loading is most of it",
-            first.prepared
+            "{:.2} s more to fetch, rebuild and load it: the engine's loading",
+            first.started - second.started
         ),
     })
 }

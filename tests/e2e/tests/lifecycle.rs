@@ -2,7 +2,7 @@
 //!
 //! [`deaths`] ends nodes and workers at the worst moment, [`following`] is about who watches, [`ends`] about runs that
 //! are cancelled, late or find no room, [`members`] about who comes and goes, [`alone`] about what needs no lab,
-//! [`crowds`] about size. All run plans of [`Plan`].
+//! [`crowds`] about size. All run plans of [`Plan`], but [`random_deaths`].
 
 mod alone;
 mod crowds;
@@ -10,6 +10,7 @@ mod deaths;
 mod ends;
 mod following;
 mod members;
+mod random_deaths;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

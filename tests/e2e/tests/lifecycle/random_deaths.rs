@@ -1,0 +1,199 @@
+//! Nodes and workers that are killed at random moments, one after the other, while instances run.
+//!
+//! What must hold is read from the result, and from what each lablet wrote down when it started instances, which no
+//! death takes back: nothing is started twice, and only those whose lablet or worker died have not ended well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use iptl_e2e::beside::{children, signal};
+use iptl_e2e::{Foreground, Lab, Node};
+use serde_json::Value;
+
+use super::{receipts, submit, watch};
+
+/// Instances of each execution.
+const INSTANCES: u64 = 100;
+
+/// Time that each of them works, in milliseconds.
+const REST_MS: u64 = 1_500;
+
+/// Latest moment of a death after the submission: from the first offer until after the last end.
+const LATEST_MS: u64 = REST_MS + 1_500;
+
+/// A node that dies and comes back.
+struct Mortal {
+    node: Node,
+    again: Option<Foreground>,
+}
+
+impl Mortal {
+    fn new(node: &Node) -> Mortal {
+        Mortal { node: node.clone(), again: None }
+    }
+
+    fn pid(&self) -> u32 {
+        self.again.as_ref().map_or(self.node.pid, Foreground::pid)
+    }
+
+    fn dies_and_comes_back(&mut self) {
+        match self.again.take() {
+            None => self.node.kill(),
+            Some(process) => drop(process),
+        }
+        self.again = Some(Foreground::again(&self.node.home, &["--no-docker"]));
+    }
+
+    /// Returns how often it started each instance of an execution.
+    fn started(&self, execution: &str) -> BTreeMap<String, u32> {
+        let log = std::fs::read_to_string(self.node.home.join("node.log")).unwrap();
+        let mut started = BTreeMap::new();
+        for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let fields = &line["fields"];
+            if fields["message"] != "starting instances" || fields["execution"] != execution {
+                continue;
+            }
+            for range in fields["instances"].as_str().unwrap().split(' ') {
+                let (group, rest) = range.split_once('/').unwrap();
+                let (first, last) = rest.split_once('-').unwrap_or((rest, rest));
+                for index in first.parse::<u32>().unwrap()..=last.parse().unwrap() {
+                    *started.entry(format!("{group}/{index}")).or_default() += 1;
+                }
+            }
+        }
+        started
+    }
+}
+
+/// Draws numbers: xorshift64* after Vigna, 2014.
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
+    }
+}
+
+fn plan(lab: &Lab) -> String {
+    let dir = lab.path().join("plan-of-rest");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(super::program_of("hostile"), dir.join("work.wasm")).unwrap();
+    let text = format!(
+        "[plan]\nname = \"deaths\"\nversion = \"0.1.0\"\n\n[workloads.work]\nrunner = \"wasm\"\npath = \"work.wasm\"\n\n\
+         [cases.only]\ntimeout = \"2m\"\nmax_lost = \"100%\"\n\n\
+         [cases.only.params.watch]\ntype = \"duration\"\ndefault = \"1s\"\nmin = \"1ms\"\nmax = \"5m\"\n\n\
+         [cases.only.groups.work]\nworkload = \"work\"\nargs = [\"rest\"]\naffinity = \"spread\"\n\
+         count = {{ default = {INSTANCES}, min = 1, max = {INSTANCES} }}\n\
+         resources = {{ memory = \"16MiB\", cpu = \"60s\", wall = \"1m\" }}\n"
+    );
+    std::fs::write(dir.join("plan.toml"), text).unwrap();
+    dir.display().to_string()
+}
+
+/// Kills at random until there were so many deaths, and holds every execution to the promise.
+fn survives(deaths: u32, seed: u64) {
+    let lab = Lab::start(3);
+    let plan = plan(&lab);
+    let mut orchestrator = Mortal::new(&lab.orchestrator);
+    let mut lablets: Vec<Mortal> = lab.lablets.iter().map(Mortal::new).collect();
+    let mut draw = Draw(seed);
+    let (mut died, mut story) = (0, Vec::new());
+    while died < deaths {
+        let execution = submit(&lab, &plan, &format!("{REST_MS}ms"));
+        let mut victims = BTreeSet::new();
+        let mut moments = [draw.below(LATEST_MS), draw.below(LATEST_MS)];
+        moments.sort_unstable();
+        let mut now = 0;
+        story.clear();
+        for moment in &moments[..1 + draw.below(2) as usize] {
+            // A death has no cause that could be waited for: its moment is what is drawn.
+            std::thread::sleep(Duration::from_millis(moment - now));
+            now = *moment;
+            let lablet = draw.below(3) as usize;
+            let what = match draw.below(5) {
+                0 | 1 => {
+                    orchestrator.dies_and_comes_back();
+                    "the orchestrator".to_owned()
+                }
+                2 | 3 => {
+                    lablets[lablet].dies_and_comes_back();
+                    victims.insert(lablets[lablet].node.peer.clone());
+                    format!("lablet {lablet}")
+                }
+                _ => {
+                    for worker in children(lablets[lablet].pid()) {
+                        signal(worker, "KILL");
+                    }
+                    victims.insert(lablets[lablet].node.peer.clone());
+                    format!("the workers of lablet {lablet}")
+                }
+            };
+            died += 1;
+            story.push(format!("{what} at {moment} ms"));
+        }
+        let story = format!("seed {seed}, death {died}: {}", story.join(", then "));
+        eprintln!("{story}");
+        holds(&lab, &execution, &lablets, &victims, &story);
+    }
+}
+
+/// Asserts that an execution ended in a result that tells the truth.
+#[track_caller]
+fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], victims: &BTreeSet<String>, story: &str) {
+    let last = watch(lab, execution).last_json();
+    assert_eq!(last["schema"], "iptl.result/1", "{story}: {last}");
+    let count = |key: &str| last[key].as_u64().unwrap();
+    let (ok, lost) = (count("ok"), count("lost"));
+    assert_eq!(ok + lost + count("failed"), INSTANCES, "{story}: {last}");
+    let receipts = receipts(lab, &last["result"]);
+    assert_eq!(receipts.len() as u64, INSTANCES - lost, "{story}: {last}");
+    assert!(receipts.values().all(|receipt| receipt.attempt == 1), "{story}: {receipts:?}");
+    if victims.is_empty() {
+        assert_eq!(ok, INSTANCES, "{story}: no lablet died, and yet: {last}");
+    }
+    let mut started: BTreeMap<String, Vec<(&str, u32)>> = BTreeMap::new();
+    for lablet in lablets {
+        for (instance, times) in lablet.started(execution) {
+            started.entry(instance).or_default().push((&lablet.node.peer, times));
+        }
+    }
+    for (instance, by) in &started {
+        assert!(matches!(by[..], [(_, 1)]), "{story}: {instance} was started more than once: {by:?}");
+    }
+    let out = lab.path().join(format!("out-{execution}"));
+    let result = last["result"].as_str().unwrap();
+    lab.run(&["get", &format!("{result}/files/logs"), "-o", &out.display().to_string()]).exits(0);
+    // A receipt names its signer as a key; whoever started an instance is the one who signs for it.
+    let mut signers: BTreeMap<&str, &str> = BTreeMap::new();
+    for (instance, receipt) in &receipts {
+        let by = started.get(instance).map(|by| by[0].0);
+        if let Some(lablet) = by {
+            let signer = signers.entry(&receipt.lablet).or_insert(lablet);
+            assert_eq!(*signer, lablet, "{story}: {instance} has a receipt of another lablet");
+        }
+        if receipt.exit["exited"]["code"] == 0 {
+            assert!(by.is_some(), "{story}: {instance} ended and was never started");
+            let log = std::fs::read_to_string(out.join(format!("{instance}.jsonl"))).unwrap();
+            let said = |word: &str| log.matches(&format!("\"{word}\"")).count();
+            assert_eq!((said("began"), said("rested")), (1, 1), "{story}: {instance} said\n{log}");
+        } else {
+            let died = by.is_none_or(|lablet| victims.contains(lablet));
+            assert!(died && !victims.is_empty(), "{story}: {instance} did not end well: {receipt:?}");
+        }
+    }
+    std::fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
+fn twenty_deaths_at_random_moments_rerun_nothing_and_lose_no_receipt() {
+    survives(20, 0x1db7_1064);
+}
+
+#[test]
+#[ignore = "soak: 200 deaths take half an hour"]
+fn two_hundred_deaths_at_random_moments_rerun_nothing_and_lose_no_receipt() {
+    survives(200, 0x82f6_3b78);
+}
