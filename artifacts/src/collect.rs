@@ -18,6 +18,8 @@ pub struct Collected {
     pub kept: u64,
     /// Blocks that were dropped.
     pub removed: u64,
+    /// Bytes that went back to the disk.
+    pub freed: u64,
     /// Structure that a pin leads to and that is not in the store: there may be more below it.
     pub missing: Vec<Cid>,
 }
@@ -83,5 +85,6 @@ pub async fn gc(store: &dyn BlobStore, pins: &Pins) -> Result<Collected, Collect
     collected.kept = kept.len() as u64;
     collected.removed = dropped.len() as u64;
     store.remove(&dropped).await?;
+    collected.freed = store.compact().await?;
     Ok(collected)
 }

@@ -22,4 +22,4 @@ pub use collect::{CollectError, Collected, gc};
 pub use iptl_dag::Multihash;
 pub use mem::MemStore;
 pub use pins::{Pin, PinKind, PinMode, Pins, PinsError};
-pub use store::{BlobStore, HashName, StoreError, blake3_of, identity_of, read_block};
+pub use store::{BlobStore, HashName, StoreError, Usage, blake3_of, identity_of, read_block};

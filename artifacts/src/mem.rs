@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use iptl_dag::{Block, Multihash};
 
-use crate::{BlobStore, StoreError, identity_of};
+use crate::{BlobStore, StoreError, Usage, identity_of};
 
 /// Blocks in memory, gone with the last handle: for tests and for work that leaves nothing behind.
 #[derive(Clone, Default)]
@@ -83,5 +83,11 @@ impl BlobStore for MemStore {
 
     async fn list(&self) -> Result<Vec<Multihash>, StoreError> {
         Ok(self.lock().keys().copied().collect())
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        let blocks = self.lock();
+        let bytes = blocks.values().map(|data| data.len() as u64).sum();
+        Ok(Usage { blocks: blocks.len() as u64, bytes, on_disk: 0 })
     }
 }

@@ -61,6 +61,27 @@ pub trait BlobStore: Send + Sync + 'static {
     ///
     /// A back end that keeps other hashes beside BLAKE3 may list, and serve, the same bytes under both.
     async fn list(&self) -> Result<Vec<Multihash>, StoreError>;
+
+    /// Gives the space of removed blocks back to the disk; returns how many bytes. Others go on using the store.
+    ///
+    /// Safe to drop half-way. A back end that has nothing to give back does nothing.
+    async fn compact(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
+    /// Says how much is stored. Cancel safe.
+    async fn usage(&self) -> Result<Usage, StoreError>;
+}
+
+/// How much a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Number of blocks.
+    pub blocks: u64,
+    /// Bytes of the blocks, with what the back end keeps beside each.
+    pub bytes: u64,
+    /// Bytes on the disk, those of removed blocks included until they are given back.
+    pub on_disk: u64,
 }
 
 /// What a store could not do.

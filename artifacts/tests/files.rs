@@ -326,6 +326,9 @@ async fn damaged_store_stops_a_collection_before_it_drops_anything() {
         async fn list(&self) -> Result<Vec<iptl_artifacts::Multihash>, StoreError> {
             self.0.list().await
         }
+        async fn usage(&self) -> Result<iptl_artifacts::Usage, StoreError> {
+            self.0.usage().await
+        }
     }
 
     let temp = tempfile::tempdir().unwrap();

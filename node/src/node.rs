@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, Pins, PinsError};
-use iptl_artifacts_iroh::{FsBlobStore, OpenError};
+use iptl_artifacts_iroh::Provider;
+use iptl_artifacts_pack::{OpenError, PackStore};
 use iptl_dag::model::Signed;
 use iptl_runner::{Runner, Runners};
 use iptl_runner_docker::DockerRunner;
@@ -155,7 +156,7 @@ impl Running {
             if let Some(net) = node.links.net() {
                 net.shutdown().await;
             }
-            if let Err(error) = node.fs.close().await {
+            if let Err(error) = node.packs.close().await {
                 tracing::error!(%error, "the store did not close");
             }
         };
@@ -190,7 +191,7 @@ pub(crate) struct Node {
     /// It stops to be started again: instances that can outlive it run on.
     leave: CancellationToken,
     pub(crate) started: Instant,
-    fs: FsBlobStore,
+    packs: PackStore,
     key: Arc<Keypair>,
     options: Options,
     offers: broadcast::Sender<Signed<Offer>>,
@@ -215,8 +216,8 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
     let lock = home.lock()?;
     let config = home.config()?;
     let key = Arc::new(home.identity()?);
-    let fs = FsBlobStore::open(home.path("store")).await?;
-    let store: Arc<dyn BlobStore> = Arc::new(fs.clone());
+    let packs = PackStore::open(home.path("store")).await?;
+    let store: Arc<dyn BlobStore> = Arc::new(packs.clone());
     let pins = Pins::open(home.path("pins.cbor"))?;
     let membership = home.membership()?;
     let stop = CancellationToken::new();
@@ -231,7 +232,7 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
     };
     let fetcher = Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap);
     let keeper = Arc::new(Keeper::new(pins, links.clone()));
-    serve_blobs(&links, &fs).await;
+    serve_blobs(&links, store.clone()).await;
     keeper.announce_all();
     let node = Arc::new(Node {
         home,
@@ -242,7 +243,7 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         stop,
         leave: CancellationToken::new(),
         started: Instant::now(),
-        fs,
+        packs,
         key,
         offers: broadcast::Sender::new(OFFER_QUEUE),
         waiting: Arc::new(watch::Sender::new(String::new())),
@@ -493,9 +494,9 @@ fn with_ports(addrs: &[String]) -> Vec<String> {
 }
 
 /// Serves blocks to whoever asks.
-async fn serve_blobs(links: &Links, store: &FsBlobStore) {
+async fn serve_blobs(links: &Links, store: Arc<dyn BlobStore>) {
     let mut incoming = links.accept(iptl_artifacts_iroh::PROTOCOL, BLOB_QUEUE).await;
-    let provider = iptl_artifacts_iroh::provider(store);
+    let provider = Provider::over(store);
     tokio::spawn(async move {
         while let Some((peer, stream)) = incoming.recv().await {
             let provider = provider.clone();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, MemStore};
-use iptl_artifacts_iroh::OpenError;
+use iptl_artifacts_pack::OpenError;
 use iptl_dag::{Block, Cid, Codec, Ipld, PeerId, codec};
 use iptl_net::{Incoming, Net};
 use iptl_node::home::Config;

@@ -1,32 +1,31 @@
 //! The answering half: requests of the iroh-blobs protocol, served on any stream.
 //!
-//! GetMany for whole blocks, which is what the lab asks, is answered here, from any [`BlobStore`] and a batch of blocks
-//! at a time. Get, and GetMany for parts of blobs, which only others ask, go to iroh-blobs' own provider. Push and
-//! Observe are refused: nobody writes into a store from outside, and nobody waits in it for ever.
+//! GetMany for whole blocks, which is what the lab asks, is answered from any [`BlobStore`], a batch of blocks at a time.
+//! Get of one block, and parts of blocks, which only others ask, are answered one by one. Sequences of hashes are refused:
+//! the lab's blocks are linked by CIDs, and no sequence of ours exists. So are Push and Observe: nobody writes into a
+//! store from outside, and nobody waits in it for ever.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bao_tree::io::outboard::PreOrderMemOutboard;
+use bao_tree::io::sync::encode_ranges_validated;
 use bao_tree::iter::BaoChunk;
 use bao_tree::{BaoTree, ChunkRanges};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use iptl_artifacts::{BlobStore, StoreError};
 use iptl_dag::Multihash;
-use iroh::endpoint::VarInt;
-use iroh_blobs::api::Store;
 use iroh_blobs::protocol::{GetManyRequest, GetRequest, RequestType};
-use iroh_blobs::provider::StreamPair;
-use iroh_blobs::provider::events::EventSender;
 use iroh_blobs::store::IROH_BLOCK_SIZE;
-use iroh_blobs::util::SendStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::FsBlobStore;
 use crate::get::{MAX_HASHES, encoded_len};
+
+/// Most blocks of which one request may want parts: each is read and hashed whole, however little of it goes out.
+const MAX_PARTS: usize = 64;
 
 /// Largest request that is read, in bytes: the hashes of the largest GetMany, and as much again for its ranges.
 const MAX_REQUEST: usize = 2 * 32 * MAX_HASHES;
@@ -49,7 +48,7 @@ type Filter = Arc<dyn Fn(&[u8; 32]) -> bool + Send + Sync>;
 /// What one stream was given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Served {
-    /// Whole blocks that were sent; not counted where iroh-blobs' own provider answered.
+    /// Blocks of which something was sent.
     pub blocks: usize,
     /// Bytes written to the stream.
     pub bytes: u64,
@@ -79,20 +78,13 @@ pub enum ServeError {
 #[derive(Clone)]
 pub struct Provider {
     blocks: Arc<dyn BlobStore>,
-    /// iroh-blobs' handle on the same store, for what it alone answers.
-    blobs: Option<Store>,
     filter: Option<Filter>,
 }
 
-/// Makes a provider of everything in `store`.
-pub fn provider(store: &FsBlobStore) -> Provider {
-    Provider { blocks: Arc::new(store.clone()), blobs: Some(store.blobs().clone().into()), filter: None }
-}
-
 impl Provider {
-    /// Makes a provider out of any store; it answers GetMany for whole blocks alone.
+    /// Makes a provider of everything in a store.
     pub fn over(blocks: Arc<dyn BlobStore>) -> Provider {
-        Provider { blocks, blobs: None, filter: None }
+        Provider { blocks, filter: None }
     }
 
     /// Serves only what `filter` lets pass; the rest is as if it were absent.
@@ -107,59 +99,13 @@ impl Provider {
     pub async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin + Send) -> Result<Served, ServeError> {
         let request = read_request(&mut stream).await?;
         let mut out = Out { stream, buffer: Vec::with_capacity(WRITE_BUFFER + (WRITE_BUFFER >> 2)), written: 0 };
-        let blocks = match self.understand(request)? {
+        let blocks = match understand(&request)? {
             Asked::Blocks(hashes) => self.send_blocks(&hashes, &mut out).await?,
-            Asked::Other { blobs, request } => {
-                let pair = StreamPair::new(0, request, &mut out, EventSender::DEFAULT);
-                // It logs its own failures; the requester sees the answer end.
-                iroh_blobs::provider::handle_stream(pair, blobs).await.ok();
-                0
-            }
+            Asked::Parts(parts) => self.send_parts(&parts, &mut out).await?,
         };
         out.flush().await?;
         timeout(WRITE_PATIENCE, out.stream.shutdown()).await.map_err(|_| ServeError::Stalled)??;
         Ok(Served { blocks, bytes: out.written })
-    }
-
-    fn understand(&self, request: Bytes) -> Result<Asked, ServeError> {
-        let refused = |reason: &str| ServeError::Refused { reason: reason.into() };
-        let (kind, body) = request.split_first().ok_or_else(|| refused("it is empty"))?;
-        let kind: RequestType =
-            postcard::from_bytes(std::slice::from_ref(kind)).map_err(|_| refused("its type is unknown"))?;
-        let garbled = |_| refused("it cannot be decoded");
-        let mut is_allowed = true;
-        match kind {
-            RequestType::GetMany => {
-                let asked: GetManyRequest = postcard::from_bytes(body).map_err(garbled)?;
-                if asked.hashes.len() > MAX_HASHES {
-                    return Err(refused("it asks for too many blocks"));
-                }
-                let count = asked.hashes.len();
-                if asked.ranges.iter_infinite().take(count).all(|ranges| ranges.is_all()) {
-                    return Ok(Asked::Blocks(asked.hashes.iter().map(|hash| *hash.as_bytes()).collect()));
-                }
-                is_allowed &= asked.hashes.iter().all(|hash| self.is_allowed(hash.as_bytes()));
-            }
-            RequestType::Get => {
-                let asked: GetRequest = postcard::from_bytes(body).map_err(garbled)?;
-                // The children of a sequence of hashes are not known here, so with a filter only single blobs pass.
-                is_allowed &= self.is_allowed(asked.hash.as_bytes());
-                is_allowed &= self.filter.is_none() || asked.ranges.is_blob();
-            }
-            RequestType::Push => return Err(refused("nobody writes into this store")),
-            RequestType::Observe => return Err(refused("stores are not observed")),
-            RequestType::Slot2
-            | RequestType::Slot3
-            | RequestType::Slot4
-            | RequestType::Slot5
-            | RequestType::Slot6
-            | RequestType::Slot7 => return Err(refused("its type is reserved")),
-        }
-        if !is_allowed {
-            return Err(refused("it asks for what the requester may not read"));
-        }
-        let blobs = self.blobs.clone().ok_or_else(|| refused("only whole blocks are served here"))?;
-        Ok(Asked::Other { blobs, request })
     }
 
     fn is_allowed(&self, hash: &[u8; 32]) -> bool {
@@ -197,11 +143,71 @@ impl Provider {
         }
         Ok(sent)
     }
+
+    /// Sends parts of blocks in order, up to the first block that is absent or may not be seen; returns of how many.
+    async fn send_parts<S>(&self, parts: &[([u8; 32], ChunkRanges)], out: &mut Out<S>) -> Result<usize, ServeError>
+    where
+        S: AsyncWrite + Unpin + Send,
+    {
+        let mut sent = 0;
+        for (hash, ranges) in parts.iter().filter(|(_, ranges)| !ranges.is_empty()) {
+            if !self.is_allowed(hash) {
+                break;
+            }
+            let Some(data) = self.blocks.get(&multihash(hash)).await? else { break };
+            encode_parts(hash, &data, ranges, &mut out.buffer)?;
+            sent += 1;
+            if out.buffer.len() >= WRITE_BUFFER {
+                out.flush().await?;
+            }
+        }
+        Ok(sent)
+    }
 }
 
 enum Asked {
     Blocks(Vec<[u8; 32]>),
-    Other { blobs: Store, request: Bytes },
+    Parts(Vec<([u8; 32], ChunkRanges)>),
+}
+
+fn understand(request: &[u8]) -> Result<Asked, ServeError> {
+    let refused = |reason: &str| ServeError::Refused { reason: reason.into() };
+    let (kind, body) = request.split_first().ok_or_else(|| refused("it is empty"))?;
+    let kind: RequestType =
+        postcard::from_bytes(std::slice::from_ref(kind)).map_err(|_| refused("its type is unknown"))?;
+    let garbled = |_| refused("it cannot be decoded");
+    let (hashes, ranges) = match kind {
+        RequestType::GetMany => {
+            let asked: GetManyRequest = postcard::from_bytes(body).map_err(garbled)?;
+            (asked.hashes, asked.ranges)
+        }
+        RequestType::Get => {
+            let asked: GetRequest = postcard::from_bytes(body).map_err(garbled)?;
+            if !asked.ranges.is_blob() {
+                return Err(refused("there are no sequences of hashes here: ask for blocks, by GetMany"));
+            }
+            (vec![asked.hash], asked.ranges)
+        }
+        RequestType::Push => return Err(refused("nobody writes into this store")),
+        RequestType::Observe => return Err(refused("stores are not observed")),
+        RequestType::Slot2
+        | RequestType::Slot3
+        | RequestType::Slot4
+        | RequestType::Slot5
+        | RequestType::Slot6
+        | RequestType::Slot7 => return Err(refused("its type is reserved")),
+    };
+    if hashes.len() > MAX_HASHES {
+        return Err(refused("it asks for too many blocks"));
+    }
+    if ranges.iter_infinite().take(hashes.len()).all(|ranges| ranges.is_all()) {
+        return Ok(Asked::Blocks(hashes.iter().map(|hash| *hash.as_bytes()).collect()));
+    }
+    if hashes.len() > MAX_PARTS {
+        return Err(refused("it asks for parts of too many blocks"));
+    }
+    let parts = hashes.iter().zip(ranges.iter_infinite()).map(|(hash, ranges)| (*hash.as_bytes(), ranges.clone()));
+    Ok(Asked::Parts(parts.collect()))
 }
 
 /// Reads to the end of the request, which the requester marks by closing its half.
@@ -242,11 +248,22 @@ fn encode(hash: &[u8; 32], data: &[u8], out: &mut Vec<u8>) -> Result<(), StoreEr
     Ok(())
 }
 
+/// Appends the size of a block, and some chunks of it with the hashes that verify them.
+fn encode_parts(hash: &[u8; 32], data: &[u8], ranges: &ChunkRanges, out: &mut Vec<u8>) -> Result<(), StoreError> {
+    let outboard = PreOrderMemOutboard::create(data, IROH_BLOCK_SIZE);
+    if outboard.root.as_bytes() != hash {
+        return Err(StoreError::Corrupt { hash: multihash(hash) });
+    }
+    out.extend_from_slice(&(data.len() as u64).to_le_bytes());
+    encode_ranges_validated(data, outboard, ranges, out)
+        .map_err(|error| StoreError::Io { doing: "encoding a block".into(), source: io::Error::other(error) })
+}
+
 fn multihash(digest: &[u8; 32]) -> Multihash {
     Multihash::wrap(0x1e, digest).expect("32 bytes fit into a multihash")
 }
 
-/// The stream with its write buffer; also what iroh-blobs' provider writes to.
+/// The stream with its write buffer.
 struct Out<S> {
     stream: S,
     buffer: Vec<u8>,
@@ -262,41 +279,5 @@ impl<S: AsyncWrite + Unpin + Send> Out<S> {
         self.buffer.clear();
         timeout(WRITE_PATIENCE, self.stream.flush()).await.map_err(|_| ServeError::Stalled)??;
         Ok(())
-    }
-
-    async fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= WRITE_BUFFER {
-            self.flush().await.map_err(io::Error::other)?;
-        }
-        Ok(())
-    }
-}
-
-impl<S: AsyncWrite + Unpin + Send> SendStream for Out<S> {
-    async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.push(&bytes).await
-    }
-
-    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.push(bytes).await
-    }
-
-    async fn sync(&mut self) -> io::Result<()> {
-        self.flush().await.map_err(io::Error::other)
-    }
-
-    fn reset(&mut self, _: VarInt) -> io::Result<()> {
-        // The swarm's streams carry no code; the requester sees the answer end.
-        Ok(())
-    }
-
-    async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
-        // It is raced against sending, so it must not end while the stream is well.
-        std::future::pending().await
-    }
-
-    fn id(&self) -> u64 {
-        0
     }
 }

@@ -1,6 +1,5 @@
 //! Both halves of GetMany, against each other, against iroh-blobs, and against liars.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,9 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use iptl_artifacts::contract::sample;
 use iptl_artifacts::{BlobStore, MemStore};
-use iptl_artifacts_iroh::{
-    FsBlobStore, GetManyOutcome, MAX_HASHES, Provider, ServeError, TransferError, get_many, provider,
-};
+use iptl_artifacts_iroh::{GetManyOutcome, MAX_HASHES, Provider, ServeError, TransferError, get_many};
 use iptl_dag::{Block, MAX_BLOCK_SIZE};
 use iroh_blobs::Hash;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -67,15 +64,10 @@ fn assert_prefix(blocks: &[Block], received: &Received) {
 async fn all_blocks_arrive_in_order() {
     let blocks = blocks(20);
     let hashes: Vec<_> = blocks.iter().map(digest).collect();
-    let dir = tempfile::tempdir().unwrap();
-    let store = FsBlobStore::open(dir.path()).await.unwrap();
-    store.put(blocks.clone()).await.unwrap();
-    for provider in [mem_provider(&blocks).await, provider(&store)] {
-        let (outcome, received) = transfer(&provider, &hashes).await;
-        assert_eq!(outcome.unwrap().received, 20);
-        assert_eq!(received.len(), 20);
-        assert_prefix(&blocks, &received);
-    }
+    let (outcome, received) = transfer(&mem_provider(&blocks).await, &hashes).await;
+    assert_eq!(outcome.unwrap().received, 20);
+    assert_eq!(received.len(), 20);
+    assert_prefix(&blocks, &received);
 }
 
 #[tokio::test]
@@ -116,11 +108,9 @@ async fn filtered_blocks_are_as_if_absent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_blocks_move_in_batches() {
     let blocks: Vec<Block> = (0..10_000).map(|i| sample(i, 30 + i as usize % 700)).collect();
-    let dir = tempfile::tempdir().unwrap();
-    let source = FsBlobStore::open(dir.path().join("source")).await.unwrap();
-    let sink = FsBlobStore::open(dir.path().join("sink")).await.unwrap();
+    let (source, sink) = (MemStore::new(), MemStore::new());
     source.put(blocks.clone()).await.unwrap();
-    let provider = provider(&source);
+    let provider = Provider::over(Arc::new(source.clone()));
     for batch in blocks.chunks(MAX_HASHES) {
         let hashes: Vec<_> = batch.iter().map(digest).collect();
         let (outcome, received) = transfer(&provider, &hashes).await;
@@ -279,28 +269,33 @@ async fn announced_size_over_the_limit_is_refused_unread() {
 
 #[tokio::test]
 async fn iroh_blobs_provider_is_understood() {
+    let blocks = blocks(20);
+    let hashes: Vec<_> = blocks.iter().map(digest).collect();
+    let store = their_store(&blocks).await;
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let ((), (outcome, received)) = tokio::join!(their_provider(&store, far), ask(near, &hashes));
+    assert_eq!(outcome.unwrap().received, 20);
+    assert_prefix(&blocks, &received);
+}
+
+async fn their_store(blocks: &[Block]) -> iroh_blobs::store::mem::MemStore {
+    let store = iroh_blobs::store::mem::MemStore::new();
+    for block in blocks {
+        store.add_bytes(block.data().clone()).temp_tag().await.unwrap().leak();
+    }
+    store
+}
+
+/// Answers one request as iroh-blobs does.
+async fn their_provider(store: &iroh_blobs::store::mem::MemStore, far: tokio::io::DuplexStream) {
     use iroh_blobs::provider::{StreamPair, events::EventSender, handle_stream};
     use iroh_blobs::util::{AsyncReadRecvStream, AsyncWriteSendStream};
 
-    let blocks = blocks(20);
-    let hashes: Vec<_> = blocks.iter().map(digest).collect();
-    let dir = tempfile::tempdir().unwrap();
-    let store = iroh_blobs::store::fs::FsStore::load(dir.path()).await.unwrap();
-    for block in &blocks {
-        store.add_bytes(block.data().clone()).temp_tag().await.unwrap().leak();
-    }
-    let (near, far) = tokio::io::duplex(1 << 16);
     let (reader, mut writer) = tokio::io::split(far);
-    let serve = async {
-        let reader = AsyncReadRecvStream::new(Theirs(reader));
-        let writer_half = AsyncWriteSendStream::new(Theirs(&mut writer));
-        handle_stream(StreamPair::new(1, reader, writer_half, EventSender::DEFAULT), (*store).clone()).await.unwrap();
-        writer.shutdown().await.unwrap();
-    };
-    let ((), (outcome, received)) = tokio::join!(serve, ask(near, &hashes));
-    assert_eq!(outcome.unwrap().received, 20);
-    assert_prefix(&blocks, &received);
-    store.shutdown().await.unwrap();
+    let reader = AsyncReadRecvStream::new(Theirs(reader));
+    let writer_half = AsyncWriteSendStream::new(Theirs(&mut writer));
+    handle_stream(StreamPair::new(1, reader, writer_half, EventSender::DEFAULT), (**store).clone()).await.unwrap();
+    writer.shutdown().await.unwrap();
 }
 
 /// Gives tokio's halves what iroh-blobs wants to know beside reading and writing.
@@ -348,35 +343,70 @@ async fn raw(provider: &Provider, request: &[u8]) -> (Result<usize, ServeError>,
 }
 
 #[tokio::test]
-async fn other_readers_of_iroh_blobs_are_served_by_its_own_provider() {
-    use bao_tree::io::sync::DecodeResponseIter;
-    use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
-    use iroh_blobs::protocol::{GetRequest, ObserveRequest, PushRequest, Request};
+async fn parts_of_blocks_are_served_as_iroh_blobs_serves_them() {
+    use bao_tree::{ChunkNum, ChunkRanges};
+    use iroh_blobs::protocol::{ChunkRangesSeq, GetManyRequest, GetRequest, Request};
 
-    let block = sample(3, 100_000);
-    let dir = tempfile::tempdir().unwrap();
-    let store = FsBlobStore::open(dir.path()).await.unwrap();
-    store.put(vec![block.clone()]).await.unwrap();
-    let provider = provider(&store);
-    let hash = Hash::from_bytes(digest(&block));
-    let ranges = ChunkRanges::from(ChunkNum(16)..ChunkNum(32));
-    let request = postcard::to_stdvec(&Request::Get(GetRequest::blob_ranges(hash, ranges.clone()))).unwrap();
-    let (served, answer) = raw(&provider, &request).await;
-    served.unwrap();
-    let (size, encoded) = answer.split_at(8);
-    let tree = BaoTree::new(u64::from_le_bytes(size.try_into().unwrap()), iroh_blobs::store::IROH_BLOCK_SIZE);
-    let mut leaves = BTreeMap::new();
-    for item in DecodeResponseIter::new(hash.into(), tree, encoded, &ranges) {
-        if let bao_tree::io::BaoContentItem::Leaf(leaf) = item.unwrap() {
-            leaves.insert(leaf.offset, leaf.data);
+    let blocks = [sample(3, 100_000), sample(4, 10), sample(5, MAX_BLOCK_SIZE), sample(6, 16_385)];
+    let hashes: Vec<Hash> = blocks.iter().map(|block| Hash::from_bytes(digest(block))).collect();
+    let ours = mem_provider(&blocks).await;
+    let theirs = their_store(&blocks).await;
+    let range = |from: u64, to: u64| ChunkRanges::from(ChunkNum(from)..ChunkNum(to));
+    let several = range(0, 3) | range(40, 55) | range(90, 1_000_000);
+    let mut requests: Vec<Request> = Vec::new();
+    for hash in &hashes {
+        requests.push(Request::Get(GetRequest::blob(*hash)));
+        for ranges in [range(16, 32), range(0, 1), range(17, 18), range(97, 98), range(5_000, 6_000), several.clone()] {
+            requests.push(Request::Get(GetRequest::blob_ranges(*hash, ranges)));
         }
     }
-    assert_eq!(leaves.into_iter().collect::<Vec<_>>(), [(16_384, block.data().slice(16_384..32_768))]);
+    let seq = ChunkRangesSeq::from_ranges([range(0, 16), ChunkRanges::empty(), several, ChunkRanges::all()]);
+    requests.push(Request::GetMany(GetManyRequest::new(hashes.clone(), seq)));
+    for request in requests {
+        let bytes = postcard::to_stdvec(&request).unwrap();
+        let (served, answer) = raw(&ours, &bytes).await;
+        served.unwrap();
+        let (mut near, far) = tokio::io::duplex(1 << 16);
+        let ((), expected) = tokio::join!(their_provider(&theirs, far), async {
+            near.write_all(&bytes).await.unwrap();
+            near.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            near.read_to_end(&mut answer).await.unwrap();
+            answer
+        });
+        assert!(expected.len() > 8 && answer == expected, "{request:?}: {} and {}", answer.len(), expected.len());
+    }
+}
 
-    let push = Request::Push(PushRequest::new(hash, GetRequest::blob(hash).ranges));
-    for refused in [push, Request::Observe(ObserveRequest::new(hash))] {
-        let (served, answer) = raw(&provider, &postcard::to_stdvec(&refused).unwrap()).await;
-        assert!(matches!(served, Err(ServeError::Refused { .. })));
+#[tokio::test]
+async fn parts_that_may_not_be_seen_or_are_too_many_are_not_served() {
+    use bao_tree::{ChunkNum, ChunkRanges};
+    use iroh_blobs::protocol::{ChunkRangesSeq, GetManyRequest, GetRequest, ObserveRequest, PushRequest, Request};
+
+    let blocks = [sample(3, 100_000), sample(4, 100_000)];
+    let secret = digest(&blocks[1]);
+    let provider = mem_provider(&blocks).await.filtered(Arc::new(move |hash| *hash != secret));
+    let hashes: Vec<Hash> = blocks.iter().map(|block| Hash::from_bytes(digest(block))).collect();
+    let part = ChunkRanges::from(ChunkNum(0)..ChunkNum(16));
+    let seq = ChunkRangesSeq::from_ranges_infinite([part.clone()]);
+    let two = Request::GetMany(GetManyRequest::new(hashes.clone(), seq.clone()));
+    let (served, answer) = raw(&provider, &postcard::to_stdvec(&two).unwrap()).await;
+    assert_eq!(served.unwrap(), 1);
+    assert!(answer.len() < 17_000, "nothing of the second is told, not even its size");
+    let hidden = Request::Get(GetRequest::blob_ranges(hashes[1], part));
+    let (served, answer) = raw(&provider, &postcard::to_stdvec(&hidden).unwrap()).await;
+    assert_eq!((served.unwrap(), answer.len()), (0, 0));
+
+    let hash = hashes[0];
+    let refused = [
+        Request::GetMany(GetManyRequest::new(vec![hash; 65], seq)),
+        Request::Get(GetRequest::all(hash)),
+        Request::Push(PushRequest::new(hash, GetRequest::blob(hash).ranges)),
+        Request::Observe(ObserveRequest::new(hash)),
+    ];
+    for request in refused {
+        let (served, answer) = raw(&provider, &postcard::to_stdvec(&request).unwrap()).await;
+        assert!(matches!(served, Err(ServeError::Refused { .. })), "{request:?}");
         assert!(answer.is_empty());
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iptl_artifacts_iroh::OpenError;
+use iptl_artifacts_pack::OpenError;
 use iptl_node::home::{Home, HomeError};
 use iptl_node::{Options, Running, StartError};
 use iptl_wire::control::Request;

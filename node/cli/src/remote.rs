@@ -97,6 +97,10 @@ impl BlobStore for RemoteStore {
     async fn list(&self) -> std::result::Result<Vec<Multihash>, StoreError> {
         Err(foreign("listing the blocks of a node"))
     }
+
+    async fn usage(&self) -> std::result::Result<iptl_artifacts::Usage, StoreError> {
+        Err(foreign("measuring the store of a node"))
+    }
 }
 
 /// What the control API has no request for: a node's store is its own to keep and to drop.

@@ -253,6 +253,10 @@ mod tests {
         async fn list(&self) -> Result<Vec<Multihash>, StoreError> {
             self.blocks.list().await
         }
+
+        async fn usage(&self) -> Result<iptl_artifacts::Usage, StoreError> {
+            self.blocks.usage().await
+        }
     }
 
     /// A runner that notes what it is told to forget and says that the first time it cannot.

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use iptl_artifacts::read_block;
-use iptl_artifacts_iroh::FsBlobStore;
 use iptl_artifacts_oci as oci;
+use iptl_artifacts_pack::PackStore;
 use iptl_dag::model::{self, Workload};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -61,7 +61,7 @@ async fn large(guest: &Guest) -> Result<Vec<Row>> {
         fs::remove_dir_all(dir.path().join("unpacked"))?;
 
         let path = dir.path().join("rebuilt.tar");
-        let store = FsBlobStore::open(home.join("store")).await?;
+        let store = PackStore::open(home.join("store")).await?;
         let workload = read_block(&store, &cid.parse()?).await?.context("the workload is not in the store")?;
         let workload: Workload = model::from_bytes(workload.data())?;
         let begun = Instant::now();
