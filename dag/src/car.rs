@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::codec::DecodeError;
+use crate::varint::MAX_CID_SIZE;
 use crate::{Block, Cid, HashError, Ipld, MAX_BLOCK_SIZE, codec};
 
 /// Longest header that is read, in bytes: room for some twenty thousand roots.
@@ -17,9 +18,6 @@ pub const MAX_HEADER_SIZE: usize = 1 << 20;
 
 /// Longest section that is read, in bytes: the largest block and the longest CID.
 const MAX_SECTION_SIZE: usize = MAX_BLOCK_SIZE + MAX_CID_SIZE;
-
-/// Longest CID in bytes: three numbers of at most ten bytes each, a length, and a digest of 64.
-const MAX_CID_SIZE: usize = 128;
 
 /// Longest number before a section in bytes; that of a section which is not refused has four.
 const MAX_VARINT_SIZE: usize = 10;
@@ -58,7 +56,9 @@ pub fn frame(block: &Block) -> Vec<u8> {
 }
 
 fn varint(value: usize) -> Vec<u8> {
-    unsigned_varint::encode::u64(value as u64, &mut unsigned_varint::encode::u64_buffer()).to_vec()
+    let mut out = Vec::with_capacity(MAX_VARINT_SIZE);
+    crate::varint::encode(value as u64, &mut out);
+    out
 }
 
 /// Why a stream cannot be read as a CAR. Offsets are in bytes from the beginning of the stream.
@@ -268,7 +268,7 @@ impl CarReader {
             let is_too_long = self.buffer.len() >= MAX_VARINT_SIZE;
             return if is_too_long { Err(CarError::Section { offset, reason: BAD_LENGTH }) } else { Ok(None) };
         };
-        let (size, _) = unsigned_varint::decode::u64(&self.buffer[..head])
+        let (size, _) = crate::varint::decode(&self.buffer[..head])
             .map_err(|_| CarError::Section { offset, reason: BAD_LENGTH })?;
         if size == 0 {
             return Err(CarError::Section { offset, reason: "a section is empty" });
@@ -327,8 +327,7 @@ fn roots(bytes: &[u8]) -> Result<Vec<Cid>, String> {
 
 /// Reads and checks the block of a section.
 fn block(section: &[u8], offset: u64) -> Result<Block, CarError> {
-    let mut data = section;
-    let cid = Cid::read_bytes(&mut data)
+    let (cid, data) = crate::varint::decode_cid(section)
         .map_err(|_| CarError::Section { offset, reason: "a section does not begin with a CID that can be checked" })?;
     // A copy: a slice would keep all that was pushed with it.
     Block::verify(cid, Bytes::copy_from_slice(data)).map_err(|source| CarError::Block { offset, source })

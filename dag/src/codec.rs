@@ -4,6 +4,7 @@
 //! in any codec, DAG-JSON being the form for people. What is written is canonical. What is read must be valid, and
 //! DAG-CBOR and dag-pb must be in their canonical form.
 
+mod cbor;
 mod pb;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -67,10 +68,13 @@ pub fn cid_of<T: Serialize>(value: &T) -> Cid {
     *to_block(value).cid()
 }
 
-/// Decodes DAG-CBOR; never panics, whatever the bytes.
+/// Decodes DAG-CBOR; never panics, whatever the bytes, and takes memory in proportion to them.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    serde_ipld_dagcbor::from_slice(bytes)
-        .map_err(|e| DecodeError::Shape { expected: short_name::<T>(), reason: e.to_string() })
+    let shape = |reason: String| DecodeError::Shape { expected: short_name::<T>(), reason };
+    if cbor::promises_too_much(bytes) {
+        return Err(shape("it says that it holds more than there is".to_owned()));
+    }
+    serde_ipld_dagcbor::from_slice(bytes).map_err(|e| shape(e.to_string()))
 }
 
 /// Decodes DAG-CBOR and checks that it is the canonical encoding of what it decodes to.
@@ -102,8 +106,14 @@ fn extends(value: &Ipld, known: &Ipld) -> bool {
 }
 
 /// Decodes DAG-JSON; never panics, whatever the bytes.
+///
+/// A map whose first key is the slash is a link or bytes, or it is refused: nothing could write it.
 pub fn from_dag_json(bytes: &[u8]) -> Result<Ipld, DecodeError> {
-    decode_dag_json(bytes)
+    let value = decode_dag_json(bytes)?;
+    match has_reserved_map(&value) {
+        true => Err(DecodeError::Shape { expected: "DAG-JSON value", reason: RESERVED.to_owned() }),
+        false => Ok(value),
+    }
 }
 
 pub(crate) fn decode_dag_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
@@ -154,13 +164,13 @@ pub fn encode_as(codec: Codec, value: &Ipld) -> Result<Vec<u8>, EncodeError> {
         (Codec::Raw, Ipld::Bytes(bytes)) => Ok(bytes.clone()),
         (Codec::Raw, _) => Err(error("it is not bytes".to_owned())),
         (Codec::DagCbor, value) => serde_ipld_dagcbor::to_vec(value).map_err(|e| error(e.to_string())),
-        (Codec::DagJson, value) if has_reserved_map(value) => {
-            Err(error("a map whose first key is a slash stands for a link or bytes".to_owned()))
-        }
+        (Codec::DagJson, value) if has_reserved_map(value) => Err(error(RESERVED.to_owned())),
         (Codec::DagJson, value) => serde_ipld_dagjson::to_vec(value).map_err(|e| error(e.to_string())),
         (Codec::DagPb, value) => pb::of_value(value).map(|node| node.encode()).map_err(|e| error(e.to_owned())),
     }
 }
+
+const RESERVED: &str = "a map whose first key is a slash stands for a link or bytes";
 
 /// Says whether a map would be read back from DAG-JSON as something else. Whatever decoded the value has bounded its depth.
 fn has_reserved_map(value: &Ipld) -> bool {

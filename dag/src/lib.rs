@@ -3,7 +3,7 @@
 //! Everything that matters in the lab has a CID: plans, workloads, runs, placements, facts, receipts, outcomes and
 //! results are the [`model`]; files and directories are [`unixfs`]; [`codec`] and [`block`] turn values into verified
 //! blocks and back; [`walk`] follows links within bounds; [`path`] resolves names below a CID; [`car`] is a
-//! DAG as a stream.
+//! DAG as a stream; [`varint`] reads numbers and CIDs.
 //!
 //! Nothing here touches a file, a socket or a clock. Start reading at [`model`]: the schemas in `schemas/` are the
 //! normative text of what it encodes.
@@ -15,6 +15,7 @@ pub mod model;
 pub mod path;
 pub mod peer;
 pub mod unixfs;
+pub mod varint;
 pub mod walk;
 
 pub use block::{Block, Cid, Codec, HashError, MAX_BLOCK_SIZE};

@@ -14,5 +14,6 @@ mod path;
 mod profiles;
 mod schema;
 mod unixfs;
+mod varint;
 mod vectors;
 mod walk;

@@ -1,7 +1,7 @@
 //! What goes over the wire.
 
 use bytes::Bytes;
-use iptl_dag::{Block, Cid, MAX_BLOCK_SIZE, Multihash};
+use iptl_dag::{Block, Cid, MAX_BLOCK_SIZE, Multihash, varint};
 
 use crate::protobuf::{Fields, Malformed, Value, put_bytes, put_raw_varint, put_varint};
 use crate::{MAX_CID_SIZE, MAX_ITEMS};
@@ -397,8 +397,7 @@ pub(crate) fn is_sendable(hash: &Multihash) -> bool {
 
 /// Length of a field whose number is below 16.
 fn field_size(length: usize) -> usize {
-    let mut buffer = unsigned_varint::encode::u64_buffer();
-    1 + unsigned_varint::encode::u64(length as u64, &mut buffer).len() + length
+    1 + varint::encoded_len(length as u64) + length
 }
 
 /// Reads bytes that are one CID and nothing else.
@@ -406,7 +405,5 @@ fn whole_cid(bytes: &[u8]) -> Option<Cid> {
     if bytes.len() > MAX_CID_SIZE {
         return None;
     }
-    let mut rest = bytes;
-    let cid = Cid::read_bytes(&mut rest).ok()?;
-    rest.is_empty().then_some(cid)
+    varint::whole_cid(bytes).ok()
 }

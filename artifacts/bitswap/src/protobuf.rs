@@ -1,5 +1,7 @@
 //! As much of protobuf as the messages need.
 
+use iptl_dag::varint;
+
 /// Bytes that are no protobuf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed {
@@ -48,7 +50,7 @@ impl<'a> Fields<'a> {
 
     /// Reads a varint of a bare sequence of them.
     pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
-        let (value, rest) = unsigned_varint::decode::u64(self.rest).map_err(|_| self.malformed())?;
+        let (value, rest) = varint::decode(self.rest).map_err(|_| self.malformed())?;
         self.rest = rest;
         Ok(value)
     }
@@ -70,8 +72,7 @@ impl<'a> Fields<'a> {
 
 /// Appends a bare varint.
 pub(crate) fn put_raw_varint(out: &mut Vec<u8>, value: u64) {
-    let mut buffer = unsigned_varint::encode::u64_buffer();
-    out.extend_from_slice(unsigned_varint::encode::u64(value, &mut buffer));
+    varint::encode(value, out);
 }
 
 /// Appends a field that is a number.

@@ -3,7 +3,7 @@
 //! A dag-pb node is written with its links before its data although the field numbers say otherwise: that is how the
 //! first implementation wrote them, and CIDs have depended on it ever since.
 
-use crate::Cid;
+use crate::{Cid, varint};
 
 /// Why bytes are not a dag-pb node or a UnixFS message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +106,7 @@ impl PbLink {
         while let Some((number, wire)) = reader.field()? {
             match (number, wire) {
                 (1, Wire::Bytes(hash)) if cid.is_none() && name.is_none() && tsize.is_none() => {
-                    cid = Some(whole_cid(hash).ok_or(PbError::Link)?);
+                    cid = Some(varint::whole_cid(hash).map_err(|_| PbError::Link)?);
                 }
                 (2, Wire::Bytes(text)) if name.is_none() && tsize.is_none() => {
                     name = Some(std::str::from_utf8(text).map_err(|_| PbError::Name)?.to_owned());
@@ -308,28 +308,19 @@ impl PbUnixFs {
     }
 }
 
-fn whole_cid(bytes: &[u8]) -> Option<Cid> {
-    let mut rest = bytes;
-    let cid = Cid::read_bytes(&mut rest).ok()?;
-    rest.is_empty().then_some(cid)
-}
-
 fn put_varint(out: &mut Vec<u8>, number: u64, value: u64) {
-    let mut buffer = unsigned_varint::encode::u64_buffer();
-    out.extend_from_slice(unsigned_varint::encode::u64(number << 3, &mut buffer));
-    out.extend_from_slice(unsigned_varint::encode::u64(value, &mut buffer));
+    varint::encode(number << 3, out);
+    varint::encode(value, out);
 }
 
 fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
-    let mut buffer = unsigned_varint::encode::u64_buffer();
-    out.extend_from_slice(unsigned_varint::encode::u64(number << 3 | 2, &mut buffer));
-    out.extend_from_slice(unsigned_varint::encode::u64(bytes.len() as u64, &mut buffer));
+    varint::encode(number << 3 | 2, out);
+    varint::encode(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
 
 fn put_fixed32(out: &mut Vec<u8>, number: u64, value: u32) {
-    let mut buffer = unsigned_varint::encode::u64_buffer();
-    out.extend_from_slice(unsigned_varint::encode::u64(number << 3 | 5, &mut buffer));
+    varint::encode(number << 3 | 5, out);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
@@ -369,7 +360,7 @@ impl<'a> Reader<'a> {
     }
 
     fn varint(&mut self) -> Result<u64, PbError> {
-        let (value, rest) = unsigned_varint::decode::u64(self.rest).map_err(|_| self.malformed())?;
+        let (value, rest) = varint::decode(self.rest).map_err(|_| self.malformed())?;
         self.rest = rest;
         Ok(value)
     }
