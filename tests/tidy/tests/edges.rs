@@ -70,6 +70,8 @@ const EDGES: &[(&str, &[&str])] = &[
     // What tests the whole. The end-to-end tests know the binary and the texts it speaks.
     ("iptl-sim", &["iptl-dag", "iptl-labnet", "iptl-result", "iptl-scheduler", "iptl-sync", "iptl-trust", "iptl-wire"]),
     ("iptl-e2e", &["iptl-dag", "iptl-wire"]),
+    // One target for each decoder of what strangers send. None of the heavy crates: a build for each change is the point.
+    ("iptl-fuzz", &["iptl-bitswap", "iptl-dag"]),
     (
         "iptl-bench",
         &[

@@ -1,4 +1,4 @@
-//! The commands of the repository: `cargo xtask setup|demo|test|soak|mutate|bench|fmt`.
+//! The commands of the repository: `cargo xtask setup|demo|test|soak|mutate|fuzz|bench|fmt`.
 //!
 //! [`setup`] brings what is missing and says why, [`mod@test`] is the gate, [`demo`] shows the whole path once. Every
 //! command starts with its own part of the set-up, so that each works on a machine that has only Rust and a C compiler.
@@ -7,6 +7,7 @@
 
 mod demo;
 mod engine;
+mod fuzz;
 mod mutate;
 mod setup;
 mod shell;
@@ -38,6 +39,8 @@ enum Command {
     Soak,
     /// Put bugs into a copy of the scheduler, and demand that the simulator finds each
     Mutate(mutate::Args),
+    /// Feed decoders with what strangers might send, guided by what it reaches
+    Fuzz(fuzz::Args),
     /// Measure, and write docs/BENCHMARKS.md
     Bench {
         /// What the benchmark program gets
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&shell, &args),
         Command::Soak => soak(&shell),
         Command::Mutate(args) => mutate::run(&shell, &args),
+        Command::Fuzz(args) => fuzz::run(&shell, &args),
         Command::Bench { args } => bench(&shell, &args),
         Command::Witnesses => setup::for_witnesses(&shell).and_then(|()| witness::build(&shell)),
         Command::Fmt => fmt(&shell),

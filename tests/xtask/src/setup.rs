@@ -154,6 +154,16 @@ fn compiler(shell: &Shell) -> Result<()> {
     packages(shell, &["gcc", "libc6-dev"])
 }
 
+/// Installs what the engine of `cargo xtask fuzz` needs beside that.
+pub fn for_fuzzing(shell: &Shell) -> Result<()> {
+    compiler(shell)?;
+    if shell.ask(shell.command("c++").arg("--version")).is_none() {
+        say("g++", "libFuzzer is C++");
+        packages(shell, &["g++"])?;
+    }
+    Ok(())
+}
+
 /// Returns what to put before a command that an administrator may run; none where this user is none, and may not
 /// become one without being asked.
 pub fn administrator(shell: &Shell) -> Option<&'static [&'static str]> {
