@@ -71,9 +71,7 @@ pub fn cid_of<T: Serialize>(value: &T) -> Cid {
 /// Decodes DAG-CBOR; never panics, whatever the bytes, and takes memory in proportion to them.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     let shape = |reason: String| DecodeError::Shape { expected: short_name::<T>(), reason };
-    if cbor::promises_too_much(bytes) {
-        return Err(shape("it says that it holds more than there is".to_owned()));
-    }
+    cbor::check_lengths(bytes).map_err(|reason| shape(reason.to_owned()))?;
     serde_ipld_dagcbor::from_slice(bytes).map_err(|e| shape(e.to_string()))
 }
 
