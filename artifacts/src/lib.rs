@@ -4,7 +4,7 @@
 //! and of short-lived work; the one on disk lives in a crate of its own, and [`contract`] is what each must pass.
 //! [`import`] makes UnixFS out of files and directories, [`export`] writes them back, [`car`] is a whole
 //! DAG as a stream, out and in,
-//! [`Pins`] says what is kept, and [`gc`] drops the rest.
+//! [`Pins`] says what is kept and for whom, [`gc`] drops the rest, and [`PublicIndex`] knows what strangers may read.
 //!
 //! Nothing here opens a connection: fetching is the node's work. Start reading at [`BlobStore`].
 
@@ -16,10 +16,12 @@ pub mod export;
 pub mod import;
 mod mem;
 mod pins;
+mod public;
 mod store;
 
 pub use collect::{CollectError, Collected, gc};
 pub use iptl_dag::Multihash;
 pub use mem::MemStore;
 pub use pins::{Pin, PinKind, PinMode, Pins, PinsError};
+pub use public::{Added, PublicError, PublicIndex};
 pub use store::{BlobStore, HashName, StoreError, Usage, blake3_of, identity_of, read_block};

@@ -7,4 +7,5 @@ mod files;
 mod hostile;
 mod mem;
 mod pins;
+mod public;
 mod trees;
