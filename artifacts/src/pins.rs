@@ -67,6 +67,14 @@ pub struct Pin {
     pub name: String,
     /// When it was pinned, in milliseconds since 1970, as the caller knows it.
     pub pinned_ms: u64,
+    /// Whether strangers may read what the root leads to, where the pin is recursive.
+    #[serde(default = "is_public", skip_serializing_if = "Clone::clone")]
+    pub public: bool,
+}
+
+/// Everything was, before there was a choice.
+const fn is_public() -> bool {
+    true
 }
 
 /// What went wrong with the pin file.
@@ -142,6 +150,25 @@ impl Pins {
     /// Adds pins, in one write; one with the same root and mode is replaced.
     pub fn add(&self, new: impl IntoIterator<Item = Pin>) -> Result<(), PinsError> {
         self.change(|pins| pins.extend(new.into_iter().map(|pin| (key(&pin), pin))))
+    }
+
+    /// Makes the recursive pin of a root public, or for members alone; says whether there is one.
+    pub fn set_public(&self, root: &Cid, public: bool) -> Result<bool, PinsError> {
+        let mut found = false;
+        self.change(|pins| {
+            if let Some(pin) = pins.get_mut(&(*root, PinMode::Recursive)) {
+                found = true;
+                pin.public = public;
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Returns the roots under which strangers may read everything.
+    pub fn public_roots(&self) -> Vec<Cid> {
+        let pins = self.lock();
+        let public = pins.values().filter(|pin| pin.public && pin.mode == PinMode::Recursive);
+        public.map(|pin| pin.root).collect()
     }
 
     /// Removes the lasting pins of a root; says whether there were any. Those of executions stay.

@@ -289,7 +289,7 @@ async fn collection_keeps_what_pins_lead_to() {
     store.put_now([alone.clone()]);
     let dir = tempfile::tempdir().unwrap();
     let pins = Pins::open(dir.path().join("pins")).unwrap();
-    let pin = |root: Cid, mode| Pin { root, mode, kind: PinKind::Data, name: "x".into(), pinned_ms: 0 };
+    let pin = |root: Cid, mode| Pin { root, mode, kind: PinKind::Data, name: "x".into(), pinned_ms: 0, public: true };
     pins.add([pin(tree.cid, PinMode::Recursive), pin(*alone.cid(), PinMode::Direct)]).unwrap();
     let collected = gc(&store, &pins).await.unwrap();
     assert_eq!((collected.kept, collected.removed), (kept.len() as u64 + 1, garbage.blocks));
@@ -337,7 +337,15 @@ async fn damaged_store_stops_a_collection_before_it_drops_anything() {
     let store = Lying(inner, imported.cid);
     let pins = Pins::open(temp.path().join("pins")).unwrap();
     let root = imported.cid;
-    pins.add([Pin { root, mode: PinMode::Recursive, kind: PinKind::Data, name: "x".into(), pinned_ms: 0 }]).unwrap();
+    pins.add([Pin {
+        root,
+        mode: PinMode::Recursive,
+        kind: PinKind::Data,
+        name: "x".into(),
+        pinned_ms: 0,
+        public: true,
+    }])
+    .unwrap();
     let error = gc(&store, &pins).await.unwrap_err();
     assert!(error.to_string().contains("damaged"), "{error}");
 }

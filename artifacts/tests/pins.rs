@@ -5,7 +5,14 @@ use iptl_artifacts::{Pin, PinKind, PinMode, Pins, PinsError};
 use iptl_dag::model::ExecutionId;
 
 fn pin(seed: u64, mode: PinMode) -> Pin {
-    Pin { root: *sample(seed, 10).cid(), mode, kind: PinKind::Plan, name: format!("pin {seed}"), pinned_ms: 7 }
+    Pin {
+        root: *sample(seed, 10).cid(),
+        mode,
+        kind: PinKind::Plan,
+        name: format!("pin {seed}"),
+        pinned_ms: 7,
+        public: true,
+    }
 }
 
 #[test]

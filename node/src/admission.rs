@@ -8,7 +8,9 @@ use iptl_dag::model::Signed;
 use iptl_dag::{PeerId, codec};
 use iptl_trust::{Keypair, Secret, Ticket, TicketBook};
 use iptl_wire::WallTime;
-use iptl_wire::lab::{Certificate, JOIN_PROTOCOL, JoinAnswer, JoinRequest, MAX_JOIN_SIZE, Role};
+use iptl_wire::lab::{
+    Certificate, JOIN_PROTOCOL, JoinAnswer, JoinRequest, MAX_JOIN_SIZE, MAX_REVOKED, Revocations, Revoked, Role,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -17,6 +19,7 @@ use crate::framed;
 use crate::gate::Gate;
 use crate::home::{Home, HomeError, Membership};
 use crate::links::{Links, Stream};
+use crate::members::Members;
 
 /// A membership lasts for a year; a node renews it by asking again.
 const MEMBERSHIP: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -47,6 +50,8 @@ pub struct Admission {
     certificate: Signed<Certificate>,
     state: Mutex<State>,
     answered: Notify,
+    /// Where the newest list of revocations is told.
+    members: Members,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,6 +62,17 @@ struct State {
     tickets: TicketBook,
     members: BTreeMap<String, Member>,
     asking: BTreeMap<String, Asking>,
+    /// Members that are members no more, and when the last token that they may have lapses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    revoked: BTreeMap<String, WallTime>,
+    /// Serial of the list of revocations.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    revocations: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,13 +103,44 @@ pub enum ApproveError {
     Home(#[from] HomeError),
 }
 
+/// Why nobody's membership was taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum RevokeError {
+    /// The peer is none.
+    #[error("{} is no member of this lab", peer.short())]
+    NotMember {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// It is the orchestrator itself.
+    #[error("{} is the lab's orchestrator", peer.short())]
+    Orchestrator {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// The list of revocations is as long as any may be.
+    #[error("{MAX_REVOKED} memberships are revoked already")]
+    TooMany,
+    /// The decision could not be written down.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+}
+
 impl Admission {
     /// Makes a lab whose first orchestrator is the node of `home`.
-    pub fn create(home: &Home, name: &str, open: bool) -> Result<Admission, HomeError> {
+    ///
+    /// In a `private` one, what members keep is for members alone until they share it.
+    pub fn create(
+        home: &Home,
+        members: Members,
+        name: &str,
+        open: bool,
+        private: bool,
+    ) -> Result<Admission, HomeError> {
         let peer = home.identity()?.peer().clone();
         let key = home.lab_key()?;
         let expires = lapse();
-        let certificate = iptl_trust::issue_certificate(&key, peer.clone(), name.to_owned(), expires);
+        let certificate = iptl_trust::issue_certificate(&key, peer.clone(), name.to_owned(), expires, private);
         let token = iptl_trust::issue_token(&key, peer.clone(), Role::Orchestrator, expires);
         home.set_membership(&Membership { certificate: certificate.clone(), token, addrs: Vec::new() })?;
         let state = State {
@@ -102,15 +149,24 @@ impl Admission {
             tickets: TicketBook::new(key.peer().clone()),
             members: BTreeMap::new(),
             asking: BTreeMap::new(),
+            revoked: BTreeMap::new(),
+            revocations: 0,
         };
-        let admission =
-            Admission { home: home.clone(), key, peer, certificate, state: Mutex::new(state), answered: Notify::new() };
+        let admission = Admission {
+            home: home.clone(),
+            key,
+            peer,
+            certificate,
+            state: Mutex::new(state),
+            answered: Notify::new(),
+            members,
+        };
         admission.save(&admission.lock())?;
         Ok(admission)
     }
 
     /// Opens the door of a lab that was made before; none where this home made none.
-    pub fn open(home: &Home) -> Result<Option<Admission>, HomeError> {
+    pub fn open(home: &Home, members: Members) -> Result<Option<Admission>, HomeError> {
         let Some(state) = home.read::<State>(STATE)? else { return Ok(None) };
         Ok(Some(Admission {
             home: home.clone(),
@@ -119,6 +175,7 @@ impl Admission {
             certificate: state.certificate.clone(),
             state: Mutex::new(state),
             answered: Notify::new(),
+            members,
         }))
     }
 
@@ -144,10 +201,57 @@ impl Admission {
         let asking =
             state.asking.remove(&peer.to_string()).ok_or_else(|| ApproveError::NotAsking { peer: peer.clone() })?;
         state.members.insert(peer.to_string(), Member { role: asking.role, name: asking.name });
+        self.let_back(&mut state, peer);
         self.save(&state)?;
         drop(state);
         self.answered.notify_waiters();
         Ok(())
+    }
+
+    /// Takes the membership of a peer away: its token means nothing any more to whoever has heard of it.
+    ///
+    /// It comes back by a new ticket, or by asking and being approved.
+    pub fn revoke(&self, peer: &PeerId) -> Result<(), RevokeError> {
+        if *peer == self.peer {
+            return Err(RevokeError::Orchestrator { peer: peer.clone() });
+        }
+        let mut state = self.lock();
+        let now = clock::wall();
+        state.revoked.retain(|_, until| now < *until);
+        if !state.members.contains_key(&peer.to_string()) {
+            return Err(RevokeError::NotMember { peer: peer.clone() });
+        }
+        if state.revoked.len() >= MAX_REVOKED {
+            return Err(RevokeError::TooMany);
+        }
+        state.members.remove(&peer.to_string());
+        state.asking.remove(&peer.to_string());
+        state.tickets.forget_used_by(peer);
+        state.revoked.insert(peer.to_string(), lapse());
+        state.revocations += 1;
+        self.save(&state)?;
+        self.tell(&state);
+        Ok(())
+    }
+
+    /// Lets a peer be a member again, where it was revoked.
+    fn let_back(&self, state: &mut State, peer: &PeerId) {
+        if state.revoked.remove(&peer.to_string()).is_some() {
+            state.revocations += 1;
+            self.tell(state);
+        }
+    }
+
+    /// Signs the list of revocations and tells this node of it, which passes it on.
+    fn tell(&self, state: &State) {
+        let revoked = state.revoked.iter().filter_map(|(peer, until)| {
+            let peer = peer.parse().ok()?;
+            Some(Revoked { peer, until: *until })
+        });
+        let list: Signed<Revocations> = iptl_trust::issue_revocations(&self.key, state.revocations, revoked.collect());
+        if let Err(error) = self.members.learn(&list) {
+            tracing::error!(error, "the list of revocations is not kept");
+        }
     }
 
     /// Returns the peers that ask, with the names that they gave.
@@ -224,6 +328,7 @@ impl Admission {
         let role = state.tickets.redeem(lab, secret, peer, clock::wall()).map_err(|e| (e.code(), e.to_string()))?;
         state.members.insert(peer.to_string(), Member { role, name: clip(name) });
         state.asking.remove(&peer.to_string());
+        self.let_back(&mut state, peer);
         self.save(&state).map_err(|e| ("broken", e.to_string()))?;
         Ok(Some(role))
     }
@@ -243,6 +348,9 @@ impl Admission {
             return Err(("denied", "a second orchestrator is made by the owner, not by asking".to_owned()));
         }
         let key = peer.to_string();
+        if state.open && state.revoked.contains_key(&key) {
+            return Err(("denied", "its membership was revoked; a new ticket lets it back".to_owned()));
+        }
         if state.open {
             state.members.insert(key, Member { role, name: asks.name });
         } else if state.asking.len() >= MAX_ASKING && !state.asking.contains_key(&key) {
@@ -301,15 +409,18 @@ mod tests {
         _dir: tempfile::TempDir,
         home: Home,
         admission: Arc<Admission>,
+        members: Members,
         links: Links,
     }
 
     fn door() -> Door {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
-        let admission = Arc::new(Admission::create(&home, "lab", false).unwrap());
+        let members = Members::open(&home).unwrap();
+        let admission = Arc::new(Admission::create(&home, members.clone(), "lab", false, false).unwrap());
+        members.set_own(home.membership().unwrap());
         let links = Links::new(home.identity().unwrap().peer().clone(), None);
-        Door { _dir: dir, home, admission, links }
+        Door { _dir: dir, home, admission, members, links }
     }
 
     /// Asks, and returns the stream once the lab said that it waits for its owner.
@@ -351,5 +462,38 @@ mod tests {
         door.admission.approve(&peer).unwrap();
         let answer = framed::expect::<JoinAnswer>(&mut stream, MAX_JOIN_SIZE).await.unwrap();
         assert!(matches!(answer, JoinAnswer::Joined { .. }), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_revoked_member_is_a_stranger_until_it_is_approved_again() {
+        let (door, peer) = (door(), PeerId::from_ed25519(&[7; 32]));
+        assert!(matches!(door.admission.revoke(&peer), Err(RevokeError::NotMember { .. })));
+        let (mut stream, _answering) = ask(&door, &peer).await;
+        door.admission.approve(&peer).unwrap();
+        let answer = framed::expect::<JoinAnswer>(&mut stream, MAX_JOIN_SIZE).await.unwrap();
+        let JoinAnswer::Joined { token, .. } = answer else { panic!("{answer:?}") };
+        assert!(!door.members.is_member(&peer), "nobody has shown anything");
+        assert_eq!(door.members.admit(&peer, &token), Ok(Role::Lablet));
+        assert!(door.members.is_member(&peer));
+
+        door.admission.revoke(&peer).unwrap();
+        assert!(!door.members.is_member(&peer));
+        door.members.admit(&peer, &token).unwrap_err();
+        // It is known after a restart too.
+        let again = Members::open(&door.home).unwrap();
+        again.admit(&peer, &token).unwrap_err();
+        let stored = Admission::open(&door.home, again).unwrap().unwrap();
+        assert_eq!(stored.lock().revocations, 1);
+
+        let (_stream, _answering) = ask(&door, &peer).await;
+        door.admission.approve(&peer).unwrap();
+        assert_eq!(door.members.admit(&peer, &token), Ok(Role::Lablet));
+    }
+
+    #[tokio::test]
+    async fn nobody_revokes_the_orchestrator() {
+        let door = door();
+        let own = door.home.identity().unwrap().peer().clone();
+        assert!(matches!(door.admission.revoke(&own), Err(RevokeError::Orchestrator { .. })));
     }
 }

@@ -172,7 +172,11 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
     match request {
         Request::Status {} => lab::status(node, talk).await,
         Request::Put {} => content::put(node, caller, talk).await,
-        Request::Publish { root, kind, name } => content::publish(node, caller, root, &kind, &name).await,
+        Request::Publish { root, kind, name, public } => {
+            content::publish(node, caller, root, &kind, &name, public).await
+        }
+        Request::Share { root } => content::share(node, caller, root, talk).await,
+        Request::Unshare { root } => content::unshare(node, caller, root, talk).await,
         Request::Fetch { root, peers, timeout_ms, shallow } => {
             content::fetch(node, caller, root, peers, timeout_ms, shallow, talk).await
         }
@@ -192,10 +196,11 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         }
         Request::Top { execution, once } => top::top(node, caller, execution, once, talk).await,
         Request::List { what } => runs::list(node, caller, what, talk).await,
-        Request::LabInit { name, open } => lab::init(node, caller, &name, open).await,
+        Request::LabInit { name, open, private } => lab::init(node, caller, &name, open, private).await,
         Request::Invite { role, ttl_ms } => lab::invite(node, caller, role, ttl_ms, talk).await,
         Request::Join { target, name, role } => lab::join(node, caller, &target, &name, role, talk).await,
         Request::Approve { peer } => lab::approve(node, caller, &peer).await,
+        Request::Revoke { peer } => lab::revoke(node, caller, &peer).await,
         Request::Leave {} => lab::leave(node, caller).await,
         Request::Shutdown { finish } => lab::shutdown(node, caller, finish).await,
     }

@@ -21,6 +21,7 @@ use iptl_wire::control::{FetchProgress, FetchReport};
 use tokio::time::Instant;
 
 use crate::links::Links;
+use crate::members::Members;
 use batch::{BatchDone, BatchEnd, run_batch};
 use pool::Pool;
 use trade::Trade;
@@ -111,18 +112,24 @@ pub struct Fetcher {
     store: Arc<dyn BlobStore>,
     links: Links,
     bitswap: Option<Bitswap>,
+    members: Option<Members>,
     limits: Limits,
 }
 
 impl Fetcher {
     /// Makes a fetcher that fills `store`, within the limits of any walk.
     pub fn new(store: Arc<dyn BlobStore>, links: Links) -> Fetcher {
-        Fetcher { store, links, bitswap: None, limits: Limits::default() }
+        Fetcher { store, links, bitswap: None, members: None, limits: Limits::default() }
     }
 
     /// Gets blocks by Bitswap as well.
     pub fn with_bitswap(self, bitswap: Option<Bitswap>) -> Fetcher {
         Fetcher { bitswap, ..self }
+    }
+
+    /// Shows providers that this node is a member of its lab.
+    pub fn with_members(self, members: Members) -> Fetcher {
+        Fetcher { members: Some(members), ..self }
     }
 
     /// Accepts no larger DAGs than these.
@@ -140,7 +147,7 @@ impl Fetcher {
         mut progress: impl FnMut(FetchProgress),
     ) -> Result<FetchReport, FetchError> {
         let mut pool = Pool::new(self.links.clone(), wanted.root, wanted.from.clone());
-        let mut trade = Trade::new(self.bitswap.clone());
+        let mut trade = Trade::new(self.bitswap.clone(), self.links.clone(), self.members.clone());
         let mut report = FetchReport::default();
         let mut seen = BTreeSet::from([wanted.root]);
         let mut level = vec![wanted.root];
@@ -220,7 +227,7 @@ impl Fetcher {
                     break;
                 };
                 let batch = queue.remove(position);
-                flying.spawn(run_batch(self.links.clone(), self.store.clone(), provider, batch));
+                flying.spawn(run_batch(self.links.clone(), self.members.clone(), self.store.clone(), provider, batch));
             }
             let waiting = queue.iter().map(Vec::len).sum::<usize>() + trade.waiting();
             let ready = trade.ready();

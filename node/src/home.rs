@@ -7,7 +7,9 @@
 //! lab.key        seed of the lab's own key, where this node made the lab
 //! admission.cbor tickets, peers that ask, peers that were let in; where this node made the lab
 //! state.cbor     what the node remembers for itself: ports
+//! revoked.cbor   peers that are members no more
 //! store/         blocks          pins.cbor   roots that are kept
+//! public         index of the blocks that strangers may read
 //! log/           one file of facts for each execution
 //! runs/          one record for each execution that ended
 //! docker/        what is known of running containers, and the sockets to them

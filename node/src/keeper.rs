@@ -1,35 +1,96 @@
-//! What a node keeps and tells others that it has: pins, and provider records for roots.
+//! What a node keeps, for whom, and tells others that it has: pins, the index of what is public, and provider records.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iptl_artifacts::{Pin, PinKind, PinMode, Pins, PinsError};
+use iptl_artifacts::{Added, BlobStore, Pin, PinKind, PinMode, Pins, PinsError, PublicError, PublicIndex};
 use iptl_dag::Cid;
 use iptl_dag::model::ExecutionId;
 
 use crate::clock;
 use crate::links::Links;
+use crate::members::Members;
+
+/// Why something is not kept, or not for whom it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// The pins.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The index of what is public.
+    #[error(transparent)]
+    Public(#[from] PublicError),
+}
 
 /// Keeps roots and announces them.
 pub struct Keeper {
     pins: Pins,
+    public: Arc<PublicIndex>,
+    store: Arc<dyn BlobStore>,
+    members: Members,
     links: Links,
+    /// Pins and index change together, one change at a time: else a root could be added while it is taken out.
+    changing: tokio::sync::Mutex<()>,
     /// Roots that executions need while they go on. In memory: an execution that is resumed names them again.
     held: Mutex<BTreeMap<ExecutionId, BTreeSet<Cid>>>,
 }
 
 impl Keeper {
-    /// Makes a keeper over the pins of a node.
-    pub fn new(pins: Pins, links: Links) -> Keeper {
-        Keeper { pins, links, held: Mutex::default() }
+    /// Makes a keeper over the pins of a node and the index that follows from them.
+    pub fn new(
+        pins: Pins,
+        public: Arc<PublicIndex>,
+        store: Arc<dyn BlobStore>,
+        members: Members,
+        links: Links,
+    ) -> Keeper {
+        Keeper { pins, public, store, members, links, changing: tokio::sync::Mutex::default(), held: Mutex::default() }
     }
 
     /// Pins a root for good and announces it. Durable on return.
-    pub fn keep(&self, root: Cid, kind: PinKind, name: &str) -> Result<(), PinsError> {
-        let pin = Pin { root, mode: PinMode::Recursive, kind, name: name.to_owned(), pinned_ms: clock::wall().0 };
+    ///
+    /// Where nothing is said of who may read it, that stays as it is for a root that is pinned already, and is what the
+    /// lab does with a new one.
+    pub async fn keep(&self, root: Cid, kind: PinKind, name: &str, public: Option<bool>) -> Result<(), KeepError> {
+        let _changing = self.changing.lock().await;
+        let before = self.pins.get(&root).filter(|pin| pin.mode == PinMode::Recursive).map(|pin| pin.public);
+        let public = public.or(before).unwrap_or(!self.members.is_private());
+        let pin =
+            Pin { root, mode: PinMode::Recursive, kind, name: name.to_owned(), pinned_ms: clock::wall().0, public };
         tokio::task::block_in_place(|| self.pins.add([pin]))?;
+        match (before, public) {
+            (Some(true), false) => drop(self.hide().await?),
+            (_, true) => self.show(&root).await?,
+            (Some(false) | None, false) => {}
+        }
         self.announce(root);
         Ok(())
+    }
+
+    /// Lets strangers read what a root leads to; pins it where it is not. Durable on return.
+    pub async fn share(&self, root: Cid) -> Result<Added, KeepError> {
+        let _changing = self.changing.lock().await;
+        if tokio::task::block_in_place(|| self.pins.set_public(&root, true))? {
+            return Ok(self.public.add(&*self.store, &root).await?);
+        }
+        let pinned_ms = clock::wall().0;
+        let pin =
+            Pin { root, mode: PinMode::Recursive, kind: PinKind::Data, name: String::new(), pinned_ms, public: true };
+        tokio::task::block_in_place(|| self.pins.add([pin]))?;
+        let added = self.public.add(&*self.store, &root).await?;
+        self.announce(root);
+        Ok(added)
+    }
+
+    /// Lets only members read what a root leads to, unless another root that is public leads there too; says whether there
+    /// is such a pin, and whether strangers may read the root all the same. Durable on return.
+    pub async fn unshare(&self, root: &Cid) -> Result<(bool, bool), KeepError> {
+        let _changing = self.changing.lock().await;
+        let found = tokio::task::block_in_place(|| self.pins.set_public(root, false))?;
+        if found {
+            self.hide().await?;
+        }
+        Ok((found, self.public.contains(root.hash())))
     }
 
     /// Holds a root until its execution is over.
@@ -52,6 +113,34 @@ impl Keeper {
         for pin in self.pins.list() {
             self.announce(pin.root);
         }
+    }
+
+    /// Adds public roots that the index lacks, as after a crash or where it was damaged.
+    pub async fn catch_up(&self, lacking: Vec<Cid>) {
+        if !lacking.is_empty() {
+            tracing::info!(roots = lacking.len(), "indexing what strangers may read");
+        }
+        for root in lacking {
+            let _changing = self.changing.lock().await;
+            // It may have been unshared meanwhile.
+            if self.pins.get(&root).is_some_and(|pin| pin.public)
+                && let Err(error) = self.show(&root).await
+            {
+                tracing::error!(%root, %error, "strangers cannot read what they may");
+            }
+        }
+    }
+
+    async fn show(&self, root: &Cid) -> Result<(), KeepError> {
+        let added = self.public.add(&*self.store, root).await?;
+        if added.missing > 0 {
+            tracing::info!(%root, missing = added.missing, "what is below blocks that are missing is not public yet");
+        }
+        Ok(())
+    }
+
+    async fn hide(&self) -> Result<Added, KeepError> {
+        Ok(self.public.replace(&*self.store, &self.pins.public_roots()).await?)
     }
 
     fn announce(&self, root: Cid) {

@@ -6,6 +6,7 @@
 //! * [`lablet`] owns the other core and the cells; [`carrier`] carries lab packets between cells;
 //! * [`fetch`] brings DAGs here: providers × protocols → verified blocks; [`keeper`] pins and announces;
 //! * [`control`] answers whoever commands the node; [`admission`] and [`join`] are the lab's door;
+//! * [`members`] knows who is in the lab, [`readers`] who may read which block;
 //! * [`links`] opens streams to peers, this node itself included.
 //!
 //! A driver task never waits for a peer: what takes long runs beside it and reports back as a command. Start reading at
@@ -24,8 +25,10 @@ pub mod join;
 pub mod keeper;
 mod lablet;
 pub mod links;
+pub mod members;
 mod node;
 mod orchestrator;
+pub mod readers;
 
 pub use home::{Home, HomeError};
 pub use iptl_net::StartError as SwarmError;

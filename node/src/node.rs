@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use iptl_artifacts::{BlobStore, Pins, PinsError};
+use iptl_artifacts::{BlobStore, Pins, PinsError, PublicError, PublicIndex};
 use iptl_artifacts_iroh::Provider;
 use iptl_artifacts_pack::{OpenError, PackStore};
 use iptl_dag::model::Signed;
@@ -29,7 +29,9 @@ use crate::home::{Config, Home, HomeError, HomeLock, Membership, Remembered, hos
 use crate::keeper::Keeper;
 use crate::lablet::{self, LabletHandle};
 use crate::links::Links;
+use crate::members::Members;
 use crate::orchestrator::{self, OrchestratorError, OrchestratorHandle};
+use crate::readers::Readers;
 
 /// Where a node listens when its owner does not say: every interface, any port.
 const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"];
@@ -79,6 +81,9 @@ pub enum StartError {
     /// Its pins.
     #[error(transparent)]
     Pins(#[from] PinsError),
+    /// Its index of what strangers may read.
+    #[error(transparent)]
+    Public(#[from] PublicError),
     /// Its swarm.
     #[error(transparent)]
     Net(#[from] iptl_net::StartError),
@@ -187,6 +192,7 @@ pub(crate) struct Node {
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) fetcher: Fetcher,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) members: Members,
     pub(crate) stop: CancellationToken,
     /// It stops to be started again: instances that can outlive it run on.
     leave: CancellationToken,
@@ -226,20 +232,31 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         false => Some(swarm(&home, &config, &home.seed()?, membership.as_ref(), &stop).await?),
     };
     let links = Links::new(key.peer().clone(), net);
+    let members = Members::open(&home)?;
+    let (public, lacking) = PublicIndex::open(home.path("public"), &pins.public_roots())?;
+    let public = Arc::new(public);
+    let readers = Readers::new(members.clone(), public.clone());
     let bitswap = match links.net() {
-        Some(net) => bitswap(net, store.clone()).await,
+        Some(net) => bitswap(net, store.clone(), readers.clone()).await,
         None => None,
     };
-    let fetcher = Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap);
-    let keeper = Arc::new(Keeper::new(pins, links.clone()));
-    serve_blobs(&links, store.clone()).await;
+    let fetcher = Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap).with_members(members.clone());
+    let keeper = Arc::new(Keeper::new(pins, public, store.clone(), members.clone(), links.clone()));
+    serve_blobs(&links, store.clone(), readers).await;
     keeper.announce_all();
+    {
+        let keeper = keeper.clone();
+        tokio::spawn(async move { keeper.catch_up(lacking).await });
+    }
+    tokio::spawn(members.clone().serve(links.clone()));
+    tokio::spawn(keep_known(members.clone(), links.clone(), stop.clone()));
     let node = Arc::new(Node {
         home,
         links,
         store,
         fetcher,
         keeper,
+        members,
         stop,
         leave: CancellationToken::new(),
         started: Instant::now(),
@@ -301,6 +318,7 @@ impl Node {
             self.play(self.home.membership()?).await
         } else {
             let membership = self.home.membership()?;
+            self.members.set_own(membership.clone());
             self.write_roles(|roles| roles.membership = membership);
             Ok(())
         }
@@ -317,6 +335,7 @@ impl Node {
         if self.options.roles {
             self.play(Some(membership)).await
         } else {
+            self.members.set_own(Some(membership.clone()));
             self.write_roles(|roles| roles.membership = Some(membership));
             Ok(())
         }
@@ -326,8 +345,9 @@ impl Node {
     async fn play(self: &Arc<Node>, membership: Option<Membership>) -> Result<(), StartError> {
         let Some(membership) = membership else { return Ok(()) };
         let role = membership.role();
+        self.members.set_own(Some(membership.clone()));
         self.write_roles(|roles| roles.membership = Some(membership.clone()));
-        if let Some(admission) = Admission::open(&self.home)?.map(Arc::new) {
+        if let Some(admission) = Admission::open(&self.home, self.members.clone())?.map(Arc::new) {
             self.write_roles(|roles| roles.admission = Some(admission.clone()));
             tokio::spawn(admission.serve(self.links.clone()));
         }
@@ -337,6 +357,7 @@ impl Node {
                 key: self.key.clone(),
                 certificate: membership.certificate.clone(),
                 links: self.links.clone(),
+                members: self.members.clone(),
                 store: self.store.clone(),
                 fetcher: self.fetcher.clone(),
                 keeper: self.keeper.clone(),
@@ -493,13 +514,31 @@ fn with_ports(addrs: &[String]) -> Vec<String> {
     udp.into_iter().chain(tcp).collect()
 }
 
-/// Serves blocks to whoever asks.
-async fn serve_blobs(links: &Links, store: Arc<dyn BlobStore>) {
+/// Time between two looks at whether the orchestrator knows this node, and this node the newest list of revocations.
+const KNOWN_PAUSE: Duration = Duration::from_secs(60);
+
+/// Keeps this node known to its orchestrator, and its list of revocations new, until the node stops.
+async fn keep_known(members: Members, links: Links, stop: CancellationToken) {
+    loop {
+        if let Some((orchestrator, addrs)) = members.orchestrator() {
+            members.introduce(&links, &orchestrator, &addrs).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(KNOWN_PAUSE) => {}
+        }
+    }
+}
+
+/// Serves blocks to whoever may read them.
+async fn serve_blobs(links: &Links, store: Arc<dyn BlobStore>, readers: Readers) {
     let mut incoming = links.accept(iptl_artifacts_iroh::PROTOCOL, BLOB_QUEUE).await;
     let provider = Provider::over(store);
     tokio::spawn(async move {
         while let Some((peer, stream)) = incoming.recv().await {
-            let provider = provider.clone();
+            let (readers, reader) = (readers.clone(), peer.clone());
+            let may_read = move |hash: &[u8; 32]| readers.may_read(&reader, &iptl_artifacts_iroh::multihash(hash));
+            let provider = provider.clone().filtered(Arc::new(may_read));
             tokio::spawn(async move {
                 if let Err(error) = provider.serve(stream).await {
                     tracing::debug!(%peer, %error, "a blob stream ended early");
@@ -510,8 +549,9 @@ async fn serve_blobs(links: &Links, store: Arc<dyn BlobStore>) {
 }
 
 /// Serves blocks to whoever speaks Bitswap, as they are served to whoever speaks iroh-blobs.
-async fn bitswap(net: &iptl_net::Net, store: Arc<dyn BlobStore>) -> Option<iptl_net::Bitswap> {
-    match iptl_net::Bitswap::start(net, store, Arc::new(|_: &_, _: &_| true)).await {
+async fn bitswap(net: &iptl_net::Net, store: Arc<dyn BlobStore>, readers: Readers) -> Option<iptl_net::Bitswap> {
+    let visible = Arc::new(move |peer: &_, hash: &_| readers.may_read(peer, hash));
+    match iptl_net::Bitswap::start(net, store, visible).await {
         Ok(bitswap) => Some(bitswap),
         Err(error) => {
             tracing::error!(%error, "no Bitswap");

@@ -19,10 +19,10 @@ async fn members_may_not_ask_what_is_the_owners() {
     let dag = Dag::new(1, 1, 100);
     let requests = [
         Request::Put {},
-        Request::Publish { root: *dag.cid(), kind: "data".to_owned(), name: String::new() },
+        Request::Publish { root: *dag.cid(), kind: "data".to_owned(), name: String::new(), public: None },
         Request::Fetch { root: *dag.cid(), peers: vec![], timeout_ms: 0, shallow: true },
         Request::Blocks { cids: vec![*dag.cid()] },
-        Request::LabInit { name: "mine".to_owned(), open: true },
+        Request::LabInit { name: "mine".to_owned(), open: true, private: false },
         Request::Invite { role: Role::Lablet, ttl_ms: HOUR_MS },
         join_request("nowhere", Role::Lablet),
         Request::Approve { peer: lab.peer() },
@@ -121,7 +121,7 @@ async fn blocks_that_are_not_what_their_cid_says_are_refused() {
     framed::write(&mut stream, &Upload::Block { cid: *block.cid(), data: b"lie".to_vec() }).await.unwrap();
     assert_eq!(replies(&mut stream).await.1.unwrap_err().code, "block.bad");
     assert_eq!(node.denied(Request::Blocks { cids: vec![*block.cid()] }).await, "block.missing");
-    let publish = Request::Publish { root: *block.cid(), kind: "thing".to_owned(), name: String::new() };
+    let publish = Request::Publish { root: *block.cid(), kind: "thing".to_owned(), name: String::new(), public: None };
     assert_eq!(node.denied(publish).await, "publish.kind");
 }
 

@@ -40,7 +40,8 @@ async fn a_node_that_stopped_starts_again_with_what_it_had() {
     let first = node().await;
     let (peer, dag) = (first.peer(), Dag::new(1, 3, 1000));
     first.put(&dag.blocks()).await;
-    let publish = Request::Publish { root: *dag.cid(), kind: "data".to_owned(), name: "things".to_owned() };
+    let publish =
+        Request::Publish { root: *dag.cid(), kind: "data".to_owned(), name: "things".to_owned(), public: None };
     first.ask(publish).await.unwrap();
     first.running.stop().await;
     let again = start_again(first.dir).await;

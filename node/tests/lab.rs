@@ -55,7 +55,7 @@ pub async fn bystander() -> Node {
 /// A node that has made a lab.
 pub async fn lab(open: bool) -> Node {
     let node = node().await;
-    node.ask(Request::LabInit { name: "lab".to_owned(), open }).await.unwrap();
+    node.ask(Request::LabInit { name: "lab".to_owned(), open, private: false }).await.unwrap();
     node
 }
 
@@ -136,7 +136,15 @@ impl Node {
         self.ask(request).await.unwrap_err().code
     }
 
+    /// Puts blocks into the store that everybody may read.
     pub async fn put(&self, blocks: &[Block]) {
+        let shelf = parent(blocks);
+        self.put_hidden(&[blocks, std::slice::from_ref(&shelf)].concat()).await;
+        self.ask(Request::Share { root: *shelf.cid() }).await.unwrap();
+    }
+
+    /// Puts blocks into the store that members of the lab may read.
+    pub async fn put_hidden(&self, blocks: &[Block]) {
         let mut stream = self.running.connect();
         framed::write(&mut stream, &Request::Put {}).await.unwrap();
         for block in blocks {

@@ -12,3 +12,4 @@ mod homes;
 mod joining;
 mod lab;
 mod runs;
+mod sharing;

@@ -57,6 +57,7 @@ impl Bench {
             orchestrator: peer(ORCHESTRATOR),
             name: "lab".into(),
             expires: WallTime(u64::MAX),
+            private: false,
         };
         let welcome = Welcome {
             certificate: Signed { body: certificate, signer: peer(201), signature: Vec::new() },

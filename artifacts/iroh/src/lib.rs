@@ -10,7 +10,7 @@ mod get;
 mod provider;
 
 pub use get::{GetManyOutcome, MAX_HASHES, TransferError, get_many};
-pub use provider::{Provider, ServeError, Served};
+pub use provider::{Provider, ServeError, Served, multihash};
 
 /// Name of the protocol on the swarm's streams: iroh-blobs' fourth version as it is, on other streams than iroh's.
 pub const PROTOCOL: &str = "/iptl/iroh-blobs/4";

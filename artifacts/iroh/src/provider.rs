@@ -259,7 +259,8 @@ fn encode_parts(hash: &[u8; 32], data: &[u8], ranges: &ChunkRanges, out: &mut Ve
         .map_err(|error| StoreError::Io { doing: "encoding a block".into(), source: io::Error::other(error) })
 }
 
-fn multihash(digest: &[u8; 32]) -> Multihash {
+/// Returns the multihash of a BLAKE3 digest, as every request here names its blocks.
+pub fn multihash(digest: &[u8; 32]) -> Multihash {
     Multihash::wrap(0x1e, digest).expect("32 bytes fit into a multihash")
 }
 

@@ -21,10 +21,13 @@ pub mod ls;
 pub mod new;
 pub mod overview;
 pub mod publish;
+pub mod revoke;
 pub mod run;
+pub mod share;
 pub mod show;
 pub mod status;
 pub mod top;
+pub mod unshare;
 pub mod up;
 pub mod watch;
 
@@ -62,6 +65,10 @@ pub enum Command {
     Get(get::Args),
     /// Take the blocks of a CAR
     Import(import::Args),
+    /// Let everybody read what a CID leads to
+    Share(share::Args),
+    /// Let only members of the lab read what a CID leads to
+    Unshare(unshare::Args),
     /// Summary of anything that has a CID; a result is verified
     Show(show::Args),
     /// Look at the DAG itself
@@ -108,6 +115,8 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Ls(args)) => ls::run(ctx, args).await,
         Some(Command::Get(args)) => get::run(ctx, args).await,
         Some(Command::Import(args)) => import::run(ctx, args).await,
+        Some(Command::Share(args)) => share::run(ctx, args).await,
+        Some(Command::Unshare(args)) => unshare::run(ctx, args).await,
         Some(Command::Show(args)) => show::run(ctx, args).await,
         Some(Command::Dag(command)) => dag::run(ctx, command).await,
         Some(Command::Lab(command)) => lab::run(ctx, command).await,

@@ -80,7 +80,7 @@ pub async fn local(ctx: &Context) -> Result<Client> {
     let node = ctx.waiting("starting a lab in this process", start(ctx, &home, options)).await?;
     let client = Client::of_node(node);
     if status::ask(&client).await?.lab.is_none() {
-        client.call_all(Request::LabInit { name: "local".to_owned(), open: false }).await?;
+        client.call_all(Request::LabInit { name: "local".to_owned(), open: false, private: false }).await?;
     }
     let ready = async {
         while status::ask(&client).await?.lablets_ready == 0 {
@@ -293,7 +293,7 @@ impl From<StartError> for Error {
             StartError::Net(iptl_node::SwarmError::Setup { .. }) => {
                 Error::broken("net.setup", text, "check the network of this machine with `iptl doctor`")
             }
-            StartError::Pins(_) | StartError::Orchestrator(_) | StartError::Socket { .. } => {
+            StartError::Pins(_) | StartError::Public(_) | StartError::Orchestrator(_) | StartError::Socket { .. } => {
                 Error::broken("node.start", text, "check disk and permissions of the home with `iptl doctor`")
             }
         }

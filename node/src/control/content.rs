@@ -42,7 +42,14 @@ pub(super) async fn put(node: &Node, caller: &Caller, talk: &mut Talk) -> Result
     node.store.flush().await.map_err(store)
 }
 
-pub(super) async fn publish(node: &Node, caller: &Caller, root: Cid, kind: &str, name: &str) -> Result<(), Failure> {
+pub(super) async fn publish(
+    node: &Node,
+    caller: &Caller,
+    root: Cid,
+    kind: &str,
+    name: &str,
+    public: Option<bool>,
+) -> Result<(), Failure> {
     caller.owner()?;
     let kind = match kind {
         "plan" => PinKind::Plan,
@@ -55,7 +62,34 @@ pub(super) async fn publish(node: &Node, caller: &Caller, root: Cid, kind: &str,
         }
     };
     node.store.flush().await.map_err(store)?;
-    node.keeper.keep(root, kind, name).map_err(broken)
+    node.keeper.keep(root, kind, name, public).await.map_err(broken)
+}
+
+pub(super) async fn share(node: &Node, caller: &Caller, root: Cid, talk: &mut Talk) -> Result<(), Failure> {
+    caller.owner()?;
+    let is_here = node.store.has(&[*root.hash()]).await.map_err(store)?.contains(&true);
+    if !is_here {
+        let help = "fetch it first: `iptl get`";
+        return Err(failure(
+            FailureKind::NotFound,
+            "block.missing",
+            format!("{root} is not in this node's store"),
+            help,
+        ));
+    }
+    node.store.flush().await.map_err(store)?;
+    let added = node.keeper.share(root).await.map_err(broken)?;
+    talk.say(Reply::Shared { blocks: added.blocks, missing: added.missing, still_public: true }).await
+}
+
+pub(super) async fn unshare(node: &Node, caller: &Caller, root: Cid, talk: &mut Talk) -> Result<(), Failure> {
+    caller.owner()?;
+    let (found, still_public) = node.keeper.unshare(&root).await.map_err(broken)?;
+    if !found {
+        let help = "see what is: `iptl ls pins`";
+        return Err(failure(FailureKind::NotFound, "share.not-pinned", format!("{root} is not kept here"), help));
+    }
+    talk.say(Reply::Shared { blocks: 0, missing: 0, still_public }).await
 }
 
 pub(super) async fn fetch(

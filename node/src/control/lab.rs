@@ -9,7 +9,7 @@ use iptl_wire::control::{Failure, FailureKind, Reply, RunningRow, Status};
 use iptl_wire::lab::Role;
 
 use super::{Caller, Talk, broken, failure};
-use crate::admission::{Admission, ApproveError};
+use crate::admission::{Admission, ApproveError, RevokeError};
 use crate::join::{Target, join as ask_to_join};
 use crate::node::Node;
 use crate::orchestrator::{Ask, RunRow};
@@ -90,10 +90,16 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
     talk.say(Reply::Status(status)).await
 }
 
-pub(super) async fn init(node: &Arc<Node>, caller: &Caller, name: &str, open: bool) -> Result<(), Failure> {
+pub(super) async fn init(
+    node: &Arc<Node>,
+    caller: &Caller,
+    name: &str,
+    open: bool,
+    private: bool,
+) -> Result<(), Failure> {
     caller.owner()?;
     in_no_lab(node)?;
-    let admission = Admission::create(&node.home, name, open).map_err(broken)?;
+    let admission = Admission::create(&node.home, node.members.clone(), name, open, private).map_err(broken)?;
     node.made_lab(admission).await.map_err(broken)
 }
 
@@ -158,6 +164,29 @@ pub(super) async fn approve(node: &Node, caller: &Caller, peer: &PeerId) -> Resu
         }
         ApproveError::Home(e) => broken(e),
     })
+}
+
+pub(super) async fn revoke(node: &Arc<Node>, caller: &Caller, peer: &PeerId) -> Result<(), Failure> {
+    caller.owner()?;
+    door(node)?.revoke(peer).map_err(|e| match e {
+        RevokeError::NotMember { .. } => {
+            let help = "see who lends a machine: `iptl ls lablets`";
+            failure(FailureKind::NotFound, "revoke.unknown", e.to_string(), help)
+        }
+        RevokeError::Orchestrator { .. } => failure(
+            FailureKind::Usage,
+            "revoke.orchestrator",
+            e.to_string(),
+            "to end the lab: `iptl leave`, `iptl down`",
+        ),
+        RevokeError::TooMany => {
+            let help = "a list is that long; make a new lab for those who stay";
+            failure(FailureKind::Broken, "revoke.too-many", e.to_string(), help)
+        }
+        RevokeError::Home(e) => broken(e),
+    })?;
+    node.members.spread(&node.links).await;
+    Ok(())
 }
 
 pub(super) async fn leave(node: &Node, caller: &Caller) -> Result<(), Failure> {

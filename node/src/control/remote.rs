@@ -10,7 +10,6 @@ use iptl_wire::lab::{MAX_JOIN_SIZE, MemberToken, Role};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{Caller, Talk, broken, failure, say};
-use crate::clock;
 use crate::framed;
 use crate::links::Stream;
 use crate::node::Node;
@@ -23,14 +22,15 @@ pub(super) async fn admit(node: &Node, peer: &PeerId, talk: &mut Talk) -> Result
     let denied = |message: String| {
         failure(FailureKind::Denied, "control.stranger", message, "join the lab first: `iptl join TICKET`")
     };
-    let membership = node.membership().ok_or_else(|| denied("this node is in no lab".to_owned()))?;
+    if node.membership().is_none() {
+        return Err(denied("this node is in no lab".to_owned()));
+    }
     let token: Signed<MemberToken> =
         tokio::time::timeout(TOKEN_TIMEOUT, framed::expect(&mut talk.reader, MAX_JOIN_SIZE))
             .await
             .map_err(|_| denied("no membership was shown".to_owned()))?
             .map_err(|e| denied(e.to_string()))?;
-    iptl_trust::check_token(&token, membership.lab(), peer, clock::wall()).map_err(|e| denied(e.to_string()))?;
-    Ok(token.body.role)
+    node.members.admit(peer, &token).map_err(denied)
 }
 
 /// Asks the lab's orchestrator in the name of this node's owner and passes its replies on.

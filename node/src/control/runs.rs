@@ -291,6 +291,7 @@ fn pins(node: &Node, kind: Option<PinKind>) -> Vec<BTreeMap<String, String>> {
                 ("cid", pin.root.to_string()),
                 ("kind", pin.kind.name().to_owned()),
                 ("name", pin.name),
+                ("readers", if pin.public { "everybody" } else { "members" }.to_owned()),
                 ("pinned_ms", pin.pinned_ms.to_string()),
             ])
         })

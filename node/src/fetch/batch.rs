@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::Source;
 use crate::links::Links;
+use crate::members::Members;
 
 /// A provider that sends no block for so long is given up: a block of 2 MiB takes less at 1 Mbit/s.
 const STALL: Duration = Duration::from_secs(20);
@@ -49,6 +50,7 @@ pub(super) enum BatchEnd {
 /// Asks a provider for blocks and puts them into the store while they come, so that a batch that is cut loses little.
 pub(super) async fn run_batch(
     links: Links,
+    members: Option<Members>,
     store: Arc<dyn BlobStore>,
     provider: Source,
     asked: Vec<Cid>,
@@ -64,7 +66,7 @@ pub(super) async fn run_batch(
         }
         Ok::<_, StoreError>(blocks)
     };
-    let receive = async { Ok::<_, StoreError>(receive(&links, &provider, &asked, arrived).await) };
+    let receive = async { Ok::<_, StoreError>(receive(&links, members.as_ref(), &provider, &asked, arrived).await) };
     let (end, blocks) = tokio::try_join!(receive, keep)?;
     let end = if blocks.len() < asked.len() && matches!(end, BatchEnd::Complete) {
         BatchEnd::Broke("sent blocks out of order".to_owned())
@@ -77,12 +79,16 @@ pub(super) async fn run_batch(
 /// Asks for blocks and hands on what comes, verified.
 async fn receive(
     links: &Links,
+    members: Option<&Members>,
     (provider, addrs): &Source,
     asked: &[Cid],
     arrived: mpsc::UnboundedSender<Block>,
 ) -> BatchEnd {
     let hashes: Vec<[u8; 32]> =
         asked.iter().map(|cid| block::blake3_digest(cid).expect("only BLAKE3 is put into a batch")).collect();
+    if let Some(members) = members {
+        members.introduce(links, provider, addrs).await;
+    }
     let stream = match links.open(provider, addrs, iptl_artifacts_iroh::PROTOCOL).await {
         Err(error) => return BatchEnd::Broke(error.to_string()),
         Ok(stream) => stream,
@@ -100,7 +106,10 @@ async fn receive(
     tokio::select! {
         result = transfer => match result {
             Ok(outcome) if outcome.received == asked.len() => BatchEnd::Complete,
-            Ok(_) => BatchEnd::Lacks,
+            Ok(_) => {
+                members.inspect(|members| members.doubt(provider));
+                BatchEnd::Lacks
+            }
             Err(error @ (TransferError::Lie { .. } | TransferError::TooLarge { .. })) => {
                 BatchEnd::Lied(error.to_string())
             }

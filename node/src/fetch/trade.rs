@@ -10,6 +10,8 @@ use iptl_dag::{Block, Cid, PeerId};
 use iptl_net::{Bitswap, BitswapSession, SessionEvent};
 
 use super::Source;
+use crate::links::Links;
+use crate::members::Members;
 
 /// Blocks wanted at a time: 16 MiB of them on average, and at most 512.
 const MAX_WANTED: usize = 256;
@@ -17,6 +19,8 @@ const MAX_WANTED: usize = 256;
 /// The session of one fetch.
 pub(super) struct Trade {
     bitswap: Option<Bitswap>,
+    links: Links,
+    members: Option<Members>,
     session: Option<BitswapSession>,
     /// Wanted later.
     queue: VecDeque<Cid>,
@@ -30,9 +34,11 @@ pub(super) struct Trade {
 
 impl Trade {
     /// Makes the trade of a fetch; without Bitswap it gets nothing.
-    pub(super) fn new(bitswap: Option<Bitswap>) -> Trade {
+    pub(super) fn new(bitswap: Option<Bitswap>, links: Links, members: Option<Members>) -> Trade {
         Trade {
             bitswap,
+            links,
+            members,
             session: None,
             queue: VecDeque::new(),
             wanted: BTreeSet::new(),
@@ -77,6 +83,10 @@ impl Trade {
             sources.into_iter().filter(|(peer, _)| self.named.insert(peer.clone()) || again).collect();
         if !fresh.is_empty() {
             self.lacking.clear();
+            if let Some(members) = &self.members {
+                let all = fresh.iter().map(|(peer, addrs)| members.introduce(&self.links, peer, addrs));
+                futures::future::join_all(all).await;
+            }
             session.peers(fresh).await;
         }
     }

@@ -30,6 +30,7 @@ use crate::fetch::Fetcher;
 use crate::home::{Home, HomeError};
 use crate::keeper::Keeper;
 use crate::links::Links;
+use crate::members::Members;
 
 /// Commands that are taken together, so that their facts share a sync.
 const MAX_COMMANDS_AT_ONCE: usize = 256;
@@ -84,6 +85,7 @@ pub(crate) struct Parts {
     pub(crate) key: Arc<Keypair>,
     pub(crate) certificate: Signed<Certificate>,
     pub(crate) links: Links,
+    pub(crate) members: Members,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) fetcher: Fetcher,
     pub(crate) keeper: Arc<Keeper>,
@@ -104,7 +106,7 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
     config.seed = u64::from_le_bytes(seed);
     let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
     let sealer = Sealer {
-        lab: lab.clone(),
+        lab,
         key: parts.key.clone(),
         store: parts.store.clone(),
         fetcher: parts.fetcher.clone(),
@@ -129,7 +131,7 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
     };
     driver.replay(facts).await?;
     driver.act().await?;
-    tokio::spawn(sessions::accept(driver.parts.links.clone(), lab, commands.clone()));
+    tokio::spawn(sessions::accept(driver.parts.links.clone(), driver.parts.members.clone(), commands.clone()));
     tokio::spawn(driver.run(queue));
     Ok(OrchestratorHandle { commands })
 }

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::framed;
 use crate::gate::{Gate, Place};
 use crate::links::{Links, Stream};
+use crate::members::Members;
 
 /// Streams that wait to be accepted: a lab of a thousand lablets that all come back at once.
 const ACCEPT_QUEUE: usize = 1024;
@@ -30,7 +31,7 @@ const OUT_QUEUE: usize = 4096;
 pub(super) type Outbox = mpsc::Sender<ToLablet>;
 
 /// Accepts sessions until the node ends.
-pub(super) async fn accept(links: Links, lab: PeerId, driver: mpsc::Sender<Command>) {
+pub(super) async fn accept(links: Links, members: Members, driver: mpsc::Sender<Command>) {
     let mut incoming = links.accept(PROTOCOL, ACCEPT_QUEUE).await;
     let gate = Gate::new(MAX_GREETING_PER_PEER);
     let mut number = 0;
@@ -40,14 +41,21 @@ pub(super) async fn accept(links: Links, lab: PeerId, driver: mpsc::Sender<Comma
             continue;
         };
         number += 1;
-        tokio::spawn(serve(peer, stream, place, number, lab.clone(), driver.clone()));
+        tokio::spawn(serve(peer, stream, place, number, members.clone(), driver.clone()));
     }
 }
 
-async fn serve(peer: PeerId, stream: Stream, place: Place, session: u64, lab: PeerId, driver: mpsc::Sender<Command>) {
+async fn serve(
+    peer: PeerId,
+    stream: Stream,
+    place: Place,
+    session: u64,
+    members: Members,
+    driver: mpsc::Sender<Command>,
+) {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(64 << 10, reader);
-    let hello = match tokio::time::timeout(HELLO_TIMEOUT, hello(&mut reader, &peer, &lab)).await {
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, hello(&mut reader, &peer, &members)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(reason)) => {
             tracing::warn!(%peer, reason, "refused a session");
@@ -66,19 +74,26 @@ async fn serve(peer: PeerId, stream: Stream, place: Place, session: u64, lab: Pe
     if driver.send(Command::Hello { from: peer.clone(), session, hello: Box::new(hello), outbox }).await.is_err() {
         return;
     }
-    loop {
-        match framed::read::<ToOrchestrator>(&mut reader, MAX_MESSAGE_SIZE).await {
-            Ok(Some(message)) => {
-                if driver.send(Command::Message { from: peer.clone(), session, message }).await.is_err() {
+    let reading = async {
+        loop {
+            match framed::read::<ToOrchestrator>(&mut reader, MAX_MESSAGE_SIZE).await {
+                Ok(Some(message)) => {
+                    if driver.send(Command::Message { from: peer.clone(), session, message }).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "a session broke");
                     break;
                 }
             }
-            Ok(None) => break,
-            Err(error) => {
-                tracing::debug!(%peer, %error, "a session broke");
-                break;
-            }
         }
+    };
+    tokio::select! {
+        () = reading => {}
+        // It comes back, and is turned away with the reason.
+        () = members.revoked(&peer) => tracing::warn!(%peer, "cut the session of a member that was revoked"),
     }
     let _ended = driver.send(Command::Gone { from: peer, session }).await;
     writing.abort();
@@ -88,16 +103,13 @@ async fn serve(peer: PeerId, stream: Stream, place: Place, session: u64, lab: Pe
 async fn hello(
     reader: &mut BufReader<tokio::io::ReadHalf<Stream>>,
     peer: &PeerId,
-    lab: &PeerId,
+    members: &Members,
 ) -> Result<Hello, String> {
     match framed::expect(reader, MAX_MESSAGE_SIZE).await.map_err(|e| e.to_string())? {
-        ToOrchestrator::Hello(hello) => {
-            iptl_trust::check_token(&hello.token, lab, peer, clock::wall()).map_err(|e| e.to_string())?;
-            match hello.token.body.role {
-                Role::Lablet | Role::Orchestrator => Ok(hello),
-                Role::Developer => Err("a developer's membership lends no machine".to_owned()),
-            }
-        }
+        ToOrchestrator::Hello(hello) => match members.admit(peer, &hello.token)? {
+            Role::Lablet | Role::Orchestrator => Ok(hello),
+            Role::Developer => Err("a developer's membership lends no machine".to_owned()),
+        },
         _ => Err("the first message is not hello".to_owned()),
     }
 }

@@ -119,6 +119,11 @@ impl TicketBook {
         self.entries.retain(|entry| entry.expires >= before);
     }
 
+    /// Forgets the tickets that `user` has joined by: it cannot come back by them.
+    pub fn forget_used_by(&mut self, user: &PeerId) {
+        self.entries.retain(|entry| entry.used.as_ref() != Some(user));
+    }
+
     /// Returns how many tickets can still be used at `now`.
     pub fn open(&self, now: WallTime) -> usize {
         self.entries.iter().filter(|entry| entry.used.is_none() && now < entry.expires).count()

@@ -3,7 +3,7 @@
 use iptl_dag::PeerId;
 use iptl_dag::model::Signed;
 use iptl_wire::WallTime;
-use iptl_wire::lab::{Certificate, MemberToken, Role};
+use iptl_wire::lab::{Certificate, MAX_REVOKED, MemberToken, Revocations, Revoked, Role};
 
 use crate::keys::{Keypair, SignatureError, sign, verify_by};
 
@@ -42,8 +42,16 @@ pub enum MembershipError {
 }
 
 /// Makes `orchestrator` an orchestrator of the lab whose key this is.
-pub fn issue_certificate(lab: &Keypair, orchestrator: PeerId, name: String, expires: WallTime) -> Signed<Certificate> {
-    sign(lab, Certificate { lab: lab.peer().clone(), orchestrator, name, expires })
+///
+/// In a `private` lab, what members keep is for members alone until they share it.
+pub fn issue_certificate(
+    lab: &Keypair,
+    orchestrator: PeerId,
+    name: String,
+    expires: WallTime,
+    private: bool,
+) -> Signed<Certificate> {
+    sign(lab, Certificate { lab: lab.peer().clone(), orchestrator, name, expires, private })
 }
 
 /// Checks that `lab` says at `now` that `orchestrator` is an orchestrator of it.
@@ -74,6 +82,26 @@ pub fn check_token(
     let body = &token.body;
     check(&body.lab, lab, &body.member, member, body.expires, now)?;
     Ok(body.role)
+}
+
+/// Makes the list of the peers that are members of the lab no more.
+///
+/// # Panics
+///
+/// Panics where there are more than [`MAX_REVOKED`]: whoever keeps the list leaves out those whose tokens have lapsed, and
+/// refuses to make it longer.
+pub fn issue_revocations(lab: &Keypair, serial: u64, revoked: Vec<Revoked>) -> Signed<Revocations> {
+    assert!(revoked.len() <= MAX_REVOKED, "{} revoked members", revoked.len());
+    sign(lab, Revocations { lab: lab.peer().clone(), serial, revoked })
+}
+
+/// Checks that a list of revocations is `lab`'s.
+pub fn check_revocations(list: &Signed<Revocations>, lab: &PeerId) -> Result<(), MembershipError> {
+    verify_by(list, lab)?;
+    match list.body.lab == *lab {
+        true => Ok(()),
+        false => Err(MembershipError::OtherLab { lab: list.body.lab.clone() }),
+    }
 }
 
 /// Checks a token as [`check_token`] does, and that it gives the role that is needed.

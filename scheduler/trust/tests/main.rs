@@ -6,10 +6,11 @@ use iptl_dag::model::signed::{Signable, Signed};
 use iptl_dag::{PeerId, codec};
 use iptl_trust::{
     Keypair, MembershipError, RedeemError, Secret, SignatureError, Ticket, TicketBook, TicketError, check_certificate,
-    check_role, check_token, issue_certificate, issue_token, sign, verified, verify, verify_by,
+    check_revocations, check_role, check_token, issue_certificate, issue_revocations, issue_token, sign, verified,
+    verify, verify_by,
 };
 use iptl_wire::WallTime;
-use iptl_wire::lab::{Certificate, MemberToken, Role};
+use iptl_wire::lab::{Certificate, MemberToken, Revocations, Revoked, Role};
 use iptl_wire::offer::Offer;
 use iptl_wire::session::Grant;
 use serde::Serialize;
@@ -81,6 +82,7 @@ fn every_domain_of_the_lab_is_its_own() {
         MemberToken::DOMAIN,
         Offer::DOMAIN,
         Receipt::DOMAIN,
+        Revocations::DOMAIN,
     ];
     for (n, one) in domains.iter().enumerate() {
         assert!(one.starts_with("iptl/") && one.ends_with("/1") && !one.contains('\0'), "{one}");
@@ -91,7 +93,7 @@ fn every_domain_of_the_lab_is_its_own() {
     }
     let token = issue_token(&key(1), peer(2), Role::Lablet, LATER);
     let forged = Signed {
-        body: Certificate { lab: peer(1), orchestrator: peer(2), name: String::new(), expires: LATER },
+        body: Certificate { lab: peer(1), orchestrator: peer(2), name: String::new(), expires: LATER, private: false },
         signer: token.signer,
         signature: token.signature,
     };
@@ -234,11 +236,33 @@ fn tokens_hold_for_their_lab_member_time_and_role() {
 
 #[test]
 fn certificates_hold_for_their_lab_orchestrator_and_time() {
-    let certificate = issue_certificate(&key(1), peer(2), "lab".into(), LATER);
+    let certificate = issue_certificate(&key(1), peer(2), "lab".into(), LATER, false);
     assert_eq!(check_certificate(&certificate, &peer(1), &peer(2), NOW), Ok(()));
     for (lab, orchestrator, now) in [(3, 2, NOW), (1, 3, NOW), (1, 2, LATER)] {
         assert!(check_certificate(&certificate, &peer(lab), &peer(orchestrator), now).is_err());
     }
+}
+
+#[test]
+fn revocations_hold_for_their_lab() {
+    let list = issue_revocations(&key(1), 3, vec![Revoked { peer: peer(2), until: LATER }]);
+    assert_eq!(check_revocations(&list, &peer(1)), Ok(()));
+    assert!(check_revocations(&list, &peer(9)).is_err());
+    let emptied = Signed { body: Revocations { revoked: Vec::new(), ..list.body.clone() }, ..list.clone() };
+    assert!(matches!(check_revocations(&emptied, &peer(1)), Err(MembershipError::Signature(_))));
+    // A lab that speaks for another.
+    let foreign = sign(&key(9), list.body);
+    assert_eq!(check_revocations(&foreign, &peer(9)), Err(MembershipError::OtherLab { lab: peer(1) }));
+}
+
+#[test]
+fn whose_ticket_is_forgotten_cannot_come_back_by_it() {
+    let mut book = TicketBook::new(peer(1));
+    let [used, other] = [1, 2].map(|n| book.mint(Secret::new([n; 16]), Role::Lablet, LATER, peer(2), vec![]));
+    book.redeem(&peer(1), used.secret.as_bytes(), &peer(3), NOW).unwrap();
+    book.forget_used_by(&peer(3));
+    assert_eq!(book.redeem(&peer(1), used.secret.as_bytes(), &peer(3), NOW), Err(RedeemError::Unknown));
+    assert_eq!(book.redeem(&peer(1), other.secret.as_bytes(), &peer(3), NOW), Ok(Role::Lablet));
 }
 
 #[test]

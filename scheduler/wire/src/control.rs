@@ -35,6 +35,20 @@ pub enum Request {
         kind: String,
         /// Name for lists.
         name: String,
+        /// Whether strangers may read it. None leaves it as it is where it was pinned before, and is what the lab does
+        /// where not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        public: Option<bool>,
+    },
+    /// Lets strangers read what a root leads to; pins it. Answer: `Shared`, then `End`.
+    Share {
+        /// Root.
+        root: Cid,
+    },
+    /// Lets only members read what a root leads to; it stays pinned. Answer: `Shared`, then `End`.
+    Unshare {
+        /// Root.
+        root: Cid,
     },
     /// Executes a run whose blocks the node has or can fetch. Answer: `Submitted`, then `End`.
     Submit {
@@ -127,6 +141,9 @@ pub enum Request {
         name: String,
         /// Everybody who asks is let in.
         open: bool,
+        /// What members keep is for members alone, until they share it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        private: bool,
     },
     /// Makes a ticket. Answer: `Ticket`, then `End`.
     Invite {
@@ -146,6 +163,11 @@ pub enum Request {
     },
     /// Lets a peer in that asked. Answer: `End`.
     Approve {
+        /// Peer.
+        peer: PeerId,
+    },
+    /// Takes a member's membership away. Answer: `End`.
+    Revoke {
         /// Peer.
         peer: PeerId,
     },
@@ -226,6 +248,15 @@ pub enum Reply {
     Resolved {
         /// The CID.
         cid: Cid,
+    },
+    /// A root is for everybody, or for members alone.
+    Shared {
+        /// Blocks that strangers may read now and could not before.
+        blocks: u64,
+        /// Blocks under it that are not here: what is below them is shared when the root is shared again.
+        missing: u64,
+        /// Strangers may read it all the same, under another root.
+        still_public: bool,
     },
     /// A fetch goes on.
     Progress(FetchProgress),

@@ -46,6 +46,9 @@ pub struct Certificate {
     pub name: String,
     /// When it lapses.
     pub expires: WallTime,
+    /// What members keep is for members alone, until they share it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub private: bool,
 }
 
 impl Signable for Certificate {
@@ -68,6 +71,77 @@ pub struct MemberToken {
 
 impl Signable for MemberToken {
     const DOMAIN: &'static str = "iptl/member/1";
+}
+
+/// The lab's word that peers are members no more, whatever token they show.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocations {
+    /// The lab; it signs.
+    pub lab: PeerId,
+    /// A list with a higher one replaces this one.
+    pub serial: u64,
+    /// The peers.
+    pub revoked: Vec<Revoked>,
+}
+
+impl Signable for Revocations {
+    const DOMAIN: &'static str = "iptl/revocations/1";
+}
+
+/// A peer that is a member no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoked {
+    /// The peer.
+    pub peer: PeerId,
+    /// When the last token that it may have lapses.
+    pub until: WallTime,
+}
+
+/// Protocol ID of the stream on which members make themselves known to one another.
+pub const MEMBER_PROTOCOL: &str = "/iptl/member/1";
+
+/// Most peers of a list of revocations.
+pub const MAX_REVOKED: usize = 4096;
+
+/// Largest message of a member stream, in bytes: a whole list of revocations.
+pub const MAX_MEMBER_SIZE: usize = 512 << 10;
+
+/// What who opens a member stream says: who it is, and then perhaps the list of revocations that the other lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Introduction {
+    /// Always the first.
+    Member {
+        /// Its membership.
+        token: Signed<MemberToken>,
+        /// Serial of its list of revocations; zero where it has none.
+        serial: u64,
+    },
+    /// Said where the answer has shown an older serial.
+    Revocations(Signed<Revocations>),
+}
+
+/// What is answered to an [`Introduction`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum IntroductionAnswer {
+    /// It counts as a member from now on.
+    Known {
+        /// Membership of who answers.
+        token: Signed<MemberToken>,
+        /// Serial of its list of revocations.
+        serial: u64,
+        /// That list, where it is newer than the asker's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        revocations: Option<Signed<Revocations>>,
+    },
+    /// It is a stranger.
+    Unknown {
+        /// For people.
+        reason: String,
+    },
 }
 
 /// First message of a join stream.

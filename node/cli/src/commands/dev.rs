@@ -95,7 +95,7 @@ async fn up(ctx: &Context, args: UpArgs) -> Result {
     let client = ctx.waiting("starting the orchestrator", start(&orchestrator, &[], &flags)).await?;
     let mut status = status::ask(&client).await?;
     if status.lab.is_none() {
-        client.call_all(Request::LabInit { name: "dev".to_owned(), open: false }).await?;
+        client.call_all(Request::LabInit { name: "dev".to_owned(), open: false, private: false }).await?;
         status = status::ask(&client).await?;
     }
     std::fs::write(base.join(STATE_FILE), json!({"schema": "iptl.dev-state/1", "lablets": args.n}).to_string())?;

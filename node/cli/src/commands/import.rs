@@ -41,7 +41,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         stem.map_or("car".to_owned(), |stem| stem.to_string_lossy().into_owned())
     });
     for root in &imported.roots {
-        let request = Request::Publish { root: *root, kind: "data".to_owned(), name: name.clone() };
+        let request = Request::Publish { root: *root, kind: "data".to_owned(), name: name.clone(), public: None };
         ctx.waiting("announcing", client.call_all(request)).await?;
     }
     ctx.say(format!("  import   {}, {}", ui::count(imported.blocks, "block"), ui::bytes(imported.bytes)));

@@ -1,9 +1,9 @@
-//! `iptl lab`: makes a lab and lets peers in.
+//! `iptl lab`: makes a lab, lets peers in and takes memberships away.
 
 use iptl_wire::control::Request;
 use serde_json::json;
 
-use super::{approve, status};
+use super::{approve, revoke, status};
 use crate::context::Context;
 use crate::exit::{Exit, Result};
 use crate::node;
@@ -15,11 +15,14 @@ pub enum Command {
     Init(InitArgs),
     /// Let a peer in that asked to join
     Approve(approve::Args),
+    /// Take a member's membership away
+    Revoke(revoke::Args),
 }
 
 /// Makes a lab; the node of this home becomes its orchestrator.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  iptl lab init --name homelab\n  iptl lab init --name class --open")]
+#[command(after_help = "Examples:\n  iptl lab init --name homelab\n  iptl lab init --name class --open\n  iptl lab \
+                  init --name secret --private")]
 pub struct InitArgs {
     /// Name for people
     #[arg(long, default_value = "lab")]
@@ -27,18 +30,22 @@ pub struct InitArgs {
     /// Let everybody in who asks
     #[arg(long)]
     open: bool,
+    /// Keep what members publish, and results, for members alone, until somebody runs `iptl share`
+    #[arg(long)]
+    private: bool,
 }
 
 pub async fn run(ctx: &Context, command: Command) -> Result {
     match command {
         Command::Init(args) => init(ctx, args).await,
         Command::Approve(args) => approve::run(ctx, args).await,
+        Command::Revoke(args) => revoke::run(ctx, args).await,
     }
 }
 
 async fn init(ctx: &Context, args: InitArgs) -> Result {
     let client = node::reach(ctx).await?;
-    let request = Request::LabInit { name: args.name.clone(), open: args.open };
+    let request = Request::LabInit { name: args.name.clone(), open: args.open, private: args.private };
     ctx.waiting("making the lab", client.call_all(request)).await?;
     let status = status::ask(&client).await?;
     let lab = status.lab.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -46,7 +53,8 @@ async fn init(ctx: &Context, args: InitArgs) -> Result {
         ctx.answer_json(
             "lab",
             json!({
-                "lab": lab, "name": args.name, "open": args.open, "orchestrator": status.peer.to_string(),
+                "lab": lab, "name": args.name, "open": args.open, "private": args.private,
+                "orchestrator": status.peer.to_string(),
                 "addrs": status.addrs, "home": ctx.home().display().to_string(),
             }),
         );

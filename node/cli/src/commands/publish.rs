@@ -56,6 +56,12 @@ pub struct Args {
     /// Take the workloads of a plan as they are
     #[arg(long)]
     no_build: bool,
+    /// Let only members of the lab read it
+    #[arg(long, conflicts_with = "public")]
+    private: bool,
+    /// Let everybody read it, in a private lab too
+    #[arg(long)]
+    public: bool,
     #[command(flatten)]
     form: Form,
 }
@@ -142,7 +148,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     let client = node::reach(ctx).await?;
     let store = RemoteStore::new(client.clone());
     let root = import(ctx, &args, &subject, &store, Some(&client)).await?;
-    let request = Request::Publish { root: root.cid, kind: args.kind.word().to_owned(), name: root.name.clone() };
+    let public = match (args.private, args.public) {
+        (true, _) => Some(false),
+        (false, true) => Some(true),
+        (false, false) => None,
+    };
+    let kind = args.kind.word().to_owned();
+    let request = Request::Publish { root: root.cid, kind, name: root.name.clone(), public };
     ctx.waiting("announcing", client.call_all(request)).await?;
     ctx.say(format!("  import   {}, {}", ui::count(root.blocks, "block"), ui::bytes(root.bytes)));
     answer(ctx, &args, &root)

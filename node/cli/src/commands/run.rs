@@ -114,7 +114,8 @@ async fn from_source(ctx: &Context, client: &Client, args: &Args, source: &plan:
     let manifest = &source.manifest;
     ctx.say(format!("plan      {}  {} {}", ui::short(&made.cid), manifest.name, manifest.version));
     tracing::debug!(blocks = made.blocks, bytes = made.bytes, has = check::summary(source), "imported");
-    let request = Request::Publish { root: made.cid, kind: "plan".to_owned(), name: manifest.name.clone() };
+    let request =
+        Request::Publish { root: made.cid, kind: "plan".to_owned(), name: manifest.name.clone(), public: None };
     ctx.waiting("announcing the plan", client.call_all(request)).await?;
     make(client, args, &made.plan, made.cid, &made.workloads).await
 }

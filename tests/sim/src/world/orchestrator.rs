@@ -175,6 +175,7 @@ impl World {
             orchestrator: signer.clone(),
             name: "sim".into(),
             expires: WallTime(u64::MAX),
+            private: false,
         };
         let offers = offers.into_iter().map(|body| Signed { body, signer: signer.clone(), signature: Vec::new() });
         let welcome = Welcome {
