@@ -12,6 +12,7 @@ mod threshold;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use iptl_dag::Cid;
 use iptl_dag::model::{Case, Plan};
@@ -103,11 +104,23 @@ pub fn parse(source: &str, file: &str) -> Result<Manifest, Vec<Diagnostic>> {
         }
     }
     let manifest = if broken { None } else { read(&mut sink, &table, file) };
+    for diagnostic in &mut sink.found {
+        let related = diagnostic.related.iter_mut().map(|related| &mut related.span);
+        related.chain([&mut diagnostic.span]).for_each(|span| *span = within(source, span));
+    }
     sink.found.sort_by(|a, b| (a.span.start, a.code).cmp(&(b.span.start, b.code)));
     match manifest {
         Some(manifest) if sink.found.is_empty() => Ok(manifest),
         _ => Err(sink.found),
     }
+}
+
+/// Returns what of a span is in the source, from one character to another: the end of a file, and the start of an empty
+/// one, are places too.
+fn within(source: &str, span: &Range<usize>) -> Range<usize> {
+    let start = source.floor_char_boundary(span.start.min(source.len()));
+    let end = source.ceil_char_boundary(span.end.min(source.len()));
+    start..end.max(start)
 }
 
 /// Reads the document; none where a part is missing without which there is no plan (which is then noted).

@@ -263,3 +263,18 @@ fn mistakes_in_the_settings_of_containers_are_found() {
         assert!(mistakes.iter().any(|mistake| mistake.code == code), "{to}: {mistakes:?}");
     }
 }
+
+/// An excerpt of what is not there, or of half a letter, cannot be shown.
+#[test]
+fn mistakes_stand_at_places_in_the_text() {
+    for text in ["", "ä", "ä = [", "plan", "[plan]\nname = \"ä\"", "\u{feff}", "é=1\né=2"] {
+        let mistakes = parse(text, "plan.toml").expect_err(text);
+        for mistake in mistakes {
+            let spans = mistake.related.iter().map(|related| &related.span).chain([&mistake.span]);
+            for span in spans {
+                assert!(text.get(span.clone()).is_some(), "{span:?} of {text:?}");
+            }
+            assert!(mistake.render("plan.toml", text).contains(mistake.code));
+        }
+    }
+}

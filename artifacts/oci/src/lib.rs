@@ -20,6 +20,7 @@ mod layer;
 mod limits;
 mod out;
 mod pages;
+pub mod probe;
 mod read;
 mod rebuild;
 mod tar;

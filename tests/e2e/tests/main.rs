@@ -12,4 +12,5 @@ mod exec;
 mod first_light;
 mod lifecycle;
 mod manuals;
+mod sharing;
 mod top;

@@ -27,8 +27,21 @@ pub static TARGETS: &[Target] = &[
     Target { name: "dag-cbor", run: targets::codecs::dag_cbor, max_len: 4096 },
     Target { name: "dag-json", run: targets::codecs::dag_json, max_len: 4096 },
     Target { name: "dag-pb", run: targets::codecs::dag_pb, max_len: 4096 },
+    Target { name: "unixfs", run: targets::unixfs::unixfs, max_len: 4096 },
+    Target { name: "hamt", run: targets::unixfs::hamt, max_len: 1024 },
+    Target { name: "path", run: targets::unixfs::path, max_len: 2048 },
     Target { name: "car", run: targets::car::car, max_len: 8192 },
     Target { name: "bitswap", run: targets::bitswap::bitswap, max_len: 4096 },
+    Target { name: "wire", run: targets::wire::wire, max_len: 4096 },
+    Target { name: "ticket", run: targets::wire::ticket, max_len: 1024 },
+    Target { name: "manifest", run: targets::plans::manifest, max_len: 4096 },
+    Target { name: "network", run: targets::networks::network, max_len: 2048 },
+    Target { name: "packet", run: targets::networks::packet, max_len: 2048 },
+    Target { name: "ip", run: targets::networks::ip, max_len: 2048 },
+    Target { name: "oci-layer", run: targets::images::layer, max_len: 16_384 },
+    Target { name: "oci-page", run: targets::images::page, max_len: 4096 },
+    Target { name: "testground", run: targets::instances::conversation, max_len: 4096 },
+    Target { name: "testground-output", run: targets::instances::output, max_len: 4096 },
 ];
 
 /// Returns the target of a name.

@@ -71,7 +71,19 @@ const EDGES: &[(&str, &[&str])] = &[
     ("iptl-sim", &["iptl-dag", "iptl-labnet", "iptl-result", "iptl-scheduler", "iptl-sync", "iptl-trust", "iptl-wire"]),
     ("iptl-e2e", &["iptl-dag", "iptl-wire"]),
     // One target for each decoder of what strangers send. None of the heavy crates: a build for each change is the point.
-    ("iptl-fuzz", &["iptl-bitswap", "iptl-dag"]),
+    (
+        "iptl-fuzz",
+        &[
+            "iptl-artifacts-oci",
+            "iptl-bitswap",
+            "iptl-dag",
+            "iptl-labnet",
+            "iptl-plans",
+            "iptl-testground",
+            "iptl-trust",
+            "iptl-wire",
+        ],
+    ),
     (
         "iptl-bench",
         &[
