@@ -109,6 +109,25 @@ pub enum CompileError {
 /// A day, in microseconds: longer than any link's time.
 const MAX_TIME_US: u64 = 24 * 3_600 * 1_000_000;
 
+/// Makes the network of a run that describes none: clean links between all instances, each of which has its address
+/// of the directory.
+///
+/// # Errors
+///
+/// Returns an error where there are more instances than addresses.
+pub fn clean(groups: &BTreeMap<String, u32>) -> Result<Compiled, CompileError> {
+    let directory = Directory::new(groups)?;
+    let (mut topology, mut nodes) = (Topology::new(vec![vec![0]])?, BTreeMap::new());
+    for (group, size) in groups {
+        for instance in InstanceId::range(group, 0, *size) {
+            let Some(addr) = directory.addr(&instance) else { continue };
+            let node = topology.add_node(RealmId::PUBLIC, addr, None, Access::default())?;
+            nodes.insert(instance, node);
+        }
+    }
+    Ok(Compiled { topology, nodes })
+}
+
 /// Makes the network of a run. `groups` has the size of each group, `seed` is the run's.
 ///
 /// # Errors

@@ -5,11 +5,20 @@
 //! ([`poll_timeout`](Engine::poll_timeout)) and what is to be delivered ([`poll_output`](Engine::poll_output)). Same
 //! inputs at same times have same outputs.
 //!
+//! Packets may come as systems hand them down to network cards, many in one: see [`Offload`](crate::Offload). Such a
+//! packet passes whole where nothing looks at packets one by one, and is cut where a link does.
+//!
+//! Nodes may be [elsewhere](Engine::set_away): an engine of the same topology on another machine has them. What is for
+//! them leaves between the regions ([`poll_away`](Engine::poll_away)), and what they send comes in there
+//! ([`handle_away`](Engine::handle_away)), held back for what is left of the delay.
+//!
 //! A packet goes from its node up a link into the node's realm, out through gateways as far as it has to, across to the
 //! region of who has its destination, and in again. Each step happens at the time that the links before it ask for,
 //! even if the engine is told late, so that lateness does not add up. `line.rs` has a link with what is under way on
-//! it, `route.rs` the steps from link to link, `stats.rs` what is counted.
+//! it, `route.rs` the steps from link to link, `away.rs` what leaves and comes in between regions, `stats.rs` what is
+//! counted.
 
+mod away;
 mod line;
 mod route;
 mod stats;
@@ -19,16 +28,21 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::draw::mix;
-use crate::ip::Header;
+use crate::ip::{Header, IpError, OFFLOAD_SIZE, Offload};
 use crate::link::{Fate, LinkConfig};
 use crate::nat::Nat;
 use crate::topology::{Entity, GatewayId, NodeId, Topology};
 
+pub use away::Away;
 use line::{Flight, Held, Line};
 pub use stats::{EngineStats, Lateness, LinkStats};
 
-/// Buffers kept for further packets.
-const MAX_SPARE: usize = 1024;
+/// Bytes of a small buffer: a packet of Ethernet with room for what it grows by. Large ones would waste memory on the
+/// small packets that are under way.
+const SMALL: usize = 2048;
+
+/// Buffers kept for further packets: small ones, and others.
+const MAX_SPARE: [usize; 2] = [4096, 64];
 
 /// Settings of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +76,10 @@ pub struct Output {
     pub node: NodeId,
     /// The packet.
     pub bytes: Vec<u8>,
+    /// Its head.
+    pub header: Header,
+    /// What is still to be done to it.
+    pub offload: Offload,
     /// When it was to arrive, in nanoseconds.
     pub due_ns: u64,
 }
@@ -104,7 +122,11 @@ pub struct Engine {
     order: u64,
     held_bytes: u64,
     outputs: VecDeque<Output>,
-    spare: Vec<Vec<u8>>,
+    away: Vec<bool>,
+    /// For each gateway the first node behind it.
+    behind: Vec<Option<usize>>,
+    leaving: VecDeque<Away>,
+    spare: [Vec<Vec<u8>>; 2],
     stats: EngineStats,
     lateness: Lateness,
 }
@@ -136,12 +158,15 @@ impl Engine {
             heads: BinaryHeap::new(),
             node_sides: vec![None; topology.nodes.len()],
             gateway_sides: vec![None; topology.gateways.len()],
+            away: vec![false; topology.nodes.len()],
+            behind: away::behind(&topology),
+            leaving: VecDeque::new(),
             topology,
             now_ns: 0,
             order: 0,
             held_bytes: 0,
             outputs: VecDeque::new(),
-            spare: Vec::new(),
+            spare: [Vec::new(), Vec::new()],
             stats: EngineStats::default(),
             lateness: Lateness::default(),
         }
@@ -151,16 +176,33 @@ impl Engine {
     ///
     /// Time does not go back: an earlier time than one told before is taken as that.
     pub fn handle_packet(&mut self, now_ns: u64, node: NodeId, bytes: Vec<u8>) {
+        self.handle(now_ns, node, bytes, |_, _| Ok(Offload::default()));
+    }
+
+    /// Takes a packet with the description that a TUN device puts before it.
+    pub fn handle_offloaded(&mut self, now_ns: u64, node: NodeId, bytes: Vec<u8>, description: [u8; OFFLOAD_SIZE]) {
+        self.handle(now_ns, node, bytes, |bytes, header| Offload::decode(description, bytes, header));
+    }
+
+    fn handle(
+        &mut self,
+        now_ns: u64,
+        node: NodeId,
+        bytes: Vec<u8>,
+        offload: impl FnOnce(&[u8], &Header) -> Result<Offload, IpError>,
+    ) {
         self.handle_timeout(now_ns);
         self.stats.received += 1;
         let Some(sender) = self.topology.nodes.get(node.0) else {
             self.stats.spoofed += 1;
             return self.recycle(bytes);
         };
-        let Ok(header) = Header::parse(&bytes) else {
+        let parsed = Header::parse(&bytes).and_then(|header| offload(&bytes, &header).map(|offload| (header, offload)));
+        let Ok((mut header, offload)) = parsed else {
             self.stats.malformed += 1;
             return self.recycle(bytes);
         };
+        header.partial = offload.checksum.is_some();
         let own = match header.src {
             IpAddr::V4(src) => src == sender.v4,
             IpAddr::V6(src) => Some(src) == sender.v6,
@@ -169,8 +211,10 @@ impl Engine {
             self.stats.spoofed += 1;
             return self.recycle(bytes);
         }
-        let mut flight = Flight { bytes, header, origin: Some(node.0) };
+        let mut flight = Flight { bytes, header, offload, origin: Some(node.0) };
         flight.bytes.truncate(header.len);
+        // Many in one are many.
+        self.stats.received += flight.on_the_wire().0 - 1;
         self.offer(self.now_ns, self.up(Entity::Node(node.0)), flight);
     }
 
@@ -190,11 +234,12 @@ impl Engine {
                 self.heads.push(Reverse((at_ns, order, line)));
             }
             self.held_bytes -= held.flight.bytes.len() as u64;
+            let (packets, bytes) = held.flight.on_the_wire();
             let stats = &mut self.lines[line].stats;
-            stats.delivered += 1;
-            stats.delivered_bytes += held.flight.bytes.len() as u64;
-            stats.asked_ns += at_ns - held.from_ns;
-            stats.measured_ns += self.now_ns - held.from_ns;
+            stats.delivered += packets;
+            stats.delivered_bytes += bytes;
+            stats.asked_ns += packets * (at_ns - held.from_ns);
+            stats.measured_ns += packets * (self.now_ns - held.from_ns);
             self.lateness.note(self.now_ns - at_ns);
             self.leave(at_ns, line, held.flight);
         }
@@ -210,17 +255,24 @@ impl Engine {
         self.outputs.pop_front()
     }
 
-    /// Returns an empty buffer, one of those given back if there are any.
-    pub fn buffer(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_default()
+    /// Returns an empty buffer for this many bytes, one of those given back if there are any.
+    pub fn buffer(&mut self, size: usize) -> Vec<u8> {
+        let class = usize::from(size > SMALL);
+        self.spare[class].pop().unwrap_or_else(|| Vec::with_capacity(if class == 0 { SMALL } else { size }))
     }
 
     /// Gives back the buffer of a packet, to be used for another.
     pub fn recycle(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < MAX_SPARE {
+        let class = usize::from(buffer.capacity() > SMALL);
+        if self.spare[class].len() < MAX_SPARE[class] && buffer.capacity() > 0 {
             buffer.clear();
-            self.spare.push(buffer);
+            self.spare[class].push(buffer);
         }
+    }
+
+    /// Returns the network.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     /// Changes what a link does to packets from now on; returns whether there is such a link.
@@ -313,18 +365,25 @@ impl Engine {
 
     /// Puts a packet on a line.
     fn offer(&mut self, now_ns: u64, line: usize, mut flight: Flight) {
+        if flight.offload.segment.is_some() && self.lines[line].link.config().is_per_packet() {
+            for flight in self.split(flight) {
+                self.offer(now_ns, line, flight);
+            }
+            return;
+        }
         let len = flight.bytes.len();
+        let (packets, bytes) = flight.on_the_wire();
         let held = &mut self.lines[line];
-        held.stats.offered += 1;
-        held.stats.offered_bytes += len as u64;
+        held.stats.offered += packets;
+        held.stats.offered_bytes += bytes;
         if held.is_open() {
-            held.stats.delivered += 1;
-            held.stats.delivered_bytes += len as u64;
+            held.stats.delivered += packets;
+            held.stats.delivered_bytes += bytes;
             return self.leave(now_ns, line, flight);
         }
         let (at_ns, copy_at_ns, turned_bit) = match held.link.offer(now_ns, len) {
             Fate::Lost => {
-                held.stats.lost += 1;
+                held.stats.lost += packets;
                 return self.recycle(flight.bytes);
             }
             Fate::Overflow => {
@@ -335,6 +394,8 @@ impl Engine {
         };
         if let Some(bit) = turned_bit {
             held.stats.corrupted += 1;
+            // Who is to complete a checksum would make the wrong bit right.
+            flight.offload.complete(&mut flight.bytes, &mut flight.header);
             turn(&mut flight.bytes, bit);
             match Header::parse(&flight.bytes) {
                 Ok(header) => {
@@ -348,9 +409,7 @@ impl Engine {
             }
         }
         if let Some(copy_at_ns) = copy_at_ns {
-            let mut bytes = self.buffer();
-            bytes.extend_from_slice(&flight.bytes);
-            let copy = Flight { bytes, header: flight.header, origin: flight.origin };
+            let copy = self.copy(&flight);
             self.lines[line].stats.duplicated += 1;
             self.hold(now_ns, at_ns, line, flight);
             self.hold(now_ns, copy_at_ns, line, copy);
@@ -359,10 +418,29 @@ impl Engine {
         }
     }
 
+    /// Cuts a packet into those on the wire.
+    fn split(&mut self, flight: Flight) -> Vec<Flight> {
+        let Flight { bytes, header, offload, origin } = flight;
+        let parts = offload.split(&bytes, &header, |size| self.buffer(size));
+        self.recycle(bytes);
+        let offload = Offload { segment: None, ..offload };
+        let parts = parts.into_iter().filter_map(|bytes| {
+            let header = Header { partial: header.partial, ..Header::parse(&bytes).ok()? };
+            Some(Flight { bytes, header, offload, origin })
+        });
+        parts.collect()
+    }
+
+    fn copy(&mut self, flight: &Flight) -> Flight {
+        let mut bytes = self.buffer(flight.bytes.len());
+        bytes.extend_from_slice(&flight.bytes);
+        Flight { bytes, ..*flight }
+    }
+
     fn hold(&mut self, from_ns: u64, at_ns: u64, line: usize, flight: Flight) {
         let len = flight.bytes.len() as u64;
         if self.held_bytes.saturating_add(len) > self.config.max_held_bytes {
-            self.lines[line].stats.dropped_by_lab += 1;
+            self.lines[line].stats.dropped_by_lab += flight.on_the_wire().0;
             return self.recycle(flight.bytes);
         }
         self.held_bytes += len;

@@ -1,18 +1,21 @@
 //! IP packets as bytes: what stands in their heads, and how it is changed.
 //!
 //! [`Header::parse`] reads the head of an IPv4 or IPv6 packet and its transport; `patch.rs` changes addresses, ports
-//! and hop limits with their checksums; `icmp.rs` makes errors; `fragment.rs` cuts packets that are too large.
+//! and hop limits with their checksums; `icmp.rs` makes errors; `fragment.rs` cuts packets that are too large;
+//! `offload.rs` does what a network card would do.
 //! Whatever the bytes, nothing here panics, and nothing is written outside the packet.
 
 pub(crate) mod checksum;
 mod fragment;
 mod icmp;
+mod offload;
 mod patch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use fragment::fragments;
 pub use icmp::{IcmpError, embedded};
+pub use offload::{OFFLOAD_SIZE, Offload};
 pub(crate) use patch::{End, finish_icmp, lower_hop_limit, set_end};
 
 /// Protocol numbers.
@@ -50,6 +53,8 @@ pub struct Header {
     pub transport_at: usize,
     /// What the transport's head says.
     pub transport: Transport,
+    /// Whether the transport's checksum is only the sum over addresses, protocol and length so far: see [`Offload`].
+    pub partial: bool,
 }
 
 /// Which part of a packet a fragment is.
@@ -188,6 +193,7 @@ fn parse_v4(bytes: &[u8]) -> Option<Header> {
         protocol,
         transport_at: head.len(),
         transport: if offset == 0 { transport(bytes, head.len(), len, protocol) } else { Transport::Other },
+        partial: false,
     })
 }
 
@@ -226,6 +232,7 @@ fn parse_v6(bytes: &[u8]) -> Option<Header> {
                     protocol,
                     transport_at: at,
                     transport,
+                    partial: false,
                 });
             }
         };
@@ -250,6 +257,7 @@ fn parse_v6(bytes: &[u8]) -> Option<Header> {
         protocol,
         transport_at: at,
         transport: Transport::Other,
+        partial: false,
     })
 }
 

@@ -24,10 +24,10 @@ mod packet;
 mod switch;
 mod topology;
 
-pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, compile};
+pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError};
-pub use engine::{Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
-pub use ip::{Fragment, Header, IcmpError, IpError, Transport, embedded, fragments};
+pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
+pub use ip::{Fragment, Header, IcmpError, IpError, OFFLOAD_SIZE, Offload, Transport, embedded, fragments};
 pub use link::{Fate, Jitter, Link, LinkConfig};
 pub use nat::{Dependence, Nat, NatConfig, Ports, Refusal};
 pub use packet::{Flow, MAX_CHUNK_SIZE, MAX_DATAGRAM_SIZE, MAX_PACKET_SIZE, Packet, PacketError};

@@ -369,7 +369,7 @@ fn packets_per_second() {
         #[expect(clippy::disallowed_methods, reason = "a measure needs a clock")]
         let start = std::time::Instant::now();
         for i in 0..PACKETS {
-            let mut bytes = engine.buffer();
+            let mut bytes = engine.buffer(0);
             bytes.extend_from_slice(&packet);
             engine.handle_packet(i * 10_000, node, bytes);
             while let Some(output) = engine.poll_output() {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
 
+mod away;
 mod bytes;
 mod compile;
 mod directory;
@@ -10,6 +11,7 @@ mod ip;
 mod links;
 mod model;
 mod nats;
+mod offload;
 mod packets;
 mod rng;
 mod sockets;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::stats::LinkStats;
-use crate::ip::Header;
+use crate::ip::{Header, Offload};
 use crate::link::{Link, LinkConfig};
 
 /// A packet on its way.
@@ -11,8 +11,16 @@ use crate::link::{Link, LinkConfig};
 pub(super) struct Flight {
     pub(super) bytes: Vec<u8>,
     pub(super) header: Header,
+    pub(super) offload: Offload,
     /// The node that sent it; none where a router did.
     pub(super) origin: Option<usize>,
+}
+
+impl Flight {
+    /// Returns how many packets it is on the wire, and their bytes.
+    pub(super) fn on_the_wire(&self) -> (u64, u64) {
+        self.offload.on_the_wire(&self.bytes, &self.header)
+    }
 }
 
 /// A packet on a link.

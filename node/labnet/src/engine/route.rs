@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::line::Flight;
 use super::{Engine, Output};
-use crate::ip::{Fragment, Header, IcmpError, fragments, lower_hop_limit};
+use crate::ip::{Fragment, Header, IcmpError, Offload, fragments, lower_hop_limit};
 use crate::nat::Refusal;
 use crate::topology::{Entity, NodeId};
 
@@ -40,8 +40,9 @@ impl Engine {
             self.stats.partitioned += 1;
             return self.recycle(flight.bytes);
         }
-        self.stats.delivered += 1;
-        self.outputs.push_back(Output { node: NodeId(node), bytes: flight.bytes, due_ns: at_ns });
+        self.stats.delivered += flight.on_the_wire().0;
+        let Flight { bytes, header, offload, .. } = flight;
+        self.outputs.push_back(Output { node: NodeId(node), bytes, header, offload, due_ns: at_ns });
     }
 
     /// A packet is in a realm, sent by `from`; none is a router of the realm itself.
@@ -73,8 +74,11 @@ impl Engine {
             self.stats.hop_limit += 1;
             return self.refuse(at_ns, realm, IcmpError::HopLimit, flight);
         }
-        let to = self.region(target);
-        let from = from.map_or(to, |from| self.region(from));
+        let to = self.region_of(target);
+        let from = from.map_or(to, |from| self.region_of(from));
+        if let Some(node) = self.elsewhere(target) {
+            return self.send_away(at_ns, node, flight);
+        }
         self.offer(at_ns, self.between(from, to), flight);
     }
 
@@ -93,17 +97,24 @@ impl Engine {
     }
 
     /// Puts a packet on a line that takes packets up to a size, in fragments if it must.
-    fn fit(&mut self, at_ns: u64, realm: usize, mtu: u16, line: usize, flight: Flight) {
-        if flight.bytes.len() <= usize::from(mtu) {
+    fn fit(&mut self, at_ns: u64, realm: usize, mtu: u16, line: usize, mut flight: Flight) {
+        if flight.offload.largest(&flight.bytes, &flight.header) <= usize::from(mtu) {
             return self.offer(at_ns, line, flight);
         }
+        if flight.offload.segment.is_some() && !flight.header.dont_fragment {
+            for flight in self.split(flight) {
+                self.fit(at_ns, realm, mtu, line, flight);
+            }
+            return;
+        }
+        flight.offload.complete(&mut flight.bytes, &mut flight.header);
         let Some(parts) = fragments(&flight.bytes, &flight.header, usize::from(mtu)) else {
             self.stats.too_big += 1;
             return self.refuse(at_ns, realm, IcmpError::TooBig { mtu }, flight);
         };
         for bytes in parts {
             match Header::parse(&bytes) {
-                Ok(header) => self.offer(at_ns, line, Flight { bytes, header, origin: flight.origin }),
+                Ok(header) => self.offer(at_ns, line, Flight { bytes, header, ..flight }),
                 Err(_) => self.stats.malformed += 1,
             }
         }
@@ -119,7 +130,8 @@ impl Engine {
         }
         let access = &self.topology.gateways[gateway].access;
         let (mtu, outer) = (access.mtu, self.topology.gateways[gateway].outer);
-        if flight.bytes.len() > usize::from(mtu) && flight.header.dont_fragment {
+        let largest = flight.offload.largest(&flight.bytes, &flight.header);
+        if largest > usize::from(mtu) && flight.header.dont_fragment {
             // Said before translation, so that the sender knows its packet again.
             self.stats.too_big += 1;
             return self.refuse(at_ns, inner, IcmpError::TooBig { mtu }, flight);
@@ -180,9 +192,7 @@ impl Engine {
             if from == Some(Entity::Node(node)) {
                 continue;
             }
-            let mut bytes = self.buffer();
-            bytes.extend_from_slice(&flight.bytes);
-            let copy = Flight { bytes, header: flight.header, origin: flight.origin };
+            let copy = self.copy(&flight);
             self.descend(at_ns, realm, Entity::Node(node), copy);
         }
         self.recycle(flight.bytes);
@@ -194,7 +204,7 @@ impl Engine {
             IpAddr::V4(_) => IpAddr::V4(self.config.router_v4),
             IpAddr::V6(_) => IpAddr::V6(self.config.router_v6),
         };
-        let mut bytes = self.buffer();
+        let mut bytes = self.buffer(0);
         let later = flight.header.fragment.is_some_and(|Fragment { offset, .. }| offset > 0);
         // Only nodes are told: an error about what a router said would be one about an error.
         let told = flight.origin.is_some() && !later && error.write(&flight.bytes, from, &mut bytes);
@@ -202,7 +212,8 @@ impl Engine {
         match Header::parse(&bytes) {
             Ok(header) if told => {
                 self.stats.icmp_errors += 1;
-                self.enter(at_ns, realm, None, Flight { bytes, header, origin: None });
+                let offload = Offload::default();
+                self.enter(at_ns, realm, None, Flight { bytes, header, offload, origin: None });
             }
             _ => self.recycle(bytes),
         }
@@ -213,7 +224,7 @@ impl Engine {
         matches!((from, side), (Some(from), Some(to)) if from != to)
     }
 
-    fn region(&self, entity: Entity) -> u16 {
+    pub(super) fn region_of(&self, entity: Entity) -> u16 {
         match entity {
             Entity::Node(node) => self.topology.nodes[node].access.region,
             Entity::Gateway(gateway) => self.topology.gateways[gateway].access.region,

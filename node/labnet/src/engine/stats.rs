@@ -58,6 +58,15 @@ pub struct EngineStats {
     pub partitioned: u64,
     /// ICMP errors sent.
     pub icmp_errors: u64,
+    /// Packets handed to other engines of the network.
+    pub sent_away: u64,
+    /// Packets that came from other engines.
+    pub came_from_away: u64,
+    /// Packets from other engines that took longer than the delay between their regions: the network cannot be had
+    /// over this way.
+    pub overdue: u64,
+    /// The longest by which one of them took longer, in nanoseconds.
+    pub max_overdue_ns: u64,
 }
 
 /// Buckets of a [`Lateness`]: the last begins at over two minutes.

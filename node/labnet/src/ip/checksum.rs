@@ -40,3 +40,10 @@ pub(crate) fn adjust(bytes: &mut [u8], at: usize, old: &[u8], new: &[u8]) -> Opt
     let complement = old.chunks_exact(2).map(|pair| u64::from(!u16::from_be_bytes([pair[0], pair[1]]))).sum::<u64>();
     put_u16(bytes, at, !fold(u64::from(!before) + complement + sum(0, new)))
 }
+
+/// Does the same to a checksum that is only a sum so far, not yet complemented.
+pub(crate) fn adjust_partial(bytes: &mut [u8], at: usize, old: &[u8], new: &[u8]) -> Option<()> {
+    let before = u16_at(bytes, at)?;
+    let complement = old.chunks_exact(2).map(|pair| u64::from(!u16::from_be_bytes([pair[0], pair[1]]))).sum::<u64>();
+    put_u16(bytes, at, fold(u64::from(before) + complement + sum(0, new)))
+}

@@ -39,18 +39,20 @@ pub(crate) fn set_end(bytes: &mut [u8], header: &mut Header, end: End, to: Socke
         Transport::Error => header.protocol == ICMPV6,
         Transport::Other => header.protocol == ICMPV6 && header.fragment.is_none(),
     };
+    let partial = header.partial;
+    let adjust = if partial { checksum::adjust_partial } else { checksum::adjust };
     match (old, to.ip()) {
         (IpAddr::V4(old), IpAddr::V4(new)) => {
             replace(bytes, at, &old.octets(), &new.octets());
             checksum::adjust(bytes, 10, &old.octets(), &new.octets());
             if has_sum && covers_addresses {
-                checksum::adjust(bytes, sum_at, &old.octets(), &new.octets());
+                adjust(bytes, sum_at, &old.octets(), &new.octets());
             }
         }
         (IpAddr::V6(old), IpAddr::V6(new)) => {
             replace(bytes, at, &old.octets(), &new.octets());
             if has_sum && covers_addresses {
-                checksum::adjust(bytes, sum_at, &old.octets(), &new.octets());
+                adjust(bytes, sum_at, &old.octets(), &new.octets());
             }
         }
         (old, _) => {
@@ -72,6 +74,10 @@ pub(crate) fn set_end(bytes: &mut [u8], header: &mut Header, end: End, to: Socke
         (Transport::Error | Transport::Other, _) => return,
     };
     put_u16(bytes, port_at, to.port());
+    if partial {
+        // A sum over addresses does not cover ports yet.
+        return;
+    }
     if has_sum {
         checksum::adjust(bytes, sum_at, &old.to_be_bytes(), &to.port().to_be_bytes());
     }
