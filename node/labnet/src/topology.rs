@@ -39,6 +39,11 @@ impl NodeId {
     pub fn index(self) -> usize {
         self.0
     }
+
+    /// Returns the node of a number, which may be none of a topology's.
+    pub fn from_index(index: usize) -> NodeId {
+        NodeId(index)
+    }
 }
 
 /// How a node or a gateway is connected to its realm.

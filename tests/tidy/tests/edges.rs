@@ -24,10 +24,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("iptl-artifacts-oci", &["iptl-dag", "iptl-artifacts"]),
     ("iptl-artifacts-pack", &["iptl-dag", "iptl-artifacts"]),
     ("iptl-net", &["iptl-dag", "iptl-wire", "iptl-artifacts", "iptl-bitswap"]),
+    ("iptl-labnet-tun", &["iptl-labnet"]),
     ("iptl-runner", &["iptl-dag", "iptl-labnet"]),
     ("iptl-runner-wasm", &["iptl-dag", "iptl-labnet", "iptl-runner"]),
     ("iptl-testground", &["iptl-dag", "iptl-runner"]),
-    ("iptl-runner-docker", &["iptl-dag", "iptl-labnet", "iptl-runner", "iptl-testground"]),
+    ("iptl-runner-docker", &["iptl-dag", "iptl-labnet", "iptl-labnet-tun", "iptl-runner", "iptl-testground"]),
     // The driver joins them, the command line stands on it.
     (
         "iptl-node",

@@ -1,0 +1,57 @@
+//! What a network really did.
+
+use std::collections::BTreeMap;
+
+use iptl_labnet::{EngineStats, Lateness, LinkStats};
+use serde::{Deserialize, Serialize};
+
+/// What a network did so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// By node of the topology: those that have had a device.
+    pub nodes: BTreeMap<usize, NodeReport>,
+    /// Links between regions that were used, by sending and receiving region.
+    pub regions: Vec<(u16, u16, LinkStats)>,
+    /// What happened to packets elsewhere than in links.
+    pub engine: EngineStats,
+    /// How late packets were handled: the network's own doing.
+    pub lateness: Lateness,
+    /// What the network itself did.
+    pub lab: LabReport,
+}
+
+/// What one node saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Its link up, then those of the gateways before it, its own first.
+    pub up: Vec<LinkStats>,
+    /// Its link down, then those of the gateways before it, its own first.
+    pub down: Vec<LinkStats>,
+    /// Packets that it sent and for which its device had no room, because the network was late.
+    pub overrun: u64,
+    /// Packets that its system did not take.
+    pub refused: u64,
+}
+
+impl NodeReport {
+    /// Returns how many packets the lab itself lost for this node: none of them is the model's doing.
+    pub fn lost_by_lab(&self) -> u64 {
+        let links: u64 = self.up.iter().chain(&self.down).map(|link| link.dropped_by_lab).sum();
+        links + self.overrun + self.refused
+    }
+}
+
+/// What the network itself did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabReport {
+    /// CPU time of its thread, in microseconds.
+    pub cpu_us: u64,
+    /// Time that it lives, in microseconds.
+    pub wall_us: u64,
+    /// Whether its thread goes before others at the end of that time.
+    pub realtime: bool,
+    /// Packets for nodes that had no device: not yet, or no longer.
+    pub undelivered: u64,
+    /// Packets from other machines that found too many waiting.
+    pub crowded_out: u64,
+}
