@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, Affinity, Assignment, Attestation, Case, Comparison, Container, Count, Counts, DependenceModel,
-    Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GatewayModel, GroupNetwork, GroupOutcome,
-    GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer,
-    LayerPage, LinkModel, LossPolicy, Network, NetworkModel, Node, Outcome, OutcomeShard, ParamKind, ParamSpec,
-    Placement, Plan, PortsModel, Receipt, ReceiptShard, Refusal, Requirements, Resources, ResultNode, ResultVerdict,
-    Run, Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict,
-    Workload, WorkloadKind,
+    AccessClass, Affinity, Assignment, Attestation, Case, CellNetworkUse, Comparison, Container, Count, Counts,
+    DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GatewayModel,
+    GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention,
+    JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossPolicy, Network, NetworkModel, NetworkUse,
+    Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, PortsModel, Receipt, ReceiptShard, Refusal,
+    Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, SiteShare, Statistic, Subject, Termination,
+    Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -33,6 +33,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("placement".into(), placement(None).into()),
         ("placement-child".into(), placement(Some(cid(placement(None)))).into()),
         ("receipts".into(), receipts().into()),
+        ("receipts-of-networked-containers".into(), networked_receipts().into()),
         ("receipts-reported".into(), reported().into()),
         ("outcome".into(), outcome(Verdict::Pass).into()),
         ("outcome-failed".into(), outcome(Verdict::Fail).into()),
@@ -324,6 +325,7 @@ fn receipts_of(exits: Vec<Exit>) -> ReceiptShard {
             samples: None,
             limits_met: Vec::new(),
             interventions: Vec::new(),
+            network: None,
         })
     };
     ReceiptShard { receipts: (0..).zip(exits).map(receipt).collect() }
@@ -367,6 +369,41 @@ fn touched_receipts() -> ReceiptShard {
     let mut shard = contained_receipts();
     for intervention in shard.receipts.iter_mut().flat_map(|signed| &mut signed.body.interventions) {
         intervention.exit = Some(137);
+    }
+    shard
+}
+
+/// Containers with what the lab network did to their packets.
+fn networked_receipts() -> ReceiptShard {
+    let mut shard = contained_receipts();
+    let link = |offered| LinkUse {
+        offered,
+        offered_bytes: offered * 1000,
+        delivered: offered - 2,
+        delivered_bytes: (offered - 2) * 1000,
+        lost: 3,
+        overflowed: 0,
+        duplicated: 1,
+        corrupted: 1,
+        asked_ns: offered * 50_000_000,
+        measured_ns: offered * 50_020_000,
+    };
+    for signed in &mut shard.receipts {
+        signed.body.network = Some(NetworkUse {
+            up: vec![link(100), link(98)],
+            down: vec![link(80)],
+            spoofed: 4,
+            lost_by_lab: 5,
+            cell: CellNetworkUse {
+                lateness: vec![0, 0, 7, 300, 20],
+                max_late_ns: 15,
+                overdue: 2,
+                max_overdue_ns: 1_000_000,
+                cpu_us: 30_000,
+                wall_us: 1_000_000,
+                realtime: true,
+            },
+        });
     }
     shard
 }

@@ -11,6 +11,10 @@ use crate::assemble::{Assembled, Assembly, try_to_block};
 /// Most instances that the attestation names because people executed commands in them; receipts name all.
 const MAX_TOUCHED: usize = 100;
 
+/// Lateness of the 99th packet of a hundred, in nanoseconds, beyond which figures are not the model's any more: an
+/// engine that has its processor stays far below, and the shortest delays between hosts of a region are about as long.
+const MAX_LATE_NS: u64 = 1 << 20;
+
 /// What the orchestrator adds to an outcome from its own knowledge.
 #[derive(Clone, Debug)]
 pub struct AttestationRecord {
@@ -47,6 +51,8 @@ pub enum SealError {
 
 /// Writes the attestation that the orchestrator then signs.
 pub fn attestation(assembly: &Assembly, assembled: &Assembled, record: AttestationRecord) -> Attestation {
+    let network = of_network(assembly, &record.lablets);
+    let distortions = record.distortions.into_iter().chain(network).chain(touched(assembly)).collect();
     Attestation {
         execution: assembly.execution,
         lab: record.lab,
@@ -60,9 +66,56 @@ pub fn attestation(assembly: &Assembly, assembled: &Assembled, record: Attestati
         started_ms: record.started_ms,
         ended_ms: record.ended_ms,
         missing: missing_ranges(&assembled.missing),
-        distortions: record.distortions.into_iter().chain(touched(assembly)).collect(),
+        distortions,
         inconclusive: assembled.inconclusive.clone(),
     }
+}
+
+/// Says where the lab network did not keep to its model, by lablet.
+fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> {
+    let mut by_lablet: BTreeMap<&PeerId, Kept> = BTreeMap::new();
+    for receipt in assembly.receipts.iter().map(|signed| &signed.body) {
+        let Some(network) = &receipt.network else { continue };
+        let kept = by_lablet.entry(&receipt.lablet).or_default();
+        let cell = &network.cell;
+        kept.lost = kept.lost.saturating_add(network.lost_by_lab);
+        kept.late_ns = kept.late_ns.max(cell.late_ns(990));
+        kept.max_late_ns = kept.max_late_ns.max(cell.max_late_ns);
+        kept.overdue = kept.overdue.max(cell.overdue);
+        kept.max_overdue_ns = kept.max_overdue_ns.max(cell.max_overdue_ns);
+    }
+    let ms = |ns: u64| format!("{:.1} ms", ns as f64 / 1e6);
+    let mut distortions = Vec::new();
+    for (lablet, kept) in by_lablet {
+        let named = lablets.iter().find(|record| record.peer == *lablet).map(|record| record.name.clone());
+        let place = named.unwrap_or_else(|| lablet.to_string());
+        let mut say = |what: String| distortions.push(Distortion { place: place.clone(), what });
+        if kept.lost > 0 {
+            say(format!("{} packets of the lab network were lost by the lab and by no model", kept.lost));
+        }
+        if kept.late_ns > MAX_LATE_NS {
+            let (late, most) = (ms(kept.late_ns), ms(kept.max_late_ns));
+            say(format!("1 % of the lab network's packets were about {late} late or more, {most} at worst"));
+        }
+        if kept.overdue > 0 {
+            let most = ms(kept.max_overdue_ns);
+            say(format!(
+                "{} packets from other lablets took longer than the network's delay, {most} at worst",
+                kept.overdue
+            ));
+        }
+    }
+    distortions
+}
+
+/// How well a lablet kept to the network's model.
+#[derive(Default)]
+struct Kept {
+    lost: u64,
+    late_ns: u64,
+    max_late_ns: u64,
+    overdue: u64,
+    max_overdue_ns: u64,
 }
 
 /// Says in which instances people executed commands: what these measured may be their doing.

@@ -53,6 +53,90 @@ pub struct Receipt {
     /// Commands that people executed in it, in their order: what it did may be their doing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interventions: Vec<Intervention>,
+    /// What the lab network did to its packets; none where its packets are not carried as such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkUse>,
+}
+
+/// What the lab network did to the packets of an instance, and how well the lab kept to its model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkUse {
+    /// Its link up, then those of the gateways before it, its own first.
+    pub up: Vec<LinkUse>,
+    /// Its link down, then those of the gateways before it, its own first.
+    pub down: Vec<LinkUse>,
+    /// Packets that it sent with a source that is not its own; they went nowhere.
+    pub spoofed: u64,
+    /// Packets of its that the lab lost and no model did.
+    pub lost_by_lab: u64,
+    /// What is true of its whole cell.
+    pub cell: CellNetworkUse,
+}
+
+/// What one direction of a link did, in packets and bytes as they were on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkUse {
+    /// Packets that came to it.
+    pub offered: u64,
+    /// Their bytes.
+    pub offered_bytes: u64,
+    /// Packets that left it, copies included.
+    pub delivered: u64,
+    /// Their bytes.
+    pub delivered_bytes: u64,
+    /// Packets that it lost by chance, or because it was down.
+    pub lost: u64,
+    /// Packets for which its queue had no room.
+    pub overflowed: u64,
+    /// Copies that it made.
+    pub duplicated: u64,
+    /// Packets in which it turned a bit.
+    pub corrupted: u64,
+    /// Sum over delivered packets of the time that the model asked for, in nanoseconds.
+    pub asked_ns: u64,
+    /// Sum over delivered packets of the time that it took, in nanoseconds.
+    pub measured_ns: u64,
+}
+
+/// What the network of a cell did up to the end of an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellNetworkUse {
+    /// How late packets were handled: entry `i` counts those that were late by 2ⁱ⁻¹ ns or more and less than 2ⁱ ns; cut
+    /// after the last that is not zero.
+    pub lateness: Vec<u64>,
+    /// The greatest lateness in nanoseconds.
+    pub max_late_ns: u64,
+    /// Packets from other lablets that took longer than the model's delay.
+    pub overdue: u64,
+    /// The longest by which one of them took longer, in nanoseconds.
+    pub max_overdue_ns: u64,
+    /// CPU time that the network took, in microseconds.
+    pub cpu_us: u64,
+    /// Time that it lived, in microseconds.
+    pub wall_us: u64,
+    /// Whether it went before other programs of its machine.
+    pub realtime: bool,
+}
+
+impl CellNetworkUse {
+    /// Returns an upper bound of a quantile of the lateness in nanoseconds, at most twice what it is; zero where nothing
+    /// was timed. `permille` is from 0 to 1000.
+    pub fn late_ns(&self, permille: u32) -> u64 {
+        let total: u128 = self.lateness.iter().map(|count| u128::from(*count)).sum();
+        let rank = (total * u128::from(permille.min(1000))).div_ceil(1000);
+        let mut seen = 0;
+        for (i, count) in self.lateness.iter().enumerate() {
+            seen += u128::from(*count);
+            if seen >= rank && *count > 0 {
+                let bound = u32::try_from(i).ok().and_then(|i| 1u64.checked_shl(i)).map_or(u64::MAX, |n| n - 1);
+                return bound.min(self.max_late_ns);
+            }
+        }
+        self.max_late_ns
+    }
 }
 
 /// A command that somebody executed in a running instance.
@@ -170,5 +254,5 @@ pub struct ReceiptShard {
     pub receipts: Vec<Signed<Receipt>>,
 }
 
-/// Most receipts in one chunk: at some 700 bytes each, well under the size of a block.
+/// Most receipts in one chunk: at some 700 bytes each, and as much again for a network, well under the size of a block.
 pub const MAX_RECEIPTS_PER_SHARD: usize = 512;

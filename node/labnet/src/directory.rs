@@ -87,6 +87,11 @@ impl Directory {
         Some(InstanceId { group: group.clone(), index: u32::try_from(ordinal - first).ok()? })
     }
 
+    /// Returns the instance of a number over all groups.
+    pub fn at(&self, ordinal: u64) -> Option<InstanceId> {
+        if ordinal >= self.total { None } else { self.instance(address(ordinal)) }
+    }
+
     /// Returns whether an instance has this address.
     pub fn contains(&self, addr: Ipv4Addr) -> bool {
         self.ordinal_at(addr).is_some()

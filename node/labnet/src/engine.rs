@@ -123,6 +123,8 @@ pub struct Engine {
     held_bytes: u64,
     outputs: VecDeque<Output>,
     away: Vec<bool>,
+    /// For each node the packets that it sent with another source than its own.
+    spoofed: Vec<u64>,
     /// For each gateway the first node behind it.
     behind: Vec<Option<usize>>,
     leaving: VecDeque<Away>,
@@ -159,6 +161,7 @@ impl Engine {
             node_sides: vec![None; topology.nodes.len()],
             gateway_sides: vec![None; topology.gateways.len()],
             away: vec![false; topology.nodes.len()],
+            spoofed: vec![0; topology.nodes.len()],
             behind: away::behind(&topology),
             leaving: VecDeque::new(),
             topology,
@@ -209,6 +212,7 @@ impl Engine {
         };
         if !own {
             self.stats.spoofed += 1;
+            self.spoofed[node.0] += 1;
             return self.recycle(bytes);
         }
         let mut flight = Flight { bytes, header, offload, origin: Some(node.0) };
@@ -316,6 +320,11 @@ impl Engine {
     /// Returns what a link did; none where there is no such link.
     pub fn link_stats(&self, link: LinkId) -> Option<LinkStats> {
         self.line(link).map(|line| self.lines[line].stats)
+    }
+
+    /// Returns how many packets a node sent with another source than its own; none where there is no such node.
+    pub fn spoofed_by(&self, node: NodeId) -> Option<u64> {
+        self.spoofed.get(node.0).copied()
     }
 
     /// Returns what happened to packets elsewhere than in links.

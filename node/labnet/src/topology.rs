@@ -240,6 +240,17 @@ impl Topology {
         self.nodes.get(node.0).map(|node| node.v4)
     }
 
+    /// Returns the IPv4 address under which others know a node: its own, or that of its outermost NAT.
+    pub fn public_addr(&self, node: NodeId) -> Option<Ipv4Addr> {
+        let translated = self.gateways(node).into_iter().rev().find_map(|gateway| self.gateways[gateway.0].external);
+        translated.or_else(|| self.addr(node))
+    }
+
+    /// Returns the largest packet that a node's access takes, in bytes.
+    pub fn mtu(&self, node: NodeId) -> Option<u16> {
+        self.nodes.get(node.0).map(|node| node.access.mtu)
+    }
+
     /// Returns the region in which a node is.
     pub fn region(&self, node: NodeId) -> Option<u16> {
         self.nodes.get(node.0).map(|node| node.access.region)

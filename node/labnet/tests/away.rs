@@ -2,7 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use iptl_labnet::{Access, Away, Engine, EngineConfig, LinkConfig, LinkId, NatConfig, NodeId, RealmId, Topology};
+use bytes::Bytes;
+use iptl_labnet::{
+    Access, Away, Engine, EngineConfig, LinkConfig, LinkId, NatConfig, NodeId, Packet, RealmId, Topology,
+};
 
 use crate::bytes::{assert_sound, at, ends, udp};
 
@@ -107,6 +110,25 @@ fn other_machine_speaks_for_its_own_nodes_alone() {
     first.handle_away(MS, Away { to: public, origin: Some(inner), bytes: vec![0x45; 9], from_ns: u64::MAX });
     settle(&mut first);
     assert_eq!((first.stats().unroutable, first.stats().malformed, first.poll_output()), (2, 1, None));
+}
+
+#[test]
+fn packets_between_machines_are_read_as_they_were_written() {
+    let (_, public, inner) = topology();
+    for origin in [None, Some(inner)] {
+        let away = Away { to: public, origin, bytes: udp("172.16.0.1:7", "10.0.0.1:6"), from_ns: 1 << 40 | 7 };
+        let mut bytes = away.encode();
+        assert!(Away::is_encoded(&bytes));
+        assert_eq!(Away::decode(&bytes), Some(away.clone()));
+        Away::retime(&mut bytes, |from_ns| from_ns - 3);
+        assert_eq!(Away::decode(&bytes), Some(Away { from_ns: away.from_ns - 3, ..away.clone() }));
+        for cut in 0..17 {
+            assert_eq!(Away::decode(&bytes[..cut]), None);
+        }
+    }
+    let socket =
+        Packet::Udp { src: "10.0.0.1:1".parse().unwrap(), dst: "10.0.0.2:2".parse().unwrap(), payload: Bytes::new() };
+    assert!(!Away::is_encoded(&socket.encode()) && Away::decode(&socket.encode()).is_none());
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One cell: its instances are made ready together, started together, and followed to their ends.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use iptl_dag::model::{Exit, InstanceId, Usage};
+use iptl_labnet::Away;
 use iptl_runner::files::CellFiles;
 use iptl_runner::{CellControl, CellEvent, CellInput, CellSpec, CellUsage, Ended, ExecError, ExecOrder, ExecStream};
 use iptl_testground::SyncServer;
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::engine::Engine;
 use crate::exec;
 use crate::instance::{self, Instance};
+use crate::network::CellNetwork;
 use crate::state::{CellDir, InstanceDir};
 
 /// Events that the reader of a cell may lag behind before its instances wait.
@@ -35,6 +37,8 @@ pub(crate) struct Cell {
     pub(crate) gauges: Mutex<BTreeMap<InstanceId, (Usage, u64)>>,
     /// What the engine was asked to make: it does so whether or not anybody waits for it.
     pub(crate) making: TaskTracker,
+    /// It lives as long as its instances, whoever still controls the cell.
+    pub(crate) network: Weak<CellNetwork>,
 }
 
 /// Where a cell stands.
@@ -93,9 +97,10 @@ impl Cell {
     }
 }
 
-/// Follows all instances to their ends, tells that, and when nobody controls the cell any more forgets it.
+/// Follows all instances to their ends, and tells that. Their network ends with them.
 pub(crate) async fn follow(
     cell: Arc<Cell>,
+    network: Arc<CellNetwork>,
     events: mpsc::Sender<CellEvent>,
     members: Vec<Member>,
     phase: watch::Sender<Phase>,
@@ -137,6 +142,7 @@ pub(crate) async fn follow(
             }
         }
     }
+    drop(network);
     let _ = events.send(CellEvent::CellOver).await;
 }
 
@@ -149,6 +155,7 @@ pub(crate) fn not_started(reason: String) -> Box<Ended> {
         ended_ms: wall_ms(),
         left: iptl_runner::files::LeftFiles::default(),
         limits_met: Vec::new(),
+        network: None,
     })
 }
 
@@ -196,6 +203,7 @@ impl CellControl for Control {
     }
 
     async fn input(&self, inputs: Vec<CellInput>) {
+        let mut packets = Vec::new();
         for input in inputs {
             match input {
                 CellInput::Sync(reply) => {
@@ -203,9 +211,14 @@ impl CellControl for Control {
                         instance::reply(&handle.sync, reply);
                     }
                 }
-                // Containers have no lab network yet: nothing was ever sent from them.
-                CellInput::Packet(_) | CellInput::Cut(_) => {}
+                // Those of components are of another kind, and not for containers.
+                CellInput::Packet(bytes) => packets.extend(Away::decode(&bytes)),
+                // Whoever lost packets sends them again, as on any network.
+                CellInput::Cut(_) => {}
             }
+        }
+        if let (false, Some(network)) = (packets.is_empty(), self.cell.network.upgrade()) {
+            network.come_in(packets);
         }
     }
 

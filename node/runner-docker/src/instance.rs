@@ -24,6 +24,7 @@ use crate::cell::{Cell, Phase, wall_ms};
 use crate::engine;
 use crate::exit::{self, Ending};
 use crate::link::{Door, Greeting, Link};
+use crate::network::CellNetwork;
 use crate::output::{Exceeded, Output, write_records};
 use crate::protocol::{self, End, FromInit, Sample, ToInit};
 use crate::runner::Reservation;
@@ -94,6 +95,8 @@ pub(crate) enum Failure {
 /// Dropped half-way it may leave a container, which the caller removes once nothing is being made any more.
 pub(crate) async fn set_up(
     cell: &Cell,
+    network: &CellNetwork,
+    instance: &InstanceId,
     name: &str,
     wanted: &Wanted,
     dir: &InstanceDir,
@@ -130,10 +133,23 @@ pub(crate) async fn set_up(
     }
     link.send(&ToInit::Order(wanted.order.clone())).await.map_err(io("its init does not listen"))?;
     match tokio::time::timeout(CONNECT, link.receive()).await {
-        Ok(Ok(Some(FromInit::Ready))) => Ok((id, link, Outputs { listener, out, err })),
+        Ok(Ok(Some(FromInit::Ready))) => {
+            // Init has answered: it is the process that the engine names, and lives.
+            connect(cell, network, instance, &id).await?;
+            Ok((id, link, Outputs { listener, out, err }))
+        }
         Ok(Ok(_)) | Err(_) => Err(Failure::NotStarted("its init does not understand its order".to_owned())),
         Ok(Err(e)) => Err(io("its init broke off")(e)),
     }
+}
+
+/// Gives an instance its place in the lab network.
+async fn connect(cell: &Cell, network: &CellNetwork, instance: &InstanceId, container: &str) -> Result<(), Failure> {
+    let state = cell.engine.state(container).await;
+    let state = state.map_err(|e| Failure::Engine(io::Error::other(engine::said(&e))))?;
+    let pid = state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+    let Some(pid) = pid else { return Err(Failure::NotStarted("its container ended before it began".to_owned())) };
+    network.connect(instance, pid).await.map_err(Failure::NotStarted)
 }
 
 /// Where an instance stands while its task runs.
@@ -307,6 +323,13 @@ impl Instance {
         exceedings: &mut mpsc::Receiver<Exceeded>,
     ) -> Option<Over> {
         let Some(link) = &mut self.link else { return self.reconnect(life, phases).await };
+        let broken = self.cell.network.upgrade().map(|network| network.broken());
+        let broken = async {
+            match broken {
+                Some(broken) => broken.await,
+                None => std::future::pending().await,
+            }
+        };
         let far = Deadline::now() + Duration::from_secs(86_400);
         let silent = life.heard_at + SILENCE;
         tokio::select! {
@@ -354,6 +377,10 @@ impl Instance {
                     life.disk_at = None;
                     self.end(life, Ending::TooMuch("disk")).await;
                 }
+                None
+            }
+            reason = broken, if life.ending.is_none() => {
+                self.end(life, Ending::Failed(format!("the lab network broke: {reason}"))).await;
                 None
             }
             () = tokio::time::sleep_until(silent) => {
@@ -545,7 +572,11 @@ impl Instance {
         let started_ms = if matches!(exit, Exit::NotStarted { .. }) { 0 } else { started_ms };
         let usage = usage(&last, life.peak);
         let left = self.cell.files.left(&self.id);
-        self.tell(Ended { exit, usage, started_ms, ended_ms, left, limits_met }).await;
+        let network = match self.cell.network.upgrade() {
+            Some(network) => network.disconnect(&self.id).await.map(Box::new),
+            None => None,
+        };
+        self.tell(Ended { exit, usage, started_ms, ended_ms, left, limits_met, network }).await;
     }
 
     /// Has init hand over the artifacts.
@@ -609,8 +640,15 @@ impl Instance {
     async fn end_unstarted(mut self, exit: Exit) {
         self.tell_init(&ToInit::Bye).await;
         let left = self.cell.files.left(&self.id);
-        let ended =
-            Ended { exit, usage: Usage::default(), started_ms: 0, ended_ms: wall_ms(), left, limits_met: Vec::new() };
+        let ended = Ended {
+            exit,
+            usage: Usage::default(),
+            started_ms: 0,
+            ended_ms: wall_ms(),
+            left,
+            limits_met: Vec::new(),
+            network: None,
+        };
         self.tell(ended).await;
     }
 

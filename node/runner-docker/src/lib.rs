@@ -8,7 +8,7 @@
 //!
 //! [`config`] is what an owner decides and why an engine cannot be used; [`engine`] asks the engine for things;
 //! [`archive`] reads the files that images come as; [`settings`] makes the container that a plan asks for within what
-//! its owner allows; [`link`] is the connection with an init, [`output`] the lines that a workload writes; [`instance`]
+//! its owner allows; [`link`] is the connection with an init, [`network`] the one between containers, [`output`] the lines that a workload writes; [`instance`]
 //! is the life of one instance, [`cell`] that of a cell; [`state`] is what must outlive a lablet. [`images`] is for those who publish.
 //!
 //! Nothing that a workload or its init says is trusted for more than a workload's word. Start reading at
@@ -24,6 +24,7 @@ mod exit;
 mod images;
 mod instance;
 mod link;
+mod network;
 mod output;
 #[path = "../init/src/protocol.rs"]
 #[allow(unreachable_pub, reason = "the file belongs to two crates")]

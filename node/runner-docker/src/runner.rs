@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
@@ -24,6 +23,7 @@ use crate::cell::{Cell, Control, EVENT_QUEUE, Handle, Member, Phase, follow, not
 use crate::config::{DockerConfig, Unusable};
 use crate::engine::{Engine, Image, ImageError, LABLET, said};
 use crate::instance::{Failure, Instance, set_up};
+use crate::network::{self, CellNetwork};
 use crate::protocol;
 use crate::settings::{self, Place, Wanted};
 use crate::state::{CellDir, InstanceDir, Store};
@@ -82,6 +82,11 @@ impl DockerRunner {
         let store = Store::open(&config.dir).map_err(|e| Unusable {
             reason: format!("the directory {} cannot be used: {e}", config.dir.display()),
             fix: format!("make {} writable for this user", config.dir.display()),
+        })?;
+        let network = tokio::task::spawn_blocking(network::check).await.map_err(io::Error::other);
+        network.and_then(|checked| checked).map_err(|e| Unusable {
+            reason: format!("the lab network cannot be made: {e}"),
+            fix: "run the lablet as root, on a machine that has /dev/net/tun: sudo modprobe tun".to_owned(),
         })?;
         let capacity = capacity::read(&config.limits);
         let inner = Inner {
@@ -190,6 +195,7 @@ impl Inner {
         cell: &CellSpec,
         key: &str,
         seat: &Seat<'_>,
+        network: &CellNetwork,
         image: &Image,
         token: protocol::Token,
     ) -> Result<Wanted, String> {
@@ -205,7 +211,9 @@ impl Inner {
         ];
         let place = Place {
             ordinal: seat.ordinal,
-            address: seat.address,
+            network: network.seat(id).ok_or("it has no place in the lab network")?,
+            names: &self.store.cell(key).names(),
+            resolver: &self.store.cell(key).resolver(),
             init: self.store.init(),
             lab: &seat.dir.lab(),
             labels: labels.map(|(name, value)| (name.to_owned(), value)).into_iter().collect::<HashMap<_, _>>(),
@@ -225,7 +233,6 @@ impl Inner {
 struct Seat<'a> {
     spec: &'a InstanceSpec,
     ordinal: u32,
-    address: Ipv4Addr,
     dir: InstanceDir,
 }
 
@@ -234,10 +241,10 @@ fn seats<'a>(cell: &'a CellSpec, dir: &CellDir) -> Result<Vec<Seat<'a>>, Prepare
     let directory = Directory::new(&cell.groups).map_err(|e| io(e.to_string()))?;
     let seat = |spec: &'a InstanceSpec| {
         let ordinal = directory.ordinal(&spec.id).and_then(|n| u32::try_from(n).ok());
-        let (Some(ordinal), Some(address)) = (ordinal, directory.addr(&spec.id)) else {
+        let Some(ordinal) = ordinal else {
             return Err(io(format!("{} is no instance of the run", spec.id)));
         };
-        Ok(Seat { spec, ordinal, address, dir: dir.instance(ordinal) })
+        Ok(Seat { spec, ordinal, dir: dir.instance(ordinal) })
     };
     cell.instances.iter().map(seat).collect()
 }
@@ -344,6 +351,7 @@ impl Inner {
         self: &Arc<Self>,
         key: String,
         cell: Arc<Cell>,
+        network: Arc<CellNetwork>,
         mut members: Vec<Member>,
         phase: Phase,
         (events, receiver): (mpsc::Sender<CellEvent>, mpsc::Receiver<CellEvent>),
@@ -378,7 +386,7 @@ impl Inner {
             stop(&phase, "the runner shuts down");
         }
         let (inner, life, dir) = (Arc::clone(self), phase.clone(), cell.dir.clone());
-        let follow = follow(Arc::clone(&cell), events, members, life);
+        let follow = follow(Arc::clone(&cell), network, events, members, life);
         self.tasks.spawn(async move {
             tokio::select! {
                 () = follow => {}
@@ -430,6 +438,9 @@ impl Runner for DockerRunner {
         let mut give_up = GiveUp::new(inner, &key, making.clone());
         dir.make().map_err(|source| PrepareError::Io { what: "the directory of a cell".to_owned(), source })?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let network = Arc::new(CellNetwork::start(&spec, &events)?);
+        dir.set_names(network.hosts(), network::RESOLVER)
+            .map_err(|source| PrepareError::Io { what: "the names of a cell".to_owned(), source })?;
         let cell = Arc::new(Cell {
             engine: inner.engine.clone(),
             files: Arc::new(CellFiles::new(spec.scratch.clone())),
@@ -438,17 +449,18 @@ impl Runner for DockerRunner {
             start: OnceLock::new(),
             gauges: Mutex::default(),
             making,
+            network: Arc::downgrade(&network),
         });
         let seats = seats(&cell.spec, &dir)?;
         let one = |seat: Seat<'_>| {
-            let (cell, events, key, images) = (Arc::clone(&cell), events.clone(), &key, &images);
+            let (cell, network, events, key, images) = (Arc::clone(&cell), &*network, events.clone(), &key, &images);
             let name = format!("iptl-{key}-{}", seat.ordinal);
             let id = seat.spec.id.clone();
             let spec = seat.spec.clone();
             let instance_dir = seat.dir.clone();
             let wanted = seat.dir.make().map_err(|e| format!("its directory cannot be made: {e}")).and_then(|token| {
                 let image = images.get(&spec.artifact).ok_or("its image is not there")?;
-                inner.wanted(&cell.spec, key, &seat, image, token)
+                inner.wanted(&cell.spec, key, &seat, network, image, token)
             });
             async move {
                 let ended =
@@ -458,7 +470,7 @@ impl Runner for DockerRunner {
                     Err(reason) => return Ok(ended(reason)),
                 };
                 let allow_root = inner.config.limits.root;
-                match set_up(&cell, &name, &wanted, &instance_dir, allow_root).await {
+                match set_up(&cell, network, &id, &name, &wanted, &instance_dir, allow_root).await {
                     Ok((container, link, outputs)) => Ok(Member::Ready(Box::new(Instance {
                         id,
                         spec,
@@ -499,7 +511,7 @@ impl Runner for DockerRunner {
             }
         }
         drop(setting_up);
-        let prepared = inner.launch(key, cell, members, Phase::Held, (events, receiver), reservation);
+        let prepared = inner.launch(key, cell, network, members, Phase::Held, (events, receiver), reservation);
         give_up.armed = false;
         Ok(prepared)
     }
@@ -526,6 +538,7 @@ impl Runner for DockerRunner {
         let reservation = inner.reserve(&spec)?;
         let images = inner.images(&spec).await?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let network = Arc::new(CellNetwork::start(&spec, &events)?);
         let cell = Arc::new(Cell {
             engine: inner.engine.clone(),
             files: Arc::new(CellFiles::new(spec.scratch.clone())),
@@ -534,15 +547,16 @@ impl Runner for DockerRunner {
             start: OnceLock::new(),
             gauges: Mutex::default(),
             making: TaskTracker::new(),
+            network: Arc::downgrade(&network),
         });
         if let Some(wall) = started {
             cell.started_at(wall);
         }
         let mut members = Vec::new();
         for seat in seats(&cell.spec, &dir)? {
-            members.push(inner.adopt_one(&cell, &events, &key, seat, &found, &images, started).await);
+            members.push(inner.adopt_one(&cell, &network, &events, &key, seat, &found, &images, started).await);
         }
-        Ok(Some(inner.launch(key, cell, members, Phase::Running, (events, receiver), reservation)))
+        Ok(Some(inner.launch(key, cell, network, members, Phase::Running, (events, receiver), reservation)))
     }
 
     async fn reap(&self, keep: &BTreeSet<Origin>) {
@@ -609,6 +623,7 @@ impl Inner {
     async fn adopt_one(
         &self,
         cell: &Arc<Cell>,
+        network: &CellNetwork,
         events: &mpsc::Sender<CellEvent>,
         key: &str,
         seat: Seat<'_>,
@@ -639,6 +654,7 @@ impl Inner {
                 ended_ms: wall_ms(),
                 left: cell.files.left(&id),
                 limits_met: Vec::new(),
+                network: None,
             }),
         };
         let Some(container) = container else {
@@ -646,7 +662,7 @@ impl Inner {
         };
         let Ok(token) = dir.token() else { return gone("what was known of it is lost") };
         let wanted = match images.get(&seat.spec.artifact) {
-            Some(image) => self.wanted(&cell.spec, key, &seat, image, token),
+            Some(image) => self.wanted(&cell.spec, key, &seat, network, image, token),
             None => Err("its image is gone".to_owned()),
         };
         let wanted = match wanted {
@@ -656,6 +672,15 @@ impl Inner {
                 return gone(&reason);
             }
         };
+        // Its device is where it was, and led nowhere meanwhile.
+        let state = self.engine.state(&container.id).await.ok().flatten();
+        let pid = state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        if let Some(pid) = pid
+            && let Err(reason) = network.connect(&id, pid).await
+        {
+            let _ = self.engine.remove(&container.id).await;
+            return gone(&reason);
+        }
         // Without a connection: its task opens the door and waits for init, or sees that the container is over.
         let phase = if started.is_some() { protocol::Phase::Running } else { protocol::Phase::Held };
         Member::Ready(Box::new(Instance {

@@ -5,7 +5,6 @@
 //! host, its network, its paths.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +17,7 @@ use iptl_runner::{CellSpec, InstanceSpec};
 use iptl_testground::Setting;
 
 use crate::config::OwnerLimits;
+use crate::network::Seat;
 use crate::protocol::{HealthOrder, INIT_PATH, LAB_DIR, Order, Token};
 
 /// Directory for artifacts, as a workload sees it.
@@ -25,6 +25,10 @@ const OUTPUTS: &str = "/outputs";
 
 /// Directory for what is thrown away, as a workload sees it.
 const TEMP: &str = "/tmp";
+
+/// Where programs look up names, and where they look for servers of names.
+const HOSTS: &str = "/etc/hosts";
+const RESOLVER: &str = "/etc/resolv.conf";
 
 /// User of workloads whose image says none, or root: the overflow user of Linux, who owns nothing.
 const NOBODY: &str = "65534:65534";
@@ -45,7 +49,7 @@ const OUTPUTS_MARGIN: u64 = 256 << 10;
 const RECORD_FACTOR: u64 = 2;
 
 /// Paths that are not a plan's to cover, and everything below them.
-const RESERVED: [&str; 5] = ["/proc", "/sys", "/dev", "/.iptl", OUTPUTS];
+const RESERVED: [&str; 7] = ["/proc", "/sys", "/dev", "/.iptl", OUTPUTS, HOSTS, RESOLVER];
 
 /// A container to be made, and how it is dealt with.
 #[derive(Debug)]
@@ -63,7 +67,10 @@ pub(crate) struct Wanted {
 /// What the runner decides about one container.
 pub(crate) struct Place<'a> {
     pub(crate) ordinal: u32,
-    pub(crate) address: Ipv4Addr,
+    pub(crate) network: Seat,
+    /// The file of names on this machine, and the one that says that there are no others.
+    pub(crate) names: &'a Path,
+    pub(crate) resolver: &'a Path,
     /// The init program on this machine.
     pub(crate) init: &'a Path,
     /// The directory with the lablet's socket on this machine.
@@ -114,7 +121,8 @@ pub(crate) fn container(
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
         readonly_rootfs: Some(!settings.writable),
         network_mode: Some("none".to_owned()),
-        extra_hosts: Some(vec![format!("{}:127.0.0.1", iptl_testground::SYNC_HOST)]),
+        // What the kernel says by itself over IPv6 is no word of the instance.
+        sysctls: Some(HashMap::from([("net.ipv6.conf.default.disable_ipv6".to_owned(), "1".to_owned())])),
         // Engines may be set to share the host's; init reads its own group.
         cgroupns_mode: place.group_namespace.then_some(HostConfigCgroupnsModeEnum::PRIVATE),
         ipc_mode: Some("private".to_owned()),
@@ -249,8 +257,8 @@ fn setting(cell: &CellSpec, instance: &InstanceSpec, place: &Place<'_>) -> Setti
     Setting {
         plan: cell.plan.clone(),
         ordinal: place.ordinal,
-        address: place.address,
-        subnet: "127.0.0.0/8".to_owned(),
+        address: place.network.addr,
+        subnet: place.network.subnet(),
         hostname: format!("{}-{}", group.trim_matches('-'), instance.id.index),
         sync_host: iptl_testground::SYNC_HOST.to_owned(),
         sync_port: iptl_testground::SYNC_PORT,
@@ -287,7 +295,12 @@ fn mounts(instance: &InstanceSpec, place: &Place<'_>) -> Result<Vec<Mount>, Stri
         }),
         ..Mount::default()
     };
-    let mut mounts = vec![bind(place.init, INIT_PATH), bind(place.lab, LAB_DIR)];
+    let mut mounts = vec![
+        bind(place.init, INIT_PATH),
+        bind(place.lab, LAB_DIR),
+        bind(place.names, HOSTS),
+        bind(place.resolver, RESOLVER),
+    ];
     for (target, source) in instance.container.iter().flat_map(|container| &container.files) {
         check_path(target)?;
         let source = std::path::absolute(source).map_err(|e| format!("the file for {target} is not at hand: {e}"))?;

@@ -5,6 +5,8 @@
 //! bin/init-<hash>     the init program
 //! cells/<key>/        one cell
 //!   started           wall time of its start in milliseconds since 1970
+//!   hosts             names of all instances, mounted into its containers
+//!   resolver          that there is no server of names, mounted likewise
 //!   <ordinal>/        one instance
 //!     lab/            mounted into the container, with the socket in it
 //!     token           what its init shows when it connects again
@@ -122,6 +124,26 @@ impl CellDir {
     /// Returns the wall time of the start; none where it was not started.
     pub(crate) fn started(&self) -> Option<u64> {
         fs::read_to_string(self.0.join("started")).ok()?.trim().parse().ok()
+    }
+
+    /// Writes what its containers know of names.
+    pub(crate) fn set_names(&self, hosts: &str, resolver: &str) -> io::Result<()> {
+        for (path, text) in [(self.names(), hosts), (self.resolver(), resolver)] {
+            replace(&path, text.as_bytes())?;
+            // The container's user reads it; nobody of this machine gets so far.
+            fs::set_permissions(path, Permissions::from_mode(0o444))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the file of names.
+    pub(crate) fn names(&self) -> PathBuf {
+        self.0.join("hosts")
+    }
+
+    /// Returns the file that says where to ask for names.
+    pub(crate) fn resolver(&self) -> PathBuf {
+        self.0.join("resolver")
     }
 
     /// Returns the directory of an instance.

@@ -179,7 +179,7 @@ async fn nothing_of_the_machine_is_in_reach() {
     cell.instances[1].limits.wall_ms = 8_000;
     let outcome = bench.run(cell).await;
     assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 });
-    assert_eq!(outcome.lines(0, OutputStream::Out), ["processes: 2", "looked"]);
+    assert_eq!(outcome.lines(0, OutputStream::Out), ["reached interface eth0", "processes: 2", "looked"]);
     bench.close().await;
 }
 

@@ -11,6 +11,7 @@ mod engine_restart;
 mod hostile;
 mod life;
 mod measures;
+mod network;
 mod support;
 mod take_over;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use iptl_dag::Cid;
-use iptl_dag::model::{Container, Exit, InstanceId, Resources, Usage, WorkloadKind};
+use iptl_dag::model::{Container, Exit, InstanceId, NetworkModel, NetworkUse, Resources, Usage, WorkloadKind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -31,6 +31,8 @@ pub struct CellSpec {
     pub params: BTreeMap<String, String>,
     /// Size of every group of the run, on all lablets together.
     pub groups: BTreeMap<String, u32>,
+    /// Network between all instances of the run; none is clean links.
+    pub network: Option<NetworkModel>,
     /// Instances of this cell.
     pub instances: Vec<InstanceSpec>,
     /// Private directory for output files; it exists, and is empty but where a cell is adopted.
@@ -271,4 +273,7 @@ pub struct Ended {
     pub left: LeftFiles,
     /// Limits that it met, whether or not they ended it, sorted: `open files`, `processes`.
     pub limits_met: Vec<String>,
+    /// What the lab network did to its packets, where the runner carries packets.
+    #[serde(default)]
+    pub network: Option<Box<NetworkUse>>,
 }

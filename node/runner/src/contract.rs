@@ -135,6 +135,7 @@ impl Fixture {
             case: "case".to_owned(),
             params: BTreeMap::from([("fan-out".to_owned(), "4".to_owned())]),
             groups: BTreeMap::from([("g".to_owned(), size)]),
+            network: None,
             instances,
             scratch: scratch.to_owned(),
             origin: Origin { lab: "lab".to_owned(), execution: scratch.display().to_string(), epoch: 1 },

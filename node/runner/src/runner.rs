@@ -94,6 +94,12 @@ pub enum PrepareError {
         /// The import: `example:thing/api@1.0.0`.
         import: String,
     },
+    /// The network of its run is none that can be.
+    #[error("the network of the run cannot be made: {reason}")]
+    BadNetwork {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The cell is larger than what is free.
     #[error("the cell needs {needed} {what} and {available} are free ({bound})")]
     NoCapacity {

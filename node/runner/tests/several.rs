@@ -36,6 +36,7 @@ fn cell(scratch: &Path) -> CellSpec {
         case: "case".to_owned(),
         params: BTreeMap::new(),
         groups: kinds.iter().map(|(group, _)| ((*group).to_owned(), 2)).collect(),
+        network: None,
         instances: kinds
             .iter()
             .flat_map(|(group, kind)| (0..2).map(|index| spec(instance(group, index), *kind)))

@@ -665,6 +665,7 @@ fn died() -> Ended {
         ended_ms: clock::wall().0,
         left: LeftFiles::default(),
         limits_met: Vec::new(),
+        network: None,
     }
 }
 

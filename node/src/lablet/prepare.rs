@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iptl_artifacts::read_block;
-use iptl_dag::model::{self, Container, GroupRun, InstanceId, Run, Workload, WorkloadKind};
+use iptl_dag::model::{self, Container, GroupRun, InstanceId, Network, NetworkModel, Run, Workload, WorkloadKind};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runners};
@@ -67,7 +67,9 @@ impl CellError {
         match self {
             CellError::Bad { .. }
             | CellError::Artifact(ArtifactError::Bad { .. })
-            | CellError::Runner(PrepareError::BadArtifact { .. } | PrepareError::MissingImport { .. }) => true,
+            | CellError::Runner(
+                PrepareError::BadArtifact { .. } | PrepareError::MissingImport { .. } | PrepareError::BadNetwork { .. },
+            ) => true,
             CellError::Fetch(_)
             | CellError::Artifact(ArtifactError::Write { .. } | ArtifactError::Store(_))
             | CellError::Slots { .. }
@@ -132,7 +134,11 @@ impl Preparer {
                 vacant.insert(Artifact { cid: workload.content, path });
             }
         }
-        let files = Files { artifacts, containers, scratch };
+        let network = match &run.network {
+            Network::Clean => None,
+            Network::Model(cid) => Some(self.node(cid, &sources, false).await?),
+        };
+        let files = Files { artifacts, containers, network, scratch };
         let spec = spec(&self.lab, &run, grant, files)?;
         let cell = self.runners.prepare(spec).await?;
         Ok(Prepared { run, cell })
@@ -163,7 +169,11 @@ impl Preparer {
                 vacant.insert(Artifact { cid: workload.content, path });
             }
         }
-        let files = Files { artifacts, containers, scratch };
+        let network = match &run.network {
+            Network::Clean => None,
+            Network::Model(cid) => Some(self.stored(cid).await?),
+        };
+        let files = Files { artifacts, containers, network, scratch };
         let spec = spec(&self.lab, &run, grant, files)?;
         let origin = spec.origin.clone();
         let (cell, gone) = self.runners.adopt(spec).await?;
@@ -279,11 +289,13 @@ struct Files {
     artifacts: BTreeMap<Cid, Artifact>,
     /// By group.
     containers: BTreeMap<String, ContainerSpec>,
+    /// None is clean links.
+    network: Option<NetworkModel>,
     scratch: PathBuf,
 }
 
 fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec, CellError> {
-    let Files { artifacts, containers, scratch } = files;
+    let Files { artifacts, containers, network, scratch } = files;
     let mut instances = Vec::new();
     let mut start_size = 0;
     let mut needed: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
@@ -292,6 +304,12 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         start_size = size_at_start(run, group).saturating_mul(u64::from(assignment.count)).saturating_add(start_size);
         if start_size > MAX_START_SIZE {
             let reason = format!("its arguments and environment take {start_size} bytes; {MAX_START_SIZE} are allowed");
+            return Err(CellError::Bad { cid: grant.run, reason });
+        }
+        if network.is_some() && group.kind == WorkloadKind::Wasm {
+            // Its sockets know clean links alone: what it would measure is not what the run says.
+            let reason =
+                format!("group {:?} has components, which cannot be in a network of links yet", assignment.group);
             return Err(CellError::Bad { cid: grant.run, reason });
         }
         let beyond = assignment.start.checked_add(assignment.count).is_none_or(|end| end > group.count);
@@ -325,6 +343,7 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         case: run.case.clone(),
         params: run.params.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
         groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
+        network,
         instances,
         scratch,
         origin: Origin {

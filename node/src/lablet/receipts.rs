@@ -95,6 +95,7 @@ impl Sealer {
             samples: self.import(how.left.samples.as_deref()).await?,
             limits_met: how.limits_met.clone(),
             interventions: Vec::new(),
+            network: how.network.as_deref().cloned(),
         })
     }
 

@@ -315,6 +315,7 @@ mod tests {
             samples: None,
             limits_met: Vec::new(),
             interventions: Vec::new(),
+            network: None,
         };
         Assembly {
             run_cid,

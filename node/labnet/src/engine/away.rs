@@ -22,6 +22,55 @@ pub struct Away {
     pub from_ns: u64,
 }
 
+/// Version of the encoding, in the high half of the first byte, where packets of sockets have another.
+const VERSION: u8 = 2;
+
+/// Bytes before the packet.
+const HEAD: usize = 17;
+
+impl Away {
+    /// Returns whether bytes are an encoded packet of this kind rather than one of sockets.
+    pub fn is_encoded(bytes: &[u8]) -> bool {
+        bytes.first().is_some_and(|first| first >> 4 == VERSION)
+    }
+
+    /// Encodes it: version, number of a receiver, number of the sender or all ones, time, packet. Numbers are big-endian.
+    pub fn encode(&self) -> Vec<u8> {
+        let number = |node: NodeId| u32::try_from(node.0).unwrap_or(u32::MAX);
+        let mut bytes = Vec::with_capacity(HEAD + self.bytes.len());
+        bytes.push(VERSION << 4);
+        bytes.extend_from_slice(&number(self.to).to_be_bytes());
+        bytes.extend_from_slice(&self.origin.map_or(u32::MAX, number).to_be_bytes());
+        bytes.extend_from_slice(&self.from_ns.to_be_bytes());
+        bytes.extend_from_slice(&self.bytes);
+        bytes
+    }
+
+    /// Decodes it; none where it is none. Never panics, whatever the bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Away> {
+        let (head, packet) = bytes.split_first_chunk::<HEAD>()?;
+        if !Away::is_encoded(head) || head[0] & 0x0f != 0 {
+            return None;
+        }
+        let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let node = |number: u32| usize::try_from(number).ok().map(NodeId);
+        let from_ns = u64::from(number(9)) << 32 | u64::from(number(13));
+        let origin = if number(5) == u32::MAX { None } else { Some(node(number(5))?) };
+        Some(Away { to: node(number(1))?, origin, bytes: packet.to_vec(), from_ns })
+    }
+
+    /// Changes the time in encoded bytes, for a receiver whose clock shows something else; nothing happens where they
+    /// are no such packet.
+    pub fn retime(encoded: &mut [u8], change: impl FnOnce(u64) -> u64) {
+        if !Away::is_encoded(encoded) {
+            return;
+        }
+        if let Some(field) = encoded.get_mut(9..HEAD).and_then(|field| field.first_chunk_mut::<8>()) {
+            *field = change(u64::from_be_bytes(*field)).to_be_bytes();
+        }
+    }
+}
+
 /// Finds for each gateway the first node behind it.
 pub(super) fn behind(topology: &Topology) -> Vec<Option<usize>> {
     let mut behind = vec![None; topology.gateways.len()];

@@ -19,5 +19,5 @@ mod sys;
 
 pub use device::{Counters, Device, DeviceError, Interface};
 pub use namespace::{Namespace, OpenError};
-pub use network::{DEVICE_NAME, End, Network, Options, Outlets};
+pub use network::{DEVICE_NAME, End, Network, Options, Outlets, now_ns};
 pub use report::{LabReport, NodeReport, Report};

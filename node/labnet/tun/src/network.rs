@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::Duration;
 
 use iptl_labnet::{Away, Engine, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output};
 
@@ -38,6 +38,12 @@ const REALTIME_SHARE: u64 = 50;
 
 /// Token of the pipe that wakes the thread.
 const WAKE: u64 = u64::MAX;
+
+/// Returns the time that networks go by, in nanoseconds: one clock for all of a machine, which never goes back.
+pub fn now_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
+}
 
 /// Name of every device.
 pub const DEVICE_NAME: &str = "eth0";
@@ -97,7 +103,6 @@ struct Shared {
     orders: mpsc::Sender<Order>,
     wake: PipeWriter,
     bell: Arc<Bell>,
-    origin: Instant,
 }
 
 /// What both sides see of the orders that wait.
@@ -120,7 +125,7 @@ impl Network {
         let epoll = Epoll::new()?;
         epoll.add(woken.as_fd(), WAKE)?;
         let bell = Arc::new(Bell::default());
-        let origin = Instant::now();
+        let started_ns = now_ns();
         let Outlets { away, ended } = outlets;
         let mut runner = Runner {
             engine,
@@ -128,13 +133,13 @@ impl Network {
             queue,
             woken,
             bell: Arc::clone(&bell),
-            origin,
+            started_ns,
             devices: BTreeMap::new(),
             gone: BTreeMap::new(),
             away,
             options,
             realtime: false,
-            looked_ns: 0,
+            looked_ns: started_ns,
             looked_cpu_us: 0,
             lab: LabReport::default(),
             scratch: vec![0; MAX_PACKET],
@@ -147,7 +152,7 @@ impl Network {
             };
             ended(end);
         })?;
-        Ok(Network { shared: Arc::new(Shared { orders, wake, bell, origin }) })
+        Ok(Network { shared: Arc::new(Shared { orders, wake, bell }) })
     }
 
     /// Gives a node its device.
@@ -192,11 +197,6 @@ impl Network {
     pub fn stop(&self) {
         self.shared.tell(Order::Stop);
     }
-
-    /// Returns the time of the network's clock, in nanoseconds: what [`Away::from_ns`] is in.
-    pub fn now_ns(&self) -> u64 {
-        since(self.shared.origin)
-    }
 }
 
 impl Shared {
@@ -226,7 +226,7 @@ struct Runner {
     queue: mpsc::Receiver<Order>,
     woken: PipeReader,
     bell: Arc<Bell>,
-    origin: Instant,
+    started_ns: u64,
     devices: BTreeMap<usize, Port>,
     /// What devices that are gone had counted.
     gone: BTreeMap<usize, Counters>,
@@ -246,11 +246,11 @@ impl Runner {
         self.realtime = self.options.realtime && sys::set_realtime(true);
         let mut tokens = Vec::new();
         loop {
-            self.engine.handle_timeout(since(self.origin));
+            self.engine.handle_timeout(now_ns());
             self.hand_out();
-            let now_ns = since(self.origin);
-            self.look(now_ns);
-            let timeout_ns = self.engine.poll_timeout().map(|at_ns| at_ns.saturating_sub(now_ns));
+            let now = now_ns();
+            self.look(now);
+            let timeout_ns = self.engine.poll_timeout().map(|at_ns| at_ns.saturating_sub(now));
             tokens.clear();
             self.epoll.wait(timeout_ns, &mut tokens)?;
             for token in tokens.drain(..) {
@@ -277,7 +277,7 @@ impl Runner {
                 Ok(Order::Away(packets)) => {
                     self.bell.waiting.fetch_sub(size_of_all(&packets), Ordering::Relaxed);
                     for packet in packets {
-                        self.engine.handle_away(since(self.origin), packet);
+                        self.engine.handle_away(now_ns(), packet);
                     }
                     self.hand_out();
                 }
@@ -318,8 +318,7 @@ impl Runner {
                     };
                     let mut bytes = self.engine.buffer(packet.len());
                     bytes.extend_from_slice(packet);
-                    let now_ns = since(self.origin);
-                    self.engine.handle_offloaded(now_ns, NodeId::from_index(node), bytes, *description);
+                    self.engine.handle_offloaded(now_ns(), NodeId::from_index(node), bytes, *description);
                     self.hand_out();
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
@@ -383,7 +382,9 @@ impl Runner {
             if let Some(port) = self.devices.get(&node) {
                 add(&mut counters, device::counters(&port.device, DEVICE_NAME).unwrap_or_default());
             }
-            nodes.insert(node, NodeReport { up, down, overrun: counters.overrun, refused: counters.refused });
+            let spoofed = self.engine.spoofed_by(id).unwrap_or_default();
+            let Counters { overrun, refused } = counters;
+            nodes.insert(node, NodeReport { up, down, spoofed, overrun, refused });
         }
         let count = u16::try_from(topology.regions()).unwrap_or(u16::MAX);
         let pairs = (0..count).flat_map(|from| (0..count).map(move |to| (from, to)));
@@ -398,7 +399,7 @@ impl Runner {
             lateness: self.engine.lateness().clone(),
             lab: LabReport {
                 cpu_us: sys::thread_cpu_us(),
-                wall_us: since(self.origin) / 1_000,
+                wall_us: (now_ns() - self.started_ns) / 1_000,
                 realtime: self.realtime,
                 crowded_out: self.bell.crowded_out.load(Ordering::Relaxed),
                 ..self.lab
@@ -410,10 +411,6 @@ impl Runner {
 fn add(to: &mut Counters, more: Counters) {
     to.overrun += more.overrun;
     to.refused += more.refused;
-}
-
-fn since(origin: Instant) -> u64 {
-    u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn size_of_all(packets: &[Away]) -> usize {

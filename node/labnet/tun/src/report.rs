@@ -27,6 +27,8 @@ pub struct NodeReport {
     pub up: Vec<LinkStats>,
     /// Its link down, then those of the gateways before it, its own first.
     pub down: Vec<LinkStats>,
+    /// Packets that it sent with another source than its own.
+    pub spoofed: u64,
     /// Packets that it sent and for which its device had no room, because the network was late.
     pub overrun: u64,
     /// Packets that its system did not take.

@@ -112,6 +112,7 @@ fn encode_order(inner: &Inner, cell: &CellSpec) -> io::Result<Vec<u8>> {
         case: cell.case.clone(),
         params: cell.params.clone(),
         groups: cell.groups.clone(),
+        network: cell.network.clone(),
         instances: Vec::new(),
         scratch: cell.scratch.clone(),
         origin: cell.origin.clone(),
@@ -341,6 +342,7 @@ impl Life {
                 ended_ms: wall_ms(),
                 left,
                 limits_met: Vec::new(),
+                network: None,
             };
             let _ = self.events.send(CellEvent::Ended { id, ended }).await;
         }

@@ -198,6 +198,6 @@ fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
     let usage = Usage { cpu_us, memory_bytes, sent_bytes, received_bytes, ..Usage::default() };
     samples::end(&cell, &instance, usage);
     let left = cell.files.left(&instance.id);
-    let ended = Ended { exit, usage, started_ms, ended_ms: wall_ms(), left, limits_met: Vec::new() };
+    let ended = Ended { exit, usage, started_ms, ended_ms: wall_ms(), left, limits_met: Vec::new(), network: None };
     cell.instance_ended(instance.id.clone(), ended);
 }

@@ -1,6 +1,7 @@
 //! Behaves as its first argument says: as the contract of runners asks, or worse.
 
 mod hostile;
+mod network;
 mod sync;
 
 use std::io::Write;
@@ -61,6 +62,9 @@ fn main() -> ExitCode {
         "orphan" => hostile::orphan(),
         "look-around" => hostile::look_around(),
         "attack-init" => hostile::attack_init(),
+        "answer" => network::answer(),
+        "reach" => return network::reach(&args[1], args[2].parse().unwrap()),
+        "escape" => network::escape(&args[1..]),
         other => panic!("no behaviour {other}"),
     }
     ExitCode::SUCCESS

@@ -1,0 +1,275 @@
+//! The lab network of one cell, as its containers have it.
+//!
+//! The network is that of the whole run: every instance has its place in it, and those of this cell have a device in
+//! their container, made before their program starts. Packets for other cells leave as events, theirs come in as
+//! inputs. Names stand in a file that all containers of a cell are given as `/etc/hosts`, so that resolving one takes
+//! no packet, and works whatever the network does to packets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
+use iptl_labnet::{Away, Compiled, Directory, Engine, EngineConfig, LinkStats, NodeId, PRIVATE_ADDR, clean, compile};
+use iptl_labnet_tun::{DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report};
+use iptl_runner::{CellEvent, CellSpec, PrepareError};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Packets for other cells that wait to be told; what comes beyond is lost, as on a link that is full.
+const MAX_LEAVING: usize = 4096;
+
+/// Time in which an earlier life of the lablet lets go of a device.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// Bits of the prefix of lab addresses, and of those behind a NAT.
+const LAB_PREFIX: u8 = 8;
+const PRIVATE_PREFIX: u8 = 24;
+
+/// Where a container looks for the sync service; its name must not be an instance's.
+const LOCAL_NAMES: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost\n";
+
+/// Where programs look for servers of names: there are none, and none is waited for.
+pub(crate) const RESOLVER: &str =
+    "# Names of the lab stand in /etc/hosts; there are no others.\nnameserver 127.0.0.1\n";
+
+/// The network of a cell.
+pub(crate) struct CellNetwork {
+    network: Network,
+    seats: BTreeMap<InstanceId, Seat>,
+    broken: watch::Receiver<Option<String>>,
+    /// Whether the run describes a network: only then is a delay promised.
+    modelled: bool,
+    hosts: String,
+}
+
+/// The place of an instance in the network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    node: NodeId,
+    pub(crate) addr: Ipv4Addr,
+    prefix: u8,
+    mtu: u16,
+}
+
+impl Seat {
+    /// Returns the network that the address is part of: `10.0.0.0/8`.
+    pub(crate) fn subnet(&self) -> String {
+        let mask = u32::MAX << (32 - u32::from(self.prefix));
+        format!("{}/{}", Ipv4Addr::from(u32::from(self.addr) & mask), self.prefix)
+    }
+
+    fn interface(&self) -> Interface {
+        Interface { name: DEVICE_NAME.to_owned(), addr: self.addr, prefix: self.prefix, mtu: self.mtu }
+    }
+}
+
+impl CellNetwork {
+    /// Makes the network of a cell and lets it run. Its packets for other cells are told as events.
+    pub(crate) fn start(spec: &CellSpec, events: &mpsc::Sender<CellEvent>) -> Result<CellNetwork, PrepareError> {
+        let compiled = match &spec.network {
+            None => clean(&spec.groups),
+            Some(model) => compile(model, &spec.groups, spec.seed),
+        };
+        let Compiled { topology, nodes } = compiled.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        let own: BTreeSet<&InstanceId> = spec.instances.iter().map(|instance| &instance.id).collect();
+        let hosts = hosts(nodes.iter().filter_map(|(id, node)| Some((id, topology.public_addr(*node)?))));
+        let mut seats = BTreeMap::new();
+        for id in &own {
+            let seat = nodes.get(*id).and_then(|node| {
+                let (addr, mtu) = (topology.addr(*node)?, topology.mtu(*node)?);
+                let prefix = if addr == PRIVATE_ADDR { PRIVATE_PREFIX } else { LAB_PREFIX };
+                Some(Seat { node: *node, addr, prefix, mtu })
+            });
+            let seat =
+                seat.ok_or_else(|| PrepareError::BadNetwork { reason: format!("{id} is no instance of the run") })?;
+            seats.insert((*id).clone(), seat);
+        }
+        let mut engine = Engine::new(topology, EngineConfig { seed: spec.seed, ..EngineConfig::default() });
+        for (id, node) in &nodes {
+            engine.set_away(*node, !own.contains(id));
+        }
+        let directory = Directory::new(&spec.groups).map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        let (leaving, queue) = mpsc::channel(MAX_LEAVING);
+        tokio::spawn(tell(queue, events.downgrade(), directory));
+        let (breaks, broken) = watch::channel(None);
+        let outlets = Outlets {
+            away: Box::new(move |packet| {
+                if leaving.try_send(packet).is_err() {
+                    tracing::debug!("a packet for another cell finds too many waiting");
+                }
+            }),
+            ended: Box::new(move |end| match end {
+                End::Stopped(_) => {}
+                End::Broken { reason } => {
+                    tracing::error!(reason, "a lab network broke");
+                    breaks.send_replace(Some(reason));
+                }
+            }),
+        };
+        let network = Network::start(engine, Options::default(), outlets)
+            .map_err(|source| PrepareError::Io { what: "the lab network".to_owned(), source })?;
+        Ok(CellNetwork { network, seats, broken, modelled: spec.network.is_some(), hosts })
+    }
+
+    /// Returns the names of all instances, for `/etc/hosts`.
+    pub(crate) fn hosts(&self) -> &str {
+        &self.hosts
+    }
+
+    /// Returns the place of an instance of this cell.
+    pub(crate) fn seat(&self, id: &InstanceId) -> Option<Seat> {
+        self.seats.get(id).copied()
+    }
+
+    /// Gives an instance its device, in the network namespace of this process. Dropped half-way, the device may be there
+    /// and lead nowhere.
+    pub(crate) async fn connect(&self, id: &InstanceId, pid: u32) -> Result<(), String> {
+        let seat = self.seat(id).ok_or("it has no place in the lab network")?;
+        let open = move || {
+            let namespace = Namespace::of_process(pid).map_err(|e| e.to_string())?;
+            let begun = Instant::now();
+            loop {
+                match namespace.open(&seat.interface()) {
+                    // An earlier life of this lablet lets go of it about now.
+                    Err(OpenError::Device { source, .. })
+                        if source.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < BUSY =>
+                    {
+                        std::thread::sleep(BUSY / 100);
+                    }
+                    opened => return opened.map_err(|e| said(&e)),
+                }
+            }
+        };
+        let device = tokio::task::spawn_blocking(open).await.map_err(|e| e.to_string()).and_then(|opened| opened);
+        self.attach(seat, device.map_err(|reason| format!("its lab network cannot be made: {reason}"))?);
+        Ok(())
+    }
+
+    fn attach(&self, seat: Seat, device: Device) {
+        self.network.attach(seat.node, device);
+    }
+
+    /// Takes the device of an instance that has ended away, and returns what the network did to its packets.
+    pub(crate) async fn disconnect(&self, id: &InstanceId) -> Option<NetworkUse> {
+        let seat = self.seat(id)?;
+        let (reply, answer) = oneshot::channel();
+        self.network.report(move |report| drop(reply.send(report)));
+        let report = answer.await.ok()?;
+        self.network.detach(seat.node);
+        report.nodes.contains_key(&seat.node.index()).then(|| self.used(&report, seat.node.index()))
+    }
+
+    fn used(&self, report: &Report, node: usize) -> NetworkUse {
+        let links = |links: &[LinkStats]| links.iter().map(link).collect();
+        let node = report.nodes.get(&node).cloned().unwrap_or_default();
+        let mut lateness = report.lateness.buckets().to_vec();
+        lateness.truncate(lateness.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1));
+        let (lab, engine) = (&report.lab, &report.engine);
+        NetworkUse {
+            up: links(&node.up),
+            down: links(&node.down),
+            spoofed: node.spoofed,
+            lost_by_lab: node.lost_by_lab(),
+            cell: CellNetworkUse {
+                lateness,
+                max_late_ns: report.lateness.max_ns(),
+                overdue: if self.modelled { engine.overdue } else { 0 },
+                max_overdue_ns: if self.modelled { engine.max_overdue_ns } else { 0 },
+                cpu_us: lab.cpu_us,
+                wall_us: lab.wall_us,
+                realtime: lab.realtime,
+            },
+        }
+    }
+
+    /// Takes packets from other cells; what is none of this kind is passed over.
+    pub(crate) fn come_in(&self, packets: Vec<Away>) {
+        self.network.come_in(packets);
+    }
+
+    /// Waits until the network breaks, and returns why; a network that does not break is waited for without end.
+    pub(crate) fn broken(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut broken = self.broken.clone();
+        async move {
+            let reason = broken.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Drop for CellNetwork {
+    fn drop(&mut self) {
+        self.network.stop();
+    }
+}
+
+/// Tells packets for other cells, as long as there is somebody to be told.
+async fn tell(mut queue: mpsc::Receiver<Away>, events: mpsc::WeakSender<CellEvent>, directory: Directory) {
+    while let Some(packet) = queue.recv().await {
+        let dst = directory.at(packet.to.index() as u64).and_then(|id| directory.addr(&id));
+        // Not held meanwhile: the cell's end would wait for the end of its network.
+        let (Some(dst), Some(events)) = (dst, events.upgrade()) else { continue };
+        let bytes = packet.encode();
+        if events.send(CellEvent::Packet { dst, bytes }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes the names of all instances: `10.0.0.1 node-0 0.node.lab`.
+fn hosts<'a>(instances: impl Iterator<Item = (&'a InstanceId, Ipv4Addr)>) -> String {
+    let mut hosts = LOCAL_NAMES.to_owned();
+    let _ = writeln!(hosts, "127.0.0.1\t{}", iptl_testground::SYNC_HOST);
+    for (InstanceId { group, index }, addr) in instances {
+        let _ = writeln!(hosts, "{addr}\t{group}-{index} {index}.{group}.lab");
+    }
+    hosts
+}
+
+fn link(stats: &LinkStats) -> LinkUse {
+    let LinkStats {
+        offered,
+        offered_bytes,
+        delivered,
+        delivered_bytes,
+        lost,
+        overflowed,
+        duplicated,
+        corrupted,
+        dropped_by_lab: _,
+        asked_ns,
+        measured_ns,
+    } = *stats;
+    LinkUse {
+        offered,
+        offered_bytes,
+        delivered,
+        delivered_bytes,
+        lost,
+        overflowed,
+        duplicated,
+        corrupted,
+        asked_ns,
+        measured_ns,
+    }
+}
+
+/// Returns an error with its causes.
+fn said(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// Says what is wrong where this process may not make a device in a namespace, and what helps.
+pub(crate) fn check() -> Result<(), io::Error> {
+    let namespace = Namespace::empty()?;
+    let interface = Interface { name: DEVICE_NAME.to_owned(), addr: PRIVATE_ADDR, prefix: PRIVATE_PREFIX, mtu: 1500 };
+    namespace.open(&interface).map(drop).map_err(|e| io::Error::other(said(&e)))
+}

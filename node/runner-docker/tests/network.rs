@@ -1,0 +1,196 @@
+//! Containers of a run reach each other over the lab network, and nothing else.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+
+use iptl_dag::model::{
+    AccessClass, Container, DependenceModel, Exit, GatewayModel, GroupNetwork, LinkModel, NetworkModel, PortsModel,
+    SiteShare,
+};
+use iptl_runner::contract::{Lab, instance};
+use iptl_runner::{CellSpec, OutputStream, PrepareError, Runner};
+
+use crate::engine;
+use crate::support::{Bench, until, wrote};
+
+/// One region with one access class, whose links up and down are these.
+fn network(delay_us: u64, up: LinkModel, down: LinkModel) -> NetworkModel {
+    NetworkModel {
+        regions: vec!["here".to_owned()],
+        delays_us: vec![vec![delay_us]],
+        access: BTreeMap::from([("line".to_owned(), AccessClass { up, down, mtu: 1500 })]),
+        groups: BTreeMap::new(),
+    }
+}
+
+fn delay(delay_us: u64) -> LinkModel {
+    LinkModel { delay_us, ..LinkModel::default() }
+}
+
+/// A cell in which the first instance answers and the others reach it.
+fn reaching(bench: &Bench, others: usize, network: Option<NetworkModel>) -> CellSpec {
+    let mut args = vec![&["answer"][..]];
+    args.extend(vec![&["reach", "g-0", "1000000"][..]; others]);
+    CellSpec { network, ..bench.cell(&Container::usual(), &args) }
+}
+
+/// Runs a cell whose first instance ends only when it is told to.
+async fn run(bench: &Bench, cell: CellSpec) -> iptl_runner::contract::Outcome {
+    let others = u32::try_from(cell.instances.len()).unwrap() - 1;
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "the others are done", |o| (1..=others).all(|i| o.ended.contains_key(&instance(i)))).await;
+    lab.control.stop("the others are done".to_owned()).await;
+    lab.finish().await
+}
+
+/// Returns what an instance said that something took, in milliseconds.
+fn took(lines: &[String], what: &str) -> f64 {
+    let line = lines.iter().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {what} in {lines:?}")).parse::<f64>().unwrap() / 1_000.0
+}
+
+#[tokio::test]
+async fn containers_reach_each_other_by_address_and_name_where_no_network_is_described() {
+    let bench = engine!();
+    let outcome = run(&bench, reaching(&bench, 2, None)).await;
+    for index in 1..=2 {
+        let lines = outcome.lines(index, OutputStream::Out);
+        assert_eq!(outcome.exit(index), &Exit::Exited { code: 0 }, "{lines:?}");
+        assert_eq!(lines[0], "g-0 is 10.0.0.1");
+        assert_eq!(lines[1], format!("from 10.0.0.{}", index + 1));
+        assert_eq!(lines.last().unwrap(), "stream whole");
+        assert!(took(&lines, "echo") > 0.0);
+        let ended = &outcome.ended[&instance(index)];
+        let network = ended.network.as_ref().unwrap();
+        assert!(network.up[0].offered > 100 && network.up[0].offered == network.up[0].delivered, "{network:?}");
+        assert_eq!((network.spoofed, network.lost_by_lab, network.cell.overdue), (0, 0, 0));
+        assert!(ended.usage.sent_bytes >= 1_000_000 && ended.usage.received_bytes >= 1_000_000, "{:?}", ended.usage);
+    }
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn links_of_50_ms_are_what_their_programs_measure() {
+    let bench = engine!();
+    let described = network(50_000, LinkModel::default(), LinkModel::default());
+    let outcome = run(&bench, reaching(&bench, 1, Some(described))).await;
+    let lines = outcome.lines(1, OutputStream::Out);
+    assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 }, "{lines:?}");
+    for what in ["datagram", "echo"] {
+        let ms = took(&lines, what);
+        assert!((100.0..130.0).contains(&ms), "{what}: {ms} ms there and back");
+    }
+    let network = outcome.ended[&instance(1)].network.clone().unwrap();
+    let timed: u64 = network.cell.lateness.iter().sum();
+    assert!(timed > 100, "{network:?}");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn loss_and_rate_of_a_link_are_counted_in_the_receipt() {
+    let bench = engine!();
+    let up = LinkModel { loss_ppm: 50_000, rate_bps: 50_000_000, queue_bytes: 64 << 10, ..delay(1_000) };
+    let outcome = run(&bench, reaching(&bench, 1, Some(network(0, up, delay(2_000))))).await;
+    let lines = outcome.lines(1, OutputStream::Out);
+    assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 }, "{lines:?}");
+    assert_eq!(lines.last().unwrap(), "stream whole");
+    let network = outcome.ended[&instance(1)].network.clone().unwrap();
+    let (up, down) = (network.up[0], network.down[0]);
+    assert!(up.lost > 0 && up.offered >= up.delivered + up.lost + up.overflowed, "{up:?}");
+    assert!(up.asked_ns >= up.delivered * 1_000_000 && up.measured_ns >= up.asked_ns, "{up:?}");
+    assert_eq!((down.lost, down.overflowed), (0, 0));
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn container_behind_a_nat_has_a_private_address_and_is_answered() {
+    let bench = engine!();
+    let mut described = network(1_000, LinkModel::default(), LinkModel::default());
+    let nat = GatewayModel {
+        translates: true,
+        mapping: DependenceModel::Endpoint,
+        filtering: DependenceModel::AddressPort,
+        ports: PortsModel::Preserve,
+        hairpin: false,
+        inbound_refresh: false,
+        udp_timeout_ms: 30_000,
+        tcp_timeout_ms: 7_200_000,
+    };
+    let home = SiteShare { weight: 1, gateways: vec![nat] };
+    let of_h = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: vec![home] };
+    described.groups.insert("h".to_owned(), of_h);
+    let mut cell = reaching(&bench, 1, Some(described));
+    cell.groups = BTreeMap::from([("g".to_owned(), 1), ("h".to_owned(), 1)]);
+    cell.instances[1].id.group = "h".to_owned();
+    cell.instances[1].id.index = 0;
+    let inner = cell.instances[1].id.clone();
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "it is done", |o| o.ended.contains_key(&inner)).await;
+    lab.control.stop("it is done".to_owned()).await;
+    let outcome = lab.finish().await;
+    let said: Vec<&String> = outcome.output.iter().filter(|(id, ..)| *id == inner).map(|(_, _, line)| line).collect();
+    assert_eq!(outcome.ended[&inner].exit, Exit::Exited { code: 0 }, "{said:?}");
+    assert_eq!((said[0].as_str(), said[1].as_str()), ("g-0 is 10.0.0.1", "from 192.168.1.2"));
+    assert_eq!(outcome.ended[&inner].network.as_ref().unwrap().up.len(), 2, "its own link and its gateway's");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn nothing_of_the_machine_can_be_reached() {
+    let bench = engine!();
+    let host = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = host.local_addr().unwrap().port();
+    let there: Vec<String> = ["127.0.0.1", "10.9.9.9", "172.17.0.1", "192.168.0.1", "169.254.169.254"]
+        .iter()
+        .map(|addr| format!("{addr}:{port}"))
+        .collect();
+    let mut args = vec!["escape"];
+    args.extend(there.iter().map(String::as_str));
+    let (exit, lines) = bench.run_one(&Container::usual(), &args).await;
+    assert_eq!(exit, Exit::Exited { code: 0 });
+    assert!(lines.iter().all(|line| !line.ends_with("reached")), "{lines:?}");
+    assert!(lines.contains(&"true".to_owned()), "no name of outside is known: {lines:?}");
+    let mut devices: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("device ")).collect();
+    devices.sort_unstable();
+    assert_eq!(devices, ["eth0", "lo"]);
+    assert!(lines.contains(&"raw refused".to_owned()), "it cannot forge packets: {lines:?}");
+    host.set_nonblocking(true).unwrap();
+    assert!(host.accept().is_err(), "nobody came");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn network_that_cannot_be_is_refused_before_anything_starts() {
+    let bench = engine!();
+    let mut described = network(1_000, LinkModel::default(), LinkModel::default());
+    described.delays_us = vec![vec![1, 2]];
+    let refused = bench.runner.prepare(reaching(&bench, 1, Some(described))).await.err().unwrap();
+    assert!(matches!(refused, PrepareError::BadNetwork { .. }), "{refused}");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn connections_outlive_the_lablet() {
+    let bench = engine!();
+    let cell = bench.cell(&Container::usual(), &[&["answer"], &["answer"]]);
+    let mut lab = Lab::prepare(&bench.runner, cell.clone()).await;
+    lab.control.start().await;
+    until(&mut lab, "both listen", |o| wrote(0, "listening")(o) && wrote(1, "listening")(o)).await;
+    bench.runner.leave().await;
+    drop(lab);
+    let again = bench.again().await;
+    let adopted = again.adopt(cell).await.unwrap().unwrap();
+    let lab = Lab::of(adopted);
+    let ids = bench.containers();
+    let reach = ["exec", &ids[0], crate::support::PROGRAM, "reach"];
+    for name in ["g-0", "g-1"] {
+        let said = crate::support::docker(&[&reach[..], &[name, "100000"]].concat());
+        assert!(said.ends_with("stream whole"), "{said}");
+    }
+    lab.control.stop("seen".to_owned()).await;
+    lab.finish().await;
+    again.shutdown().await;
+    bench.close().await;
+}
