@@ -397,6 +397,7 @@ fn networked_receipts() -> ReceiptShard {
             cell: CellNetworkUse {
                 lateness: vec![0, 0, 7, 300, 20],
                 max_late_ns: 15,
+                relayed: 6,
                 overdue: 2,
                 max_overdue_ns: 1_000_000,
                 cpu_us: 30_000,

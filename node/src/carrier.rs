@@ -2,23 +2,28 @@
 //!
 //! One stream for each direction and pair of lablets, whatever the number of connections between instances: packets of
 //! all executions share it, each under the name of its execution. TCP between instances is bounded by the credit
-//! windows of `iptl-labnet`. Where packets are lost, because a stream broke or too many waited, the connections between
+//! windows of `iptl-labnet`; IP packets of containers are whatever they are on any network. Where packets are lost, because a stream broke or too many waited, the connections between
 //! instances of the two lablets are reset, so that no connection waits for ever; UDP loses packets, as on any network.
+//!
+//! IP packets are held where they arrive until the delay of their link is over. So each carries its time by the
+//! receiver's clock, which the sender knows from asking for it on the same stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use iptl_dag::PeerId;
 use iptl_dag::model::ExecutionId;
-use iptl_labnet::Packet;
+use iptl_labnet::{Away, Packet};
+use iptl_labnet_tun::now_ns;
 use iptl_runner::{CellControl, CellInput};
 use iptl_wire::frame;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncWriteExt, BufWriter};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncWriteExt, BufWriter};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
 
 use crate::framed;
 use crate::gate::Gate;
@@ -30,6 +35,9 @@ pub(crate) const PROTOCOL: &str = "/iptl/labnet/1";
 
 /// Largest frame: a packet of 64 KiB with its wrapping.
 const MAX_FRAME_SIZE: usize = 128 << 10;
+
+/// Largest frame with what a clock shows.
+const MAX_ANSWER_SIZE: usize = 256;
 
 /// Bytes of packets that wait for one lablet. TCP between instances is bounded far below by its windows, unless it is
 /// written in tiny pieces; what comes beyond is lost, and its connections are reset.
@@ -47,14 +55,66 @@ const MAX_STREAMS_PER_PEER: usize = 8;
 /// Streams that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
 
+/// Time between two looks at a receiver's clock: clocks drift some 50 µs apart in it.
+const ASK: Duration = Duration::from_secs(1);
+
+/// Looks before the first packet, and how many of the last are remembered: the one that took least time counts.
+const FIRST_LOOKS: usize = 3;
+const LOOKS: usize = 8;
+
+/// Time in which a receiver says what its clock shows.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// What stands in a frame.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 enum Letter {
+    /// What does the receiver's clock show? Answered on the same stream.
+    Ask {
+        /// By the sender's clock, in nanoseconds.
+        at_ns: u64,
+    },
     /// A packet.
     Packet(Carried),
     /// No more on this stream: it was idle. A stream that ends without it has lost packets.
     End {},
+}
+
+/// What a receiver's clock shows.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clock {
+    /// As in the question.
+    asked_ns: u64,
+    /// By the receiver's clock, in nanoseconds.
+    here_ns: u64,
+}
+
+/// What is known of a receiver's clock.
+#[derive(Default)]
+struct Looks {
+    /// Round trip and how much the clock is ahead, of the last few looks; in nanoseconds.
+    last: Mutex<VecDeque<(u64, i64)>>,
+    seen: Notify,
+}
+
+impl Looks {
+    /// Takes an answer that came at a time by the own clock.
+    fn take(&self, answer: &Clock, now_ns: u64) {
+        let round_ns = now_ns.saturating_sub(answer.asked_ns);
+        let then_ns = answer.asked_ns.saturating_add(round_ns / 2);
+        let mut last = lock(&self.last);
+        if last.len() == LOOKS {
+            last.pop_front();
+        }
+        last.push_back((round_ns, answer.here_ns.wrapping_sub(then_ns).cast_signed()));
+        self.seen.notify_one();
+    }
+
+    /// Returns how much the receiver's clock is ahead, in nanoseconds; zero before the first look.
+    fn ahead_ns(&self) -> i64 {
+        lock(&self.last).iter().min_by_key(|(round_ns, _)| *round_ns).map_or(0, |(_, ahead_ns)| *ahead_ns)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -134,7 +194,7 @@ impl Carrier {
         queue.bytes.fetch_sub(cost, Ordering::Relaxed);
         drop(queues);
         self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        if matches!(Packet::decode(&packet), Ok(Packet::Udp { .. })) {
+        if Away::is_encoded(&packet) || matches!(Packet::decode(&packet), Ok(Packet::Udp { .. })) {
             return;
         }
         let carrier = self.clone();
@@ -177,6 +237,11 @@ impl Carrier {
         loop {
             let carried = match framed::expect::<Letter>(&mut stream, MAX_FRAME_SIZE).await? {
                 Letter::Packet(carried) => carried,
+                Letter::Ask { at_ns } => {
+                    let clock = Clock { asked_ns: at_ns, here_ns: now_ns() };
+                    framed::write(stream.get_mut(), &clock).await?;
+                    continue;
+                }
                 Letter::End {} => return Ok(()),
             };
             let control = lock(&self.shared.cells)
@@ -223,9 +288,31 @@ impl Delivery {
     }
 
     async fn write(&mut self, stream: Stream, first: Carried) -> std::io::Result<()> {
+        let (answers, stream) = tokio::io::split(stream);
         let mut stream = BufWriter::with_capacity(MAX_FRAME_SIZE, stream);
+        let looks = Arc::new(Looks::default());
+        let _listening = AbortOnDrop(tokio::spawn(listen(answers, Arc::clone(&looks))).abort_handle());
+        let mut relayed = false;
+        let mut asked: Option<Instant> = None;
         let mut next = Some(first);
-        while let Some(carried) = next {
+        while let Some(mut carried) = next {
+            if Away::is_encoded(&carried.packet) {
+                if asked.is_none() {
+                    relayed = self.is_relayed().await;
+                    for _ in 0..FIRST_LOOKS {
+                        framed::write(&mut stream, &Letter::Ask { at_ns: now_ns() }).await?;
+                        tokio::time::timeout(ANSWER, looks.seen.notified()).await?;
+                    }
+                    asked = Some(Instant::now());
+                } else if asked.is_some_and(|asked| asked.elapsed() >= ASK) {
+                    framed::write(&mut stream, &Letter::Ask { at_ns: now_ns() }).await?;
+                    relayed = self.is_relayed().await;
+                    asked = Some(Instant::now());
+                }
+                let mut packet = BytesMut::from(carried.packet);
+                Away::stamp(&mut packet, relayed, |from_ns| from_ns.saturating_add_signed(looks.ahead_ns()));
+                carried.packet = packet.freeze();
+            }
             stream.write_all(&frame::encode(&Letter::Packet(carried))).await?;
             next = match self.queue.try_recv() {
                 Ok(carried) => {
@@ -240,6 +327,12 @@ impl Delivery {
         }
         stream.write_all(&frame::encode(&Letter::End {})).await?;
         stream.shutdown().await
+    }
+
+    /// Tells whether there is no direct connection to the lablet.
+    async fn is_relayed(&self) -> bool {
+        let Some(net) = self.carrier.links.net() else { return false };
+        net.peers().await.iter().any(|info| info.peer == self.peer && info.relayed)
     }
 
     /// Returns the next packet; none once nothing was sent for some time, and then this lablet has no queue any more.
@@ -260,6 +353,22 @@ impl Delivery {
 
     fn taken(&self, carried: &Carried) {
         self.bytes.fetch_sub(carried.packet.len() + PACKET_COST, Ordering::Relaxed);
+    }
+}
+
+/// Takes what a receiver says of its clock, until the stream ends.
+async fn listen(mut answers: impl AsyncRead + Unpin, looks: Arc<Looks>) {
+    while let Ok(Some(clock)) = framed::read::<Clock>(&mut answers, MAX_ANSWER_SIZE).await {
+        looks.take(&clock, now_ns());
+    }
+}
+
+/// Ends a task with whoever holds this.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -81,6 +81,7 @@ fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> 
         kept.lost = kept.lost.saturating_add(network.lost_by_lab);
         kept.late_ns = kept.late_ns.max(cell.late_ns(990));
         kept.max_late_ns = kept.max_late_ns.max(cell.max_late_ns);
+        kept.relayed = kept.relayed.max(cell.relayed);
         kept.overdue = kept.overdue.max(cell.overdue);
         kept.max_overdue_ns = kept.max_overdue_ns.max(cell.max_overdue_ns);
     }
@@ -96,6 +97,9 @@ fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> 
         if kept.late_ns > MAX_LATE_NS {
             let (late, most) = (ms(kept.late_ns), ms(kept.max_late_ns));
             say(format!("1 % of the lab network's packets were about {late} late or more, {most} at worst"));
+        }
+        if kept.relayed > 0 {
+            say(format!("{} packets from other lablets came over a relay, whose times are its own", kept.relayed));
         }
         if kept.overdue > 0 {
             let most = ms(kept.max_overdue_ns);
@@ -114,6 +118,7 @@ struct Kept {
     lost: u64,
     late_ns: u64,
     max_late_ns: u64,
+    relayed: u64,
     overdue: u64,
     max_overdue_ns: u64,
 }

@@ -109,6 +109,8 @@ pub struct CellNetworkUse {
     pub lateness: Vec<u64>,
     /// The greatest lateness in nanoseconds.
     pub max_late_ns: u64,
+    /// Packets from other lablets that came by way of a third machine.
+    pub relayed: u64,
     /// Packets from other lablets that took longer than the model's delay.
     pub overdue: u64,
     /// The longest by which one of them took longer, in nanoseconds.

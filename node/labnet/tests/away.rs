@@ -77,7 +77,8 @@ fn packets_arrive_when_they_would_on_one_machine_however_long_the_way_between_th
 #[test]
 fn packet_that_takes_longer_than_its_delay_goes_on_at_once_and_is_counted() {
     let ([mut first, _], public, inner) = two();
-    let packet = Away { to: public, origin: Some(inner), bytes: udp("172.16.0.1:7", "10.0.0.1:6"), from_ns: 0 };
+    let packet =
+        Away { to: public, origin: Some(inner), bytes: udp("172.16.0.1:7", "10.0.0.1:6"), from_ns: 0, relayed: false };
     first.handle_away(70 * MS, packet);
     settle(&mut first);
     assert_eq!((first.stats().overdue, first.stats().max_overdue_ns), (1, 30 * MS));
@@ -97,7 +98,7 @@ fn other_machine_speaks_for_its_own_nodes_alone() {
     ];
     let count = forged.len() as u64;
     for (what, origin, bytes) in forged {
-        first.handle_away(MS, Away { to: public, origin, bytes, from_ns: 0 });
+        first.handle_away(MS, Away { to: public, origin, bytes, from_ns: 0, relayed: false });
         settle(&mut first);
         assert_eq!(first.poll_output(), None, "{what}");
     }
@@ -105,9 +106,12 @@ fn other_machine_speaks_for_its_own_nodes_alone() {
 
     // Nor does it pass on what is for somebody else, or read what is no packet.
     for (bytes, to) in [(udp("172.16.0.1:5", "10.8.8.8:6"), public), (udp("172.16.0.1:5", "172.16.0.1:6"), inner)] {
-        first.handle_away(MS, Away { to, origin: Some(inner), bytes, from_ns: 0 });
+        first.handle_away(MS, Away { to, origin: Some(inner), bytes, from_ns: 0, relayed: false });
     }
-    first.handle_away(MS, Away { to: public, origin: Some(inner), bytes: vec![0x45; 9], from_ns: u64::MAX });
+    first.handle_away(
+        MS,
+        Away { to: public, origin: Some(inner), bytes: vec![0x45; 9], from_ns: u64::MAX, relayed: false },
+    );
     settle(&mut first);
     assert_eq!((first.stats().unroutable, first.stats().malformed, first.poll_output()), (2, 1, None));
 }
@@ -116,12 +120,15 @@ fn other_machine_speaks_for_its_own_nodes_alone() {
 fn packets_between_machines_are_read_as_they_were_written() {
     let (_, public, inner) = topology();
     for origin in [None, Some(inner)] {
-        let away = Away { to: public, origin, bytes: udp("172.16.0.1:7", "10.0.0.1:6"), from_ns: 1 << 40 | 7 };
+        let away =
+            Away { to: public, origin, bytes: udp("172.16.0.1:7", "10.0.0.1:6"), from_ns: 1 << 40 | 7, relayed: false };
         let mut bytes = away.encode();
         assert!(Away::is_encoded(&bytes));
         assert_eq!(Away::decode(&bytes), Some(away.clone()));
-        Away::retime(&mut bytes, |from_ns| from_ns - 3);
-        assert_eq!(Away::decode(&bytes), Some(Away { from_ns: away.from_ns - 3, ..away.clone() }));
+        Away::stamp(&mut bytes, true, |from_ns| from_ns - 3);
+        let stamped = Away { from_ns: away.from_ns - 3, relayed: true, ..away.clone() };
+        assert_eq!(Away::decode(&bytes), Some(stamped));
+        assert_eq!(Away::origin_of(&bytes), Some(origin));
         for cut in 0..17 {
             assert_eq!(Away::decode(&bytes[..cut]), None);
         }
@@ -136,7 +143,7 @@ fn partition_holds_between_machines() {
     let ([mut first, _], public, inner) = two();
     first.partition(&[Some(0), Some(1)]);
     let bytes = udp("172.16.0.1:7", "10.0.0.1:6");
-    first.handle_away(0, Away { to: public, origin: Some(inner), bytes, from_ns: 0 });
+    first.handle_away(0, Away { to: public, origin: Some(inner), bytes, from_ns: 0, relayed: false });
     settle(&mut first);
     assert_eq!((first.stats().partitioned, first.poll_output()), (1, None));
 }

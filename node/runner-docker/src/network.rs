@@ -175,6 +175,7 @@ impl CellNetwork {
             cell: CellNetworkUse {
                 lateness,
                 max_late_ns: report.lateness.max_ns(),
+                relayed: engine.relayed,
                 overdue: if self.modelled { engine.overdue } else { 0 },
                 max_overdue_ns: if self.modelled { engine.max_overdue_ns } else { 0 },
                 cpu_us: lab.cpu_us,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
-use iptl_labnet::{Directory, DirectoryError, Packet};
+use iptl_labnet::{Away, Directory, DirectoryError, NodeId, Packet};
 use iptl_runner::usage::GroupUsage;
 use iptl_runner::{CellControl, CellEvent, CellInput, CellUsage, Ended, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Record, Reply, SyncOp};
@@ -75,8 +75,22 @@ impl Routes {
 
     /// Tells whether a lablet may send a packet: it comes from an instance that is placed there.
     pub(crate) fn may_send(&self, lablet: &PeerId, packet: &Bytes) -> bool {
+        if let Some(origin) = Away::origin_of(packet) {
+            return self.may_speak(lablet, origin);
+        }
         let Ok(packet) = Packet::decode(packet) else { return false };
         self.read().lablet(&self.directory, *packet.src().ip()).is_some_and(|owner| owner == lablet)
+    }
+
+    /// Tells whether a lablet may send what a node of the lab network sent: nodes have the numbers of instances. What a
+    /// router says, which is no node, anybody may who takes part.
+    fn may_speak(&self, lablet: &PeerId, origin: Option<NodeId>) -> bool {
+        let places = self.read();
+        let Some(origin) = origin else {
+            return places.placement.values().any(|(_, owner)| owner == lablet);
+        };
+        let addr = self.directory.at(origin.index() as u64).and_then(|id| self.directory.addr(&id));
+        addr.and_then(|addr| places.lablet(&self.directory, addr)).is_some_and(|owner| owner == lablet)
     }
 
     /// Returns the lab addresses of the instances on a lablet.

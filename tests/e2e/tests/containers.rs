@@ -22,6 +22,7 @@ macro_rules! engine {
     };
 }
 
+mod network;
 mod restarts;
 
 /// The program of `plans/mixed` as a static binary; `cargo xtask setup` and `test` build it.

@@ -40,6 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "iptl-bitswap",
             "iptl-dag",
             "iptl-labnet",
+            "iptl-labnet-tun",
             "iptl-net",
             "iptl-result",
             "iptl-runner",

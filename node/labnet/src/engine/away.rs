@@ -20,6 +20,8 @@ pub struct Away {
     pub bytes: Vec<u8>,
     /// When it came to the link between the regions, in nanoseconds of the engine that says so.
     pub from_ns: u64,
+    /// Whether it came by way of a third machine.
+    pub relayed: bool,
 }
 
 /// Version of the encoding, in the high half of the first byte, where packets of sockets have another.
@@ -34,11 +36,18 @@ impl Away {
         bytes.first().is_some_and(|first| first >> 4 == VERSION)
     }
 
-    /// Encodes it: version, number of a receiver, number of the sender or all ones, time, packet. Numbers are big-endian.
+    /// Returns the node that sent an encoded packet, or nothing where a router did; none where it is none.
+    pub fn origin_of(encoded: &[u8]) -> Option<Option<NodeId>> {
+        let head = encoded.first_chunk::<HEAD>().filter(|head| Away::is_encoded(&head[..]))?;
+        let number = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some(if number == u32::MAX { None } else { Some(NodeId(usize::try_from(number).ok()?)) })
+    }
+
+    /// Encodes it: version and whether it was relayed, number of a receiver, number of the sender or all ones, time, packet. Numbers are big-endian.
     pub fn encode(&self) -> Vec<u8> {
         let number = |node: NodeId| u32::try_from(node.0).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(HEAD + self.bytes.len());
-        bytes.push(VERSION << 4);
+        bytes.push(VERSION << 4 | u8::from(self.relayed));
         bytes.extend_from_slice(&number(self.to).to_be_bytes());
         bytes.extend_from_slice(&self.origin.map_or(u32::MAX, number).to_be_bytes());
         bytes.extend_from_slice(&self.from_ns.to_be_bytes());
@@ -49,22 +58,24 @@ impl Away {
     /// Decodes it; none where it is none. Never panics, whatever the bytes.
     pub fn decode(bytes: &[u8]) -> Option<Away> {
         let (head, packet) = bytes.split_first_chunk::<HEAD>()?;
-        if !Away::is_encoded(head) || head[0] & 0x0f != 0 {
+        if !Away::is_encoded(head) || head[0] & 0x0e != 0 {
             return None;
         }
         let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let node = |number: u32| usize::try_from(number).ok().map(NodeId);
         let from_ns = u64::from(number(9)) << 32 | u64::from(number(13));
-        let origin = if number(5) == u32::MAX { None } else { Some(node(number(5))?) };
-        Some(Away { to: node(number(1))?, origin, bytes: packet.to_vec(), from_ns })
+        let origin = Away::origin_of(bytes)?;
+        let relayed = head[0] & 1 != 0;
+        Some(Away { to: node(number(1))?, origin, bytes: packet.to_vec(), from_ns, relayed })
     }
 
-    /// Changes the time in encoded bytes, for a receiver whose clock shows something else; nothing happens where they
-    /// are no such packet.
-    pub fn retime(encoded: &mut [u8], change: impl FnOnce(u64) -> u64) {
+    /// Writes into encoded bytes how they travel: whether over a relay, and their time by the receiver's clock. Nothing
+    /// happens where they are no such packet.
+    pub fn stamp(encoded: &mut [u8], relayed: bool, change: impl FnOnce(u64) -> u64) {
         if !Away::is_encoded(encoded) {
             return;
         }
+        encoded[0] = VERSION << 4 | u8::from(relayed);
         if let Some(field) = encoded.get_mut(9..HEAD).and_then(|field| field.first_chunk_mut::<8>()) {
             *field = change(u64::from_be_bytes(*field)).to_be_bytes();
         }
@@ -100,7 +111,8 @@ impl Engine {
     pub fn handle_away(&mut self, now_ns: u64, packet: Away) {
         self.handle_timeout(now_ns);
         self.stats.came_from_away += 1;
-        let Away { origin, bytes, from_ns, .. } = packet;
+        let Away { origin, bytes, from_ns, relayed, .. } = packet;
+        self.stats.relayed += u64::from(relayed);
         let Ok(header) = Header::parse(&bytes) else {
             self.stats.malformed += 1;
             return self.recycle(bytes);
@@ -152,7 +164,7 @@ impl Engine {
         flight.offload.complete(&mut flight.bytes, &mut flight.header);
         self.stats.sent_away += 1;
         let origin = flight.origin.map(NodeId);
-        self.leaving.push_back(Away { to, origin, bytes: flight.bytes, from_ns: at_ns });
+        self.leaving.push_back(Away { to, origin, bytes: flight.bytes, from_ns: at_ns, relayed: false });
     }
 
     /// Returns what stands in the public realm for the node that a packet claims to come from, and none where a router

@@ -62,6 +62,8 @@ pub struct EngineStats {
     pub sent_away: u64,
     /// Packets that came from other engines.
     pub came_from_away: u64,
+    /// Of these, packets that came by way of a third machine.
+    pub relayed: u64,
     /// Packets from other engines that took longer than the delay between their regions: the network cannot be had
     /// over this way.
     pub overdue: u64,

@@ -144,7 +144,7 @@ fn packets_of_another_machine_are_held_for_what_is_left_of_their_delay() {
     let begun = Instant::now();
     // It has been under way for 20 ms.
     let from_ns = iptl_labnet_tun::now_ns() - 20 * MS;
-    world.network.come_in(vec![Away { to: here, origin: Some(there), bytes, from_ns }]);
+    world.network.come_in(vec![Away { to: here, origin: Some(there), bytes, from_ns, relayed: false }]);
     let mut payload = [0; 16];
     assert_eq!(socket.recv(&mut payload).unwrap(), 5);
     let took = begun.elapsed();

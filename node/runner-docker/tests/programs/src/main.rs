@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         "look-around" => hostile::look_around(),
         "attack-init" => hostile::attack_init(),
         "answer" => network::answer(),
+        "meet" => return meet(&args[1..]),
         "reach" => return network::reach(&args[1], args[2].parse().unwrap()),
         "escape" => network::escape(&args[1..]),
         other => panic!("no behaviour {other}"),
@@ -86,6 +87,19 @@ fn barriers(rounds: usize) {
         .collect();
     took.sort_unstable();
     println!("{}", took[rounds / 2]);
+}
+
+/// Answers, or reaches another, until everybody has done so.
+fn meet(args: &[String]) -> ExitCode {
+    let mut lab = sync::Sync::connect();
+    let mut code = ExitCode::SUCCESS;
+    if args[0] == "answer" {
+        std::thread::spawn(network::answer);
+    } else {
+        code = network::reach(&args[1], args[2].parse().unwrap());
+    }
+    lab.signal_and_wait("done", number("IPTL_TOTAL"));
+    code
 }
 
 fn number(name: &str) -> u64 {
