@@ -13,6 +13,7 @@ fn main() {
     for file in ["Cargo.toml", "Cargo.lock", "src"] {
         println!("cargo::rerun-if-changed={}", init.join(file).display());
     }
+    println!("cargo::rerun-if-changed={}", init.join("../../labnet/tun/src/device.rs").display());
     let target = format!("{}-unknown-linux-musl", variable("CARGO_CFG_TARGET_ARCH"));
     let out = PathBuf::from(variable("OUT_DIR")).join("init");
     let mut cargo = Command::new(variable("CARGO"));

@@ -142,6 +142,7 @@ impl Docker {
                 root: self.root,
                 ..OwnerLimits::default()
             },
+            ..DockerConfig::new(PathBuf::new())
         }
     }
 }

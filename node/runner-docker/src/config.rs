@@ -12,6 +12,18 @@ pub struct DockerConfig {
     pub dir: PathBuf,
     /// What instances may have.
     pub limits: OwnerLimits,
+    /// How containers get their place in the lab network.
+    pub devices: Devices,
+}
+
+/// Who makes the devices of the lab network in containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Devices {
+    /// The lablet itself, where it may, and otherwise the engine.
+    #[default]
+    WhoeverMay,
+    /// The engine: a container for each device, which shares a network and ends at once.
+    Engine,
 }
 
 /// What the owner of a lablet lets instances have, whatever their plan wishes.
@@ -63,7 +75,7 @@ pub struct Unusable {
 impl DockerConfig {
     /// Returns a configuration that keeps what it needs in `dir` and has the usual limits.
     pub fn new(dir: PathBuf) -> DockerConfig {
-        DockerConfig { socket: None, dir, limits: OwnerLimits::default() }
+        DockerConfig { socket: None, dir, limits: OwnerLimits::default(), devices: Devices::default() }
     }
 
     /// Returns the path of the engine's socket.

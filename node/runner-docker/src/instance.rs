@@ -24,7 +24,7 @@ use crate::cell::{Cell, Phase, wall_ms};
 use crate::engine;
 use crate::exit::{self, Ending};
 use crate::link::{Door, Greeting, Link};
-use crate::network::CellNetwork;
+use crate::network::{CellNetwork, Place};
 use crate::output::{Exceeded, Output, write_records};
 use crate::protocol::{self, End, FromInit, Sample, ToInit};
 use crate::runner::Reservation;
@@ -108,9 +108,9 @@ pub(crate) async fn set_up(
         true => Failure::Engine(io::Error::other(engine::said(&e))),
         false => Failure::NotStarted(format!("the container engine refuses it: {}", engine::said(&e))),
     };
-    let (engine, name, body) = (cell.engine.clone(), name.to_owned(), wanted.body.clone());
+    let (engine, named, body) = (cell.engine.clone(), name.to_owned(), wanted.body.clone());
     let making = async move {
-        let id = engine.create(&name, &body).await?;
+        let id = engine.create(&named, &body).await?;
         engine.start(&id).await.map(|()| id)
     };
     // Not dropped with this: the engine would go on, and nobody would know when it is done.
@@ -135,7 +135,9 @@ pub(crate) async fn set_up(
     match tokio::time::timeout(CONNECT, link.receive()).await {
         Ok(Ok(Some(FromInit::Ready))) => {
             // Init has answered: it is the process that the engine names, and lives.
-            connect(cell, network, instance, &id).await?;
+            let place =
+                Place { engine: &cell.engine, wanted: &wanted.body, name, container: &id, pid: 0, lab: &dir.lab() };
+            connect(network, instance, place).await?;
             Ok((id, link, Outputs { listener, out, err }))
         }
         Ok(Ok(_)) | Err(_) => Err(Failure::NotStarted("its init does not understand its order".to_owned())),
@@ -144,12 +146,12 @@ pub(crate) async fn set_up(
 }
 
 /// Gives an instance its place in the lab network.
-async fn connect(cell: &Cell, network: &CellNetwork, instance: &InstanceId, container: &str) -> Result<(), Failure> {
-    let state = cell.engine.state(container).await;
+async fn connect(network: &CellNetwork, instance: &InstanceId, place: Place<'_>) -> Result<(), Failure> {
+    let state = place.engine.state(place.container).await;
     let state = state.map_err(|e| Failure::Engine(io::Error::other(engine::said(&e))))?;
     let pid = state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
     let Some(pid) = pid else { return Err(Failure::NotStarted("its container ended before it began".to_owned())) };
-    network.connect(instance, pid).await.map_err(Failure::NotStarted)
+    network.connect(instance, &Place { pid, ..place }).await.map_err(Failure::NotStarted)
 }
 
 /// Where an instance stands while its task runs.

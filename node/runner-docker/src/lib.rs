@@ -38,7 +38,7 @@ mod state;
 #[expect(dead_code, reason = "init reads them; its tests run with those of this crate")]
 mod usage;
 
-pub use config::{DockerConfig, OwnerLimits, Unusable};
+pub use config::{Devices, DockerConfig, OwnerLimits, Unusable};
 pub use images::{Images, ImagesError};
 pub use runner::DockerRunner;
 

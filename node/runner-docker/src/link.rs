@@ -12,10 +12,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use iptl_labnet_tun::Device;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::protocol::{FromInit, HELLO_DESCRIPTORS, MAX_FRAME, Phase, SOCKET_NAME, ToInit, Token, VERSION};
+use crate::protocol::{
+    DEVICE_SOCKET_NAME, FromInit, HELLO_DESCRIPTORS, MAX_FRAME, Phase, SOCKET_NAME, ToInit, Token, VERSION,
+};
 
 /// Time in which who connects has to say what it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -48,9 +51,18 @@ pub(crate) struct Greeting {
 impl Door {
     /// Opens the socket in a directory.
     pub(crate) fn open(dir: &Path) -> io::Result<Door> {
+        Door::named(dir, SOCKET_NAME)
+    }
+
+    /// Opens the socket in a directory over which a device comes.
+    pub(crate) fn for_device(dir: &Path) -> io::Result<Door> {
+        Door::named(dir, DEVICE_SOCKET_NAME)
+    }
+
+    fn named(dir: &Path, name: &str) -> io::Result<Door> {
         // Paths of sockets are short: this one goes through a descriptor.
         let dir = File::open(dir)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(SOCKET_NAME);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             Ok(()) | Err(_) => {}
@@ -58,8 +70,24 @@ impl Door {
         let listener = UnixListener::bind(&path)?;
         // The user of the container is none of this machine; the directories above this one are the lablet's alone.
         std::fs::set_permissions(&path, Permissions::from_mode(0o666))?;
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?.join(SOCKET_NAME);
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?.join(name);
         Ok(Door { listener, path })
+    }
+
+    /// Waits for the device that comes with this token, or for the reason for which there is none. Who shows another is
+    /// sent away: a workload that runs on reaches this door too. Safe to drop half-way.
+    pub(crate) async fn take_device(&self, token: &str) -> io::Result<Device> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let mut link = Link { stream, received: Vec::new(), sending: Vec::new() };
+            let Ok(Ok(fds)) = tokio::time::timeout(HELLO, link.receive_descriptors()).await else { continue };
+            let Some(said) = link.received.strip_prefix(token.as_bytes()) else { continue };
+            let mut fds = fds.into_iter();
+            return match (fds.next(), fds.next()) {
+                (Some(tun), Some(netlink)) => Ok(Device { tun, netlink }),
+                _ => Err(io::Error::other(String::from_utf8_lossy(said).into_owned())),
+            };
+        }
     }
 
     /// Waits for an init that shows this token; others are sent away. Safe to drop half-way.

@@ -9,19 +9,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bollard::models::ContainerCreateBody;
 use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
 use iptl_labnet::{Away, Compiled, Directory, Engine, EngineConfig, LinkStats, NodeId, PRIVATE_ADDR, clean, compile};
 use iptl_labnet_tun::{DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report};
 use iptl_runner::{CellEvent, CellSpec, PrepareError};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::config::Devices;
+use crate::link::Door;
+use crate::protocol::DEVICE_VERB;
+use crate::state::{hex, random};
+use crate::{engine, settings};
+
 /// Packets for other cells that wait to be told; what comes beyond is lost, as on a link that is full.
 const MAX_LEAVING: usize = 4096;
 
 /// Time in which an earlier life of the lablet lets go of a device.
 const BUSY: Duration = Duration::from_secs(2);
+
+/// Time in which a container makes a device, on a machine that swaps.
+const HAND_OVER: Duration = Duration::from_secs(60);
 
 /// Bits of the prefix of lab addresses, and of those behind a NAT.
 const LAB_PREFIX: u8 = 8;
@@ -37,11 +48,34 @@ pub(crate) const RESOLVER: &str =
 /// The network of a cell.
 pub(crate) struct CellNetwork {
     network: Network,
+    maker: Maker,
     seats: BTreeMap<InstanceId, Seat>,
     broken: watch::Receiver<Option<String>>,
     /// Whether the run describes a network: only then is a delay promised.
     modelled: bool,
     hosts: String,
+}
+
+/// Who makes devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Maker {
+    /// This process.
+    Lablet,
+    /// A container beside the one that gets it.
+    Engine,
+}
+
+/// A container that gets a device.
+pub(crate) struct Place<'a> {
+    pub(crate) engine: &'a crate::engine::Engine,
+    /// What the container was made from.
+    pub(crate) wanted: &'a ContainerCreateBody,
+    pub(crate) name: &'a str,
+    pub(crate) container: &'a str,
+    /// Its first process.
+    pub(crate) pid: u32,
+    /// The directory that is mounted into it.
+    pub(crate) lab: &'a Path,
 }
 
 /// The place of an instance in the network.
@@ -67,7 +101,11 @@ impl Seat {
 
 impl CellNetwork {
     /// Makes the network of a cell and lets it run. Its packets for other cells are told as events.
-    pub(crate) fn start(spec: &CellSpec, events: &mpsc::Sender<CellEvent>) -> Result<CellNetwork, PrepareError> {
+    pub(crate) fn start(
+        spec: &CellSpec,
+        maker: Maker,
+        events: &mpsc::Sender<CellEvent>,
+    ) -> Result<CellNetwork, PrepareError> {
         let compiled = match &spec.network {
             None => clean(&spec.groups),
             Some(model) => compile(model, &spec.groups, spec.seed),
@@ -110,7 +148,7 @@ impl CellNetwork {
         };
         let network = Network::start(engine, Options::default(), outlets)
             .map_err(|source| PrepareError::Io { what: "the lab network".to_owned(), source })?;
-        Ok(CellNetwork { network, seats, broken, modelled: spec.network.is_some(), hosts })
+        Ok(CellNetwork { network, maker, seats, broken, modelled: spec.network.is_some(), hosts })
     }
 
     /// Returns the names of all instances, for `/etc/hosts`.
@@ -123,34 +161,17 @@ impl CellNetwork {
         self.seats.get(id).copied()
     }
 
-    /// Gives an instance its device, in the network namespace of this process. Dropped half-way, the device may be there
-    /// and lead nowhere.
-    pub(crate) async fn connect(&self, id: &InstanceId, pid: u32) -> Result<(), String> {
+    /// Gives an instance its device, in the network of this container, whose first process is this. Dropped half-way, the
+    /// device may be there and lead nowhere.
+    pub(crate) async fn connect(&self, id: &InstanceId, at: &Place<'_>) -> Result<(), String> {
         let seat = self.seat(id).ok_or("it has no place in the lab network")?;
-        let open = move || {
-            let namespace = Namespace::of_process(pid).map_err(|e| e.to_string())?;
-            let begun = Instant::now();
-            loop {
-                match namespace.open(&seat.interface()) {
-                    // An earlier life of this lablet lets go of it about now.
-                    Err(OpenError::Device { source, .. })
-                        if source.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < BUSY =>
-                    {
-                        std::thread::sleep(BUSY / 100);
-                    }
-                    opened => return opened.map_err(|e| said(&e)),
-                }
-            }
+        let device = match self.maker {
+            Maker::Lablet => open(seat, at.pid).await,
+            Maker::Engine => beside(seat, at).await,
         };
-        let device = tokio::task::spawn_blocking(open).await.map_err(|e| e.to_string()).and_then(|opened| opened);
-        self.attach(seat, device.map_err(|reason| format!("its lab network cannot be made: {reason}"))?);
+        self.network.attach(seat.node, device.map_err(|reason| format!("its lab network cannot be made: {reason}"))?);
         Ok(())
     }
-
-    fn attach(&self, seat: Seat, device: Device) {
-        self.network.attach(seat.node, device);
-    }
-
     /// Takes the device of an instance that has ended away, and returns what the network did to its packets.
     pub(crate) async fn disconnect(&self, id: &InstanceId) -> Option<NetworkUse> {
         let seat = self.seat(id)?;
@@ -206,6 +227,46 @@ impl CellNetwork {
 impl Drop for CellNetwork {
     fn drop(&mut self) {
         self.network.stop();
+    }
+}
+
+/// Makes a device in the network namespace of a process.
+async fn open(seat: Seat, pid: u32) -> Result<Device, String> {
+    let open = move || {
+        let namespace = Namespace::of_process(pid).map_err(|e| e.to_string())?;
+        let begun = Instant::now();
+        loop {
+            match namespace.open(&seat.interface()) {
+                // An earlier life of this lablet lets go of it about now.
+                Err(OpenError::Device { source, .. })
+                    if source.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < BUSY =>
+                {
+                    std::thread::sleep(BUSY / 100);
+                }
+                opened => return opened.map_err(|e| said(&e)),
+            }
+        }
+    };
+    tokio::task::spawn_blocking(open).await.map_err(|e| e.to_string())?
+}
+
+/// Has the engine start a container beside another, which makes a device in the network of both.
+async fn beside(seat: Seat, at: &Place<'_>) -> Result<Device, String> {
+    let token = hex(&random().map_err(|e| e.to_string())?);
+    let door = Door::for_device(at.lab).map_err(|e| format!("its socket cannot be opened: {e}"))?;
+    let Interface { name, addr, prefix, mtu } = seat.interface();
+    let words = [DEVICE_VERB.to_owned(), token.clone(), name, addr.to_string(), prefix.to_string(), mtu.to_string()];
+    let made = settings::beside(at, words.to_vec());
+    let refused = |e: bollard::errors::Error| format!("the container engine refuses to make it: {}", engine::said(&e));
+    let id = at.engine.create(&format!("{}-network", at.name), &made).await.map_err(refused)?;
+    let taken = match at.engine.start(&id).await {
+        Ok(()) => tokio::time::timeout(HAND_OVER, door.take_device(&token)).await,
+        Err(e) => Ok(Err(io::Error::other(refused(e)))),
+    };
+    at.engine.remove(&id).await.map_err(refused)?;
+    match taken {
+        Ok(taken) => taken.map_err(|e| e.to_string()),
+        Err(_) => Err(format!("no device came within {} s", HAND_OVER.as_secs())),
     }
 }
 
@@ -268,9 +329,18 @@ fn said(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Says what is wrong where this process may not make a device in a namespace, and what helps.
-pub(crate) fn check() -> Result<(), io::Error> {
-    let namespace = Namespace::empty()?;
+/// Finds out who makes devices: this process where it may, and the engine otherwise.
+pub(crate) fn maker(devices: Devices) -> Maker {
     let interface = Interface { name: DEVICE_NAME.to_owned(), addr: PRIVATE_ADDR, prefix: PRIVATE_PREFIX, mtu: 1500 };
-    namespace.open(&interface).map(drop).map_err(|e| io::Error::other(said(&e)))
+    let may = || Namespace::empty().map_err(OpenError::Enter)?.open(&interface).map(drop);
+    match devices {
+        Devices::Engine => Maker::Engine,
+        Devices::WhoeverMay => match may() {
+            Ok(()) => Maker::Lablet,
+            Err(e) => {
+                tracing::info!(reason = said(&e), "the engine makes the devices of the lab network");
+                Maker::Engine
+            }
+        },
+    }
 }

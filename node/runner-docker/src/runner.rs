@@ -23,7 +23,7 @@ use crate::cell::{Cell, Control, EVENT_QUEUE, Handle, Member, Phase, follow, not
 use crate::config::{DockerConfig, Unusable};
 use crate::engine::{Engine, Image, ImageError, LABLET, said};
 use crate::instance::{Failure, Instance, set_up};
-use crate::network::{self, CellNetwork};
+use crate::network::{self, CellNetwork, Maker};
 use crate::protocol;
 use crate::settings::{self, Place, Wanted};
 use crate::state::{CellDir, InstanceDir, Store};
@@ -40,6 +40,7 @@ pub struct DockerRunner {
 
 struct Inner {
     engine: Engine,
+    maker: Maker,
     config: DockerConfig,
     store: Store,
     capacity: Capacity,
@@ -83,14 +84,12 @@ impl DockerRunner {
             reason: format!("the directory {} cannot be used: {e}", config.dir.display()),
             fix: format!("make {} writable for this user", config.dir.display()),
         })?;
-        let network = tokio::task::spawn_blocking(network::check).await.map_err(io::Error::other);
-        network.and_then(|checked| checked).map_err(|e| Unusable {
-            reason: format!("the lab network cannot be made: {e}"),
-            fix: "run the lablet as root, on a machine that has /dev/net/tun: sudo modprobe tun".to_owned(),
-        })?;
+        let devices = config.devices;
+        let maker = tokio::task::spawn_blocking(move || network::maker(devices)).await.unwrap_or(Maker::Engine);
         let capacity = capacity::read(&config.limits);
         let inner = Inner {
             engine,
+            maker,
             config,
             store,
             capacity,
@@ -438,7 +437,7 @@ impl Runner for DockerRunner {
         let mut give_up = GiveUp::new(inner, &key, making.clone());
         dir.make().map_err(|source| PrepareError::Io { what: "the directory of a cell".to_owned(), source })?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let network = Arc::new(CellNetwork::start(&spec, &events)?);
+        let network = Arc::new(CellNetwork::start(&spec, inner.maker, &events)?);
         dir.set_names(network.hosts(), network::RESOLVER)
             .map_err(|source| PrepareError::Io { what: "the names of a cell".to_owned(), source })?;
         let cell = Arc::new(Cell {
@@ -538,7 +537,7 @@ impl Runner for DockerRunner {
         let reservation = inner.reserve(&spec)?;
         let images = inner.images(&spec).await?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let network = Arc::new(CellNetwork::start(&spec, &events)?);
+        let network = Arc::new(CellNetwork::start(&spec, inner.maker, &events)?);
         let cell = Arc::new(Cell {
             engine: inner.engine.clone(),
             files: Arc::new(CellFiles::new(spec.scratch.clone())),
@@ -675,8 +674,18 @@ impl Inner {
         // Its device is where it was, and led nowhere meanwhile.
         let state = self.engine.state(&container.id).await.ok().flatten();
         let pid = state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        let name = format!("iptl-{key}-{}", seat.ordinal);
+        let lab = dir.lab();
+        let place = |pid| network::Place {
+            engine: &self.engine,
+            wanted: &wanted.body,
+            name: &name,
+            container: &container.id,
+            pid,
+            lab: &lab,
+        };
         if let Some(pid) = pid
-            && let Err(reason) = network.connect(&id, pid).await
+            && let Err(reason) = network.connect(&id, &place(pid)).await
         {
             let _ = self.engine.remove(&container.id).await;
             return gone(&reason);

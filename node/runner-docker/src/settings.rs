@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, ImageConfig, Mount,
-    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits,
+    ContainerCreateBody, DeviceMapping, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
+    ImageConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits,
 };
 use iptl_dag::model::{Container, Health};
 use iptl_runner::{CellSpec, InstanceSpec};
@@ -35,6 +35,9 @@ const NOBODY: &str = "65534:65534";
 
 /// Least memory that engines give a container.
 const MIN_MEMORY: u64 = 6 << 20;
+
+/// Memory of the container that makes a device: init in it needs a part.
+const BESIDE_MEMORY: u64 = 16 << 20;
 
 /// Bytes of the directories that an image declares as volumes, each; they count as memory.
 const VOLUME_BYTES: u64 = 64 << 20;
@@ -168,6 +171,45 @@ pub(crate) fn container(
         disk_bytes: settings.writable.then_some(settings.disk_bytes),
         exec: settings.exec,
     })
+}
+
+/// Makes the container that makes a device in the network of another: it may change that and nothing else, and ends at
+/// once. Its words follow the init program.
+pub(crate) fn beside(place: &crate::network::Place<'_>, words: Vec<String>) -> ContainerCreateBody {
+    let wanted = place.wanted;
+    let of_init = |mount: &&Mount| matches!(mount.target.as_deref(), Some(INIT_PATH | LAB_DIR));
+    let mounts = wanted.host_config.iter().flat_map(|host| host.mounts.iter().flatten()).filter(of_init).cloned();
+    // It is of the cell, and not the instance.
+    let of_cell = |(name, _): &(&String, &String)| !matches!(name.as_str(), "iptl.group" | "iptl.instance");
+    let labels = wanted.labels.iter().flatten().filter(of_cell).map(|(name, value)| (name.clone(), value.clone()));
+    let device = DeviceMapping {
+        path_on_host: Some("/dev/net/tun".to_owned()),
+        path_in_container: Some("/dev/net/tun".to_owned()),
+        cgroup_permissions: Some("rw".to_owned()),
+    };
+    let host = HostConfig {
+        network_mode: Some(format!("container:{}", place.container)),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(vec!["NET_ADMIN".to_owned()]),
+        devices: Some(vec![device]),
+        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        readonly_rootfs: Some(true),
+        memory: Some(signed(BESIDE_MEMORY)),
+        pids_limit: Some(8),
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        mounts: Some(mounts.collect()),
+        ..HostConfig::default()
+    };
+    ContainerCreateBody {
+        image: wanted.image.clone(),
+        user: Some("0:0".to_owned()),
+        entrypoint: Some(vec![INIT_PATH.to_owned()]),
+        cmd: Some(words),
+        labels: Some(labels.collect()),
+        healthcheck: wanted.healthcheck.clone(),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
+    }
 }
 
 /// Returns whether a user of an image is root by what it is called. A name may be root's all the same: init says that.

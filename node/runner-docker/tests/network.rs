@@ -71,6 +71,24 @@ async fn containers_reach_each_other_by_address_and_name_where_no_network_is_des
 }
 
 #[tokio::test]
+async fn engine_makes_the_devices_of_a_lablet_that_may_not() {
+    let Some(bench) = Bench::unprivileged().await else { return };
+    let outcome = run(&bench, reaching(&bench, 2, None)).await;
+    for index in 1..=2 {
+        let lines = outcome.lines(index, OutputStream::Out);
+        assert_eq!(outcome.exit(index), &Exit::Exited { code: 0 }, "{lines:?}");
+        assert_eq!(lines.last().unwrap(), "stream whole");
+        let network = outcome.ended[&instance(index)].network.as_ref().unwrap();
+        assert_eq!((network.spoofed, network.lost_by_lab), (0, 0));
+    }
+    // The workload has no more than otherwise.
+    let (exit, lines) = bench.run_one(&Container::usual(), &["escape", "10.9.9.9:80"]).await;
+    assert_eq!(exit, Exit::Exited { code: 0 });
+    assert!(lines.contains(&"raw refused".to_owned()), "{lines:?}");
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn links_of_50_ms_are_what_their_programs_measure() {
     let bench = engine!();
     let described = network(50_000, LinkModel::default(), LinkModel::default());

@@ -11,7 +11,7 @@ use iptl_dag::model::{Container, Exit, Resources};
 use iptl_dag::{Block, Codec};
 use iptl_runner::contract::{Behaviour, Fixture, Lab, Outcome, instance};
 use iptl_runner::{Artifact, CellSpec, ContainerSpec, OutputStream, Runner};
-use iptl_runner_docker::{DockerConfig, DockerRunner, OwnerLimits};
+use iptl_runner_docker::{Devices, DockerConfig, DockerRunner, OwnerLimits};
 use sha2::{Digest, Sha256};
 
 /// Where the program stands in its image.
@@ -45,6 +45,14 @@ impl Bench {
                 None
             }
         }
+    }
+
+    /// One whose lablet is nobody special on its machine.
+    pub(crate) async fn unprivileged() -> Option<Bench> {
+        let bench = Bench::new().await?;
+        let config = DockerConfig { devices: Devices::Engine, ..config(bench.dir.path(), OwnerLimits::default()) };
+        bench.runner.shutdown().await;
+        Some(Bench { runner: DockerRunner::connect(config).await.unwrap(), ..bench })
     }
 
     /// A runner as a lablet would make it after a restart.

@@ -11,11 +11,15 @@
 //!
 //! [`protocol`] is what the two say to each other, [`link`] the connection, [`child`] the workload's process,
 //! [`usage`] the readings, [`outputs`] the artifacts. Start reading at [`Init::run`]. The same program is executed in a
-//! running container to end what a person left there: [`abandoned`].
+//! running container to end what a person left there: [`abandoned`], and in one of its own to make a device: [`network`].
 
 mod abandoned;
 mod child;
+#[path = "../../../labnet/tun/src/device.rs"]
+#[expect(dead_code, reason = "the lablet asks for counters, this does not")]
+mod device;
 mod link;
+mod network;
 mod outputs;
 #[cfg_attr(not(test), expect(dead_code, reason = "each end uses its half"))]
 mod protocol;
@@ -59,6 +63,12 @@ fn main() {
         && verb == protocol::END_VERB
     {
         std::process::exit(abandoned::end(mark));
+    }
+    // Executed in a container of its own, to make a device in the network of another.
+    if let [_, verb, words @ ..] = args.as_slice()
+        && verb == protocol::DEVICE_VERB
+    {
+        std::process::exit(network::make(words));
     }
     // An exit status is all that can be said without a lablet.
     std::process::exit(match Init::new() {

@@ -25,6 +25,12 @@ pub const LAB_DIR: &str = "/.iptl/lab";
 /// Name of the socket in it.
 pub const SOCKET_NAME: &str = "lab.sock";
 
+/// Name of the socket in it over which a device comes, while one is made.
+pub const DEVICE_SOCKET_NAME: &str = "device.sock";
+
+/// First argument of the init program where it is to make a device.
+pub const DEVICE_VERB: &str = "device";
+
 /// Variable that marks the processes of a command that a person executes.
 pub const MARK: &str = "IPTL_EXEC";
 
