@@ -1,6 +1,6 @@
 //! Results verified from their CID, and results that are not what they say.
 
-use iptl_dag::model::{self, Exit, Node, Receipt, ResultNode, ResultVerdict, Signed};
+use iptl_dag::model::{self, CellNetworkUse, Exit, NetworkUse, Node, Receipt, ResultNode, ResultVerdict, Signed};
 use iptl_dag::{Block, Cid, Codec};
 use iptl_result::{
     AssembleError, AttestationRecord, SealError, SourceError, VerifyError, attestation, give_up_unreadable, seal,
@@ -286,6 +286,35 @@ fn attestation_that_exceeds_a_block_is_an_error_and_not_a_panic() {
     let signed = Signed { body, signer: peer(9), signature: vec![0; 64] };
     let sealed = seal(&assembly, &assembled, &world.execution, signed);
     assert!(matches!(sealed, Err(SealError::AttestationTooLarge { .. })));
+}
+
+#[test]
+fn lab_network_that_did_not_keep_to_its_model_is_named_by_lablet() {
+    let good = CellNetworkUse { lateness: vec![0, 0, 99], max_late_ns: 3, ..CellNetworkUse::default() };
+    let mut late = good.clone();
+    // Two of a hundred were late by some 4 ms.
+    late.lateness.resize(23, 0);
+    late.lateness[2] = 98;
+    late.lateness[22] = 2;
+    late.max_late_ns = 4_000_000;
+    let overdue = CellNetworkUse { overdue: 7, max_overdue_ns: 2_500_000, ..good.clone() };
+    let relayed = CellNetworkUse { relayed: 9, ..good.clone() };
+    let rows = [
+        (good.clone(), 0, None),
+        (good, 3, Some("3 packets of the lab network were lost by the lab and by no model")),
+        (late, 0, Some("1 % of the lab network's packets were about 4.0 ms late or more, 4.0 ms at worst")),
+        (overdue, 0, Some("7 packets from other lablets took longer than the network's delay, 2.5 ms at worst")),
+        (relayed, 0, Some("9 packets from other lablets came over a relay, whose times are its own")),
+    ];
+    for (cell, lost_by_lab, said) in rows {
+        let mut world = World::new(&[("a", 1)], Vec::new());
+        let network = Some(NetworkUse { lost_by_lab, cell, ..NetworkUse::default() });
+        world.add(Receipt { network, ..world.receipt(id("a", 0), Exit::Exited { code: 0 }) });
+        let mut found = Vec::new();
+        world.seal(|body| found.clone_from(&body.distortions));
+        let found: Vec<(&str, &str)> = found.iter().map(|d| (d.place.as_str(), d.what.as_str())).collect();
+        assert_eq!(found, said.map(|what| ("lablet", what)).into_iter().collect::<Vec<_>>());
+    }
 }
 
 fn world_cid() -> Cid {

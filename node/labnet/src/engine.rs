@@ -41,7 +41,13 @@ pub use stats::{EngineStats, Lateness, LinkStats};
 /// small packets that are under way.
 const SMALL: usize = 2048;
 
-/// Buffers kept for further packets: small ones, and others.
+/// Bytes from which a packet gets a large buffer: then at least half of it is used.
+const LARGE: usize = 32 << 10;
+
+/// Bytes of a large buffer: the largest packet.
+const LARGEST: usize = 0xffff;
+
+/// Buffers kept for further packets: small and large ones. Those between are few.
 const MAX_SPARE: [usize; 2] = [4096, 64];
 
 /// Settings of an engine.
@@ -259,16 +265,24 @@ impl Engine {
         self.outputs.pop_front()
     }
 
-    /// Returns an empty buffer for this many bytes, one of those given back if there are any.
+    /// Returns an empty buffer with room for this many bytes, one of those given back if there is any of the kind.
     pub fn buffer(&mut self, size: usize) -> Vec<u8> {
-        let class = usize::from(size > SMALL);
-        self.spare[class].pop().unwrap_or_else(|| Vec::with_capacity(if class == 0 { SMALL } else { size }))
+        match size {
+            ..=SMALL => self.spare[0].pop().unwrap_or_else(|| Vec::with_capacity(SMALL)),
+            LARGE.. => self.spare[1].pop().unwrap_or_else(|| Vec::with_capacity(LARGEST.max(size))),
+            _ => Vec::with_capacity(size),
+        }
     }
 
     /// Gives back the buffer of a packet, to be used for another.
     pub fn recycle(&mut self, mut buffer: Vec<u8>) {
-        let class = usize::from(buffer.capacity() > SMALL);
-        if self.spare[class].len() < MAX_SPARE[class] && buffer.capacity() > 0 {
+        let class = match buffer.capacity() {
+            0 => return,
+            ..=SMALL => 0,
+            LARGEST.. => 1,
+            _ => return,
+        };
+        if self.spare[class].len() < MAX_SPARE[class] {
             buffer.clear();
             self.spare[class].push(buffer);
         }

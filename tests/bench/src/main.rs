@@ -1,6 +1,6 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`sync`], [`stream`], [`idle`], [`containers`], [`images`]. Labs are real processes of
+//! One file per measure: [`run`], [`park`], [`transfer`], [`sync`], [`stream`], [`idle`], [`containers`], [`images`], [`network`]. Labs are real processes of
 //! the program `iptl` beside this one ([`lab`]); what they are held against is measured by [`mod@reference`] in this
 //! process, and by the bare engine in one of its own ([`bare`]). [`report`] writes the table.
 
@@ -12,6 +12,7 @@ mod engine;
 mod idle;
 mod images;
 mod lab;
+mod network;
 mod park;
 mod process;
 mod reference;
@@ -68,6 +69,8 @@ enum Measure {
     Containers,
     /// Images of containers: read, rebuilt, moved
     Images,
+    /// The lab network of containers beside the kernel's own
+    Network,
 }
 
 fn main() -> Result<()> {
@@ -91,6 +94,7 @@ async fn measure(cli: Cli) -> Result<()> {
         Measure::Stream,
         Measure::Containers,
         Measure::Images,
+        Measure::Network,
     ];
     let wanted = if cli.measures.is_empty() { all.to_vec() } else { cli.measures.clone() };
     let out = match cli.out {
@@ -109,6 +113,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Stream => stream::measure(&guest).await,
             Measure::Containers => containers::measure(&guest, &mut report).await.map(|()| Vec::new()),
             Measure::Images => images::measure(&guest, &mut report).await.map(|()| Vec::new()),
+            Measure::Network => network::measure().await,
         };
         match measured {
             Ok(rows) => rows.into_iter().for_each(|row: Row| report.add(row)),

@@ -94,6 +94,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "iptl-artifacts-oci",
             "iptl-artifacts-pack",
             "iptl-dag",
+            "iptl-labnet",
+            "iptl-labnet-tun",
             "iptl-net",
             "iptl-node",
             "iptl-runner",

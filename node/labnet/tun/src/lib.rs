@@ -6,7 +6,7 @@
 //! no packet leaves the lab, and none comes in.
 //!
 //! `device.rs` makes devices, `namespace.rs` enters namespaces, `network.rs` is the thread, `report.rs` what it says
-//! that the network did, `sys.rs` what it asks of the system. Linux alone has such devices; on other systems containers
+//! that the network did, `probe.rs` how exact the machine is by itself, `sys.rs` what it asks of the system. Linux alone has such devices; on other systems containers
 //! run in a Linux machine of their own. Start reading at [`Network`].
 
 #[allow(unsafe_code, reason = "requests to devices and netlink are pointers; each place says why it is sound")]
@@ -14,10 +14,12 @@
 mod device;
 mod namespace;
 mod network;
+mod probe;
 mod report;
 mod sys;
 
 pub use device::{Counters, Device, DeviceError, Interface};
 pub use namespace::{Namespace, OpenError};
 pub use network::{DEVICE_NAME, End, Network, Options, Outlets, now_ns};
+pub use probe::empty_waits;
 pub use report::{LabReport, NodeReport, Report};

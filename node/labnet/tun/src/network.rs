@@ -23,8 +23,12 @@ use crate::sys::{self, Epoll};
 /// Packets that are taken from one device before others have their turn.
 const TURN: usize = 64;
 
-/// The largest packet with its description.
-const MAX_PACKET: usize = OFFLOAD_SIZE + 0xffff;
+/// The largest packet.
+const MAX_PACKET: usize = 0xffff;
+
+/// Packets of more bytes stay where they were read; others are copied, so that what is under way takes no more memory
+/// than it needs.
+const LARGE: usize = 32 << 10;
 
 /// Bytes of packets from other machines that may wait for the thread.
 const MAX_WAITING: usize = 32 << 20;
@@ -142,7 +146,7 @@ impl Network {
             looked_ns: started_ns,
             looked_cpu_us: 0,
             lab: LabReport::default(),
-            scratch: vec![0; MAX_PACKET],
+            scratch: Vec::with_capacity(MAX_PACKET),
         };
         std::thread::Builder::new().name("labnet".to_owned()).spawn(move || {
             let end = match catch_unwind(AssertUnwindSafe(|| runner.run())) {
@@ -311,14 +315,19 @@ impl Runner {
     fn take_packets(&mut self, node: usize) {
         for _ in 0..TURN {
             let Some(port) = self.devices.get(&node) else { return };
-            match (&port.tun).read(&mut self.scratch) {
-                Ok(size) => {
-                    let Some((description, packet)) = self.scratch[..size].split_first_chunk::<OFFLOAD_SIZE>() else {
-                        continue;
+            let mut description = [0; OFFLOAD_SIZE];
+            match sys::read_packet(port.tun.as_fd(), &mut description, &mut self.scratch) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let bytes = if self.scratch.len() > LARGE {
+                        let next = self.engine.buffer(MAX_PACKET);
+                        std::mem::replace(&mut self.scratch, next)
+                    } else {
+                        let mut bytes = self.engine.buffer(self.scratch.len());
+                        bytes.extend_from_slice(&self.scratch);
+                        bytes
                     };
-                    let mut bytes = self.engine.buffer(packet.len());
-                    bytes.extend_from_slice(packet);
-                    self.engine.handle_offloaded(now_ns(), NodeId::from_index(node), bytes, *description);
+                    self.engine.handle_offloaded(now_ns(), NodeId::from_index(node), bytes, description);
                     self.hand_out();
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,

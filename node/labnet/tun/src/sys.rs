@@ -100,6 +100,28 @@ pub(crate) fn leave_network() -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Reads a packet into an empty buffer, as far as that has room, and the bytes before it into `head`; returns whether
+/// there were so many.
+#[expect(unsafe_code, reason = "reading into memory that was never written costs nothing, and is a pointer")]
+pub(crate) fn read_packet<const N: usize>(
+    fd: BorrowedFd<'_>,
+    head: &mut [u8; N],
+    packet: &mut Vec<u8>,
+) -> io::Result<bool> {
+    packet.clear();
+    let room = packet.spare_capacity_mut();
+    let parts = [
+        libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: N },
+        libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() },
+    ];
+    // SAFETY: both parts live until the call is over, with their true sizes, and nobody else sees them meanwhile.
+    let size = unsafe { libc::readv(fd.as_raw_fd(), parts.as_ptr(), 2) };
+    let size = usize::try_from(size).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has written what it says that it has: after the head, so many bytes of the room.
+    unsafe { packet.set_len(size.saturating_sub(N)) };
+    Ok(size >= N)
+}
+
 /// Returns the CPU time of this thread in microseconds.
 pub(crate) fn thread_cpu_us() -> u64 {
     use nix::sys::time::TimeValLike;
