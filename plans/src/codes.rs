@@ -58,6 +58,24 @@ codes! {
     TOO_MANY = "E0312";
     /// Settings of a container for a workload that is none.
     CONTAINER = "E0313";
+    /// A network that is neither the plan's nor one that everybody has.
+    UNKNOWN_NETWORK = "E0314";
+    /// A matrix of delays that does not fit its regions.
+    MATRIX = "E0315";
+    /// More regions than a network has links for.
+    TOO_MANY_LINKS = "E0316";
+    /// A region, access class, gateway or site that the network does not have.
+    UNKNOWN_PLACE = "E0317";
+    /// Shares that are no whole, or leave a group nowhere.
+    SHARES = "E0318";
+    /// A site inside itself.
+    INSIDE_ITSELF = "E0319";
+    /// A name of a network that has it already.
+    NAME_TAKEN = "E0320";
+    /// Keys of a network that do not go together.
+    NETWORK_SHAPE = "E0321";
+    /// A network that places a group which is not there.
+    NETWORK_GROUP = "E0322";
     /// The plan has no such case.
     UNKNOWN_CASE = "E0401";
     /// The plan has several cases and none was chosen.

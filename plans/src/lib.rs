@@ -10,6 +10,7 @@ mod codes;
 mod diagnostic;
 mod manifest;
 mod names;
+mod network;
 mod run;
 mod scaffold;
 mod section;
@@ -21,5 +22,9 @@ pub use manifest::{
     ImageSource, MAX_INSTANCES, MAX_MANIFEST_BYTES, Manifest, ToPlanError, WorkloadDef, WorkloadSource, parse,
 };
 pub use names::{MAX_METRIC_NAME, MAX_NAME, is_metric_name, is_name, param_variable};
-pub use run::{DEFAULT_CASE, DEFAULT_SEED, RunOptions, make_run};
+pub use network::{
+    CLEAN as CLEAN_NETWORK, MAX_REGIONS, preset as network_preset, presets as network_presets,
+    summary as network_summary,
+};
+pub use run::{DEFAULT_CASE, DEFAULT_SEED, RunOptions, chosen_case, make_run};
 pub use scaffold::{ScaffoldError, ScaffoldFile, scaffold};

@@ -14,13 +14,15 @@ mod workload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use iptl_dag::Block;
 use iptl_dag::Cid;
-use iptl_dag::model::{Case, Plan};
+use iptl_dag::model::{Case, Network, NetworkModel, Plan, to_block};
 use toml::de::DeTable;
 
 use crate::codes;
 use crate::diagnostic::Diagnostic;
 use crate::names;
+use crate::network::{self, Chosen, Described};
 use crate::section::{Section, Sink, check_text};
 
 pub(crate) use param::MAX_TEXT_VALUE;
@@ -49,6 +51,10 @@ pub struct Manifest {
     pub cases: BTreeMap<String, Case>,
     /// Files of containers, as paths in the manifest's directory: by case, group and the path at which they appear.
     pub files: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
+    /// Networks of cases, by case; their CIDs stand there.
+    pub networks: BTreeMap<String, NetworkModel>,
+    /// Networks by name that the plan brings along.
+    own_networks: BTreeMap<String, Described>,
 }
 
 /// Why a manifest could not become a plan.
@@ -127,13 +133,39 @@ fn within(source: &str, span: &Range<usize>) -> Range<usize> {
 fn read(sink: &mut Sink, table: &toml::Spanned<DeTable<'_>>, file: &str) -> Option<Manifest> {
     // What is missing from the document as a whole is shown at its start.
     let document = Section::new(String::new(), 0..1, table.get_ref());
-    document.only(sink, &["plan", "workloads", "cases"]);
+    document.only(sink, &["plan", "workloads", "cases", "network", "networks"]);
 
     let (name, version, description) = head(sink, &document);
     let workloads = workloads(sink, &document);
     let mut files = BTreeMap::new();
-    let cases = cases(sink, &document, &workloads, &mut files);
-    Some(Manifest { file: file.to_owned(), name: name?, version: version?, description, workloads, cases, files })
+    let named_networks = network::named(sink, &document);
+    let of_plan = document.get("network").and_then(|node| network::read(sink, "network", node, &named_networks));
+    let shared = SharedNetworks { named: &named_networks, of_plan: of_plan.as_ref() };
+    let (cases, networks) = cases(sink, &document, &workloads, &shared, &mut files);
+    // A network of the whole plan may place groups that only some cases have.
+    let groups: Vec<&str> = cases.values().flat_map(|case| case.groups.keys()).map(String::as_str).collect();
+    let placed = named_networks.values().flatten().chain(match &of_plan {
+        Some(Chosen::Described(described)) => Some(described),
+        Some(Chosen::Clean) | None => None,
+    });
+    let mut told = BTreeSet::new();
+    for (name, span) in placed.flat_map(Described::mentioned) {
+        if !groups.contains(&name) && told.insert(span.start) {
+            network::unknown_group(sink, "no case of the plan has", name, span, groups.iter().copied());
+        }
+    }
+    let own_networks = named_networks.into_iter().filter_map(|(name, network)| Some((name, network?))).collect();
+    Some(Manifest {
+        file: file.to_owned(),
+        name: name?,
+        version: version?,
+        description,
+        workloads,
+        cases,
+        files,
+        networks,
+        own_networks,
+    })
 }
 
 fn head(sink: &mut Sink, document: &Section<'_>) -> (Option<String>, Option<String>, String) {
@@ -164,25 +196,55 @@ fn workloads(sink: &mut Sink, document: &Section<'_>) -> BTreeMap<String, Worklo
     named.into_iter().map(|(name, section)| (name.value, workload::read(sink, &section))).collect()
 }
 
+/// Networks that every case may use.
+struct SharedNetworks<'a> {
+    /// By name; one with a mistake stays known.
+    named: &'a BTreeMap<String, Option<Described>>,
+    /// That of cases which have none of their own.
+    of_plan: Option<&'a Chosen>,
+}
+
 fn cases(
     sink: &mut Sink,
     document: &Section<'_>,
     workloads: &BTreeMap<String, WorkloadDef>,
+    shared: &SharedNetworks<'_>,
     files: &mut BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
-) -> BTreeMap<String, Case> {
+) -> (BTreeMap<String, Case>, BTreeMap<String, NetworkModel>) {
     let named = document.named(sink, "cases", "case");
     if named.is_empty() && document.get("cases").is_none_or(|node| node.get_ref().is_table()) {
         empty(sink, document, "cases", "the plan has no cases", "add `[cases.NAME]`");
     }
-    let mut read = |name: &str, section: &Section<'_>| {
+    let (mut cases, mut networks) = (BTreeMap::new(), BTreeMap::new());
+    for (name, section) in named {
         let mut of_groups = BTreeMap::new();
-        let case = case::read(sink, section, workloads, &mut of_groups);
+        let mut case = case::read(sink, &section, workloads, &mut of_groups);
         if !of_groups.is_empty() {
-            files.insert(name.to_owned(), of_groups);
+            files.insert(name.value.clone(), of_groups);
         }
-        case
-    };
-    named.into_iter().map(|(name, section)| (name.value.clone(), read(&name.value, &section))).collect()
+        let own = section.get("network");
+        let own = own.map(|node| network::read(sink, &section.path_of("network"), node, shared.named));
+        if let Some(Some(Chosen::Described(described))) = &own {
+            for (group, span) in described.mentioned().filter(|(group, _)| !case.groups.contains_key(*group)) {
+                // A network that only a name leads to may be of other cases too.
+                if section.get("network").is_some_and(|node| node.get_ref().is_table()) {
+                    let known = case.groups.keys().map(String::as_str);
+                    network::unknown_group(sink, "the case lacks", group, span, known);
+                }
+            }
+        }
+        let chosen = match &own {
+            Some(own) => own.as_ref(),
+            None => shared.of_plan,
+        };
+        if let Some(Chosen::Described(described)) = chosen {
+            let model = described.of_groups(case.groups.keys().map(String::as_str));
+            case.network = Network::Model(*to_block(model.clone()).cid());
+            networks.insert(name.value.clone(), model);
+        }
+        cases.insert(name.value, case);
+    }
+    (cases, networks)
 }
 
 /// Notes that there is nothing where something must be.
@@ -222,6 +284,27 @@ impl Manifest {
             workloads: linked,
             cases: self.cases_with(files)?,
         })
+    }
+
+    /// Returns the blocks of the networks that cases link, each once.
+    pub fn network_blocks(&self) -> Vec<Block> {
+        let blocks = self.networks.values().map(|model| to_block(model.clone()));
+        let by_cid: BTreeMap<Cid, Block> = blocks.map(|block| (*block.cid(), block)).collect();
+        by_cid.into_values().collect()
+    }
+
+    /// Returns a network by name for the groups of a case: one of the plan, or one that everybody has; none is the
+    /// clean network.
+    ///
+    /// # Errors
+    ///
+    /// Returns the mistake where there is none of that name. A case that is not there has no groups.
+    pub fn network(&self, name: &str, case: &str) -> Result<Option<NetworkModel>, Box<Diagnostic>> {
+        let groups = self.cases.get(case).into_iter().flat_map(|case| case.groups.keys()).map(String::as_str);
+        match self.own_networks.get(name) {
+            Some(described) => Ok(Some(described.of_groups(groups))),
+            None => network::by_name(name, groups, self.own_networks.keys().map(String::as_str)),
+        }
     }
 
     /// Returns the paths in the manifest's directory that containers get, each once.

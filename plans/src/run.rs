@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use iptl_dag::Cid;
 use iptl_dag::model::{
-    Case, Container, Count, GroupRun, LossPolicy, ParamKind, ParamSpec, Plan, Run, Value, Workload, WorkloadKind,
+    Case, Container, Count, GroupRun, LossPolicy, Network, ParamKind, ParamSpec, Plan, Run, Value, Workload,
+    WorkloadKind,
 };
 
 use crate::codes;
@@ -32,11 +33,13 @@ pub struct RunOptions {
     pub params: BTreeMap<String, String>,
     /// Seed of everything random that the lab controls.
     pub seed: u64,
+    /// Network; none means that of the case.
+    pub network: Option<Network>,
 }
 
 impl Default for RunOptions {
     fn default() -> RunOptions {
-        RunOptions { case: None, groups: BTreeMap::new(), params: BTreeMap::new(), seed: DEFAULT_SEED }
+        RunOptions { case: None, groups: BTreeMap::new(), params: BTreeMap::new(), seed: DEFAULT_SEED, network: None }
     }
 }
 
@@ -67,7 +70,7 @@ pub fn make_run(
         params,
         seed: options.seed,
         engine: case.engine,
-        network: case.network.clone(),
+        network: options.network.clone().unwrap_or_else(|| case.network.clone()),
         faults: Vec::new(),
         loss: LossPolicy { max_attempts: 1, max_lost_ppm: case.max_lost_ppm },
         thresholds: case.thresholds.clone(),
@@ -88,6 +91,15 @@ pub fn make_run(
 
 fn mistake(code: &'static str, message: String) -> Diagnostic {
     Diagnostic::new(code, 0..0, message)
+}
+
+/// Returns the name of the case that a choice means.
+///
+/// # Errors
+///
+/// Returns the mistake where there is none of that name, or where one must be chosen and none is.
+pub fn chosen_case<'a>(plan: &'a Plan, wanted: Option<&str>) -> Result<&'a str, Box<Diagnostic>> {
+    choose_case(plan, wanted).map(|(name, _)| name)
 }
 
 fn choose_case<'a>(plan: &'a Plan, wanted: Option<&str>) -> Result<(&'a str, &'a Case), Box<Diagnostic>> {

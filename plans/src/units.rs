@@ -9,6 +9,17 @@ pub(crate) const MAX_SIZE_BYTES: u64 = 1 << 60;
 const DURATIONS: &[(&str, f64)] =
     &[("ms", 1.0), ("s", 1_000.0), ("m", 60_000.0), ("min", 60_000.0), ("h", 3_600_000.0), ("d", 86_400_000.0)];
 
+/// Largest duration in microseconds: the same year.
+const MAX_DURATION_US: u64 = MAX_DURATION_MS * 1_000;
+
+const FINE_DURATIONS: &[(&str, f64)] =
+    &[("us", 1.0), ("µs", 1.0), ("ms", 1e3), ("s", 1e6), ("m", 60e6), ("min", 60e6), ("h", 3_600e6)];
+
+const RATES: &[(&str, f64)] = &[("bit/s", 1.0), ("kbit/s", 1e3), ("Mbit/s", 1e6), ("Gbit/s", 1e9)];
+
+/// Largest rate that is read, in bits per second; what a link can have is less.
+const MAX_RATE_BPS: u64 = 1 << 53;
+
 const SIZES: &[(&str, f64)] = &[
     ("B", 1.0),
     ("kB", 1e3),
@@ -37,6 +48,16 @@ pub(crate) struct UnitError {
 /// Reads a duration: `250ms`, `1.5s`, `2m`, `1h`. Returns milliseconds.
 pub(crate) fn duration_ms(text: &str) -> Result<u64, UnitError> {
     scaled(text, DURATIONS, MAX_DURATION_MS, "write a duration as `250ms`, `5s`, `2m` or `1h`")
+}
+
+/// Reads a duration as fine as links have it: `50ms`, `0.2ms`, `50us`. Returns microseconds.
+pub(crate) fn duration_us(text: &str) -> Result<u64, UnitError> {
+    scaled(text, FINE_DURATIONS, MAX_DURATION_US, "write a duration as `50ms`, `0.2ms`, `50us` or `1.5s`")
+}
+
+/// Reads a rate: `10Mbit/s`. Returns bits per second.
+pub(crate) fn rate_bps(text: &str) -> Result<u64, UnitError> {
+    scaled(text, RATES, MAX_RATE_BPS, "write a rate as `384kbit/s`, `10Mbit/s` or `1Gbit/s`")
 }
 
 /// Reads a size: `512B`, `64KiB`, `1MiB`. Returns bytes.

@@ -2,6 +2,7 @@
 
 mod manifest;
 mod mistakes;
+mod network;
 mod run;
 mod scaffold;
 mod shipped;

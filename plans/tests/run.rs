@@ -85,6 +85,7 @@ fn choose(groups: &[(&str, u32)], params: &[(&str, &str)], seed: u64) -> RunOpti
         groups: groups.iter().map(|(name, size)| ((*name).to_owned(), *size)).collect(),
         params: params.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         seed,
+        ..RunOptions::default()
     }
 }
 

@@ -58,7 +58,7 @@ pub struct GroupRun {
 }
 
 /// Network between instances.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Network {
     /// Every instance reaches every other one, with no delay or loss but the machines' own.

@@ -180,6 +180,12 @@ pub async fn import(
     let files = import_path(store, &source.dir, &options).await?;
     blocks += files.blocks;
     bytes += files.bytes;
+    let networks = source.manifest.network_blocks();
+    blocks += networks.len() as u64;
+    bytes += networks.iter().map(|block| block.data().len() as u64).sum::<u64>();
+    if !only_hash && !networks.is_empty() {
+        store.put(networks).await?;
+    }
     let cids = workloads.iter().map(|(name, (cid, _))| (name.clone(), *cid)).collect();
     let plan = source
         .manifest

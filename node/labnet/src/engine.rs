@@ -305,6 +305,16 @@ impl Engine {
         self.line(link).map(|line| self.lines[line].link.config())
     }
 
+    /// Returns the IPv4 address that a node has for itself.
+    pub fn addr(&self, node: NodeId) -> Option<Ipv4Addr> {
+        self.topology.addr(node)
+    }
+
+    /// Returns the largest packet that a node can send, in bytes.
+    pub fn mtu(&self, node: NodeId) -> Option<u16> {
+        self.topology.nodes.get(node.0).map(|node| node.access.mtu)
+    }
+
     /// Parts the network: nothing passes between nodes of different sides; who is on no side reaches all. Nodes are
     /// given in their order, and those beyond the end are on no side; so an empty slice heals the network.
     pub fn partition(&mut self, sides: &[Option<u8>]) {

@@ -10,6 +10,9 @@
 //!   link, [`Nat`] of a gateway, [`Header`] what it reads of a packet. [`compile`](compile()) makes the topology of a run from
 //!   its network's description.
 //!
+//! [`Hosts`] gives each instance of a cell an IP stack and has an [`Engine`] between them; [`Sockets`] is what it and
+//! [`Switch`] have in common.
+//!
 //! Nothing here touches a socket of the host, a file or a clock: both are told what happens and asked what follows.
 //! Start reading at [`Switch`] or [`Engine`].
 
@@ -17,20 +20,24 @@ mod compile;
 mod directory;
 mod draw;
 mod engine;
+mod hosts;
 mod ip;
 mod link;
 mod nat;
 mod packet;
+mod sockets;
 mod switch;
 mod topology;
 
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError};
 pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
+pub use hosts::Hosts;
 pub use ip::{Fragment, Header, IcmpError, IpError, OFFLOAD_SIZE, Offload, Transport, embedded, fragments};
 pub use link::{Fate, Jitter, Link, LinkConfig};
 pub use nat::{Dependence, Nat, NatConfig, Ports, Refusal};
 pub use packet::{Flow, MAX_CHUNK_SIZE, MAX_DATAGRAM_SIZE, MAX_PACKET_SIZE, Packet, PacketError};
+pub use sockets::Sockets;
 pub use switch::{
     Datagram, Dropped, Half, InstanceStats, Limits, NetError, Read, SocketId, Switch, UDP_QUEUE_SIZE, WINDOW_SIZE,
 };

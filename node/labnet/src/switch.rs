@@ -41,8 +41,8 @@ const FIRST_EPHEMERAL_PORT: u16 = 49_152;
 /// Name of a socket within its switch; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId {
-    slot: u32,
-    generation: u32,
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
 }
 
 /// What an instance may have.
@@ -103,6 +103,9 @@ pub enum NetError {
     /// The socket is in another state, or of another kind, than the operation needs.
     #[error("the socket is not in the state for this")]
     InvalidState,
+    /// The other end has said nothing for too long.
+    #[error("connection timed out")]
+    TimedOut,
     /// There is no room now; the socket becomes ready when there is.
     #[error("no room now")]
     WouldBlock,

@@ -31,7 +31,7 @@ pub struct CellSpec {
     pub params: BTreeMap<String, String>,
     /// Size of every group of the run, on all lablets together.
     pub groups: BTreeMap<String, u32>,
-    /// Network between all instances of the run; none is clean links.
+    /// What lies between the instances of the run; none is a clean network.
     pub network: Option<NetworkModel>,
     /// Instances of this cell.
     pub instances: Vec<InstanceSpec>,

@@ -53,6 +53,14 @@ pub(super) enum CellError {
         /// What the run says.
         needed: BTreeMap<WorkloadKind, u32>,
     },
+    /// This lablet cannot carry the network that the run asks for.
+    #[error("network {network}: {what}")]
+    NoNetwork {
+        /// The network.
+        network: Cid,
+        /// What is missing, and what to do.
+        what: String,
+    },
     /// What instances are given could not be made files.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -66,6 +74,7 @@ impl CellError {
     pub(super) fn lies_in_the_workload(&self) -> bool {
         match self {
             CellError::Bad { .. }
+            | CellError::NoNetwork { .. }
             | CellError::Artifact(ArtifactError::Bad { .. })
             | CellError::Runner(
                 PrepareError::BadArtifact { .. } | PrepareError::MissingImport { .. } | PrepareError::BadNetwork { .. },
@@ -289,13 +298,47 @@ struct Files {
     artifacts: BTreeMap<Cid, Artifact>,
     /// By group.
     containers: BTreeMap<String, ContainerSpec>,
-    /// None is clean links.
+    /// Where it is not clean.
     network: Option<NetworkModel>,
     scratch: PathBuf,
 }
 
+/// Refuses a network that is none, or that the cell could not have.
+fn check_network(run: &Run, grant: &Grant, network: &NetworkModel) -> Result<(), CellError> {
+    let Network::Model(cid) = run.network else { return Ok(()) };
+    let groups = run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect();
+    iptl_labnet::compile(network, &groups, run.seed)
+        .map_err(|e| CellError::Bad { cid, reason: format!("it is no network of this run: {e}") })?;
+    let kinds = run.kinds();
+    if !kinds.contains_key(&WorkloadKind::Wasm) {
+        return Ok(());
+    }
+    if kinds.contains_key(&WorkloadKind::Docker) {
+        return Err(CellError::NoNetwork {
+            network: cid,
+            what: "components and containers of one run meet on clean links only; run it with `--network clean`"
+                .to_owned(),
+        });
+    }
+    let here: u64 = grant.assignments.iter().map(|assignment| u64::from(assignment.count)).sum();
+    if here < run.instances() {
+        return Err(CellError::NoNetwork {
+            network: cid,
+            what: format!(
+                "{here} of {} instances are placed here, and links between components on other lablets are clean only; give one lablet \
+                 room for all of them and its groups `affinity = \"pack\"`, or run it with `--network clean`",
+                run.instances()
+            ),
+        });
+    }
+    Ok(())
+}
+
 fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec, CellError> {
     let Files { artifacts, containers, network, scratch } = files;
+    if let Some(network) = &network {
+        check_network(run, grant, network)?;
+    }
     let mut instances = Vec::new();
     let mut start_size = 0;
     let mut needed: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
@@ -304,12 +347,6 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         start_size = size_at_start(run, group).saturating_mul(u64::from(assignment.count)).saturating_add(start_size);
         if start_size > MAX_START_SIZE {
             let reason = format!("its arguments and environment take {start_size} bytes; {MAX_START_SIZE} are allowed");
-            return Err(CellError::Bad { cid: grant.run, reason });
-        }
-        if network.is_some() && group.kind == WorkloadKind::Wasm {
-            // Its sockets know clean links alone: what it would measure is not what the run says.
-            let reason =
-                format!("group {:?} has components, which cannot be in a network of links yet", assignment.group);
             return Err(CellError::Bad { cid: grant.run, reason });
         }
         let beyond = assignment.start.checked_add(assignment.count).is_none_or(|end| end > group.count);

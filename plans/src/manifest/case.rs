@@ -23,7 +23,7 @@ pub(super) fn read(
     workloads: &BTreeMap<String, WorkloadDef>,
     files: &mut BTreeMap<String, BTreeMap<String, String>>,
 ) -> Case {
-    section.only(sink, &["description", "timeout", "max_lost", "engine", "groups", "params", "thresholds"]);
+    section.only(sink, &["description", "timeout", "max_lost", "engine", "groups", "params", "thresholds", "network"]);
     let description = section.text(sink, "description");
     let timeout = section.duration_ms(sink, "timeout", 1, MAX_TIMEOUT_MS);
     let max_lost = section

@@ -31,6 +31,10 @@ pub fn run(ctx: &Context, args: Args) -> Result {
                         "groups": case.groups.keys().collect::<Vec<_>>(),
                         "params": case.params.keys().collect::<Vec<_>>(),
                         "thresholds": case.thresholds.len(),
+                        "network": manifest.networks.get(name).map_or_else(
+                            || iptl_plans::CLEAN_NETWORK.to_owned(),
+                            iptl_plans::network_summary,
+                        ),
                     }),
                 )
             })
@@ -45,6 +49,9 @@ pub fn run(ctx: &Context, args: Args) -> Result {
         return Ok(Exit::Ok);
     }
     ctx.answer(format!("{} {} is a valid plan: {}", manifest.name, manifest.version, summary(&source)));
+    for (case, network) in &manifest.networks {
+        ctx.say(format!("  case {case}: network of {}", iptl_plans::network_summary(network)));
+    }
     ctx.next(format!("iptl run {}", args.path.display()));
     Ok(Exit::Ok)
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use iptl_dag::model::{self, Node, Plan, Run, Workload};
+use iptl_dag::model::{self, Network, NetworkModel, Node, Plan, Run, Workload};
 use iptl_dag::{Block, Cid};
-use iptl_plans::RunOptions;
+use iptl_plans::{Diagnostic, Manifest, RunOptions};
 use iptl_wire::control::{Reply, Request};
 use serde_json::json;
 
@@ -37,6 +37,9 @@ pub struct Args {
     /// Seed of everything random that the lab controls
     #[arg(long, default_value_t = iptl_plans::DEFAULT_SEED)]
     seed: u64,
+    /// Network in place of the case's: `clean`, one of the plan's, one that everybody has, or the CID of one
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<String>,
     /// Submit, print the execution, and leave
     #[arg(long, conflicts_with = "dry_run")]
     detach: bool,
@@ -117,7 +120,7 @@ async fn from_source(ctx: &Context, client: &Client, args: &Args, source: &plan:
     let request =
         Request::Publish { root: made.cid, kind: "plan".to_owned(), name: manifest.name.clone(), public: None };
     ctx.waiting("announcing the plan", client.call_all(request)).await?;
-    make(client, args, &made.plan, made.cid, &made.workloads).await
+    make(ctx, client, args, Some(manifest), &made.plan, made.cid, &made.workloads).await
 }
 
 /// Makes the run of a published plan, or takes a run as it is.
@@ -132,14 +135,16 @@ async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Cid> {
     let block = fetch::block(ctx, client, &cid, &args.sources).await?;
     match decode(&block)? {
         Node::Run(run) => {
-            if !args.group.is_empty() || !args.param.is_empty() || args.case.is_some() {
+            let chosen = [args.case.is_some(), args.network.is_some(), !args.group.is_empty(), !args.param.is_empty()];
+            if chosen.contains(&true) {
                 return Err(Error::usage(
                     "run.fixed",
                     format!("{} is a run: its choices are made", ui::short(&cid)),
-                    format!("leave -g, -p and --case out, or run its plan {}", run.plan),
+                    format!("leave -g, -p, --case and --network out, or run its plan {}", run.plan),
                 ));
             }
             fetch::fetch(ctx, client, cid, &args.sources, false).await?;
+            tell_network(ctx, client, args, &run).await?;
             Ok(cid)
         }
         Node::Plan(plan) => {
@@ -153,7 +158,7 @@ async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Cid> {
                 workloads.insert(name.clone(), (*cid, workload));
             }
             ctx.say(format!("plan      {}  {} {}", ui::short(&cid), plan.name, plan.version));
-            make(client, args, &plan, cid, &workloads).await
+            make(ctx, client, args, None, &plan, cid, &workloads).await
         }
         other => Err(not_a_plan(&cid, other.tag())),
     }
@@ -173,8 +178,10 @@ fn not_a_plan(cid: &Cid, what: &str) -> Error {
 
 /// Makes the run and gives it to the node.
 async fn make(
+    ctx: &Context,
     client: &Client,
     args: &Args,
+    manifest: Option<&Manifest>,
     plan: &Plan,
     cid: Cid,
     workloads: &BTreeMap<String, (Cid, Workload)>,
@@ -184,17 +191,72 @@ async fn make(
         groups: args.group.iter().cloned().collect(),
         params: args.param.iter().cloned().collect(),
         seed: args.seed,
+        network: match &args.network {
+            Some(name) => Some(network(ctx, client, args, manifest, plan, name).await?),
+            None => None,
+        },
     };
-    let run: Run = iptl_plans::make_run(plan, cid, workloads, &options).map_err(|found| {
-        let mut error = plan::mistakes(&plan.name, "", found);
-        error.code = "run.invalid".to_owned();
-        error.message = format!("this run of {} cannot be made", plan.name);
-        error.help = format!("`iptl show {cid}` lists cases, groups and parameters");
-        error
-    })?;
+    let run: Run =
+        iptl_plans::make_run(plan, cid, workloads, &options).map_err(|found| no_run(plan, &cid.to_string(), found))?;
+    tell_network(ctx, client, args, &run).await?;
     let block = model::to_block(run);
     client.put(std::slice::from_ref(&block)).await?;
     Ok(*block.cid())
+}
+
+fn no_run(plan: &Plan, cid: &str, found: Vec<Diagnostic>) -> Error {
+    let mut error = plan::mistakes(&plan.name, "", found);
+    error.code = "run.invalid".to_owned();
+    error.message = format!("this run of {} cannot be made", plan.name);
+    error.help = format!("`iptl show {cid}` lists cases, groups and parameters");
+    error
+}
+
+/// Finds the network that `--network` names and gives its node to the store.
+async fn network(
+    ctx: &Context,
+    client: &Client,
+    args: &Args,
+    manifest: Option<&Manifest>,
+    plan: &Plan,
+    name: &str,
+) -> Result<Network> {
+    if let Ok(cid) = name.parse::<Cid>() {
+        let block = fetch::block(ctx, client, &cid, &args.sources).await?;
+        return match Node::from_bytes(block.data()) {
+            Ok(Node::Network(_)) => Ok(Network::Model(cid)),
+            _ => Err(Error::usage(
+                "run.not-a-network",
+                format!("{} is no network", ui::short(&cid)),
+                "see it with `iptl show`",
+            )),
+        };
+    }
+    let invalid = |mistake: Box<Diagnostic>| no_run(plan, &plan.name, vec![*mistake]);
+    let case = iptl_plans::chosen_case(plan, args.case.as_deref()).map_err(invalid)?;
+    let chosen = match manifest {
+        Some(manifest) => manifest.network(name, case),
+        None => iptl_plans::network_preset(name, plan.cases[case].groups.keys().map(String::as_str)),
+    };
+    match chosen.map_err(invalid)? {
+        None => Ok(Network::Clean),
+        Some(model) => {
+            let block = model::to_block(model);
+            client.put(std::slice::from_ref(&block)).await?;
+            Ok(Network::Model(*block.cid()))
+        }
+    }
+}
+
+/// Says what lies between the instances of a run, where that is not nothing.
+async fn tell_network(ctx: &Context, client: &Client, args: &Args, run: &Run) -> Result<()> {
+    let Network::Model(cid) = &run.network else { return Ok(()) };
+    let block = fetch::block(ctx, client, cid, &args.sources).await?;
+    let network: NetworkModel = model::from_bytes(block.data()).map_err(|e| {
+        Error::usage("run.not-a-network", format!("the run's network {cid}: {e}"), "publish its plan again")
+    })?;
+    ctx.say(format!("network   {}  {}", ui::short(cid), iptl_plans::network_summary(&network)));
+    Ok(())
 }
 
 async fn dry_run(ctx: &Context, client: &Client, run: Cid) -> Result {

@@ -64,7 +64,8 @@ impl Cell {
         let io = |what: &str, reason: String| Refusal::Io { what: what.to_owned(), reason };
         let directory = Directory::new(&order.cell.groups).map_err(|e| io("lab addresses", e.to_string()))?;
         let directory = Arc::new(directory);
-        let net = Arc::new(Net::new(Arc::clone(&directory), Arc::clone(&outbox), &specs));
+        let net = Net::new(Arc::clone(&directory), Arc::clone(&outbox), &order.cell, &specs);
+        let net = Arc::new(net.map_err(|e| io("the network of the run", e.to_string()))?);
         let mut instances = BTreeMap::new();
         for spec in &specs {
             let address = directory
@@ -123,6 +124,9 @@ impl Cell {
             })
             .map_err(|e| io("a thread", e.to_string()))?;
         tokio::spawn(Arc::clone(&self.net).pump());
+        if self.order.cell.network.is_some() {
+            self.net.run_clock().map_err(|e| io("a thread", e.to_string()))?;
+        }
         tokio::spawn(samples::sweep(Arc::clone(self)));
         if specs.is_empty() {
             self.outbox.push(&FromWorker::Prepared);

@@ -118,7 +118,7 @@ fn store(cell: &Arc<Cell>, instance: &Arc<Instance>, spec: &InstanceSpec, engine
     for arg in &spec.args {
         wasi.arg(arg);
     }
-    for (name, value) in environment(cell.spec(), spec, ordinal, instance.address) {
+    for (name, value) in environment(cell.spec(), spec, ordinal, cell.net.own_addr(instance.address)) {
         wasi.env(name, value);
     }
     let mut table = ResourceTable::new();

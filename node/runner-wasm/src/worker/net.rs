@@ -1,8 +1,11 @@
-//! The network of the guests: wasi:sockets over the [`Switch`] of the cell, and nothing of the host.
+//! The network of the guests: wasi:sockets over the [`Sockets`] of the cell, and nothing of the host. Where the run has
+//! a clean network these are a [`Switch`], where it has a model of one they are [`Hosts`] over it, and `clock.rs` tells
+//! them the time.
 //!
-//! Every operation takes the switch's lock, does its part, wakes the guests for which something has become possible,
+//! Every operation takes the lock of the sockets, does its part, wakes the guests for which something has become possible,
 //! and hands packets for other cells to the outbox. A guest that waits has left its waker here; nobody polls in loops.
 
+mod clock;
 mod dns;
 mod tcp;
 mod udp;
@@ -13,8 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use iptl_dag::model::InstanceId;
-use iptl_labnet::{Directory, Limits, NetError, Packet, SocketId, Switch};
-use iptl_runner::{CellEvent, InstanceSpec};
+use iptl_labnet::{
+    CompileError, Directory, EngineConfig, Hosts, Limits, NetError, Packet, SocketId, Sockets, Switch, compile,
+};
+use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
 use tokio::sync::Notify;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpSocketAddress, Network};
@@ -26,6 +31,8 @@ use crate::ipc::FromWorker;
 
 /// Longest backlog of a listening socket: Linux' `somaxconn`.
 const MAX_BACKLOG: u32 = 4096;
+
+use clock::Clock;
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -56,10 +63,11 @@ pub(crate) struct Net {
     outbox: Arc<Outbox>,
     /// Notified when packets wait for room in the outbox.
     waiting: Notify,
+    clock: Clock,
 }
 
 struct Hub {
-    switch: Switch,
+    sockets: Box<dyn Sockets>,
     wakers: BTreeMap<SocketId, Vec<Waker>>,
 }
 
@@ -75,24 +83,50 @@ enum Interest {
 }
 
 impl Net {
-    pub(crate) fn new(directory: Arc<Directory>, outbox: Arc<Outbox>, specs: &[InstanceSpec]) -> Net {
-        // The switch knows one limit; instances with a smaller one are held to it by `open`.
+    /// Makes the network of a cell. `order` has no instances; `specs` are those.
+    pub(crate) fn new(
+        directory: Arc<Directory>,
+        outbox: Arc<Outbox>,
+        order: &CellSpec,
+        specs: &[InstanceSpec],
+    ) -> Result<Net, CompileError> {
+        // All instances have one limit here; those with a smaller one are held to it by `open`.
         let sockets = specs.iter().map(|spec| spec.limits.sockets).max().unwrap_or(0);
         let limits = Limits { sockets_per_instance: sockets, backlog: MAX_BACKLOG };
-        let hub = Hub { switch: Switch::new(directory, limits), wakers: BTreeMap::new() };
-        Net { hub: Mutex::new(hub), outbox, waiting: Notify::new() }
+        let sockets: Box<dyn Sockets> = match &order.network {
+            None => Box::new(Switch::new(directory, limits)),
+            Some(network) => {
+                let compiled = compile(network, &order.groups, order.seed)?;
+                let config = EngineConfig { seed: order.seed, ..EngineConfig::default() };
+                Box::new(Hosts::new(directory, compiled, limits, config))
+            }
+        };
+        let hub = Hub { sockets, wakers: BTreeMap::new() };
+        Ok(Net { hub: Mutex::new(hub), outbox, waiting: Notify::new(), clock: Clock::default() })
+    }
+
+    /// Starts the thread that lets packets arrive when they are due.
+    pub(crate) fn run_clock(self: &Arc<Self>) -> std::io::Result<()> {
+        let net = Arc::clone(self);
+        std::thread::Builder::new().name("iptl-clock".to_owned()).spawn(move || net.clock.run(|| net.with(|_| {})))?;
+        Ok(())
     }
 
     /// Adds an instance.
     pub(crate) fn add(&self, id: &InstanceId) {
-        self.with(|switch| switch.add_instance(id));
+        self.with(|sockets| sockets.add_instance(id));
+    }
+
+    /// Returns the address that an instance has for itself.
+    pub(crate) fn own_addr(&self, address: Ipv4Addr) -> Ipv4Addr {
+        self.hub().sockets.own_addr(address)
     }
 
     /// Takes an instance out that ended; returns the bytes that it sent and received.
     pub(crate) fn remove(&self, address: Ipv4Addr) -> (u64, u64) {
-        self.with(|switch| {
-            switch.remove_instance(address);
-            let stats = switch.stats(address);
+        self.with(|sockets| {
+            sockets.remove_instance(address);
+            let stats = sockets.stats(address);
             (stats.sent_bytes, stats.received_bytes)
         })
     }
@@ -102,7 +136,7 @@ impl Net {
         let hub = self.hub();
         addresses
             .map(|address| {
-                let stats = hub.switch.stats(address);
+                let stats = hub.sockets.stats(address);
                 (stats.sent_bytes, stats.received_bytes)
             })
             .collect()
@@ -111,17 +145,14 @@ impl Net {
     /// Takes a packet from another cell.
     pub(crate) fn packet(&self, bytes: Vec<u8>) {
         match Packet::decode(&bytes.into()) {
-            Ok(packet) => self.with(|switch| switch.handle_packet(packet)),
+            Ok(packet) => self.with(|sockets| sockets.handle_packet(packet)),
             Err(e) => tracing::debug!(error = %e, "a packet of another cell was dropped"),
         }
     }
 
     /// Resets the connections with instances of other cells whose packets were lost.
     pub(crate) fn cut(&self, addrs: &[Ipv4Addr]) {
-        self.with(|switch| {
-            switch.lost_peer(addrs.iter().copied());
-            switch.found_peer(addrs.iter().copied());
-        });
+        self.with(|sockets| sockets.cut(addrs));
     }
 
     /// Sends what waited for room in the outbox, for as long as the cell lives. Safe to drop.
@@ -133,18 +164,22 @@ impl Net {
         }
     }
 
-    /// Does something with the switch and carries out what follows.
-    fn with<T>(&self, act: impl FnOnce(&mut Switch) -> T) -> T {
+    /// Does something with the sockets and carries out what follows.
+    fn with<T>(&self, act: impl FnOnce(&mut dyn Sockets) -> T) -> T {
         let mut hub = self.hub();
-        let result = act(&mut hub.switch);
+        hub.sockets.advance(self.clock.now_ns());
+        let result = act(&mut *hub.sockets);
         // Packets leave under the lock: those of one connection must not overtake each other.
         while self.outbox.has_room() {
-            let Some((dst, packet)) = hub.switch.poll_packet() else { break };
+            let Some((dst, packet)) = hub.sockets.poll_packet() else { break };
             let bytes = packet.encode();
             self.outbox.push(&FromWorker::Event(CellEvent::Packet { dst, bytes }));
         }
         // After the packets: what leaves makes room for more.
         let wakers = hub.take_wakers();
+        if let Some(due_ns) = hub.sockets.poll_timeout() {
+            self.clock.wake_at(due_ns);
+        }
         drop(hub);
         if !self.outbox.has_room() {
             self.waiting.notify_one();
@@ -159,14 +194,14 @@ impl Net {
     fn open(
         &self,
         instance: &Instance,
-        make: impl FnOnce(&mut Switch) -> Result<SocketId, NetError>,
+        make: impl FnOnce(&mut dyn Sockets) -> Result<SocketId, NetError>,
     ) -> Result<SocketId, NetError> {
         let limit = instance.limits.sockets;
-        self.with(|switch| {
-            if switch.stats(instance.address).sockets >= limit {
+        self.with(|sockets| {
+            if sockets.stats(instance.address).sockets >= limit {
                 return Err(NetError::TooManySockets { limit });
             }
-            make(switch)
+            make(sockets)
         })
     }
 
@@ -174,9 +209,9 @@ impl Net {
     fn poll(&self, id: SocketId, interest: Interest, cx: &mut Context<'_>) -> Poll<()> {
         let mut hub = self.hub();
         let ready = match interest {
-            Interest::Read => hub.switch.is_readable(id),
-            Interest::Write => hub.switch.is_writable(id),
-            Interest::Connected => !matches!(hub.switch.tcp_connected(id), Ok(false)),
+            Interest::Read => hub.sockets.is_readable(id),
+            Interest::Write => hub.sockets.is_writable(id),
+            Interest::Connected => !matches!(hub.sockets.tcp_connected(id), Ok(false)),
         };
         if ready {
             return Poll::Ready(());
@@ -190,7 +225,7 @@ impl Net {
 
     /// Closes a socket.
     fn close(&self, id: SocketId) {
-        self.with(|switch| switch.close(id));
+        self.with(|sockets| sockets.close(id));
         self.hub().wakers.remove(&id);
     }
 
@@ -202,7 +237,7 @@ impl Net {
 impl Hub {
     fn take_wakers(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
-        while let Some(id) = self.switch.poll_ready() {
+        while let Some(id) = self.sockets.poll_ready() {
             if let Some(waiting) = self.wakers.remove(&id) {
                 wakers.extend(waiting);
             }
@@ -275,6 +310,7 @@ fn code(error: &NetError) -> ErrorCode {
         NetError::Shutdown | NetError::InvalidState | NetError::NoInstance { .. } | NetError::NoSocket => {
             ErrorCode::InvalidState
         }
+        NetError::TimedOut => ErrorCode::Timeout,
         NetError::WouldBlock => ErrorCode::WouldBlock,
         NetError::DatagramTooLong { .. } => ErrorCode::DatagramTooLarge,
         NetError::TooManySockets { .. } => ErrorCode::NewSocketLimit,

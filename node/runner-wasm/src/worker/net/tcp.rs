@@ -123,7 +123,7 @@ impl Pollable for Input {
 #[async_trait]
 impl InputStream for Input {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
-        match self.net.with(|switch| switch.tcp_read(self.id, size.min(MAX_CHUNK))) {
+        match self.net.with(|sockets| sockets.tcp_read(self.id, size.min(MAX_CHUNK))) {
             Ok(Read::Data(bytes)) => Ok(bytes),
             Ok(Read::Pending) => Ok(Bytes::new()),
             Ok(Read::End) => Err(StreamError::Closed),
@@ -143,7 +143,7 @@ impl Pollable for Output {
 impl OutputStream for Output {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         let size = bytes.len();
-        match self.net.with(|switch| switch.tcp_write(self.id, bytes)) {
+        match self.net.with(|sockets| sockets.tcp_write(self.id, bytes)) {
             Ok(written) if written == size => Ok(()),
             // Room never shrinks by anyone but the writer, so that this is a write without or beyond a permit.
             Ok(_) => Err(StreamError::trap("a write beyond what check-write allowed")),
@@ -156,7 +156,7 @@ impl OutputStream for Output {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        match self.net.with(|switch| switch.tcp_room(self.id)) {
+        match self.net.with(|sockets| sockets.tcp_room(self.id)) {
             Ok(room) => Ok(room.min(MAX_CHUNK)),
             Err(error) => Err(broken(&error)),
         }
@@ -168,6 +168,7 @@ fn broken(error: &NetError) -> StreamError {
     let kind = match error {
         NetError::ConnectionReset => io::ErrorKind::ConnectionReset,
         NetError::Unreachable { .. } => io::ErrorKind::HostUnreachable,
+        NetError::TimedOut => io::ErrorKind::TimedOut,
         NetError::Shutdown | NetError::NoSocket | NetError::NoInstance { .. } | NetError::InvalidState => {
             return StreamError::Closed;
         }
@@ -216,7 +217,7 @@ impl tcp_create_socket::Host for NetView<'_> {
             IpAddressFamily::Ipv6 => return Err(ErrorCode::NotSupported.into()),
         }
         let me = self.instance.address;
-        let id = self.net.open(self.instance, |switch| switch.tcp_socket(me)).map_err(refuse)?;
+        let id = self.net.open(self.instance, |sockets| sockets.tcp_socket(me)).map_err(refuse)?;
         let socket = TcpSocket { net: Arc::clone(self.net), id, state: State::Unbound, options: Options::default() };
         Ok(self.table.push(socket)?)
     }
@@ -236,7 +237,7 @@ impl HostTcpSocket for NetView<'_> {
         if socket.state != State::Unbound {
             return Err(ErrorCode::InvalidState.into());
         }
-        self.net.with(|switch| switch.tcp_bind(socket.id, address)).map_err(refuse)?;
+        self.net.with(|sockets| sockets.tcp_bind(socket.id, address)).map_err(refuse)?;
         socket.state = State::BindStarted;
         Ok(())
     }
@@ -261,7 +262,7 @@ impl HostTcpSocket for NetView<'_> {
         if !matches!(socket.state, State::Unbound | State::Bound) {
             return Err(ErrorCode::InvalidState.into());
         }
-        self.net.with(|switch| switch.tcp_connect(socket.id, address)).map_err(refuse)?;
+        self.net.with(|sockets| sockets.tcp_connect(socket.id, address)).map_err(refuse)?;
         socket.state = State::Connecting;
         Ok(())
     }
@@ -275,7 +276,7 @@ impl HostTcpSocket for NetView<'_> {
             return Err(ErrorCode::NotInProgress.into());
         }
         let id = tcp.id;
-        match self.net.with(|switch| switch.tcp_connected(id)) {
+        match self.net.with(|sockets| sockets.tcp_connected(id)) {
             Ok(true) => tcp.state = State::Connected,
             Ok(false) => return Err(ErrorCode::WouldBlock.into()),
             Err(error) => {
@@ -291,7 +292,7 @@ impl HostTcpSocket for NetView<'_> {
         if socket.state != State::Bound {
             return Err(ErrorCode::InvalidState.into());
         }
-        self.net.with(|switch| switch.tcp_listen(socket.id, socket.options.backlog)).map_err(refuse)?;
+        self.net.with(|sockets| sockets.tcp_listen(socket.id, socket.options.backlog)).map_err(refuse)?;
         socket.state = State::ListenStarted;
         Ok(())
     }
@@ -315,11 +316,11 @@ impl HostTcpSocket for NetView<'_> {
         }
         let (id, options) = (listener.id, listener.options);
         let (me, limit) = (self.instance.address, self.instance.limits.sockets);
-        let accepted = self.net.with(|switch| {
-            if switch.is_readable(id) && switch.stats(me).sockets >= limit {
+        let accepted = self.net.with(|sockets| {
+            if sockets.is_readable(id) && sockets.stats(me).sockets >= limit {
                 return Err(NetError::TooManySockets { limit });
             }
-            switch.tcp_accept(id)
+            sockets.tcp_accept(id)
         });
         let (id, _) = accepted.map_err(refuse)?.ok_or(ErrorCode::WouldBlock)?;
         let connection = TcpSocket { net: Arc::clone(self.net), id, state: State::Connected, options };
@@ -330,13 +331,13 @@ impl HostTcpSocket for NetView<'_> {
 
     fn local_address(&mut self, socket: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
         let id = self.table.get(&socket)?.id;
-        let local = self.net.with(|switch| switch.local_addr(id)).map_err(refuse)?;
+        let local = self.net.with(|sockets| sockets.local_addr(id)).map_err(refuse)?;
         Ok(wasi(local.ok_or(ErrorCode::InvalidState)?))
     }
 
     fn remote_address(&mut self, socket: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
         let id = self.table.get(&socket)?.id;
-        Ok(wasi(self.net.with(|switch| switch.peer_addr(id)).map_err(refuse)?))
+        Ok(wasi(self.net.with(|sockets| sockets.peer_addr(id)).map_err(refuse)?))
     }
 
     fn is_listening(&mut self, socket: Resource<TcpSocket>) -> Result<bool> {
@@ -423,7 +424,7 @@ impl HostTcpSocket for NetView<'_> {
             ShutdownType::Send => Half::Write,
             ShutdownType::Both => Half::Both,
         };
-        self.net.with(|switch| switch.tcp_shutdown(socket.id, half)).map_err(refuse)
+        self.net.with(|sockets| sockets.tcp_shutdown(socket.id, half)).map_err(refuse)
     }
 
     fn drop(&mut self, socket: Resource<TcpSocket>) -> Result<()> {

@@ -7,7 +7,7 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use iptl_labnet::{NetError, SocketId, Switch, UDP_QUEUE_SIZE};
+use iptl_labnet::{NetError, SocketId, Sockets, UDP_QUEUE_SIZE};
 use wasmtime::Result;
 use wasmtime::component::Resource;
 use wasmtime_wasi::p2::SocketResult;
@@ -91,7 +91,7 @@ impl udp_create_socket::Host for NetView<'_> {
             IpAddressFamily::Ipv6 => return Err(ErrorCode::NotSupported.into()),
         }
         let me = self.instance.address;
-        let id = self.net.open(self.instance, |switch| switch.udp_socket(me)).map_err(refuse)?;
+        let id = self.net.open(self.instance, |sockets| sockets.udp_socket(me)).map_err(refuse)?;
         let socket = UdpSocket {
             net: Arc::clone(self.net),
             id,
@@ -119,7 +119,7 @@ impl HostUdpSocket for NetView<'_> {
         if socket.state != State::Unbound {
             return Err(ErrorCode::InvalidState.into());
         }
-        self.net.with(|switch| switch.udp_bind(socket.id, address)).map_err(refuse)?;
+        self.net.with(|sockets| sockets.udp_bind(socket.id, address)).map_err(refuse)?;
         socket.state = State::BindStarted;
         Ok(())
     }
@@ -146,7 +146,7 @@ impl HostUdpSocket for NetView<'_> {
         if remote.is_some_and(|remote| remote.port() == 0 || remote.ip().is_unspecified()) {
             return Err(ErrorCode::InvalidArgument.into());
         }
-        self.net.with(|switch| switch.udp_connect(udp.id, remote)).map_err(refuse)?;
+        self.net.with(|sockets| sockets.udp_connect(udp.id, remote)).map_err(refuse)?;
         udp.remote = remote;
         let (net, id) = (Arc::clone(self.net), udp.id);
         let incoming = self.table.push_child(Incoming { net: Arc::clone(&net), id, remote }, &socket)?;
@@ -156,7 +156,7 @@ impl HostUdpSocket for NetView<'_> {
 
     fn local_address(&mut self, socket: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
         let id = self.table.get(&socket)?.id;
-        let local = self.net.with(|switch| switch.local_addr(id)).map_err(refuse)?;
+        let local = self.net.with(|sockets| sockets.local_addr(id)).map_err(refuse)?;
         Ok(wasi(local.ok_or(ErrorCode::InvalidState)?))
     }
 
@@ -218,7 +218,7 @@ impl HostIncomingDatagramStream for NetView<'_> {
     fn receive(&mut self, stream: Resource<Incoming>, max: u64) -> SocketResult<Vec<IncomingDatagram>> {
         let stream = self.table.get(&stream)?;
         let mut datagrams = Vec::new();
-        self.net.with(|switch| receive(switch, stream, max.min(MAX_BATCH), &mut datagrams)).map_err(refuse)?;
+        self.net.with(|sockets| receive(sockets, stream, max.min(MAX_BATCH), &mut datagrams)).map_err(refuse)?;
         Ok(datagrams)
     }
 
@@ -234,13 +234,13 @@ impl HostIncomingDatagramStream for NetView<'_> {
 
 /// Takes datagrams out; those that arrived before the socket was connected to their stranger are dropped.
 fn receive(
-    switch: &mut Switch,
+    sockets: &mut dyn Sockets,
     stream: &Incoming,
     max: u64,
     datagrams: &mut Vec<IncomingDatagram>,
 ) -> std::result::Result<(), NetError> {
     while (datagrams.len() as u64) < max {
-        let Some(datagram) = switch.udp_recv(stream.id)? else { break };
+        let Some(datagram) = sockets.udp_recv(stream.id)? else { break };
         if stream.remote.is_none_or(|remote| remote == datagram.src) {
             datagrams.push(IncomingDatagram { data: datagram.payload.into(), remote_address: wasi(datagram.src) });
         }
@@ -251,7 +251,7 @@ fn receive(
 impl HostOutgoingDatagramStream for NetView<'_> {
     fn check_send(&mut self, stream: Resource<Outgoing>) -> SocketResult<u64> {
         let id = self.table.get(&stream)?.id;
-        Ok(if self.net.with(|switch| switch.is_writable(id)) { MAX_BATCH } else { 0 })
+        Ok(if self.net.with(|sockets| sockets.is_writable(id)) { MAX_BATCH } else { 0 })
     }
 
     fn send(&mut self, stream: Resource<Outgoing>, datagrams: Vec<OutgoingDatagram>) -> SocketResult<u64> {
@@ -267,7 +267,7 @@ impl HostOutgoingDatagramStream for NetView<'_> {
             };
             let result = destination.and_then(|destination| {
                 self.net
-                    .with(|switch| switch.udp_send(stream.id, Some(destination), datagram.data.into()))
+                    .with(|sockets| sockets.udp_send(stream.id, Some(destination), datagram.data.into()))
                     .map_err(|e| super::code(&e))
             });
             match result {

@@ -1,0 +1,226 @@
+//! What instances can do with sockets, whatever lies between them.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use bytes::Bytes;
+use iptl_dag::model::InstanceId;
+
+use crate::packet::Packet;
+use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId, Switch};
+
+/// The sockets of one cell's instances: of a [`Switch`], where links are clean, or of [`Hosts`](crate::Hosts), where a
+/// model of links lies between them.
+///
+/// Instances are called by their address of the [`Directory`](crate::Directory), also where they have another one.
+pub trait Sockets: Send {
+    /// Takes note of the time, in nanoseconds since the cell was made, and does what is due.
+    fn advance(&mut self, now_ns: u64);
+
+    /// Returns when [`advance`](Sockets::advance) has something to do by itself.
+    fn poll_timeout(&self) -> Option<u64>;
+
+    /// Adds an instance to the cell and returns its directory address; none where nobody knows it.
+    fn add_instance(&mut self, id: &InstanceId) -> Option<Ipv4Addr>;
+
+    /// Returns the address that an instance has for itself.
+    fn own_addr(&self, me: Ipv4Addr) -> Ipv4Addr;
+
+    /// Takes an instance that ended out of the cell: its connections are reset, its sockets are gone.
+    fn remove_instance(&mut self, me: Ipv4Addr);
+
+    /// Resets all connections with these instances of other cells, between which packets were lost.
+    fn cut(&mut self, addrs: &[Ipv4Addr]);
+
+    /// Takes a packet that another cell has sent.
+    fn handle_packet(&mut self, packet: Packet);
+
+    /// Returns the next packet for an instance of another cell.
+    fn poll_packet(&mut self) -> Option<(Ipv4Addr, Packet)>;
+
+    /// Returns a socket on which something has become possible.
+    fn poll_ready(&mut self) -> Option<SocketId>;
+
+    /// Closes a socket; what was written to a connection still arrives.
+    fn close(&mut self, id: SocketId);
+
+    /// Returns the address that a socket is bound to.
+    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddrV4>, NetError>;
+
+    /// Returns the address of the other end.
+    fn peer_addr(&self, id: SocketId) -> Result<SocketAddrV4, NetError>;
+
+    /// Returns whether reading, receiving, accepting or asking for the outcome of connecting would not wait.
+    fn is_readable(&self, id: SocketId) -> bool;
+
+    /// Returns whether writing, sending or asking for the outcome of connecting would not wait.
+    fn is_writable(&mut self, id: SocketId) -> bool;
+
+    /// Returns what an instance sent and received, also after it ended.
+    fn stats(&self, me: Ipv4Addr) -> InstanceStats;
+
+    /// Makes a UDP socket.
+    fn udp_socket(&mut self, me: Ipv4Addr) -> Result<SocketId, NetError>;
+
+    /// Binds a UDP socket; port zero takes an ephemeral one.
+    fn udp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError>;
+
+    /// Lets a UDP socket talk with one peer only, or with everybody again.
+    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddrV4>) -> Result<(), NetError>;
+
+    /// Sends a datagram; binds the socket where it is not.
+    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddrV4>, payload: Bytes) -> Result<(), NetError>;
+
+    /// Returns the next datagram that was received.
+    fn udp_recv(&mut self, id: SocketId) -> Result<Option<Datagram>, NetError>;
+
+    /// Makes a TCP socket.
+    fn tcp_socket(&mut self, me: Ipv4Addr) -> Result<SocketId, NetError>;
+
+    /// Binds a TCP socket; port zero takes an ephemeral one.
+    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError>;
+
+    /// Listens on a bound socket.
+    fn tcp_listen(&mut self, id: SocketId, backlog: u32) -> Result<(), NetError>;
+
+    /// Takes the next connection of a listening socket; none where there is none yet.
+    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError>;
+
+    /// Begins to connect; binds the socket where it is not.
+    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddrV4) -> Result<(), NetError>;
+
+    /// Returns whether a socket that connects is connected; an error where it never will be.
+    fn tcp_connected(&self, id: SocketId) -> Result<bool, NetError>;
+
+    /// Reads at most `max` bytes.
+    fn tcp_read(&mut self, id: SocketId, max: usize) -> Result<Read, NetError>;
+
+    /// Returns how many bytes can be written now; where none can, the socket becomes ready when some can.
+    fn tcp_room(&mut self, id: SocketId) -> Result<usize, NetError>;
+
+    /// Writes as much as there is room for and returns how much that was.
+    fn tcp_write(&mut self, id: SocketId, bytes: Bytes) -> Result<usize, NetError>;
+
+    /// Ends one direction of a connection, or both, and keeps the socket.
+    fn tcp_shutdown(&mut self, id: SocketId, half: Half) -> Result<(), NetError>;
+}
+
+impl Sockets for Switch {
+    fn advance(&mut self, _: u64) {}
+
+    fn poll_timeout(&self) -> Option<u64> {
+        None
+    }
+
+    fn add_instance(&mut self, id: &InstanceId) -> Option<Ipv4Addr> {
+        Switch::add_instance(self, id)
+    }
+
+    fn own_addr(&self, me: Ipv4Addr) -> Ipv4Addr {
+        me
+    }
+
+    fn remove_instance(&mut self, me: Ipv4Addr) {
+        Switch::remove_instance(self, me);
+    }
+
+    fn cut(&mut self, addrs: &[Ipv4Addr]) {
+        self.lost_peer(addrs.iter().copied());
+        self.found_peer(addrs.iter().copied());
+    }
+
+    fn handle_packet(&mut self, packet: Packet) {
+        Switch::handle_packet(self, packet);
+    }
+
+    fn poll_packet(&mut self) -> Option<(Ipv4Addr, Packet)> {
+        Switch::poll_packet(self)
+    }
+
+    fn poll_ready(&mut self) -> Option<SocketId> {
+        Switch::poll_ready(self)
+    }
+
+    fn close(&mut self, id: SocketId) {
+        Switch::close(self, id);
+    }
+
+    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddrV4>, NetError> {
+        Switch::local_addr(self, id)
+    }
+
+    fn peer_addr(&self, id: SocketId) -> Result<SocketAddrV4, NetError> {
+        Switch::peer_addr(self, id)
+    }
+
+    fn is_readable(&self, id: SocketId) -> bool {
+        Switch::is_readable(self, id)
+    }
+
+    fn is_writable(&mut self, id: SocketId) -> bool {
+        Switch::is_writable(self, id)
+    }
+
+    fn stats(&self, me: Ipv4Addr) -> InstanceStats {
+        Switch::stats(self, me)
+    }
+
+    fn udp_socket(&mut self, me: Ipv4Addr) -> Result<SocketId, NetError> {
+        Switch::udp_socket(self, me)
+    }
+
+    fn udp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+        Switch::udp_bind(self, id, addr)
+    }
+
+    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddrV4>) -> Result<(), NetError> {
+        Switch::udp_connect(self, id, peer)
+    }
+
+    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddrV4>, payload: Bytes) -> Result<(), NetError> {
+        Switch::udp_send(self, id, dst, payload)
+    }
+
+    fn udp_recv(&mut self, id: SocketId) -> Result<Option<Datagram>, NetError> {
+        Switch::udp_recv(self, id)
+    }
+
+    fn tcp_socket(&mut self, me: Ipv4Addr) -> Result<SocketId, NetError> {
+        Switch::tcp_socket(self, me)
+    }
+
+    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+        Switch::tcp_bind(self, id, addr)
+    }
+
+    fn tcp_listen(&mut self, id: SocketId, backlog: u32) -> Result<(), NetError> {
+        Switch::tcp_listen(self, id, backlog)
+    }
+
+    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError> {
+        Switch::tcp_accept(self, id)
+    }
+
+    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddrV4) -> Result<(), NetError> {
+        Switch::tcp_connect(self, id, dst)
+    }
+
+    fn tcp_connected(&self, id: SocketId) -> Result<bool, NetError> {
+        Switch::tcp_connected(self, id)
+    }
+
+    fn tcp_read(&mut self, id: SocketId, max: usize) -> Result<Read, NetError> {
+        Switch::tcp_read(self, id, max)
+    }
+
+    fn tcp_room(&mut self, id: SocketId) -> Result<usize, NetError> {
+        Switch::tcp_room(self, id)
+    }
+
+    fn tcp_write(&mut self, id: SocketId, bytes: Bytes) -> Result<usize, NetError> {
+        Switch::tcp_write(self, id, bytes)
+    }
+
+    fn tcp_shutdown(&mut self, id: SocketId, half: Half) -> Result<(), NetError> {
+        Switch::tcp_shutdown(self, id, half)
+    }
+}
