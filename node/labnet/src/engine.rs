@@ -278,7 +278,7 @@ impl Engine {
     pub fn recycle(&mut self, mut buffer: Vec<u8>) {
         let class = match buffer.capacity() {
             0 => return,
-            ..=SMALL => 0,
+            1..=SMALL => 0,
             LARGEST.. => 1,
             _ => return,
         };

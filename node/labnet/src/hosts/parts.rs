@@ -1,6 +1,7 @@
 //! Putting fragments together again.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use crate::ip::{Header, V4_HEAD};
@@ -53,8 +54,8 @@ impl Parts {
             packet.len = Some(fragment.offset + payload.len());
         }
         // A second part for the same place is a copy, or a lie that nobody can tell from one.
-        if !packet.parts.contains_key(&fragment.offset) {
-            packet.parts.insert(fragment.offset, payload.to_vec());
+        if let Entry::Vacant(place) = packet.parts.entry(fragment.offset) {
+            place.insert(payload.to_vec());
             packet.held += cost;
             self.held += cost;
         }

@@ -93,10 +93,10 @@ fn took(lab: &Lab, result: &str, what: &str) -> Vec<f64> {
         .map(|index| {
             let log = std::fs::read_to_string(out.join(format!("logs/reaching/{index}.jsonl"))).unwrap();
             let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-            let said = lines.filter_map(|line| {
+            let mut said = lines.filter_map(|line| {
                 line["line"].as_str().and_then(|text| text.strip_prefix(what)?.trim().parse::<f64>().ok())
             });
-            said.last().unwrap_or_else(|| panic!("nobody said {what} in {log}")) / 1_000.0
+            said.next_back().unwrap_or_else(|| panic!("nobody said {what} in {log}")) / 1_000.0
         })
         .collect()
 }

@@ -149,7 +149,8 @@ fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], victims: &BTreeSet<Stri
     let (ok, lost) = (count("ok"), count("lost"));
     assert_eq!(ok + lost + count("failed"), INSTANCES, "{story}: {last}");
     let receipts = receipts(lab, &last["result"]);
-    assert_eq!(receipts.len() as u64, INSTANCES - lost, "{story}: {last}");
+    // Of one that is lost there may be a receipt, where its lablet lived to say so.
+    assert!((INSTANCES - lost..=INSTANCES).contains(&(receipts.len() as u64)), "{story}: {last}");
     assert!(receipts.values().all(|receipt| receipt.attempt == 1), "{story}: {receipts:?}");
     if victims.is_empty() {
         assert_eq!(ok, INSTANCES, "{story}: no lablet died, and yet: {last}");
