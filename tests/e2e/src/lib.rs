@@ -280,6 +280,12 @@ impl Lab {
         Lab::start_on(Home::new(), lablets, args)
     }
 
+    /// Starts an orchestrator and lablets, which run no containers, under a directory that was made ready.
+    #[track_caller]
+    pub fn start_in(home: Home, lablets: u32) -> Lab {
+        Lab::start_on(home, lablets, &["--no-docker"])
+    }
+
     #[track_caller]
     fn start_on(home: Home, lablets: u32, args: &[&str]) -> Lab {
         let count = lablets.to_string();

@@ -1,8 +1,8 @@
 //! What dies, waits, joins and leaves while a lab works.
 //!
-//! [`deaths`] ends nodes and workers at the worst moment, [`following`] is about who watches, [`ends`] about runs that
-//! are cancelled, late or find no room, [`members`] about who comes and goes, [`alone`] about what needs no lab,
-//! [`crowds`] about size. All run plans of [`Plan`], but [`random_deaths`].
+//! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
+//! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
+//! [`alone`] about what needs no lab, [`crowds`] about size. All run plans of [`Plan`], but [`random_deaths`].
 
 mod alone;
 mod crowds;
@@ -11,6 +11,7 @@ mod ends;
 mod following;
 mod members;
 mod random_deaths;
+mod stops;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
