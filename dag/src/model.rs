@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use container::{Container, Health};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
-pub use fact::{Fact, FactKind};
+pub use fact::{Fact, FactKind, Recorded};
 pub use image::{Image, Layer, LayerPage};
 pub use network::{
     AccessClass, DependenceModel, GatewayModel, GroupNetwork, JitterModel, LinkModel, NetworkModel, PortsModel,

@@ -7,9 +7,9 @@ use iptl_dag::model::{
     DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GatewayModel,
     GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention,
     JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossPolicy, Network, NetworkModel, NetworkUse,
-    Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, PortsModel, Receipt, ReceiptShard, Refusal,
-    Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, SiteShare, Statistic, Subject, Termination,
-    Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
+    Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, PortsModel, Receipt, ReceiptShard, Recorded,
+    Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, SiteShare, Statistic, Subject,
+    Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -271,6 +271,19 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
         ("timed-out", FactKind::TimedOut {}),
         ("sealed", FactKind::Sealed { result: cid(result(ResultVerdict::Pass)) }),
         ("failed", FactKind::Failed { reason: reason() }),
+        ("taken-over", FactKind::TakenOver { from: epoch() }),
+        (
+            "recovered",
+            FactKind::Recovered { lablet: peer(2), granted: epoch(), assignments: assignments(), attempt: 2 },
+        ),
+        (
+            "snapshot",
+            FactKind::Snapshot {
+                part: 1,
+                last: true,
+                facts: vec![Recorded { epoch: epoch(), at_ms: 1, kind: FactKind::Started {} }],
+            },
+        ),
     ]
 }
 

@@ -188,6 +188,7 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         Request::DryRun { run } => runs::dry_run(node, caller, run, talk).await,
         Request::Watch { execution } => runs::watch(node, caller, execution, talk).await,
         Request::Cancel { execution } => runs::cancel(node, caller, execution, talk).await,
+        Request::Audit { execution } => runs::audit(node, caller, execution, talk).await,
         Request::Logs { execution, group, index, follow } => {
             runs::logs(node, caller, runs::LogsOf { execution, group, index, follow }, talk).await
         }

@@ -1,8 +1,10 @@
-//! The log of an execution on disk: signed, hash-chained facts, durable before anyone acts on them.
+//! The logs of executions on disk: signed, hash-chained facts, durable before anyone acts on them.
 //!
-//! A record is a length in four bytes (big-endian), the BLAKE3 hash of the body, and the body: a fact's node in
-//! DAG-CBOR. A tail that was torn by a crash fails its length or hash and is cut off when the log is opened; a record
-//! whose hash holds but whose chain or signature does not is damage, and is reported.
+//! The form of a record and what fits into a log stand in [`iptl_scheduler::log`]. A tail that was torn by a crash is cut
+//! off when the log is opened; a record that was durable and is not what was written is damage, and is reported.
+//!
+//! A log is a file, and after a snapshot another one: `EXECUTION.log`, then `EXECUTION.SEQ.log`, where `SEQ` is the
+//! position of the snapshot's first part. Opening reads the last file with a whole snapshot; an audit reads all.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -10,15 +12,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind, Signed};
-use iptl_dag::{Block, Cid};
+use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind};
+use iptl_dag::{Block, Cid, Codec};
+use iptl_scheduler::log::{self, Chain, Tail};
 use iptl_trust::Keypair;
 
-/// Longest record that is read back, in bytes; a fact that grants 10,000 instances stays far below.
-const MAX_RECORD_SIZE: usize = 2 << 20;
+/// Facts after which a log gets a snapshot: reading so many takes some milliseconds.
+const SNAPSHOT_FACTS: u64 = 16_384;
 
-/// Bytes before a record's body.
-const HEADER_SIZE: usize = 4 + 32;
+/// Folder of the logs of executions that are over.
+const OVER: &str = "over";
 
 /// Why a log cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +58,10 @@ struct Log {
     path: PathBuf,
     next: u64,
     head: Option<Cid>,
+    epoch: Epoch,
     dirty: bool,
+    /// Facts since the last snapshot.
+    fresh: u64,
 }
 
 impl Logs {
@@ -65,24 +71,54 @@ impl Logs {
     }
 
     /// Reads the facts of all executions back, oldest first within each; cuts torn tails off.
+    ///
+    /// What a snapshot replaces is not read.
     pub fn replay(&mut self) -> Result<Vec<Fact>, LogError> {
-        let mut names: Vec<PathBuf> = fs::read_dir(&self.dir)
-            .map_err(|e| io_error(&self.dir, e))?
-            .filter_map(|entry| entry.ok().map(|e| e.path()))
-            .filter(|path| path.extension().is_some_and(|e| e == "log"))
-            .collect();
-        names.sort();
-        let mut all = Vec::new();
-        for path in names {
-            let records = read_log(&path, &self.key)?;
-            if let Some((last, fact)) = records.last() {
-                let file = OpenOptions::new().append(true).open(&path).map_err(|e| io_error(&path, e))?;
-                let log = Log { file, path, next: fact.seq + 1, head: Some(*last), dirty: false };
-                self.open.insert(fact.execution, log);
+        let mut logs: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| io_error(&self.dir, e))? {
+            let path = entry.map_err(|e| io_error(&self.dir, e))?.path();
+            let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".log"));
+            if let Some(name) = name {
+                let execution = name.split('.').next().unwrap_or(name).to_owned();
+                logs.entry(execution).or_default().push(path);
             }
-            all.extend(records.into_iter().map(|(_, fact)| fact));
+        }
+        let mut all = Vec::new();
+        for mut segments in logs.into_values() {
+            segments.sort_by_key(|path| first_seq(path));
+            all.extend(self.reopen(&segments)?);
         }
         Ok(all)
+    }
+
+    /// Reads the log that stands in these files, and goes on with the last of them.
+    fn reopen(&mut self, segments: &[PathBuf]) -> Result<Vec<Fact>, LogError> {
+        let mut facts: Vec<Fact> = Vec::new();
+        let mut head = None;
+        for (n, path) in segments.iter().enumerate().rev() {
+            let blocks = read_segment(path, n + 1 == segments.len())?;
+            let Some(earlier) = follow(path, &blocks, &self.key, facts.is_empty())? else { continue };
+            head = head.or_else(|| blocks.last().map(|block| *block.cid()));
+            let follows = facts.first().is_none_or(|next| next.prev == blocks.last().map(|block| *block.cid()));
+            if !follows {
+                let seq = facts.first().map_or(0, |next| next.seq);
+                return Err(damaged(path, seq, "it does not follow the fact before it"));
+            }
+            facts.splice(0..0, earlier);
+            let whole = facts.iter().any(|f| matches!(f.kind, FactKind::Snapshot { last: true, .. }));
+            let begins = facts.first().is_some_and(|f| matches!(f.kind, FactKind::Snapshot { part: 0, .. }));
+            if whole && begins {
+                break;
+            }
+        }
+        let (Some(last), Some(path)) = (facts.last(), segments.last()) else { return Ok(Vec::new()) };
+        let (execution, next, epoch) = (last.execution, last.seq + 1, last.epoch.clone());
+        let snapshot = facts.iter().rposition(|f| matches!(f.kind, FactKind::Snapshot { last: true, .. }));
+        let fresh = (facts.len() - snapshot.map_or(0, |at| at + 1)) as u64;
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| io_error(path, e))?;
+        let log = Log { file, path: path.clone(), next, head, epoch, dirty: false, fresh };
+        self.open.insert(execution, log);
+        Ok(log::resume(facts))
     }
 
     /// Appends a fact; durable only after [`Logs::commit`].
@@ -95,26 +131,31 @@ impl Logs {
     ) -> Result<Cid, LogError> {
         if !self.open.contains_key(&execution) {
             let path = self.dir.join(format!("{execution}.log"));
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&path)
-                .and_then(|file| File::open(&self.dir)?.sync_all().map(|()| file))
-                .map_err(|e| io_error(&path, e))?;
-            self.open.insert(execution, Log { file, path, next: 0, head: None, dirty: false });
+            let file = self.create(&path)?;
+            let log = Log { file, path, next: 0, head: None, epoch: epoch.clone(), dirty: false, fresh: 0 };
+            self.open.insert(execution, log);
         }
         let log = self.open.get_mut(&execution).expect("it was inserted above");
-        let fact = Fact { execution, seq: log.next, prev: log.head, epoch, at_ms, kind };
+        let fact = Fact { execution, seq: log.next, prev: log.head, epoch: epoch.clone(), at_ms, kind };
         let block = model::to_block(iptl_trust::sign(&self.key, fact));
-        let mut record = Vec::with_capacity(HEADER_SIZE + block.data().len());
-        record.extend(u32::try_from(block.data().len()).expect("facts are small").to_be_bytes());
-        record.extend(blake3::hash(block.data()).as_bytes());
-        record.extend(block.data());
+        let mut record = Vec::with_capacity(log::HEADER_SIZE + block.data().len());
+        log::append_record(&mut record, block.data());
         log.file.write_all(&record).map_err(|e| io_error(&log.path, e))?;
         log.next += 1;
+        log.fresh += 1;
         log.head = Some(*block.cid());
+        log.epoch = epoch;
         log.dirty = true;
         Ok(*block.cid())
+    }
+
+    fn create(&self, path: &Path) -> Result<File, LogError> {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .and_then(|file| File::open(&self.dir)?.sync_all().map(|()| file))
+            .map_err(|e| io_error(path, e))
     }
 
     /// Makes all appended facts durable: one sync for each log that was written to.
@@ -126,61 +167,146 @@ impl Logs {
         Ok(())
     }
 
+    /// Begins a new file with a snapshot for every log that has grown long since its last one.
+    pub fn snapshot_long(&mut self, at_ms: u64) -> Result<(), LogError> {
+        let long: Vec<ExecutionId> =
+            self.open.iter().filter(|(_, log)| log.fresh >= SNAPSHOT_FACTS).map(|(id, _)| *id).collect();
+        for execution in long {
+            self.snapshot(execution, at_ms)?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self, execution: ExecutionId, at_ms: u64) -> Result<(), LogError> {
+        let mut facts = Vec::new();
+        for block in self.blocks(&execution)? {
+            let signed: model::Signed<Fact> =
+                model::from_bytes(block.data()).map_err(|e| damaged(&self.dir, facts.len() as u64, &e.to_string()))?;
+            facts.push(signed.body);
+        }
+        let Some(log) = self.open.get(&execution) else { return Ok(()) };
+        let (next, epoch) = (log.next, log.epoch.clone());
+        let path = self.dir.join(format!("{execution}.{next}.log"));
+        let file = self.create(&path)?;
+        if let Some(log) = self.open.get_mut(&execution) {
+            // The old file is whole: what is not committed there yet is committed before the new one begins.
+            log.file.sync_data().map_err(|e| io_error(&log.path, e))?;
+            log.file = file;
+            log.path = path;
+        }
+        for part in log::snapshot(&facts) {
+            self.append(execution, epoch.clone(), part, at_ms)?;
+        }
+        if let Some(log) = self.open.get_mut(&execution) {
+            log.fresh = 0;
+        }
+        self.commit()
+    }
+
     /// Returns the facts of an execution as blocks, oldest first.
     pub fn blocks(&self, execution: &ExecutionId) -> Result<Vec<Block>, LogError> {
-        let path = self.dir.join(format!("{execution}.log"));
-        let bytes = fs::read(&path).map_err(|e| io_error(&path, e))?;
-        Ok(bodies(&bytes).map(|body| Block::new(iptl_dag::Codec::DagCbor, body.to_vec())).collect())
+        Ok(self.read(execution)?.0)
     }
 
-    /// Closes the file of an execution that is over.
-    pub fn close(&mut self, execution: &ExecutionId) {
+    /// Returns the facts of an execution as blocks, oldest first, as far as they are whole, and how its log ends.
+    pub fn read(&self, execution: &ExecutionId) -> Result<(Vec<Block>, Tail), LogError> {
+        let over = self.dir.join(OVER);
+        let mut segments = if over.is_dir() { segments(&over, execution)? } else { Vec::new() };
+        segments.extend(self::segments(&self.dir, execution)?);
+        // A crash may have come between laying one file aside and the next.
+        segments.sort_by_key(|path| first_seq(path));
+        let mut blocks = Vec::new();
+        for (n, path) in segments.iter().enumerate() {
+            let bytes = fs::read(path).map_err(|e| io_error(path, e))?;
+            let found = log::records(&bytes);
+            blocks.extend(found.bodies.into_iter().map(|body| Block::new(Codec::DagCbor, bytes[body].to_vec())));
+            match found.tail {
+                Tail::Clean => {}
+                Tail::Torn if n + 1 == segments.len() => return Ok((blocks, Tail::Torn)),
+                Tail::Torn | Tail::Damaged => return Ok((blocks, Tail::Damaged)),
+            }
+        }
+        Ok((blocks, Tail::Clean))
+    }
+
+    /// Lays the log of an execution aside that is over, and is recorded as such: it is not read at the next start.
+    pub fn close(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
         self.open.remove(execution);
+        let over = self.dir.join(OVER);
+        fs::create_dir_all(&over).map_err(|e| io_error(&over, e))?;
+        for path in segments(&self.dir, execution)? {
+            let Some(name) = path.file_name() else { continue };
+            fs::rename(&path, over.join(name)).map_err(|e| io_error(&path, e))?;
+        }
+        Ok(())
     }
 }
 
-/// Yields the bodies of all whole records.
-fn bodies(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let (header, after) = rest.split_at_checked(HEADER_SIZE)?;
-        let length = u32::from_be_bytes(header[..4].try_into().expect("four bytes")) as usize;
-        if length > MAX_RECORD_SIZE {
-            return None;
+/// Returns the files of a log in a folder, in their order.
+fn segments(dir: &Path, execution: &ExecutionId) -> Result<Vec<PathBuf>, LogError> {
+    let name = execution.to_string();
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|e| io_error(dir, e))? {
+        let path = entry.map_err(|e| io_error(dir, e))?.path();
+        let named = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('.').next());
+        if path.extension().is_some_and(|e| e == "log") && named == Some(&name) {
+            segments.push(path);
         }
-        let (body, after) = after.split_at_checked(length)?;
-        if blake3::hash(body).as_bytes() != &header[4..] {
-            return None;
-        }
-        rest = after;
-        Some(body)
-    })
+    }
+    segments.sort_by_key(|path| first_seq(path));
+    Ok(segments)
 }
 
-fn read_log(path: &Path, key: &Keypair) -> Result<Vec<(Cid, Fact)>, LogError> {
+/// Returns the position of the first fact of a file, by its name.
+fn first_seq(path: &Path) -> u64 {
+    let name = path.file_stem().and_then(|n| n.to_str()).unwrap_or_default();
+    name.split('.').nth(1).and_then(|seq| seq.parse().ok()).unwrap_or(0)
+}
+
+/// Reads the facts of a file; of the last one of a log, cuts off what a crash tore.
+fn read_segment(path: &Path, last: bool) -> Result<Vec<Block>, LogError> {
     let bytes = fs::read(path).map_err(|e| io_error(path, e))?;
-    let mut records = Vec::new();
-    let mut whole = 0;
-    let mut prev = None;
-    for body in bodies(&bytes) {
-        let seq = records.len() as u64;
-        let damaged = |reason: String| LogError::Damaged { path: path.to_owned(), seq, reason };
-        let signed: Signed<Fact> = model::from_bytes(body).map_err(|e| damaged(e.to_string()))?;
-        iptl_trust::verify_by(&signed, key.peer()).map_err(|e| damaged(e.to_string()))?;
-        if signed.body.seq != seq || signed.body.prev != prev {
-            return Err(damaged("it does not follow the fact before it".to_owned()));
+    let found = log::records(&bytes);
+    match found.tail {
+        Tail::Clean => {}
+        Tail::Torn if last => {
+            tracing::warn!(log = %path.display(), bytes = bytes.len() - found.whole, "cut off a tail that a crash tore");
+            let file = OpenOptions::new().write(true).open(path).map_err(|e| io_error(path, e))?;
+            file.set_len(found.whole as u64).and_then(|()| file.sync_all()).map_err(|e| io_error(path, e))?;
         }
-        let cid = *Block::new(iptl_dag::Codec::DagCbor, body.to_vec()).cid();
-        prev = Some(cid);
-        whole += HEADER_SIZE + body.len();
-        records.push((cid, signed.body));
+        Tail::Torn | Tail::Damaged => {
+            let seq = first_seq(path) + found.bodies.len() as u64;
+            return Err(damaged(path, seq, "it is not what was written, and whole facts come after it"));
+        }
     }
-    if whole < bytes.len() {
-        tracing::warn!(log = %path.display(), bytes = bytes.len() - whole, "cut off a tail that a crash tore");
-        let file = OpenOptions::new().write(true).open(path).map_err(|e| io_error(path, e))?;
-        file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(|e| io_error(path, e))?;
+    Ok(found.bodies.into_iter().map(|body| Block::new(Codec::DagCbor, bytes[body].to_vec())).collect())
+}
+
+/// Checks how the facts of a file hang together; none where it has no facts.
+///
+/// Each fact names the one before it by hash, so the signature of the last one is enough for all of them; where later
+/// files were read already, theirs covers these.
+fn follow(path: &Path, blocks: &[Block], key: &Keypair, newest: bool) -> Result<Option<Vec<Fact>>, LogError> {
+    let Some(first) = blocks.first() else { return Ok(None) };
+    let misfit = |e: log::Misfit| damaged(path, first_seq(path), &e.to_string());
+    let first: model::Signed<Fact> =
+        model::from_bytes(first.data()).map_err(|e| damaged(path, first_seq(path), &e.to_string()))?;
+    let (execution, writers) = (first.body.execution, [key.peer().clone()]);
+    let mut chain =
+        Chain::at_snapshot(execution, writers.clone(), &first.body).unwrap_or_else(|| Chain::new(execution, writers));
+    let mut facts = Vec::with_capacity(blocks.len());
+    for (n, block) in blocks.iter().enumerate() {
+        let signed = chain.link(block).map_err(misfit)?;
+        if newest && n + 1 == blocks.len() {
+            log::check_signature(&signed, signed.body.seq).map_err(misfit)?;
+        }
+        facts.push(signed.body);
     }
-    Ok(records)
+    Ok(Some(facts))
+}
+
+fn damaged(path: &Path, seq: u64, reason: &str) -> LogError {
+    LogError::Damaged { path: path.to_owned(), seq, reason: reason.to_owned() }
 }
 
 fn io_error(path: &Path, source: io::Error) -> LogError {
@@ -203,10 +329,19 @@ mod tests {
         Epoch { counter: 1, peer: Keypair::from_seed(&[7; 32]).peer().clone() }
     }
 
+    fn submitted() -> FactKind {
+        let by = epoch().peer;
+        FactKind::Submitted { execution: execution().0, run: iptl_dag::codec::cid_of(&"run"), by }
+    }
+
+    fn cancelled() -> FactKind {
+        FactKind::Cancelled { by: epoch().peer }
+    }
+
     fn written(dir: &Path) -> PathBuf {
         let mut logs = logs(dir);
-        for reason in ["a", "b", "c"] {
-            logs.append(execution(), epoch(), FactKind::Failed { reason: reason.to_owned() }, 5).unwrap();
+        for kind in [submitted(), FactKind::Started {}, FactKind::TimedOut {}] {
+            logs.append(execution(), epoch(), kind, 5).unwrap();
         }
         logs.commit().unwrap();
         dir.join(format!("{}.log", execution()))
@@ -219,7 +354,7 @@ mod tests {
         let mut again = logs(dir.path());
         let facts = again.replay().unwrap();
         assert_eq!(facts.iter().map(|f| f.seq).collect::<Vec<_>>(), [0, 1, 2]);
-        again.append(execution(), epoch(), FactKind::TimedOut {}, 6).unwrap();
+        again.append(execution(), epoch(), cancelled(), 6).unwrap();
         again.commit().unwrap();
         assert_eq!(logs(dir.path()).replay().unwrap().len(), 4);
     }
@@ -229,7 +364,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
         let whole = fs::read(&path).unwrap();
-        let two: usize = bodies(&whole).take(2).map(|body| body.len() + HEADER_SIZE).sum();
+        let two = log::records(&whole).bodies[1].end;
         for cut in two + 1..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
             assert_eq!(logs(dir.path()).replay().unwrap().len(), 2, "cut at {cut}");
@@ -242,8 +377,88 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
         let whole = fs::read(&path).unwrap();
-        let first = bodies(&whole).next().unwrap().len() + HEADER_SIZE;
+        let first = log::records(&whole).bodies[0].end;
         fs::write(&path, &whole[first..]).unwrap();
         assert!(matches!(logs(dir.path()).replay(), Err(LogError::Damaged { seq: 0, .. })));
+    }
+
+    #[test]
+    fn a_bit_that_flipped_before_the_last_fact_is_damage_and_nothing_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let whole = fs::read(&path).unwrap();
+        let two = log::records(&whole).bodies[1].end;
+        for at in 0..two {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 0x10;
+            fs::write(&path, &flipped).unwrap();
+            let error = logs(dir.path()).replay().unwrap_err();
+            assert!(matches!(error, LogError::Damaged { .. }), "flipped at {at}: {error}");
+            assert_eq!(fs::read(&path).unwrap(), flipped);
+        }
+    }
+
+    #[test]
+    fn a_log_signed_by_a_stranger_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path());
+        let mut stranger = Logs::new(dir.path().to_owned(), Arc::new(Keypair::from_seed(&[8; 32])));
+        let error = stranger.replay().unwrap_err().to_string();
+        assert!(error.contains("who may not write into this log"), "{error}");
+    }
+
+    #[test]
+    fn a_log_goes_on_in_another_file_after_a_snapshot_and_only_that_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = written(dir.path());
+        let mut grown = logs(dir.path());
+        let before = grown.replay().unwrap();
+        grown.snapshot(execution(), 6).unwrap();
+        grown.append(execution(), epoch(), cancelled(), 7).unwrap();
+        grown.commit().unwrap();
+        assert_eq!(grown.blocks(&execution()).unwrap().len(), 5);
+
+        let kinds = |facts: Vec<Fact>| facts.into_iter().map(|f| f.kind).collect::<Vec<_>>();
+        let mut expected = kinds(before);
+        expected.push(cancelled());
+        // Whatever happens to the first file, it is not looked at.
+        fs::write(&first, b"lost").unwrap();
+        let mut again = logs(dir.path());
+        assert_eq!(kinds(again.replay().unwrap()), expected);
+        again.append(execution(), epoch(), FactKind::TimedOut {}, 8).unwrap();
+        again.commit().unwrap();
+        assert_eq!(again.read(&execution()).unwrap().1, Tail::Damaged);
+    }
+
+    #[test]
+    fn a_snapshot_that_a_crash_tore_at_any_byte_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path());
+        let mut grown = logs(dir.path());
+        let before = grown.replay().unwrap();
+        grown.snapshot(execution(), 6).unwrap();
+        drop(grown);
+        let second = dir.path().join(format!("{}.3.log", execution()));
+        let whole = fs::read(&second).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(&second, &whole[..cut]).unwrap();
+            let mut again = logs(dir.path());
+            assert_eq!(again.replay().unwrap(), before, "cut at {cut}");
+            again.append(execution(), epoch(), cancelled(), 7).unwrap();
+            again.commit().unwrap();
+            assert_eq!(logs(dir.path()).replay().unwrap().len(), before.len() + 1, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_log_of_what_is_over_is_laid_aside_and_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path());
+        let mut grown = logs(dir.path());
+        grown.replay().unwrap();
+        grown.snapshot(execution(), 6).unwrap();
+        grown.close(&execution()).unwrap();
+        assert_eq!(logs(dir.path()).replay().unwrap(), []);
+        assert_eq!(logs(dir.path()).blocks(&execution()).unwrap().len(), 4);
     }
 }

@@ -11,7 +11,8 @@ mod sessions;
 mod top;
 
 use iptl_dag::model::{Execution, ExecutionId, InstanceId};
-use iptl_dag::{Cid, PeerId};
+use iptl_dag::{Block, Cid, PeerId};
+use iptl_scheduler::log::Tail;
 use iptl_scheduler::{AssembledResult, Placed, ReceiptSummary};
 use iptl_wire::control::{Failure, Top};
 use iptl_wire::session::{Hello, Inventory, KnownRun, OutputLine, ToOrchestrator};
@@ -81,6 +82,11 @@ pub(crate) enum Ask {
         by: PeerId,
         answer: oneshot::Sender<Result<ExecutionId, Failure>>,
     },
+    /// The log of an execution, as it is on disk.
+    Audit {
+        name: String,
+        answer: oneshot::Sender<Result<ReadLog, Failure>>,
+    },
     Find {
         name: String,
         answer: oneshot::Sender<Result<(ExecutionId, Option<RunRecord>), Failure>>,
@@ -91,6 +97,16 @@ pub(crate) enum Ask {
     Lablets {
         answer: oneshot::Sender<Vec<LabletRow>>,
     },
+}
+
+/// A log as it is on disk.
+pub(crate) struct ReadLog {
+    pub(crate) id: ExecutionId,
+    /// Orchestrators that may have written it.
+    pub(crate) writers: Vec<PeerId>,
+    /// Facts that are whole, oldest first.
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) tail: Tail,
 }
 
 /// A placement that would be made now.

@@ -3,7 +3,7 @@
 //! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission,
 //! placement and bids · [`queue`] who is placed next · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
 //! lablets hand in, and what is lost · [`seal`] the end · [`cancel`] ends that someone or the clock asks for ·
-//! [`replay`] the state as a fold over facts · [`view`] what people may see. [`state`] holds the types, [`api`] what
+//! [`fold`] what facts make of an execution · [`replay`] the state as a fold over facts · [`view`] what people may see. [`state`] holds the types, [`api`] what
 //! goes in and out.
 //!
 //! **Terms.** The counter of an execution's epoch starts at one and rises with every later round of grants, never with
@@ -15,6 +15,7 @@
 
 mod api;
 mod cancel;
+mod fold;
 mod grant;
 mod offer;
 mod queue;
@@ -37,7 +38,7 @@ use iptl_wire::{Timestamp, Verified};
 
 pub use api::{AssembledResult, AssemblyOrder, Effect, Input, OrchestratorConfig, ReceiptSummary, Submission};
 use state::{Exec, LabletState, Stage};
-pub use view::{ExecutionView, LabletView};
+pub use view::{ExecutionView, LabletView, Remembered, RememberedCell};
 
 /// Executions that are remembered after their end, to answer lablets that come back late.
 const MAX_REMEMBERED: usize = 4096;
@@ -172,11 +173,15 @@ impl Orchestrator {
         Epoch { counter, peer: self.config.peer.clone() }
     }
 
-    fn cell_ref(&self, execution: ExecutionId, counter: u64) -> CellRef {
-        CellRef { execution, epoch: self.epoch(counter) }
+    fn persist(&mut self, execution: ExecutionId, kind: FactKind) {
+        if let Some(exec) = self.executions.get_mut(&execution).filter(|e| e.recalling()) {
+            // It takes its place after what is being read.
+            exec.steps.push(kind.clone());
+        }
+        self.persist_only(execution, kind);
     }
 
-    fn persist(&mut self, execution: ExecutionId, kind: FactKind) {
+    fn persist_only(&mut self, execution: ExecutionId, kind: FactKind) {
         let counter = self.executions.get(&execution).map_or(1, |e| e.epoch);
         let epoch = self.epoch(counter);
         self.effects.push_back(Effect::Persist { execution, epoch, kind });
@@ -276,6 +281,11 @@ impl Orchestrator {
             self.notify(id, event);
         }
     }
+}
+
+/// Names the cell of an execution that was granted in a term.
+fn cell_ref(execution: ExecutionId, epoch: &Epoch) -> CellRef {
+    CellRef { execution, epoch: epoch.clone() }
 }
 
 /// Makes a failure that is the lab's.

@@ -2,5 +2,6 @@
 
 mod cores;
 mod lablet;
+mod log;
 mod placement;
 mod queue;

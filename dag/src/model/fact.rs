@@ -106,4 +106,41 @@ pub enum FactKind {
         /// Why.
         reason: String,
     },
+    /// Another orchestrator goes on with it, in a later term.
+    TakenOver {
+        /// Term of the last fact that it had of the orchestrator before it.
+        from: Epoch,
+    },
+    /// A lablet holds a grant of an earlier orchestrator that this log did not have; it counts from here on.
+    Recovered {
+        /// Lablet.
+        lablet: PeerId,
+        /// Term of the grant.
+        granted: Epoch,
+        /// What it got.
+        assignments: Vec<Assignment>,
+        /// Attempt of these instances, from one.
+        attempt: u32,
+    },
+    /// Part of a snapshot: facts that together leave the state which all facts before the snapshot leave.
+    Snapshot {
+        /// Which part, from zero; parts follow each other.
+        part: u32,
+        /// Whether the snapshot is whole with this part.
+        last: bool,
+        /// Facts; none of them is a snapshot.
+        facts: Vec<Recorded>,
+    },
+}
+
+/// A fact as a snapshot repeats it: without its place in the chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorded {
+    /// Term in which it was written.
+    pub epoch: Epoch,
+    /// Wall time in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What happened.
+    pub kind: FactKind,
 }

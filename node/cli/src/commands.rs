@@ -1,6 +1,7 @@
 //! The commands, one file each. [`Command`] is the table; [`run()`] is the only dispatch.
 
 pub mod approve;
+pub mod audit;
 pub mod cancel;
 pub mod check;
 pub mod completions;
@@ -51,6 +52,8 @@ pub enum Command {
     Watch(watch::Args),
     /// End an execution; a partial result is sealed
     Cancel(cancel::Args),
+    /// Check and print the log of an execution
+    Audit(audit::Args),
     /// Output of instances, live or out of the result
     Logs(logs::Args),
     /// What an execution does now: groups, barriers, CPU, memory
@@ -108,6 +111,7 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Run(args)) => run::run(ctx, args).await,
         Some(Command::Watch(args)) => watch::run(ctx, args).await,
         Some(Command::Cancel(args)) => cancel::run(ctx, args).await,
+        Some(Command::Audit(args)) => audit::run(ctx, args).await,
         Some(Command::Logs(args)) => logs::run(ctx, args).await,
         Some(Command::Top(args)) => top::run(ctx, args).await,
         Some(Command::Exec(args)) => exec::run(ctx, args).await,

@@ -8,7 +8,8 @@ use iptl_artifacts::{PinKind, read_block};
 use iptl_dag::model::{self, Attestation, Execution, InstanceId, ReceiptShard, ResultNode, Run, Signed};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
-use iptl_wire::control::{Event, Failure, FailureKind, ListKind, PlacementRow, Reply, Request};
+use iptl_scheduler::log::Tail;
+use iptl_wire::control::{Event, Failure, FailureKind, ListKind, LogTail, PlacementRow, Reply, Request};
 use iptl_wire::session::{KnownRun, OutputLine};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
@@ -154,6 +155,29 @@ pub(super) async fn cancel(
     };
     let by = caller.peer(node);
     lab.ask(|answer| Ask::Cancel { name: execution, by, answer }).await.map_err(broken)??;
+    Ok(())
+}
+
+/// Hands the log of an execution over as it is on disk: whoever asks checks it.
+pub(super) async fn audit(
+    node: &Arc<Node>,
+    caller: &Caller,
+    execution: String,
+    talk: &mut Talk,
+) -> Result<(), Failure> {
+    let Some(lab) = orchestrator(node) else {
+        return remote::forward(node, caller, Request::Audit { execution }, talk).await;
+    };
+    let log = lab.ask(|answer| Ask::Audit { name: execution, answer }).await.map_err(broken)??;
+    let tail = match log.tail {
+        Tail::Clean => LogTail::Clean,
+        Tail::Torn => LogTail::Torn,
+        Tail::Damaged => LogTail::Damaged,
+    };
+    talk.say(Reply::Log { execution: log.id.0, writers: log.writers, tail }).await?;
+    for block in log.blocks {
+        talk.say(Reply::Block { cid: *block.cid(), data: block.data().to_vec() }).await?;
+    }
     Ok(())
 }
 

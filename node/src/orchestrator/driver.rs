@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::registry::{Active, Registry};
 use super::seal::Sealer;
 use super::sessions::{self, Outbox};
-use super::{Ask, COMMAND_QUEUE, Command, DryRun, LabletRow, OrchestratorHandle, RunRow};
+use super::{Ask, COMMAND_QUEUE, Command, DryRun, LabletRow, OrchestratorHandle, ReadLog, RunRow};
 use super::{locate, top};
 use crate::clock;
 use crate::facts::{LogError, Logs};
@@ -388,7 +388,8 @@ impl Driver {
             for (execution, epoch, kind) in &facts {
                 self.logs.append(*execution, epoch.clone(), kind.clone(), at_ms)?;
             }
-            self.logs.commit()
+            self.logs.commit()?;
+            self.logs.snapshot_long(at_ms)
         })?;
         for (execution, _, kind) in facts {
             self.note(execution, &kind, false);
@@ -400,7 +401,7 @@ impl Driver {
     fn note(&mut self, execution: ExecutionId, kind: &FactKind, replayed: bool) {
         let Some(active) = self.registry.active.get_mut(&execution) else { return };
         match kind {
-            FactKind::Granted { lablet, assignments, .. } => {
+            FactKind::Granted { lablet, assignments, .. } | FactKind::Recovered { lablet, assignments, .. } => {
                 let instances = assignments.iter().map(|a| u64::from(a.count)).sum();
                 *active.lablets.entry(lablet.clone()).or_default() += instances;
                 if !replayed {
@@ -430,7 +431,9 @@ impl Driver {
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::Sealed { .. }
-            | FactKind::Failed { .. } => {}
+            | FactKind::Failed { .. }
+            | FactKind::TakenOver { .. }
+            | FactKind::Snapshot { .. } => {}
         }
     }
 
@@ -473,7 +476,7 @@ impl Driver {
                 if over {
                     self.syncs.remove(&execution);
                     self.following.remove(&execution);
-                    self.logs.close(&execution);
+                    self.lay_aside(&execution);
                     // A sealed result is pinned by itself; of a failed execution nothing is kept.
                     self.parts.keeper.release(&execution);
                 }
@@ -500,6 +503,13 @@ impl Driver {
         }
     }
 
+    /// Lays the log of an execution aside whose end is recorded; one that stays is read at the next start, and no harm.
+    fn lay_aside(&mut self, execution: &ExecutionId) {
+        if let Err(error) = tokio::task::block_in_place(|| self.logs.close(execution)) {
+            tracing::warn!(%execution, %error, "the log of an execution that is over could not be laid aside");
+        }
+    }
+
     async fn replay(&mut self, facts: Vec<model::Fact>) -> Result<(), OrchestratorError> {
         self.input(Input::Wall { unix_us: clock::wall_us() });
         let over: BTreeSet<ExecutionId> = facts
@@ -509,7 +519,7 @@ impl Driver {
             .filter(|execution| self.registry.ended(execution).is_some())
             .collect();
         for execution in &over {
-            self.logs.close(execution);
+            self.lay_aside(execution);
         }
         for fact in facts.into_iter().filter(|fact| !over.contains(&fact.execution)) {
             let submission = match &fact.kind {
@@ -605,6 +615,19 @@ impl Driver {
                     self.input(Input::Cancel { execution: *id, by });
                 }
                 self.promised.push(Promised::Cancelled(answer, found));
+            }
+            Ask::Audit { name, answer } => {
+                let found = self.registry.find(&name).and_then(|id| {
+                    let read = tokio::task::block_in_place(|| self.logs.read(&id));
+                    let (blocks, tail) = read.map_err(|error| Failure {
+                        kind: FailureKind::Broken,
+                        code: "log.unreadable".to_owned(),
+                        message: error.to_string(),
+                        help: "look at the orchestrator's disk with `iptl doctor`".to_owned(),
+                    })?;
+                    Ok(ReadLog { id, writers: vec![self.parts.key.peer().clone()], blocks, tail })
+                });
+                let _gone = answer.send(found);
             }
             Ask::Find { name, answer } => {
                 let found = self.registry.find(&name).map(|id| (id, self.registry.ended(&id).cloned()));
@@ -718,6 +741,9 @@ fn names_new_blocks(kind: &FactKind) -> bool {
         | FactKind::Lost { .. }
         | FactKind::Cancelled { .. }
         | FactKind::TimedOut {}
-        | FactKind::Failed { .. } => false,
+        | FactKind::Failed { .. }
+        | FactKind::TakenOver { .. }
+        | FactKind::Recovered { .. }
+        | FactKind::Snapshot { .. } => false,
     }
 }

@@ -1,12 +1,12 @@
 //! Ends that someone or the clock asks for. Both are sealed: what is there counts, what is not is missing.
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{ExecutionId, FactKind, InstanceId};
+use iptl_dag::model::{Epoch, ExecutionId, FactKind};
 use iptl_wire::Timestamp;
 use iptl_wire::session::ToLablet;
 
 use super::state::Stage;
-use super::{Orchestrator, ms};
+use super::{Orchestrator, cell_ref, ms};
 
 impl Orchestrator {
     pub(super) fn cancel(&mut self, now: Timestamp, id: ExecutionId, by: PeerId) {
@@ -40,14 +40,14 @@ impl Orchestrator {
             exec.stage = Stage::Stopping { until };
             self.settle(now, id);
         } else {
-            self.lose_rest(id, &format!("{reason} before it was started"));
+            exec.lose_rest(&format!("{reason} before it was started"));
             self.order_assembly(now, id);
         }
     }
 
     /// Counts as lost what was not handed in after a stop.
     pub(super) fn expire_grace(&mut self, now: Timestamp, id: ExecutionId) {
-        let Some(exec) = self.executions.get(&id).filter(|e| !e.recalling()) else { return };
+        let Some(exec) = self.executions.get_mut(&id).filter(|e| !e.recalling()) else { return };
         if !matches!(exec.stage, Stage::Stopping { until } if until <= now) {
             return;
         }
@@ -56,41 +56,18 @@ impl Orchestrator {
         } else {
             "no receipt in time after it was cancelled"
         };
-        let instances = self.lose_rest(id, reason);
-        if !instances.is_empty() {
+        let (instances, changed) = exec.lose_rest(reason);
+        if changed {
             self.persist(id, FactKind::Lost { lablet: None, instances, reason: reason.into() });
         }
         self.settle(now, id);
     }
 
-    fn lose_rest(&mut self, id: ExecutionId, reason: &str) -> Vec<InstanceId> {
-        let Some(exec) = self.executions.get_mut(&id) else { return Vec::new() };
-        let mut rest = Vec::new();
-        for (group, spec) in &exec.run.run.groups {
-            for index in 0..spec.count {
-                let instance = InstanceId { group: group.clone(), index };
-                if exec.received.contains_key(&instance) || exec.lost.contains_key(&instance) {
-                    continue;
-                }
-                if let Some(earlier) = exec.evidence.remove(&instance) {
-                    exec.received.insert(instance, earlier);
-                } else {
-                    exec.lost.insert(instance.clone(), reason.to_owned());
-                    rest.push(instance);
-                }
-            }
-        }
-        for cell in exec.cells.values_mut() {
-            cell.over = true;
-        }
-        rest
-    }
-
     pub(super) fn stop_cells(&mut self, id: ExecutionId, reason: &str) {
         let Some(exec) = self.executions.get(&id) else { return };
-        let cells: Vec<(PeerId, u64)> = exec.live_cells().map(|(l, c)| (l.clone(), c.epoch)).collect();
+        let cells: Vec<(PeerId, Epoch)> = exec.live_cells().map(|(l, c)| (l.clone(), c.epoch.clone())).collect();
         for (lablet, epoch) in cells {
-            let named = self.cell_ref(id, epoch);
+            let named = cell_ref(id, &epoch);
             self.send(&lablet, ToLablet::Stop(named, reason.to_owned()));
         }
     }

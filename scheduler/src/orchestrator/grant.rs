@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Assignment, ExecutionId, FactKind, LabletRecord};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, FactKind, LabletRecord};
 use iptl_wire::Timestamp;
 use iptl_wire::control::Event;
 use iptl_wire::session::{CellRef, Directory, Grant, ToLablet};
 
 use super::offer::{bans, usage};
 use super::state::{Cell, Exec, Phase, Stage, kinds_of, memory_of};
-use super::{Effect, Orchestrator, lab_unable, ms};
+use super::{Effect, Orchestrator, cell_ref, lab_unable, ms};
 use crate::placement::{merge, placement};
 
 /// How long a lablet that gave a grant back gets nothing of the same execution, per round.
@@ -46,24 +46,13 @@ impl Orchestrator {
         parts: Vec<(PeerId, Vec<Assignment>)>,
         attempt: u32,
     ) {
+        let me = self.config.peer.clone();
         for (lablet, assignments) in &parts {
             let record = self.record_of(lablet);
             let Some(exec) = self.executions.get_mut(&id) else { return };
             exec.records.insert(lablet.clone(), record);
-            exec.cells.insert(
-                lablet.clone(),
-                Cell {
-                    epoch: exec.epoch,
-                    assignments: assignments.clone(),
-                    attempt,
-                    phase: Phase::Granted,
-                    granted_at: now,
-                    absent: 0,
-                    over: false,
-                    died: false,
-                    shards: BTreeMap::new(),
-                },
-            );
+            let epoch = Epoch { counter: exec.epoch, peer: me.clone() };
+            exec.cells.insert(lablet.clone(), Cell::new(now, epoch, assignments.clone(), attempt));
             self.persist(id, FactKind::Granted { lablet: lablet.clone(), assignments: assignments.clone(), attempt });
         }
         for (lablet, _) in &parts {
@@ -79,7 +68,7 @@ impl Orchestrator {
         }
         let directory = self.directory(exec);
         let grant = Grant {
-            cell: self.cell_ref(id, cell.epoch),
+            cell: cell_ref(id, &cell.epoch),
             lablet: lablet.clone(),
             run: exec.run.cid,
             assignments: cell.assignments.clone(),
@@ -95,7 +84,7 @@ impl Orchestrator {
     pub(super) fn send_directory(&mut self, id: ExecutionId, lablet: &PeerId) {
         let Some(exec) = self.executions.get(&id) else { return };
         let Some(cell) = exec.cells.get(lablet) else { return };
-        let message = ToLablet::Directory(self.cell_ref(id, cell.epoch), self.directory(exec));
+        let message = ToLablet::Directory(cell_ref(id, &cell.epoch), self.directory(exec));
         self.send(lablet, message);
     }
 
@@ -133,11 +122,8 @@ impl Orchestrator {
 
     /// Returns the live cell that `named` means, where `from` holds it.
     pub(super) fn live_cell(&mut self, from: &PeerId, named: &CellRef) -> Option<&mut Cell> {
-        if named.epoch.peer != self.config.peer {
-            return None;
-        }
         let cell = self.executions.get_mut(&named.execution)?.cells.get_mut(from)?;
-        (!cell.over && cell.epoch == named.epoch.counter).then_some(cell)
+        (!cell.over && cell.epoch == named.epoch).then_some(cell)
     }
 
     pub(super) fn accepted(&mut self, now: Timestamp, from: &PeerId, named: &CellRef) {
@@ -271,7 +257,7 @@ impl Orchestrator {
                     Phase::Accepted if waited >= ms(self.config.prepare_timeout_ms) => "did not get prepared in time",
                     Phase::Granted | Phase::Accepted | Phase::Prepared => return None,
                 };
-                Some((lablet.clone(), self.cell_ref(id, cell.epoch), what))
+                Some((lablet.clone(), cell_ref(id, &cell.epoch), what))
             })
             .collect();
         for (lablet, named, what) in late {

@@ -11,7 +11,7 @@ use iptl_wire::{Timestamp, WallTime};
 
 use super::grant::parts;
 use super::state::{Bids, Exec, Stage, kinds_of, memory_of, slots_of};
-use super::{Effect, NOTICE_INTERVAL, Orchestrator, lab_unable, ms};
+use super::{Effect, NOTICE_INTERVAL, Orchestrator, cell_ref, lab_unable, ms};
 use crate::placement::{Placed, placement, slot_name, unmatched};
 
 impl Orchestrator {
@@ -79,6 +79,10 @@ impl Orchestrator {
                 timed_out: false,
                 records: BTreeMap::new(),
                 distortions: Vec::new(),
+                steps: Vec::new(),
+                recalled: BTreeMap::new(),
+                taken_over: false,
+                doubtful: false,
                 notice_at: now.after(NOTICE_INTERVAL),
                 noticed: None,
                 progress: 0,
@@ -292,7 +296,7 @@ impl Orchestrator {
         };
         for (id, exec) in &self.executions {
             for (lablet, cell) in exec.live_cells() {
-                let named = self.cell_ref(*id, cell.epoch);
+                let named = cell_ref(*id, &cell.epoch);
                 let counted = self.lablets.get(lablet).is_some_and(|l| l.cells.iter().any(|s| s.cell == named));
                 if !counted {
                     take(lablet, exec, &cell.assignments);
@@ -327,7 +331,7 @@ impl Orchestrator {
                 // What the owner lends is less than what the machine has: it is what is free and what cells hold.
                 let held = self.executions.iter().filter_map(|(id, exec)| {
                     let (_, cell) = exec.live_cells().find(|(lablet, _)| *lablet == peer)?;
-                    let named = self.cell_ref(*id, cell.epoch);
+                    let named = cell_ref(*id, &cell.epoch);
                     l.cells.iter().any(|s| s.cell == named).then(|| memory_of(&exec.run.run, &cell.assignments))
                 });
                 inventory.free_memory_bytes = held.fold(inventory.free_memory_bytes, u64::saturating_add);

@@ -1,6 +1,6 @@
 //! Receipts that lablets hand in, and instances that are lost.
 
-use iptl_dag::model::{ExecutionId, Exit, FactKind, InstanceId};
+use iptl_dag::model::{ExecutionId, FactKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::control::Event;
@@ -8,7 +8,7 @@ use iptl_wire::session::{ReceiptsReady, ToLablet};
 
 use super::api::ReceiptSummary;
 use super::state::{Pull, Shard, Stage};
-use super::{Effect, Orchestrator, ms};
+use super::{Effect, Orchestrator, cell_ref, ms};
 
 /// Chunks that a cell may announce beyond one for each instance.
 const SPARE_SHARDS: usize = 16;
@@ -16,16 +16,13 @@ const SPARE_SHARDS: usize = 16;
 impl Orchestrator {
     pub(super) fn receipts_ready(&mut self, from: &PeerId, ready: ReceiptsReady) {
         let id = ready.cell.execution;
-        if ready.cell.epoch.peer != self.config.peer {
-            return;
-        }
         let Some(exec) = self.executions.get_mut(&id) else {
             let result = self.over.get(&id).copied().flatten();
             self.send(from, ToLablet::Finished(id, result));
             return;
         };
         // A cell that counts as lost may still hand in what it finished.
-        let Some(cell) = exec.cells.get_mut(from).filter(|c| c.epoch == ready.cell.epoch.counter) else { return };
+        let Some(cell) = exec.cells.get_mut(from).filter(|c| c.epoch == ready.cell.epoch) else { return };
         let bound = cell.slots() as usize + SPARE_SHARDS;
         match cell.shards.get(&ready.shard).map(|s| s.state) {
             Some(Pull::Kept) => self.send(from, ToLablet::Kept(ready.cell, ready.shard)),
@@ -46,13 +43,13 @@ impl Orchestrator {
         shard: Cid,
         receipts: Vec<ReceiptSummary>,
     ) {
-        let me = self.config.peer.clone();
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        let several_attempts = exec.run.run.loss.max_attempts > 1;
         if matches!(exec.stage, Stage::Assembling { .. }) {
             return;
         }
+        let recalling = exec.recalling();
         let Some(cell) = exec.cells.get_mut(lablet) else { return };
+        let named = cell_ref(id, &cell.epoch);
         let Some(entry) = cell.shards.get_mut(&shard) else { return };
         let recalled = match entry.state {
             Pull::Kept | Pull::Bad => return,
@@ -62,58 +59,38 @@ impl Orchestrator {
         entry.state = Pull::Kept;
         // What is there counts, not what was announced.
         entry.count = u32::try_from(receipts.len()).unwrap_or(u32::MAX);
-        let epoch = cell.epoch;
-        let valid: Vec<(InstanceId, bool)> = receipts
-            .iter()
-            .filter(|r| r.epoch.peer == me && r.epoch.counter == epoch && r.attempt == cell.attempt)
-            .filter(|r| cell.holds(&r.instance))
-            .map(|r| (r.instance.clone(), by_itself(&r.exit)))
-            .collect();
-        let attempt = cell.attempt;
-        for (instance, by_itself) in valid {
-            if exec.received.contains_key(&instance) {
-                continue;
-            }
-            // What ended by itself counts, even where another attempt was granted meanwhile. What the lab stopped
-            // gives way to that attempt, and counts where that one is lost too.
-            let replaced =
-                several_attempts && exec.cells.values().any(|c| !c.over && c.attempt > attempt && c.holds(&instance));
-            if replaced && !by_itself {
-                exec.evidence.insert(instance, (lablet.clone(), attempt));
-            } else {
-                exec.lost.remove(&instance);
-                exec.replace.remove(&instance);
-                exec.received.insert(instance, (lablet.clone(), attempt));
-            }
-        }
-        let mut done = Vec::new();
-        for (holder, cell) in &mut exec.cells {
-            let candidate = holder == lablet || several_attempts;
-            if candidate && !cell.over && cell.instances().all(|i| exec.received.contains_key(&i)) {
-                cell.over = true;
-                self.replan = true;
-                if holder != lablet {
-                    done.push((holder.clone(), cell.epoch));
-                }
-            }
-        }
-        for (holder, counter) in done {
-            let named = self.cell_ref(id, counter);
-            self.send(&holder, ToLablet::Stop(named, "an earlier attempt had finished".into()));
-        }
         if !recalled {
-            let count = receipts.len() as u32;
-            self.persist(id, FactKind::Received { lablet: lablet.clone(), shard, count });
+            let count = entry.count;
+            let kind = FactKind::Received { lablet: lablet.clone(), shard, count };
+            if recalling {
+                // It takes its place after what is being read.
+                exec.steps.push(kind.clone());
+            }
+            self.persist_only(id, kind);
         }
-        let named = self.cell_ref(id, epoch);
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if recalling {
+            exec.recalled.insert((lablet.clone(), shard), receipts);
+        } else {
+            let taken = exec.take_receipts(lablet, &receipts);
+            self.replan |= taken.cell_over;
+            for (holder, epoch) in taken.needless {
+                self.send(&holder, ToLablet::Stop(cell_ref(id, &epoch), "an earlier attempt had finished".into()));
+            }
+        }
         self.send(lablet, ToLablet::Kept(named, shard));
-        self.end_recall(now, id);
+        if recalling {
+            self.end_recall(now, id);
+        }
         self.settle(now, id);
     }
 
     /// Counts what waited for the log's receipts, once all of them are read.
     fn end_recall(&mut self, now: Timestamp, id: ExecutionId) {
         let Some(exec) = self.executions.get_mut(&id).filter(|e| !e.recalling()) else { return };
+        exec.rebuild();
+        self.replan = true;
+        let Some(exec) = self.executions.get_mut(&id) else { return };
         for (lablet, reason) in std::mem::take(&mut exec.lose_later) {
             self.lose_cell(now, id, &lablet, reason);
         }
@@ -176,31 +153,14 @@ impl Orchestrator {
             exec.lose_later.insert(lablet.clone(), reason);
             return;
         }
-        let Some(cell) = exec.cells.get_mut(lablet).filter(|c| !c.over) else { return };
-        cell.over = true;
-        let next = cell.attempt + 1;
-        let instances: Vec<InstanceId> = cell.instances().filter(|i| !exec.received.contains_key(i)).collect();
-        let again = matches!(exec.stage, Stage::Running { .. }) && next <= exec.run.run.loss.max_attempts;
-        let mut lost = Vec::new();
-        for instance in instances {
-            if !again && let Some(earlier) = exec.evidence.remove(&instance) {
-                exec.received.insert(instance, earlier);
-                continue;
-            }
-            exec.lost.insert(instance.clone(), reason.clone());
-            if again {
-                if exec.replace.is_empty() {
-                    exec.replace_until = replace_until;
-                }
-                exec.replace.insert(instance.clone(), next);
-            }
-            lost.push(instance);
+        let again = matches!(exec.stage, Stage::Running { .. }) && !exec.doubtful;
+        let waited = exec.replace.is_empty();
+        let Some(lost) = exec.take_loss(lablet, &reason, again) else { return };
+        if waited {
+            exec.replace_until = replace_until;
         }
         self.replan = true;
-        if !lost.is_empty() {
-            let lablet = Some(lablet.clone());
-            self.persist(id, FactKind::Lost { lablet, instances: lost, reason });
-        }
+        self.persist(id, FactKind::Lost { lablet: Some(lablet.clone()), instances: lost, reason });
         self.settle(now, id);
     }
 
@@ -210,10 +170,18 @@ impl Orchestrator {
         if !exec.replace.is_empty() {
             self.replan = true;
         }
-        if !exec.replace.is_empty() && exec.replace_until <= now {
-            exec.give_up_replacement();
-            self.settle(now, id);
+        if exec.replace_until <= now {
+            self.give_up_replacement(now, id, "no lablet came for another attempt");
         }
+    }
+
+    /// Takes what waits for another attempt as lost for good.
+    pub(super) fn give_up_replacement(&mut self, now: Timestamp, id: ExecutionId, reason: &str) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let Some(instances) = exec.give_up_replacement() else { return };
+        exec.doubtful |= exec.taken_over;
+        self.persist(id, FactKind::Lost { lablet: None, instances, reason: reason.into() });
+        self.settle(now, id);
     }
 
     /// Tells how far it is, and orders the result where nothing is missing any more.
@@ -229,22 +197,5 @@ impl Orchestrator {
         if complete {
             self.order_assembly(now, id);
         }
-    }
-}
-
-/// Whether the software ended, rather than the lab under it.
-fn by_itself(exit: &Exit) -> bool {
-    match exit {
-        Exit::Exited { .. }
-        | Exit::Reported { .. }
-        | Exit::Trapped { .. }
-        | Exit::Signalled { .. }
-        | Exit::Unwell { .. }
-        | Exit::StackOverflow {}
-        | Exit::OutOfMemory {}
-        | Exit::OutOfCpu {}
-        | Exit::OutOfTime {}
-        | Exit::TooMuchOutput { .. } => true,
-        Exit::Stopped { .. } | Exit::WorkerDied { .. } | Exit::NotStarted { .. } => false,
     }
 }

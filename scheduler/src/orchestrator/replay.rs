@@ -3,8 +3,6 @@
 //! A restart keeps the term: nothing was sent whose fact was not durable, so no two grants share a name. Lablets have
 //! two leases to come back before they count as lost.
 
-use std::collections::BTreeMap;
-
 use iptl_dag::model::{Assignment, Fact, FactKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
@@ -30,33 +28,28 @@ impl Orchestrator {
         }
         let Some(exec) = self.executions.get_mut(&id) else { return };
         exec.epoch = exec.epoch.max(fact.epoch.counter);
+        exec.steps.push(fact.kind.clone());
         match fact.kind {
-            FactKind::Submitted { .. } => {}
+            FactKind::Submitted { .. } | FactKind::Snapshot { .. } => {}
             FactKind::Placed { placement } => exec.placements.push(placement),
             FactKind::Granted { lablet, assignments, attempt } => {
-                exec.rounds = exec.rounds.max(u32::try_from(fact.epoch.counter).unwrap_or(u32::MAX));
-                let cell = Cell {
-                    epoch: fact.epoch.counter,
-                    assignments,
-                    attempt,
-                    phase: Phase::Granted,
-                    granted_at: now,
-                    absent: 0,
-                    over: false,
-                    died: false,
-                    shards: BTreeMap::new(),
-                };
-                for instance in cell.instances() {
-                    exec.lost.remove(&instance);
-                }
+                exec.rounds += 1;
+                exec.cells.insert(lablet, Cell::new(now, fact.epoch, assignments, attempt));
+            }
+            FactKind::Recovered { lablet, granted, assignments, attempt } => {
+                exec.rounds += 1;
+                let mut cell = Cell::new(now, granted, assignments, attempt);
+                cell.phase = Phase::Accepted;
                 exec.cells.insert(lablet, cell);
             }
+            FactKind::TakenOver { .. } => exec.taken_over = true,
             FactKind::Accepted { lablet } => {
                 if let Some(cell) = exec.cells.get_mut(&lablet) {
                     cell.phase = cell.phase.max(Phase::Accepted);
                 }
             }
             FactKind::Refused { lablet, .. } => {
+                exec.rounds = exec.rounds.max(1);
                 exec.cells.remove(&lablet);
                 exec.former.insert(lablet);
             }
@@ -66,11 +59,11 @@ impl Orchestrator {
                     cell.shards.insert(shard, Shard { count, state: Pull::Recalled });
                 }
             }
-            FactKind::Lost { lablet, instances, reason } => {
+            // What these say counts once the receipts are here.
+            FactKind::Lost { lablet, .. } => {
                 if let Some(cell) = lablet.and_then(|l| exec.cells.get_mut(&l)) {
                     cell.over = true;
                 }
-                exec.lost.extend(instances.into_iter().map(|i| (i, reason.clone())));
             }
             FactKind::Cancelled { by } => exec.cancelled = Some(by),
             FactKind::TimedOut {} => exec.timed_out = true,
@@ -94,6 +87,9 @@ impl Orchestrator {
         for (id, exec) in &mut self.executions {
             let since_submission = ms(wall_ms.saturating_sub(exec.submitted_ms));
             exec.submitted_at = Timestamp(now.0.saturating_sub(since_submission.as_nanos() as u64));
+            if !exec.recalling() {
+                exec.rebuild();
+            }
             exec.assignments = merge(placed(exec));
             let ending = exec.cancelled.is_some() || exec.timed_out;
             exec.stage = if exec.started() && ending {
@@ -113,12 +109,6 @@ impl Orchestrator {
                 Stage::Waiting
             };
             if matches!(exec.stage, Stage::Running { .. }) {
-                // Lost instances that were not granted anew yet may still be.
-                let most = exec.run.run.loss.max_attempts;
-                for cell in exec.cells.values().filter(|c| c.over && c.attempt < most) {
-                    let lost = cell.instances().filter(|i| exec.lost.contains_key(i));
-                    exec.replace.extend(lost.map(|i| (i, cell.attempt + 1)));
-                }
                 exec.replace_until = now.after(grace).after(replace_timeout);
             }
             for cell in exec.cells.values_mut() {

@@ -7,7 +7,7 @@ use iptl_wire::session::{CellPhase, CellStatus, Heartbeat, Hello, Inventory, Lea
 use iptl_wire::{Timestamp, WallTime};
 
 use super::state::{LabletState, Pull, UNKNOWN_BOOT};
-use super::{Effect, Orchestrator, ms};
+use super::{Effect, Orchestrator, cell_ref, ms};
 
 /// Heartbeats in a row that do not list a cell before it counts as forgotten: one may have overtaken an accept.
 const MAX_ABSENT: u32 = 3;
@@ -141,7 +141,7 @@ impl Orchestrator {
             .filter(|(id, exec)| {
                 exec.cells
                     .get(from)
-                    .is_some_and(|c| !c.over && !listed.iter().any(|s| s.cell == self.cell_ref(**id, c.epoch)))
+                    .is_some_and(|c| !c.over && !listed.iter().any(|s| s.cell == cell_ref(**id, &c.epoch)))
             })
             .map(|(id, _)| *id)
             .collect();
@@ -162,8 +162,7 @@ impl Orchestrator {
             return;
         };
         let stopping = exec.cancelled.is_some() || exec.timed_out;
-        let ours = status.cell.epoch.peer == self.config.peer;
-        let Some(cell) = exec.cells.get_mut(from).filter(|c| ours && c.epoch == status.cell.epoch.counter) else {
+        let Some(cell) = exec.cells.get_mut(from).filter(|c| c.epoch == status.cell.epoch) else {
             // An older term of a cell that is granted anew, or one that was given back: what counts is said elsewhere.
             if status.phase != CellPhase::Ended {
                 self.send(from, ToLablet::Stop(status.cell.clone(), "the grant was replaced".into()));

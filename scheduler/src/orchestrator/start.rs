@@ -1,13 +1,13 @@
 //! The barrier before the start: nothing starts before everything is prepared.
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{ExecutionId, FactKind};
+use iptl_dag::model::{Epoch, ExecutionId, FactKind};
 use iptl_wire::Timestamp;
 use iptl_wire::control::Event;
 use iptl_wire::session::{CellRef, ToLablet};
 
 use super::state::{Phase, Stage};
-use super::{Orchestrator, ms};
+use super::{Orchestrator, cell_ref, ms};
 
 impl Orchestrator {
     pub(super) fn prepared(&mut self, now: Timestamp, from: &PeerId, named: &CellRef) {
@@ -41,10 +41,10 @@ impl Orchestrator {
         exec.started_ms = wall_ms.max(1);
         exec.stage = Stage::Running { deadline: now.after(ms(exec.run.run.timeout_ms)) };
         let after_ms = now.since(exec.submitted_at).as_millis() as u64;
-        let cells: Vec<(PeerId, u64)> = exec.live_cells().map(|(l, c)| (l.clone(), c.epoch)).collect();
+        let cells: Vec<(PeerId, Epoch)> = exec.live_cells().map(|(l, c)| (l.clone(), c.epoch.clone())).collect();
         self.persist(id, FactKind::Started {});
         for (lablet, epoch) in cells {
-            let named = self.cell_ref(id, epoch);
+            let named = cell_ref(id, &epoch);
             self.send(&lablet, ToLablet::Start(named));
         }
         self.notify(id, Event::Started { after_ms });

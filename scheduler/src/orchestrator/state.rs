@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use iptl_dag::model::{Assignment, Execution, InstanceId, LabletRecord, Run, WorkloadKind};
+use iptl_dag::model::{Assignment, Epoch, Execution, FactKind, InstanceId, LabletRecord, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellStatus, ClockSample, Inventory, KnownRun};
+
+use super::api::ReceiptSummary;
 
 /// How long a bid counts: two repetitions of an offer and some.
 const BID_LIFE: Duration = Duration::from_secs(5);
@@ -53,7 +55,7 @@ pub(super) struct Exec {
     pub stage: Stage,
     /// Counter of the term; that of the last round of grants once there was one.
     pub epoch: u64,
-    /// Rounds of grants before the start.
+    /// Rounds of grants before the start; after a replay at least one where there was one.
     pub rounds: u32,
     /// Placements, oldest first.
     pub placements: Vec<Cid>,
@@ -89,6 +91,14 @@ pub(super) struct Exec {
     /// Lablets that were granted instances.
     pub records: BTreeMap<PeerId, LabletRecord>,
     pub distortions: Vec<(String, String)>,
+    /// Facts that are taken in again once all receipts that the log names were read.
+    pub steps: Vec<FactKind>,
+    /// Receipts that were read since the replay, by lablet and chunk.
+    pub recalled: BTreeMap<(PeerId, Cid), Vec<ReceiptSummary>>,
+    /// Whether it came from another orchestrator.
+    pub taken_over: bool,
+    /// Whether lablets were not heard after a takeover that may hold what nobody knows of: nothing is granted anew.
+    pub doubtful: bool,
     pub notice_at: Timestamp,
     pub noticed: Option<String>,
     /// Ended instances at the last progress event.
@@ -131,8 +141,8 @@ pub(super) enum Stage {
 /// The instances of an execution on one lablet.
 #[derive(Debug)]
 pub(super) struct Cell {
-    /// Counter of its term.
-    pub epoch: u64,
+    /// Term of its grant, which an orchestrator before this one may have made.
+    pub epoch: Epoch,
     pub assignments: Vec<Assignment>,
     pub attempt: u32,
     pub phase: Phase,
@@ -201,16 +211,6 @@ impl Exec {
         self.bids.retain(|_, (_, at)| now.since(*at) < BID_LIFE);
     }
 
-    /// Takes lost instances as lost for good.
-    pub(super) fn give_up_replacement(&mut self) {
-        for instance in std::mem::take(&mut self.replace).into_keys() {
-            if let Some(earlier) = self.evidence.remove(&instance) {
-                self.lost.remove(&instance);
-                self.received.insert(instance, earlier);
-            }
-        }
-    }
-
     /// Whether receipts that the log names were not read again yet: until then nobody knows what has finished.
     pub(super) fn recalling(&self) -> bool {
         self.cells.values().flat_map(|c| c.shards.values()).any(|s| s.state == Pull::Recalled)
@@ -269,6 +269,21 @@ impl Exec {
 }
 
 impl Cell {
+    /// Makes the cell of a grant that nobody answered yet.
+    pub(super) fn new(now: Timestamp, epoch: Epoch, assignments: Vec<Assignment>, attempt: u32) -> Cell {
+        Cell {
+            epoch,
+            assignments,
+            attempt,
+            phase: Phase::Granted,
+            granted_at: now,
+            absent: 0,
+            over: false,
+            died: false,
+            shards: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn slots(&self) -> u32 {
         slots_of(&self.assignments)
     }

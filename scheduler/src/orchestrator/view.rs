@@ -1,15 +1,15 @@
 //! What people and drivers may see of the state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{Assignment, ExecutionId, Run};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, Run};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::control::RunningRow;
 use iptl_wire::session::{CellRef, Inventory};
 
-use super::Orchestrator;
-use super::state::Stage;
+use super::state::{Cell, Exec, Phase, Pull, Stage};
+use super::{Orchestrator, cell_ref};
 use crate::placement::{Placed, placement};
 
 /// A lablet with a lease, or one that is expected back.
@@ -42,6 +42,54 @@ pub struct ExecutionView {
     pub ended: u64,
     /// Wall time of submission in milliseconds since 1970.
     pub submitted_ms: u64,
+}
+
+/// What the log alone makes of an execution: equal after its facts were replayed, whatever happened since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Counter of the term.
+    pub epoch: u64,
+    /// Whether instances were ever granted.
+    pub granted: bool,
+    /// Whether it was started.
+    pub started: bool,
+    /// Placements, oldest first.
+    pub placements: Vec<Cid>,
+    /// Cells by lablet.
+    pub cells: BTreeMap<PeerId, RememberedCell>,
+    /// Lablets that gave a grant back.
+    pub former: BTreeSet<PeerId>,
+    /// The receipt that counts of each instance: lablet and attempt.
+    pub received: BTreeMap<InstanceId, (PeerId, u32)>,
+    /// Receipts that count where a later attempt is lost.
+    pub evidence: BTreeMap<InstanceId, (PeerId, u32)>,
+    /// Lost instances.
+    pub lost: BTreeSet<InstanceId>,
+    /// Lost instances that wait for another attempt, with its number.
+    pub replace: BTreeMap<InstanceId, u32>,
+    /// Who cancelled it.
+    pub cancelled: Option<PeerId>,
+    /// Whether its time was over.
+    pub timed_out: bool,
+    /// Whether it was taken over, and whether nothing of it is granted anew since.
+    pub taken_over: (bool, bool),
+}
+
+/// What the log alone makes of a cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RememberedCell {
+    /// Term of the grant.
+    pub granted: Epoch,
+    /// What was granted.
+    pub assignments: Vec<Assignment>,
+    /// Attempt.
+    pub attempt: u32,
+    /// Whether the lablet took it.
+    pub accepted: bool,
+    /// Whether nothing more is expected of it.
+    pub over: bool,
+    /// Chunks of receipts that are kept, with their counts.
+    pub shards: BTreeMap<Cid, u32>,
 }
 
 impl From<ExecutionView> for RunningRow {
@@ -86,6 +134,37 @@ impl Orchestrator {
         self.over.get(execution).copied()
     }
 
+    /// Returns what the logs alone make of the executions that are not over; none while receipts are read again.
+    pub fn remembered(&self) -> Option<BTreeMap<ExecutionId, Remembered>> {
+        if self.executions.values().any(Exec::recalling) {
+            return None;
+        }
+        let cell = |cell: &Cell| RememberedCell {
+            granted: cell.epoch.clone(),
+            assignments: cell.assignments.clone(),
+            attempt: cell.attempt,
+            accepted: cell.phase >= Phase::Accepted,
+            over: cell.over,
+            shards: cell.shards.iter().filter(|(_, s)| s.state == Pull::Kept).map(|(cid, s)| (*cid, s.count)).collect(),
+        };
+        let remembered = |exec: &Exec| Remembered {
+            epoch: exec.epoch,
+            granted: exec.rounds > 0,
+            started: exec.started(),
+            placements: exec.placements.clone(),
+            cells: exec.cells.iter().map(|(lablet, c)| (lablet.clone(), cell(c))).collect(),
+            former: exec.former.clone(),
+            received: exec.received.clone(),
+            evidence: exec.evidence.clone(),
+            lost: exec.lost.keys().cloned().collect(),
+            replace: exec.replace.clone(),
+            cancelled: exec.cancelled.clone(),
+            timed_out: exec.timed_out,
+            taken_over: (exec.taken_over, exec.doubtful),
+        };
+        Some(self.executions.iter().map(|(id, exec)| (*id, remembered(exec))).collect())
+    }
+
     /// Returns all lablets.
     pub fn lablets(&self, now: Timestamp) -> Vec<LabletView> {
         self.lablets
@@ -119,7 +198,7 @@ impl Orchestrator {
     pub fn cells(&self, execution: &ExecutionId) -> BTreeMap<PeerId, (CellRef, Vec<Assignment>)> {
         let Some(exec) = self.executions.get(execution) else { return BTreeMap::new() };
         exec.live_cells()
-            .map(|(lablet, cell)| (lablet.clone(), (self.cell_ref(*execution, cell.epoch), cell.assignments.clone())))
+            .map(|(lablet, cell)| (lablet.clone(), (cell_ref(*execution, &cell.epoch), cell.assignments.clone())))
             .collect()
     }
 }

@@ -76,6 +76,12 @@ pub enum Request {
         /// Execution: CID, alias, or `last`.
         execution: String,
     },
+    /// The log of an execution, as it is on its orchestrator's disk. Answers: `Log`, one `Block` for each fact, oldest
+    /// first, then `End`. Who asks checks it.
+    Audit {
+        /// Execution: CID, alias, or `last`.
+        execution: String,
+    },
     /// Output of instances, from the execution while it runs and from its result afterwards. Answers: `Output`s.
     Logs {
         /// Execution: CID, alias, or `last`.
@@ -270,6 +276,15 @@ pub enum Reply {
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
+    /// A log follows.
+    Log {
+        /// Execution.
+        execution: Cid,
+        /// Orchestrators that may have written into it.
+        writers: Vec<PeerId>,
+        /// How it ends.
+        tail: LogTail,
+    },
     /// A ticket, complete, to be shown once.
     Ticket {
         /// The ticket.
@@ -293,6 +308,18 @@ pub enum Reply {
     End {},
     /// The request failed; nothing follows.
     Error(Failure),
+}
+
+/// What comes after the last whole fact of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogTail {
+    /// Nothing.
+    Clean,
+    /// A fact that a crash tore while it was written; nobody acted on it.
+    Torn,
+    /// Something that is not what was written.
+    Damaged,
 }
 
 /// Why a request failed.

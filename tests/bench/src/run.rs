@@ -90,7 +90,10 @@ fn stages_of(facts: &[Fact], told: f64, stages: &mut [Vec<f64>]) {
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
-            | FactKind::Failed { .. } => continue,
+            | FactKind::Failed { .. }
+            | FactKind::TakenOver { .. }
+            | FactKind::Recovered { .. }
+            | FactKind::Snapshot { .. } => continue,
         };
         last[stage] = Some(fact.at_ms.saturating_sub(begun) as f64);
     }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
+mod audit;
 mod bad_input;
 mod commands;
 mod containers;

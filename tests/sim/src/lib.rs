@@ -13,6 +13,7 @@ mod event;
 pub mod lablet;
 pub mod model;
 pub mod network;
+pub mod opening;
 pub mod orchestrator;
 pub mod profile;
 pub mod reach;
@@ -21,6 +22,7 @@ pub mod shrink;
 pub mod trace;
 pub mod world;
 
+pub use opening::{long_log, open_log};
 pub use profile::Profile;
 pub use reach::{Point, Reached};
 pub use schedule::Schedule;

@@ -35,14 +35,15 @@ usage: iptl-sim run [--seeds N] [--first-seed S] [--jobs J] [--profile P] [--kee
                     [--first-failure]
        iptl-sim show SEED [--profile P]
        iptl-sim replay TRACE [--step]
-       iptl-sim measure [--lablets N] [--instances N]
+       iptl-sim measure [--lablets N] [--instances N] [--facts N]
 
 run     runs schedules; prints each that fails, shrunk, and writes it to DIR as a trace. Exits with 1 where one failed,
         or where one of the points that many schedules must come through was never reached. With --first-failure, ends
         at the first that fails, and leaves it as it is.
 show    prints the schedule of a seed and every event of it
 replay  runs a trace; with --step, an empty line shows the next event, a number that many, `q` ends
-measure places one run of so many instances on so many lablets, and says how fast and in how much memory";
+measure places one run of so many instances on so many lablets, opens a log of so many facts, and says how fast and in
+        how much memory";
 
 /// Returns the value of an option.
 fn option<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
@@ -212,6 +213,19 @@ fn measure(args: &[String]) -> Result<ExitCode, String> {
             f64::from(instances) / took,
             placed.assignments.len(),
             placed.refused.len()
+        );
+    }
+    let facts = number(args, "--facts", 1_000_000)? as u32;
+    for (name, log) in [
+        ("as it was written", iptl_sim::long_log(facts, false)),
+        ("behind a snapshot", iptl_sim::long_log(facts, true)),
+    ] {
+        let began = std::time::Instant::now();
+        let opened = iptl_sim::open_log(&log);
+        println!(
+            "log of {facts} facts {name}: {} MiB opened in {:.0} ms, {opened} facts replayed",
+            log.bytes.len() >> 20,
+            began.elapsed().as_secs_f64() * 1e3,
         );
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -65,6 +65,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "iptl-runner",
             "iptl-runner-docker",
             "iptl-runner-wasm",
+            // A log is audited where its reader is: `iptl audit` believes nothing that it did not check.
+            "iptl-scheduler",
             "iptl-trust",
             "iptl-wire",
         ],

@@ -201,6 +201,7 @@ impl Model {
                 }
             }
             FactKind::Failed { .. } => log.over = true,
+            FactKind::TakenOver { .. } | FactKind::Recovered { .. } | FactKind::Snapshot { .. } => {}
         }
         self.check("log", wrong.is_empty(), || format!("log of {} {}", id.alias(), wrong.join(", and ")));
     }

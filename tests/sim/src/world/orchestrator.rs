@@ -1,13 +1,15 @@
 //! The orchestrator's driver: facts made durable in groups, then everything else in order.
 
+use std::collections::BTreeMap;
+
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Counts, ExecutionId, Fact, FactKind, ResultVerdict, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId, codec};
-use iptl_scheduler::{AssembledResult, AssemblyOrder, Effect, Input, Orchestrator};
-use iptl_wire::WallTime;
+use iptl_scheduler::{AssembledResult, AssemblyOrder, Effect, Input, Orchestrator, log};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{ToLablet, Welcome};
+use iptl_wire::{Timestamp, WallTime};
 
 use super::{MICRO, MILLI, World};
 use crate::event::Event;
@@ -18,7 +20,9 @@ impl World {
         let now = self.orchestrator_stamp();
         let Some(core) = &mut self.orchestrator.core else { return };
         core.handle(now, input);
+        let mut durable = false;
         while let Some(effect) = core.poll_effect() {
+            durable |= matches!(effect, Effect::Persist { .. });
             self.orchestrator.queue.push_back(effect);
         }
         let next = core.poll_timeout().map(|t| self.orchestrator.clock.when(t).max(self.now));
@@ -28,7 +32,70 @@ impl World {
             self.orchestrator.timer = Some(at);
             self.at(at, Event::OrchestratorTimer);
         }
+        // A large lab is looked at less often: the whole log is read each time.
+        if (durable || self.count.is_multiple_of(16)) && (self.lablets.len() < 20 || self.count.is_multiple_of(64)) {
+            self.compare_with_log(now);
+        }
         self.pump_orchestrator();
+    }
+
+    /// Reads the log again, up to the last fact that was decided: another core must come to the same state.
+    ///
+    /// Half of the time it begins at a snapshot of what came before a place in the middle.
+    fn compare_with_log(&mut self, now: Timestamp) {
+        let Some(core) = &self.orchestrator.core else { return };
+        let Some(expected) = core.remembered() else { return };
+        let node = &self.orchestrator;
+        let queued = node.queue.iter().filter_map(|effect| match effect {
+            Effect::Persist { execution, epoch, kind } => Some((execution, epoch, kind)),
+            _ => None,
+        });
+        let unix_us = node.clock.wall_us(self.true_wall_us());
+        let at_ms = unix_us / 1000;
+        let mut log: BTreeMap<ExecutionId, Vec<Fact>> = node.log.clone();
+        let syncing = node.syncing.iter().map(|f| (&f.execution, &f.epoch, &f.kind));
+        for (execution, epoch, kind) in syncing.chain(queued) {
+            let facts = log.entry(*execution).or_default();
+            let (seq, epoch, kind) = (facts.len() as u64, epoch.clone(), kind.clone());
+            facts.push(Fact { execution: *execution, seq, prev: None, epoch, at_ms, kind });
+        }
+        if self.count.is_multiple_of(2) {
+            for facts in log.values_mut() {
+                let middle = facts.len() / 2;
+                let parts = log::snapshot(&facts[..middle]);
+                let Some(before) = facts[..middle].last().cloned() else { continue };
+                facts.splice(middle..middle, parts.into_iter().map(|kind| Fact { kind, ..before.clone() }));
+                *facts = log::resume(std::mem::take(facts));
+            }
+        }
+        let mut again = Orchestrator::new(node.config.clone());
+        again.handle(now, Input::Wall { unix_us });
+        for mut fact in log.into_values().flatten() {
+            // How long ago it was is no part of what is compared: a jump of the clock must not end a run here.
+            fact.at_ms = at_ms;
+            let submission = matches!(fact.kind, FactKind::Submitted { .. })
+                .then(|| node.submissions.get(&fact.execution).cloned().map(Box::new))
+                .flatten();
+            again.handle(now, Input::Replay { fact: Box::new(fact), submission });
+        }
+        again.handle(now, Input::Replayed);
+        while let Some(effect) = again.poll_effect() {
+            if let Effect::Pull { execution, lablet, shard } = effect {
+                let receipts = node.store.get(&shard).cloned().unwrap_or_default();
+                again.handle(now, Input::Pulled { execution, lablet, shard, receipts });
+            }
+        }
+        let found = again.remembered().unwrap_or_default();
+        if found != expected {
+            let differs = expected.iter().find(|(id, remembered)| found.get(id) != Some(remembered));
+            let what = match differs {
+                Some((id, remembered)) => {
+                    format!("{} is\n{remembered:?}\nand after a replay\n{:?}", id.alias(), found.get(id))
+                }
+                None => "a replay brings back what was over".to_owned(),
+            };
+            self.model.violated("replay", what);
+        }
     }
 
     /// Carries out effects up to the first fact that is not durable.
@@ -104,7 +171,10 @@ impl World {
                 | FactKind::Received { .. }
                 | FactKind::Lost { .. }
                 | FactKind::Cancelled { .. }
-                | FactKind::TimedOut {} => {}
+                | FactKind::TimedOut {}
+                | FactKind::TakenOver { .. }
+                | FactKind::Recovered { .. }
+                | FactKind::Snapshot { .. } => {}
             }
             self.orchestrator.append(fact);
         }

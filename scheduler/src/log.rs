@@ -1,0 +1,501 @@
+//! The log of an execution as a value: records in bytes, the chain of its facts, and snapshots.
+//!
+//! [`records`] cuts a file into bodies and tells a tail that a crash tore from damage. [`Chain`] follows facts from the
+//! first one and says which does not fit, in one word for each way not to. [`snapshot`] folds a long log into few
+//! facts, and [`resume`] begins at the last whole one.
+//!
+//! A fact holds the CID of the fact before it, so the signature of the last one covers all. Whoever opens a log of its
+//! own checks that one; whoever audits checks every one.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind, Recorded, Signed};
+use iptl_dag::{Block, Cid, Codec, PeerId, codec};
+use iptl_trust::SignatureError;
+
+/// Longest record that is read, in bytes: no block is larger.
+pub const MAX_RECORD_SIZE: usize = 2 << 20;
+
+/// Bytes before a record's body: its length in four bytes, big-endian, and its BLAKE3 hash.
+pub const HEADER_SIZE: usize = 4 + 32;
+
+/// Size at which a part of a snapshot is full, in bytes: half of the largest record, so that one more fact fits.
+const PART_SIZE: usize = MAX_RECORD_SIZE / 2;
+
+/// Appends a record with `body` to the bytes of a log.
+pub fn append_record(log: &mut Vec<u8>, body: &[u8]) {
+    log.extend(u32::try_from(body.len()).expect("a record is far below 4 GiB").to_be_bytes());
+    log.extend(blake3::hash(body).as_bytes());
+    log.extend(body);
+}
+
+/// The bytes of a log, cut into records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Records {
+    /// Where the bodies of whole records are, in order.
+    pub bodies: Vec<Range<usize>>,
+    /// Bytes of all whole records together.
+    pub whole: usize,
+    /// How the log ends.
+    pub tail: Tail,
+}
+
+/// What comes after the last whole record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// Nothing.
+    Clean,
+    /// The beginning of one more record, which a crash tore: it was never acted on, and is cut off.
+    Torn,
+    /// A record that is not what was written, with whole ones after it: the disk changed what was durable.
+    Damaged,
+}
+
+/// Cuts the bytes of a log into records.
+pub fn records(log: &[u8]) -> Records {
+    let mut bodies = Vec::new();
+    let mut at = 0;
+    while let Some(body) = record_at(log, at) {
+        at = body.end;
+        bodies.push(body);
+    }
+    let tail = match at == log.len() {
+        true => Tail::Clean,
+        false if any_record_after(log, at + 1) => Tail::Damaged,
+        false => Tail::Torn,
+    };
+    Records { bodies, whole: at, tail }
+}
+
+/// Returns where the body of a whole record that begins at `at` is.
+fn record_at(log: &[u8], at: usize) -> Option<Range<usize>> {
+    let header = log.get(at..at.checked_add(HEADER_SIZE)?)?;
+    let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let body = at + HEADER_SIZE..at + HEADER_SIZE + length;
+    let whole =
+        length <= MAX_RECORD_SIZE && log.get(body.clone()).is_some_and(|b| *blake3::hash(b).as_bytes() == header[4..]);
+    whole.then_some(body)
+}
+
+/// Whether a whole fact stands anywhere from `from` on: found by how every fact begins.
+fn any_record_after(log: &[u8], from: usize) -> bool {
+    // A map of one entry whose key is this tag.
+    const BEGINNING: &[u8] = b"\xa1\x6biptl.fact/1";
+    let mut at = from + HEADER_SIZE;
+    while let Some(found) = log.get(at..).and_then(|rest| rest.windows(BEGINNING.len()).position(|w| w == BEGINNING)) {
+        at += found;
+        if record_at(log, at - HEADER_SIZE).is_some() {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// Why a fact does not fit into the log of an execution.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// Something else than a fact, or one in a form of its own.
+    #[error("record {seq} is no fact: {reason}")]
+    NoFact {
+        /// Position in the log.
+        seq: u64,
+        /// What the decoder met.
+        reason: String,
+    },
+    /// The log of one execution has a fact of another.
+    #[error("fact {seq} belongs to {}", found.alias())]
+    OtherExecution {
+        /// Position in the log.
+        seq: u64,
+        /// The other.
+        found: ExecutionId,
+    },
+    /// Facts are missing, or were put in between: `found` stands where `seq` should.
+    #[error("fact {found} stands where fact {seq} should")]
+    OutOfOrder {
+        /// Position in the log.
+        seq: u64,
+        /// Position that the fact has by its own word.
+        found: u64,
+    },
+    /// The fact does not link the one before it: two logs were made of one, or a fact was changed.
+    #[error("fact {seq} does not follow the one before it: the log was forked or changed")]
+    Forked {
+        /// Position in the log.
+        seq: u64,
+    },
+    /// Whoever signed is not who may write into this log.
+    #[error("fact {seq} is signed by {signer}, who may not write into this log")]
+    Stranger {
+        /// Position in the log.
+        seq: u64,
+        /// Who signed.
+        signer: PeerId,
+    },
+    /// The signature does not hold.
+    #[error("fact {seq}: {source}")]
+    BadSignature {
+        /// Position in the log.
+        seq: u64,
+        /// What is wrong with it.
+        source: SignatureError,
+    },
+    /// An older term after a newer one.
+    #[error("fact {seq} goes back to term {to} from {from}")]
+    TermBack {
+        /// Position in the log.
+        seq: u64,
+        /// Term before.
+        from: u64,
+        /// Term of the fact.
+        to: u64,
+    },
+    /// Another orchestrator writes without having taken over in a later term.
+    #[error("fact {seq} is of another orchestrator, which did not take over in a later term")]
+    NotTakenOver {
+        /// Position in the log.
+        seq: u64,
+    },
+    /// No term can follow: nobody reaches this by working.
+    #[error("fact {seq} spends the last term there is")]
+    TermSpent {
+        /// Position in the log.
+        seq: u64,
+    },
+    /// Facts in an order in which nothing can have happened.
+    #[error("fact {seq} {what}")]
+    Impossible {
+        /// Position in the log.
+        seq: u64,
+        /// What it does, as the rest of a sentence.
+        what: &'static str,
+    },
+}
+
+/// Follows the facts of one execution and remembers what the next one must fit to.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    execution: ExecutionId,
+    writers: BTreeSet<PeerId>,
+    next: u64,
+    head: Option<Cid>,
+    epoch: Option<Epoch>,
+    granted: BTreeSet<PeerId>,
+    started: bool,
+    over: bool,
+    /// Part of a snapshot that must follow.
+    part: Option<u32>,
+}
+
+impl Chain {
+    /// Begins before the first fact; `writers` are the orchestrators that may have written it.
+    pub fn new(execution: ExecutionId, writers: impl IntoIterator<Item = PeerId>) -> Chain {
+        Chain {
+            execution,
+            writers: writers.into_iter().collect(),
+            next: 0,
+            head: None,
+            epoch: None,
+            granted: BTreeSet::new(),
+            started: false,
+            over: false,
+            part: None,
+        }
+    }
+
+    /// Begins at a snapshot: what comes before its first part is not at hand, and who signs it vouches for that.
+    pub fn at_snapshot(
+        execution: ExecutionId,
+        writers: impl IntoIterator<Item = PeerId>,
+        first: &Fact,
+    ) -> Option<Chain> {
+        let FactKind::Snapshot { part: 0, facts, .. } = &first.kind else { return None };
+        let mut chain = Chain::new(execution, writers);
+        chain.next = first.seq;
+        chain.head = first.prev;
+        chain.epoch = Some(facts.first()?.epoch.clone());
+        // What was granted and started before stands in the parts; they are looked at as they come.
+        Some(chain)
+    }
+
+    /// Returns the position of the next fact.
+    pub fn next_seq(&self) -> u64 {
+        self.next
+    }
+
+    /// Returns the last fact, where there is one.
+    pub fn head(&self) -> Option<Cid> {
+        self.head
+    }
+
+    /// Returns the term of the last fact.
+    pub fn epoch(&self) -> Option<&Epoch> {
+        self.epoch.as_ref()
+    }
+
+    /// Whether the last fact ended the execution.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Takes in the next fact and checks everything about it, its signature too.
+    pub fn follow(&mut self, block: &Block) -> Result<Signed<Fact>, Misfit> {
+        let seq = self.next;
+        let signed = self.link(block)?;
+        check_signature(&signed, seq)?;
+        Ok(signed)
+    }
+
+    /// Takes in the next fact and checks everything but its signature. The log counts for nothing before
+    /// [`check_signature`] holds for a later fact, or for this one.
+    pub fn link(&mut self, block: &Block) -> Result<Signed<Fact>, Misfit> {
+        let seq = self.next;
+        let no_fact = |reason: String| Misfit::NoFact { seq, reason };
+        if Codec::of(block.cid()) != Some(Codec::DagCbor) {
+            return Err(no_fact("it is not DAG-CBOR".into()));
+        }
+        let signed: Signed<Fact> = model::from_bytes(block.data()).map_err(|e| no_fact(e.to_string()))?;
+        let fact = &signed.body;
+        if fact.execution != self.execution {
+            return Err(Misfit::OtherExecution { seq, found: fact.execution });
+        }
+        if fact.seq != seq {
+            return Err(Misfit::OutOfOrder { seq, found: fact.seq });
+        }
+        if fact.prev != self.head {
+            return Err(Misfit::Forked { seq });
+        }
+        if signed.signer != fact.epoch.peer || !self.writers.contains(&signed.signer) {
+            return Err(Misfit::Stranger { seq, signer: signed.signer });
+        }
+        self.check_term(fact)?;
+        self.check_part(fact)?;
+        if let Some(what) = self.impossible(&fact.kind) {
+            return Err(Misfit::Impossible { seq, what });
+        }
+        self.next += 1;
+        self.head = Some(*block.cid());
+        self.epoch = Some(fact.epoch.clone());
+        Ok(signed)
+    }
+
+    fn check_term(&self, fact: &Fact) -> Result<(), Misfit> {
+        let seq = fact.seq;
+        if fact.epoch.counter == u64::MAX {
+            return Err(Misfit::TermSpent { seq });
+        }
+        let Some(before) = &self.epoch else { return Ok(()) };
+        if fact.epoch.counter < before.counter {
+            return Err(Misfit::TermBack { seq, from: before.counter, to: fact.epoch.counter });
+        }
+        let takes_over = matches!(fact.kind, FactKind::TakenOver { .. }) && fact.epoch.counter > before.counter;
+        if fact.epoch.peer != before.peer && !takes_over {
+            return Err(Misfit::NotTakenOver { seq });
+        }
+        Ok(())
+    }
+
+    fn check_part(&mut self, fact: &Fact) -> Result<(), Misfit> {
+        let impossible = |what| Err(Misfit::Impossible { seq: fact.seq, what });
+        let FactKind::Snapshot { part, last, facts } = &fact.kind else {
+            // A snapshot that was cut off by a crash counts for nothing.
+            self.part = None;
+            return Ok(());
+        };
+        if *part != self.part.unwrap_or(0) && *part != 0 {
+            return impossible("is a part of a snapshot that does not follow the part before it");
+        }
+        if facts.iter().any(|f| matches!(f.kind, FactKind::Snapshot { .. })) {
+            return impossible("is a snapshot within a snapshot");
+        }
+        if facts.iter().any(|f| f.epoch.counter > fact.epoch.counter) {
+            return impossible("is a snapshot of what comes after it");
+        }
+        self.part = if *last { None } else { Some(part + 1) };
+        if self.granted.is_empty() && !self.started {
+            // Where the log begins with it, it says what was granted and started.
+            for recorded in facts {
+                let _ = self.impossible(&recorded.kind);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what cannot have happened after what the log says so far; otherwise takes it in.
+    fn impossible(&mut self, kind: &FactKind) -> Option<&'static str> {
+        let begins = matches!(kind, FactKind::Submitted { .. } | FactKind::Snapshot { .. });
+        if self.over {
+            return Some("comes after the last");
+        }
+        if self.head.is_none() && !begins {
+            return Some("comes before the execution was submitted");
+        }
+        match kind {
+            FactKind::Submitted { .. } if self.head.is_some() => return Some("submits the execution again"),
+            FactKind::Granted { lablet, .. } | FactKind::Recovered { lablet, .. } => {
+                self.granted.insert(lablet.clone());
+            }
+            FactKind::Accepted { lablet } if !self.granted.contains(lablet) => {
+                return Some("has a lablet take what it was not granted");
+            }
+            FactKind::Refused { lablet, .. } if !self.granted.remove(lablet) => {
+                return Some("has a lablet give back what it was not granted");
+            }
+            FactKind::Received { lablet, .. } if !self.started || !self.granted.contains(lablet) => {
+                return Some("receives receipts of what was not granted and started");
+            }
+            FactKind::Lost { lablet: Some(lablet), .. } if !self.granted.contains(lablet) => {
+                return Some("loses with a lablet what that was not granted");
+            }
+            FactKind::Started {} if std::mem::replace(&mut self.started, true) => return Some("starts it again"),
+            FactKind::Sealed { .. } | FactKind::Failed { .. } => self.over = true,
+            FactKind::Submitted { .. }
+            | FactKind::Placed { .. }
+            | FactKind::Accepted { .. }
+            | FactKind::Refused { .. }
+            | FactKind::Started {}
+            | FactKind::Received { .. }
+            | FactKind::Lost { .. }
+            | FactKind::Cancelled { .. }
+            | FactKind::TimedOut {}
+            | FactKind::TakenOver { .. }
+            | FactKind::Snapshot { .. } => {}
+        }
+        None
+    }
+}
+
+/// Checks the signature of a fact that was linked at position `seq`.
+pub fn check_signature(fact: &Signed<Fact>, seq: u64) -> Result<(), Misfit> {
+    iptl_trust::verify(fact).map_err(|source| Misfit::BadSignature { seq, source })
+}
+
+/// What an audit of a log found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Audit {
+    /// Facts that fit, in order, with their CIDs.
+    pub facts: Vec<(Cid, Fact)>,
+    /// Why the audit went no further, where it did not reach the end.
+    pub misfit: Option<Misfit>,
+}
+
+/// Follows a log from its first fact on, every signature checked, as far as it fits.
+pub fn audit<'a>(
+    execution: ExecutionId,
+    writers: impl IntoIterator<Item = PeerId>,
+    blocks: impl IntoIterator<Item = &'a Block>,
+) -> Audit {
+    let mut chain = Chain::new(execution, writers);
+    let mut facts: Vec<(Cid, Fact)> = Vec::new();
+    for block in blocks {
+        let followed = chain.follow(block).and_then(|signed| check_snapshot(&facts, signed.body));
+        match followed {
+            Ok(fact) => facts.push((*block.cid(), fact)),
+            Err(misfit) => return Audit { facts, misfit: Some(misfit) },
+        }
+    }
+    Audit { facts, misfit: None }
+}
+
+/// Compares a snapshot that is whole with `fact` with what the log said before it.
+fn check_snapshot(before: &[(Cid, Fact)], fact: Fact) -> Result<Fact, Misfit> {
+    if let FactKind::Snapshot { part, last: true, facts } = &fact.kind {
+        let earlier = before.len().saturating_sub(*part as usize);
+        let recorded = |f: &Fact| Recorded { epoch: f.epoch.clone(), at_ms: f.at_ms, kind: f.kind.clone() };
+        let expected = compact(before[..earlier].iter().map(|(_, f)| recorded(f)));
+        let mut said = Vec::new();
+        for (_, f) in &before[earlier..] {
+            if let FactKind::Snapshot { facts, .. } = &f.kind {
+                said.extend(facts.iter().cloned());
+            }
+        }
+        said.extend(facts.iter().cloned());
+        if said != expected {
+            return Err(Misfit::Impossible { seq: fact.seq, what: "is a snapshot of something else than the log" });
+        }
+    }
+    Ok(fact)
+}
+
+/// Leaves out the facts that make no difference any more: grants before the start that were given back or replaced,
+/// what lablets said to those, and snapshots.
+pub fn compact(facts: impl IntoIterator<Item = Recorded>) -> Vec<Recorded> {
+    let facts: Vec<Recorded> = facts.into_iter().filter(|f| !matches!(f.kind, FactKind::Snapshot { .. })).collect();
+    let started = facts.iter().position(|f| f.kind == FactKind::Started {}).unwrap_or(facts.len());
+    let mut kept = vec![true; facts.len()];
+    // Backwards: what was seen of a lablet already comes later.
+    let mut granted_later = BTreeSet::new();
+    let mut refused_later = BTreeSet::new();
+    for (n, fact) in facts.iter().enumerate().take(started).rev() {
+        match &fact.kind {
+            FactKind::Granted { lablet, .. } | FactKind::Recovered { lablet, .. } => {
+                kept[n] = granted_later.insert(lablet) && !refused_later.contains(lablet);
+            }
+            FactKind::Accepted { lablet } => {
+                kept[n] = !granted_later.contains(lablet) && !refused_later.contains(lablet);
+            }
+            FactKind::Refused { lablet, .. } => kept[n] = refused_later.insert(lablet),
+            FactKind::Submitted { .. }
+            | FactKind::Placed { .. }
+            | FactKind::Started {}
+            | FactKind::Received { .. }
+            | FactKind::Lost { .. }
+            | FactKind::Cancelled { .. }
+            | FactKind::TimedOut {}
+            | FactKind::Sealed { .. }
+            | FactKind::Failed { .. }
+            | FactKind::TakenOver { .. }
+            | FactKind::Snapshot { .. } => {}
+        }
+    }
+    facts.into_iter().zip(kept).filter_map(|(fact, kept)| kept.then_some(fact)).collect()
+}
+
+/// Makes the parts of a snapshot of these facts, which are all of a log, or what [`resume`] made of one.
+pub fn snapshot<'a>(facts: impl IntoIterator<Item = &'a Fact>) -> Vec<FactKind> {
+    let recorded = facts.into_iter().map(|f| Recorded { epoch: f.epoch.clone(), at_ms: f.at_ms, kind: f.kind.clone() });
+    let mut parts: Vec<Vec<Recorded>> = vec![Vec::new()];
+    let mut size = 0;
+    for fact in compact(recorded) {
+        let bytes = codec::encode(&fact).len();
+        if size + bytes > PART_SIZE && size > 0 {
+            parts.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        if let Some(part) = parts.last_mut() {
+            part.push(fact);
+        }
+    }
+    let last = parts.len() - 1;
+    let part = |(n, facts)| FactKind::Snapshot { part: n as u32, last: n == last, facts };
+    parts.into_iter().enumerate().map(part).collect()
+}
+
+/// Returns the facts to replay: those of the last whole snapshot and what comes after it, or all where there is none.
+///
+/// Facts of a snapshot stand at the position of its first part.
+pub fn resume(facts: Vec<Fact>) -> Vec<Fact> {
+    let ends = |f: &Fact| matches!(f.kind, FactKind::Snapshot { last: true, .. });
+    let begins = |f: &Fact| matches!(f.kind, FactKind::Snapshot { part: 0, .. });
+    let Some(end) = facts.iter().rposition(ends) else {
+        return facts.into_iter().filter(|f| !matches!(f.kind, FactKind::Snapshot { .. })).collect();
+    };
+    let begin = facts[..=end].iter().rposition(begins).unwrap_or(0);
+    let mut resumed = Vec::new();
+    for (n, fact) in facts.into_iter().enumerate().skip(begin) {
+        let Fact { execution, seq, prev, epoch, at_ms, kind } = fact;
+        match kind {
+            FactKind::Snapshot { facts, .. } if n <= end => {
+                let unfold = |r: Recorded| Fact { execution, seq, prev, epoch: r.epoch, at_ms: r.at_ms, kind: r.kind };
+                resumed.extend(facts.into_iter().map(unfold));
+            }
+            // One that a crash cut off says nothing that was not said.
+            FactKind::Snapshot { .. } => {}
+            kind => resumed.push(Fact { execution, seq, prev, epoch, at_ms, kind }),
+        }
+    }
+    resumed
+}

@@ -1,0 +1,216 @@
+//! What facts make of an execution: the same steps when they are decided and when they are read again.
+//!
+//! Receipts are not in the log, only the chunks that hold them. Where a log names chunks, what it says of receipts and
+//! losses is taken in once all of them were read, in the order of the log: [`Exec::rebuild`].
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{Epoch, Exit, FactKind, InstanceId};
+use iptl_dag::{Cid, PeerId};
+
+use super::api::ReceiptSummary;
+use super::state::{Cell, Exec, Pull};
+
+/// What receipts changed.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Whether a cell has nothing more to give.
+    pub cell_over: bool,
+    /// Cells of other lablets whose instances an earlier attempt had finished.
+    pub needless: Vec<(PeerId, Epoch)>,
+}
+
+impl Exec {
+    /// Takes in receipts of a chunk that `lablet` handed in.
+    pub(super) fn take_receipts(&mut self, lablet: &PeerId, receipts: &[ReceiptSummary]) -> Taken {
+        let several_attempts = self.run.run.loss.max_attempts > 1;
+        let mut taken = Taken::default();
+        let Some(cell) = self.cells.get(lablet) else { return taken };
+        let attempt = cell.attempt;
+        let valid: Vec<(InstanceId, bool)> = receipts
+            .iter()
+            .filter(|r| r.epoch == cell.epoch && r.attempt == attempt && cell.holds(&r.instance))
+            .map(|r| (r.instance.clone(), by_itself(&r.exit)))
+            .collect();
+        for (instance, by_itself) in valid {
+            if self.received.contains_key(&instance) {
+                continue;
+            }
+            // What ended by itself counts, even where another attempt was granted meanwhile. What the lab stopped
+            // gives way to that attempt, and counts where that one is lost too.
+            let replaced =
+                several_attempts && self.cells.values().any(|c| !c.over && c.attempt > attempt && c.holds(&instance));
+            if replaced && !by_itself {
+                self.evidence.insert(instance, (lablet.clone(), attempt));
+            } else {
+                self.lost.remove(&instance);
+                self.replace.remove(&instance);
+                self.received.insert(instance, (lablet.clone(), attempt));
+            }
+        }
+        for (holder, cell) in &mut self.cells {
+            let candidate = holder == lablet || several_attempts;
+            if candidate && !cell.over && cell.instances().all(|i| self.received.contains_key(&i)) {
+                cell.over = true;
+                taken.cell_over = true;
+                if holder != lablet {
+                    taken.needless.push((holder.clone(), cell.epoch.clone()));
+                }
+            }
+        }
+        taken
+    }
+
+    /// Takes a lablet's cell as gone after the start; returns the instances that are lost with it, none where it was
+    /// not expected to give anything any more.
+    ///
+    /// Where `again`, what is lost waits for another attempt as far as the run allows one.
+    pub(super) fn take_loss(&mut self, lablet: &PeerId, reason: &str, again: bool) -> Option<Vec<InstanceId>> {
+        let cell = self.cells.get_mut(lablet).filter(|c| !c.over)?;
+        cell.over = true;
+        let next = cell.attempt + 1;
+        let attempt = cell.attempt;
+        let instances: Vec<InstanceId> = cell.instances().filter(|i| !self.received.contains_key(i)).collect();
+        let again = again && next <= self.run.run.loss.max_attempts;
+        let mut lost = Vec::new();
+        for instance in instances {
+            let newer = self.cells.values().any(|c| !c.over && c.attempt > attempt && c.holds(&instance));
+            if newer {
+                // Another attempt has it already.
+                continue;
+            }
+            if !again && let Some(earlier) = self.evidence.remove(&instance) {
+                self.received.insert(instance, earlier);
+                continue;
+            }
+            self.lost.insert(instance.clone(), reason.to_owned());
+            if again {
+                let least = self.replace.entry(instance.clone()).or_insert(next);
+                *least = (*least).max(next);
+            }
+            lost.push(instance);
+        }
+        Some(lost)
+    }
+
+    /// Takes lost instances as lost for good; returns those that have nothing from an earlier attempt, and whether
+    /// there were any.
+    pub(super) fn give_up_replacement(&mut self) -> Option<Vec<InstanceId>> {
+        if self.replace.is_empty() {
+            return None;
+        }
+        let mut lost = Vec::new();
+        for instance in std::mem::take(&mut self.replace).into_keys() {
+            if let Some(earlier) = self.evidence.remove(&instance) {
+                self.lost.remove(&instance);
+                self.received.insert(instance, earlier);
+            } else {
+                lost.push(instance);
+            }
+        }
+        Some(lost)
+    }
+
+    /// Counts everything as lost that is not here, and expects nothing more; returns what is lost thereby, and whether
+    /// anything changed.
+    pub(super) fn lose_rest(&mut self, reason: &str) -> (Vec<InstanceId>, bool) {
+        let mut rest = Vec::new();
+        let mut changed = false;
+        for (group, spec) in &self.run.run.groups {
+            for index in 0..spec.count {
+                let instance = InstanceId { group: group.clone(), index };
+                if self.received.contains_key(&instance) || self.lost.contains_key(&instance) {
+                    continue;
+                }
+                changed = true;
+                if let Some(earlier) = self.evidence.remove(&instance) {
+                    self.received.insert(instance, earlier);
+                } else {
+                    self.lost.insert(instance.clone(), reason.to_owned());
+                    rest.push(instance);
+                }
+            }
+        }
+        for cell in self.cells.values_mut() {
+            changed |= !cell.over;
+            cell.over = true;
+        }
+        (rest, changed)
+    }
+
+    /// Takes in what the log says of receipts and losses, in its order, now that the receipts are here.
+    pub(super) fn rebuild(&mut self) {
+        let steps = std::mem::take(&mut self.steps);
+        let receipts: BTreeMap<(PeerId, Cid), Vec<ReceiptSummary>> = std::mem::take(&mut self.recalled);
+        let mut cells: BTreeMap<PeerId, Cell> = std::mem::take(&mut self.cells);
+        self.received.clear();
+        self.evidence.clear();
+        self.lost.clear();
+        self.replace.clear();
+        self.doubtful = false;
+        let mut taken_over = false;
+        let mut ending = false;
+        for step in steps {
+            match step {
+                FactKind::Granted { lablet, .. } | FactKind::Recovered { lablet, .. } => {
+                    if let Some(mut cell) = cells.remove(&lablet) {
+                        cell.over = false;
+                        for instance in cell.instances() {
+                            self.lost.remove(&instance);
+                            self.replace.remove(&instance);
+                        }
+                        self.cells.insert(lablet, cell);
+                    }
+                }
+                FactKind::Received { lablet, shard, .. } => {
+                    let good = self.cells.get(&lablet).and_then(|c| c.shards.get(&shard));
+                    if good.is_some_and(|s| s.state == Pull::Kept)
+                        && let Some(receipts) = receipts.get(&(lablet.clone(), shard))
+                    {
+                        self.take_receipts(&lablet, receipts);
+                    }
+                }
+                FactKind::Lost { lablet: Some(lablet), reason, .. } => {
+                    self.take_loss(&lablet, &reason, !ending && !self.doubtful);
+                }
+                FactKind::Lost { lablet: None, reason, .. } if ending => {
+                    self.lose_rest(&reason);
+                }
+                FactKind::Lost { lablet: None, .. } => {
+                    self.doubtful |= taken_over;
+                    self.give_up_replacement();
+                }
+                FactKind::TakenOver { .. } => taken_over = true,
+                FactKind::Cancelled { .. } | FactKind::TimedOut {} => {
+                    ending = true;
+                    self.give_up_replacement();
+                }
+                FactKind::Submitted { .. }
+                | FactKind::Placed { .. }
+                | FactKind::Accepted { .. }
+                | FactKind::Refused { .. }
+                | FactKind::Started {}
+                | FactKind::Sealed { .. }
+                | FactKind::Failed { .. }
+                | FactKind::Snapshot { .. } => {}
+            }
+        }
+    }
+}
+
+/// Whether the software ended, rather than the lab under it.
+fn by_itself(exit: &Exit) -> bool {
+    match exit {
+        Exit::Exited { .. }
+        | Exit::Reported { .. }
+        | Exit::Trapped { .. }
+        | Exit::Signalled { .. }
+        | Exit::Unwell { .. }
+        | Exit::StackOverflow {}
+        | Exit::OutOfMemory {}
+        | Exit::OutOfCpu {}
+        | Exit::OutOfTime {}
+        | Exit::TooMuchOutput { .. } => true,
+        Exit::Stopped { .. } | Exit::WorkerDied { .. } | Exit::NotStarted { .. } => false,
+    }
+}
