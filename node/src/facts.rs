@@ -93,24 +93,17 @@ impl Logs {
 
     /// Reads the log that stands in these files, and goes on with the last of them.
     fn reopen(&mut self, segments: &[PathBuf]) -> Result<Vec<Fact>, LogError> {
-        let mut facts: Vec<Fact> = Vec::new();
-        let mut head = None;
+        let mut blocks: Vec<Block> = Vec::new();
         for (n, path) in segments.iter().enumerate().rev() {
-            let blocks = read_segment(path, n + 1 == segments.len())?;
-            let Some(earlier) = follow(path, &blocks, &self.key, facts.is_empty())? else { continue };
-            head = head.or_else(|| blocks.last().map(|block| *block.cid()));
-            let follows = facts.first().is_none_or(|next| next.prev == blocks.last().map(|block| *block.cid()));
-            if !follows {
-                let seq = facts.first().map_or(0, |next| next.seq);
-                return Err(damaged(path, seq, "it does not follow the fact before it"));
-            }
-            facts.splice(0..0, earlier);
-            let whole = facts.iter().any(|f| matches!(f.kind, FactKind::Snapshot { last: true, .. }));
-            let begins = facts.first().is_some_and(|f| matches!(f.kind, FactKind::Snapshot { part: 0, .. }));
-            if whole && begins {
+            let earlier = read_segment(path, n + 1 == segments.len())?;
+            blocks.splice(0..0, earlier);
+            if begins_whole(&blocks) {
                 break;
             }
         }
+        let Some(path) = segments.last() else { return Ok(Vec::new()) };
+        let facts = follow(path, &blocks, &self.key)?;
+        let head = blocks.last().map(|block| *block.cid());
         let (Some(last), Some(path)) = (facts.last(), segments.last()) else { return Ok(Vec::new()) };
         let (execution, next, epoch) = (last.execution, last.seq + 1, last.epoch.clone());
         let snapshot = facts.iter().rposition(|f| matches!(f.kind, FactKind::Snapshot { last: true, .. }));
@@ -282,27 +275,42 @@ fn read_segment(path: &Path, last: bool) -> Result<Vec<Block>, LogError> {
     Ok(found.bodies.into_iter().map(|body| Block::new(Codec::DagCbor, bytes[body].to_vec())).collect())
 }
 
-/// Checks how the facts of a file hang together; none where it has no facts.
+/// Whether these facts begin with a snapshot that is whole, so that nothing before them is needed.
+fn begins_whole(blocks: &[Block]) -> bool {
+    for (n, block) in blocks.iter().enumerate() {
+        let Ok(signed) = model::from_bytes::<model::Signed<Fact>>(block.data()) else { return false };
+        match signed.body.kind {
+            FactKind::Snapshot { part, last, .. } if part as usize == n => {
+                if last {
+                    return true;
+                }
+            }
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Checks how the facts of a log hang together, from its beginning or from a snapshot on.
 ///
-/// Each fact names the one before it by hash, so the signature of the last one is enough for all of them; where later
-/// files were read already, theirs covers these.
-fn follow(path: &Path, blocks: &[Block], key: &Keypair, newest: bool) -> Result<Option<Vec<Fact>>, LogError> {
-    let Some(first) = blocks.first() else { return Ok(None) };
-    let misfit = |e: log::Misfit| damaged(path, first_seq(path), &e.to_string());
-    let first: model::Signed<Fact> =
-        model::from_bytes(first.data()).map_err(|e| damaged(path, first_seq(path), &e.to_string()))?;
+/// Each fact names the one before it by hash, so the signature of the last one is enough for all of them.
+fn follow(path: &Path, blocks: &[Block], key: &Keypair) -> Result<Vec<Fact>, LogError> {
+    let Some(first) = blocks.first() else { return Ok(Vec::new()) };
+    let first: model::Signed<Fact> = model::from_bytes(first.data()).map_err(|e| damaged(path, 0, &e.to_string()))?;
     let (execution, writers) = (first.body.execution, [key.peer().clone()]);
     let mut chain =
         Chain::at_snapshot(execution, writers.clone(), &first.body).unwrap_or_else(|| Chain::new(execution, writers));
     let mut facts = Vec::with_capacity(blocks.len());
     for (n, block) in blocks.iter().enumerate() {
+        let seq = chain.next_seq();
+        let misfit = |e: log::Misfit| damaged(path, seq, &e.to_string());
         let signed = chain.link(block).map_err(misfit)?;
-        if newest && n + 1 == blocks.len() {
+        if n + 1 == blocks.len() {
             log::check_signature(&signed, signed.body.seq).map_err(misfit)?;
         }
         facts.push(signed.body);
     }
-    Ok(Some(facts))
+    Ok(facts)
 }
 
 fn damaged(path: &Path, seq: u64, reason: &str) -> LogError {

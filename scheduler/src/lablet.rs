@@ -11,6 +11,7 @@ mod cell;
 mod offer;
 mod receipts;
 mod session;
+mod takeover;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -22,6 +23,7 @@ use iptl_wire::{Timestamp, Verified};
 pub use api::{CellRecord, LabletConfig, LabletEffect, LabletInput};
 use cell::Cell;
 use session::Session;
+use takeover::Leader;
 
 /// Promises that are kept in memory; the oldest go first.
 const MAX_PROMISES: usize = 65_536;
@@ -41,6 +43,7 @@ pub struct Lablet {
     cells: BTreeMap<ExecutionId, Cell>,
     promised: BTreeMap<ExecutionId, Epoch>,
     promise_order: VecDeque<ExecutionId>,
+    leader: Leader,
     effects: VecDeque<LabletEffect>,
 }
 
@@ -57,6 +60,7 @@ impl Lablet {
             cells: BTreeMap::new(),
             promised: BTreeMap::new(),
             promise_order: VecDeque::new(),
+            leader: Leader::default(),
             effects: VecDeque::new(),
         }
     }
@@ -81,7 +85,11 @@ impl Lablet {
             LabletInput::Drain { now: at_once } => self.drain(at_once),
             LabletInput::Undrain => self.draining = false,
             LabletInput::Wall { unix_us } => self.wall = (now, unix_us),
-            LabletInput::Restore { promised, cells } => self.restore(promised, cells),
+            LabletInput::Restore { promised, cells, promised_term, finished } => {
+                self.leader = Leader { claim: promised_term, finished: finished.into() };
+                self.restore(promised, cells);
+            }
+            LabletInput::Claim(claim) => self.claimed(claim.into_inner()),
             LabletInput::Adopted { cell, sealed, leased_until } => self.adopted(&cell, sealed, leased_until),
             LabletInput::Timeout => {}
         }
@@ -97,9 +105,7 @@ impl Lablet {
     /// Returns when `handle` wants to be called with `Timeout`, where nothing else happens before.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let beat = self.session.as_ref().map(|s| s.beat_at);
-        let holds =
-            |orchestrator: &PeerId| self.cells.values().any(|c| c.may_run() && c.orchestrator() == orchestrator);
-        let leases = self.leases.iter().filter(|(o, _)| holds(o)).map(|(_, until)| *until);
+        let leases = self.cells.values().filter(|c| c.may_run()).map(|c| self.lease_of(c.orchestrator()));
         let seals = self.cells.values().filter_map(|c| c.seal_due());
         beat.into_iter().chain(leases).chain(seals).min()
     }
@@ -143,11 +149,12 @@ impl Lablet {
         match message.into_inner() {
             ToLablet::Lease(renewal) => self.renewed(now, renewal),
             ToLablet::Grant(grant) => self.grant(now, from, grant.body),
-            ToLablet::Directory(cell, directory) => self.directory(&from, &cell, directory),
-            ToLablet::Start(cell) => self.start(&from, &cell),
-            ToLablet::Stop(cell, reason) => self.stop(&from, &cell, reason),
-            ToLablet::Kept(cell, shard) => self.kept(&from, &cell, shard),
-            ToLablet::Finished(execution, _result) => self.finished(&from, execution),
+            // Only who leads has a session, and who leads speaks for all that came before.
+            ToLablet::Directory(cell, directory) => self.directory(&cell, directory),
+            ToLablet::Start(cell) => self.start(&cell),
+            ToLablet::Stop(cell, reason) => self.stop(&cell, reason),
+            ToLablet::Kept(cell, shard) => self.kept(&cell, shard),
+            ToLablet::Finished(execution, result) => self.finished(execution, result),
             // A lost bid reserves nothing; the others are not for the core.
             ToLablet::NotNeeded(_)
             | ToLablet::Welcome(_)
@@ -162,9 +169,10 @@ impl Lablet {
         self.wall.1.saturating_add(now.since(self.wall.0).as_micros() as u64)
     }
 
-    fn send(&mut self, to: &PeerId, message: ToOrchestrator) {
-        if self.session.as_ref().is_some_and(|s| s.orchestrator == *to) {
-            self.effects.push_back(LabletEffect::Send { to: to.clone(), message });
+    /// Says something to the orchestrator that is served now, where one is.
+    fn say(&mut self, message: ToOrchestrator) {
+        if let Some(session) = &self.session {
+            self.effects.push_back(LabletEffect::Send { to: session.orchestrator.clone(), message });
         }
     }
 
@@ -180,8 +188,8 @@ impl Lablet {
             for id in held {
                 let reason = "its owner wants the machine back";
                 if let Some(cell) = self.cells.get(&id).filter(|c| c.phase < CellPhase::Running) {
-                    let (to, named) = (cell.orchestrator().clone(), cell.record.cell.clone());
-                    self.send(&to, ToOrchestrator::Refuse(named, reason.into()));
+                    let named = cell.record.cell.clone();
+                    self.say(ToOrchestrator::Refuse(named, reason.into()));
                 }
                 self.end_cell(id, reason);
             }

@@ -9,15 +9,17 @@
 //! names has come. Messages may be lost, doubled, late and reordered: what counts is repeated with heartbeats until
 //! the other side shows that it knows.
 //!
-//! [`log`] is what an orchestrator wrote down, as a value: records, the chain of facts, snapshots.
+//! [`candidate`] says who leads where a lab has several orchestrators. [`log`] is what an orchestrator wrote down, as a value: records, the chain of facts, snapshots.
 //!
 //! Sync between instances and their output bypass the cores. Start reading at [`orchestrator`].
 
+pub mod candidate;
 pub mod lablet;
 pub mod log;
 pub mod orchestrator;
 pub mod placement;
 
+pub use candidate::{Candidate, CandidateConfig, CandidateEffect, CandidateInput};
 pub use lablet::{Lablet, LabletConfig, LabletEffect, LabletInput};
 pub use orchestrator::{
     AssembledResult, AssemblyOrder, Effect, Input, Orchestrator, OrchestratorConfig, ReceiptSummary, Submission,

@@ -3,7 +3,8 @@
 //! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission,
 //! placement and bids · [`queue`] who is placed next · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
 //! lablets hand in, and what is lost · [`seal`] the end · [`cancel`] ends that someone or the clock asks for ·
-//! [`fold`] what facts make of an execution · [`replay`] the state as a fold over facts · [`view`] what people may see. [`state`] holds the types, [`api`] what
+//! [`fold`] what facts make of an execution · [`replay`] the state as a fold over facts · [`takeover`] going
+//! on with what another orchestrator began · [`view`] what people may see. [`state`] holds the types, [`api`] what
 //! goes in and out.
 //!
 //! **Terms.** The counter of an execution's epoch starts at one and rises with every later round of grants, never with
@@ -25,6 +26,7 @@ mod seal;
 mod session;
 mod start;
 mod state;
+mod takeover;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -38,6 +40,7 @@ use iptl_wire::{Timestamp, Verified};
 
 pub use api::{AssembledResult, AssemblyOrder, Effect, Input, OrchestratorConfig, ReceiptSummary, Submission};
 use state::{Exec, LabletState, Stage};
+use takeover::Reconcile;
 pub use view::{ExecutionView, LabletView, Remembered, RememberedCell};
 
 /// Executions that are remembered after their end, to answer lablets that come back late.
@@ -62,6 +65,10 @@ pub struct Orchestrator {
     submissions: u64,
     /// Something changed that may let a waiting execution be placed.
     replan: bool,
+    /// After a takeover, until lablets said what they hold.
+    reconcile: Option<Reconcile>,
+    /// Another orchestrator leads: nothing is done any more.
+    deposed: bool,
 }
 
 impl Orchestrator {
@@ -77,6 +84,8 @@ impl Orchestrator {
             effects: VecDeque::new(),
             submissions: 0,
             replan: false,
+            reconcile: None,
+            deposed: false,
         }
     }
 
@@ -97,12 +106,18 @@ impl Orchestrator {
             | Effect::Pull { .. }
             | Effect::Assemble(_)
             | Effect::Notify { .. }
+            | Effect::Adopt { .. }
+            | Effect::Reconciled
+            | Effect::StepDown { .. }
             | Effect::Close { .. } => 2,
         });
         self.effects.extend(fresh);
     }
 
     fn decide(&mut self, now: Timestamp, input: Input) {
+        if self.deposed {
+            return;
+        }
         match input {
             Input::Submit { execution, run, by } => self.submit(now, execution, run, by),
             Input::Hello { from, session, hello } => self.hello(now, from, session, hello.into_inner()),
@@ -121,11 +136,16 @@ impl Orchestrator {
             // Nothing is decided while logs are read: time and other inputs come after `Replayed`.
             Input::Replay { fact, submission } => return self.replay(now, *fact, submission.map(|s| *s)),
             Input::Replayed => self.replayed(now),
+            Input::TakeOver { term, lablets, handed_over } => self.take_over(now, term, lablets, handed_over),
             Input::Timeout => {}
         }
+        if self.deposed {
+            return;
+        }
+        self.expire_reconcile(now);
         self.expire_leases(now);
         self.expire_stages(now);
-        if self.replan {
+        if self.replan && self.reconcile.is_none() {
             self.replan = false;
             self.plan_queue(now);
         }
@@ -140,8 +160,12 @@ impl Orchestrator {
     /// Returns when `handle` wants to be called with `Timeout`, where nothing else happens before.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let leases = self.lablets.values().map(|l| l.lease_until);
-        let stages = self.executions.values().filter_map(Exec::next_timeout);
-        leases.chain(stages).min()
+        let stages = self.executions.values().filter_map(|exec| match self.undecided(exec) {
+            true => exec.next_pull(),
+            false => exec.next_timeout(),
+        });
+        let reconcile = self.reconcile.as_ref().map(|r| r.until);
+        leases.chain(stages).chain(reconcile).min().filter(|_| !self.deposed)
     }
 
     fn message(&mut self, now: Timestamp, from: PeerId, message: Verified<ToOrchestrator>) {
@@ -247,7 +271,7 @@ impl Orchestrator {
             .collect();
         for id in due {
             self.retry_pulls(now, id);
-            let Some(exec) = self.executions.get(&id) else { continue };
+            let Some(exec) = self.executions.get(&id).filter(|e| !self.undecided(e)) else { continue };
             match &exec.stage {
                 Stage::Waiting => self.expire_waiting(now, id),
                 Stage::Offered { .. } => self.expire_bids(now, id),

@@ -159,6 +159,8 @@ impl Bench {
             boot: [boot; 16],
             inventory: Inventory { name: format!("l{n}"), ..inventory },
             cells,
+            promised: None,
+            finished: Vec::new(),
         };
         self.give(Input::Hello { from: peer(n), session, hello: Verified::vouch(hello) })
     }
@@ -666,6 +668,7 @@ fn a_disconnected_lablet_is_not_lost_before_its_lease_is_over() {
         running: 2,
         ended: 0,
         directory: 1,
+        attempt: 1,
     };
     let effects = bench.hello(2, 2, 9, 2, vec![status]);
     assert!(persisted(&effects).is_empty());
@@ -700,6 +703,7 @@ fn a_run_whose_time_is_over_is_stopped_and_sealed() {
                 running: 2,
                 ended: 0,
                 directory: 1,
+                attempt: 1,
             };
             effects.extend(bench.heartbeat(n, seq, 0, vec![status]));
         }
@@ -729,6 +733,7 @@ fn an_execution_goes_on_after_a_restart_of_its_orchestrator() {
         running: 0,
         ended: 2,
         directory: 1,
+        attempt: 1,
     };
     bench.hello(2, 2, 1, 2, vec![status]);
     let shard = codec::cid_of(&"late");
@@ -797,6 +802,7 @@ fn a_lablet_that_announces_more_receipts_than_there_are_breaks_nothing() {
         running: 0,
         ended: 3,
         directory: 1,
+        attempt: 1,
     };
     // Two receipts were there, whatever was announced: a third may still come.
     let effects = bench.heartbeat(1, 1, 2, vec![status]);

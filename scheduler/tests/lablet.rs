@@ -37,8 +37,13 @@ impl Bench {
     /// Restores a cell of three instances with these receipts.
     fn restore(&mut self, shards: Vec<(Cid, u32)>) {
         let Grant { assignments, slots, .. } = grant(1, 3);
-        let record = CellRecord { cell: named(1), assignments, slots, memory_bytes: 1 };
-        self.give(LabletInput::Restore { promised: Vec::new(), cells: vec![(record, shards)] });
+        let record = CellRecord { cell: named(1), assignments, slots, memory_bytes: 1, attempt: 1 };
+        self.give(LabletInput::Restore {
+            promised: Vec::new(),
+            cells: vec![(record, shards)],
+            promised_term: None,
+            finished: Vec::new(),
+        });
     }
 
     fn after(&self, ms: u64) -> Timestamp {
@@ -64,6 +69,7 @@ impl Bench {
             heartbeat_ms: 1_000,
             lease_ms: 5_000,
             offers: Vec::new(),
+            claim: None,
         };
         let hello_at = self.now;
         self.give(LabletInput::SessionUp {
@@ -165,7 +171,12 @@ fn a_promise_is_durable_before_the_grant_is_taken() {
 #[test]
 fn a_lower_term_is_refused_even_after_a_restart() {
     let mut bench = Bench::new();
-    bench.give(LabletInput::Restore { promised: vec![(execution(), epoch(5))], cells: Vec::new() });
+    bench.give(LabletInput::Restore {
+        promised: vec![(execution(), epoch(5))],
+        cells: Vec::new(),
+        promised_term: None,
+        finished: Vec::new(),
+    });
     bench.session();
     for counter in [4, 5] {
         assert!(matches!(&sent(&bench.grant(counter, 1))[..], [ToOrchestrator::Refuse(..)]), "{counter}");
@@ -251,8 +262,13 @@ fn a_restored_cell_hands_in_what_was_sealed_and_runs_nothing() {
     let mut bench = Bench::new();
     let shard = codec::cid_of(&"sealed");
     let Grant { assignments, slots, .. } = grant(1, 3);
-    let record = CellRecord { cell: named(1), assignments, slots, memory_bytes: 1 };
-    bench.give(LabletInput::Restore { promised: Vec::new(), cells: vec![(record, vec![(shard, 2)])] });
+    let record = CellRecord { cell: named(1), assignments, slots, memory_bytes: 1, attempt: 1 };
+    bench.give(LabletInput::Restore {
+        promised: Vec::new(),
+        cells: vec![(record, vec![(shard, 2)])],
+        promised_term: None,
+        finished: Vec::new(),
+    });
     let effects = bench.session();
     assert!(sent(&effects).iter().any(|m| matches!(m, ToOrchestrator::Receipts(r) if r.shard == shard)));
     let status = &bench.core.cells()[0];
@@ -308,8 +324,13 @@ fn a_restored_cell_of_containers_holds_no_room_and_keeps_nobody_out() {
     let mut bench = Bench::new();
     bench.give(LabletInput::Inventory(both(4, 2)));
     let Grant { cell, assignments, slots, .. } = mixed_grant(1, 3, 2);
-    let record = CellRecord { cell, assignments, slots, memory_bytes: 1 };
-    bench.give(LabletInput::Restore { promised: Vec::new(), cells: vec![(record, Vec::new())] });
+    let record = CellRecord { cell, assignments, slots, memory_bytes: 1, attempt: 1 };
+    bench.give(LabletInput::Restore {
+        promised: Vec::new(),
+        cells: vec![(record, Vec::new())],
+        promised_term: None,
+        finished: Vec::new(),
+    });
     bench.session();
     // Its instances died with the lablet: other executions and later terms of its own may have all slots.
     assert_eq!(bench.free(), [4, 2]);

@@ -107,7 +107,8 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     driver.input(LabletInput::Wall { unix_us: clock::wall_us() });
     driver.take_inventory().await;
     let (promised, cells) = driver.journal.restore();
-    driver.input(LabletInput::Restore { promised, cells });
+    let (promised_term, finished) = driver.journal.leader();
+    driver.input(LabletInput::Restore { promised, cells, promised_term, finished });
     for cell in found {
         driver.adopt(cell);
     }
@@ -334,7 +335,16 @@ impl Driver {
             boot: self.boot,
             inventory,
             cells,
+            promised: self.core.promised_term().cloned(),
+            finished: self.core.finished_executions(),
         }
+    }
+
+    /// What had to be durable is not: the lablet stops and comes back.
+    fn stop_unwritten(&self, error: &HomeError, what: &str) {
+        tracing::error!(%error, "cannot write {what} down; the lablet stops");
+        self.parts.leave.cancel();
+        self.parts.stop.cancel();
     }
 
     fn carry_out(&mut self, effect: LabletEffect) {
@@ -351,10 +361,23 @@ impl Driver {
             LabletEffect::Promise(record) => {
                 let grant = self.granted.remove(&record.cell);
                 if let Err(error) = self.journal.promise(&record, grant) {
-                    // Without the promise the grant must not be taken: the lablet stops and comes back.
-                    tracing::error!(%error, "cannot write a promise down; the lablet stops");
-                    self.parts.leave.cancel();
-                    self.parts.stop.cancel();
+                    // Without the promise the grant must not be taken.
+                    self.stop_unwritten(&error, "a promise");
+                }
+            }
+            LabletEffect::PromiseTerm(claim) => {
+                if let Err(error) = self.journal.promise_term(claim) {
+                    self.stop_unwritten(&error, "the promise of a term");
+                }
+            }
+            LabletEffect::Turn { to } => {
+                // The session's keeper dials again, and says hello with what was promised.
+                tracing::info!(orchestrator = %to, "another orchestrator leads the lab");
+                self.uplink.send_replace(None);
+            }
+            LabletEffect::Tombstone { execution, result } => {
+                if let Err(error) = self.journal.finish(execution, result) {
+                    self.stop_unwritten(&error, "the end of an execution");
                 }
             }
             LabletEffect::Prepare { cell, grant } => self.prepare(cell, *grant),

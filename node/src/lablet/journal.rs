@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, WorkloadKind};
 use iptl_dag::{Cid, codec};
 use iptl_scheduler::lablet::CellRecord;
 use iptl_wire::session::{CellRef, Grant};
+use iptl_wire::takeover::{Claim, Finished, MAX_FINISHED};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -32,6 +34,12 @@ pub(super) struct Journal {
 struct State {
     promised: BTreeMap<String, Promise>,
     cells: BTreeMap<String, Held>,
+    /// Claim of the term of the lab that was promised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    promised_term: Option<Signed<Claim>>,
+    /// Executions that are over, oldest first; kept where the lab has terms.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    finished: Vec<Finished>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -79,11 +87,32 @@ impl Journal {
                     assignments: held.assignments.clone(),
                     slots: held.slots.clone(),
                     memory_bytes: held.memory_bytes,
+                    attempt: held.grant.as_ref().map_or(1, |grant| grant.attempt),
                 };
                 (record, held.shards.clone())
             })
             .collect();
         (promised, cells)
+    }
+
+    /// Returns the term that was promised, and what is over.
+    pub(super) fn leader(&self) -> (Option<Signed<Claim>>, Vec<Finished>) {
+        (self.state.promised_term.clone(), self.state.finished.clone())
+    }
+
+    /// Writes down the promise of a term. Durable on return.
+    pub(super) fn promise_term(&mut self, claim: Signed<Claim>) -> Result<(), HomeError> {
+        self.state.promised_term = Some(claim);
+        self.save()
+    }
+
+    /// Writes down that an execution is over. Durable on return.
+    pub(super) fn finish(&mut self, execution: ExecutionId, result: Option<Cid>) -> Result<(), HomeError> {
+        self.state.finished.retain(|f| f.execution != execution);
+        self.state.finished.push(Finished { execution, result });
+        let most = self.state.finished.len().saturating_sub(MAX_FINISHED);
+        self.state.finished.drain(..most);
+        self.save()
     }
 
     /// Returns the grants of the cells that were held, with their chunks of receipts.

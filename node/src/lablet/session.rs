@@ -109,6 +109,10 @@ impl SessionKeeper {
             ToLablet::Welcome(welcome) => {
                 iptl_trust::check_certificate(&welcome.certificate, self.membership.lab(), orchestrator, clock::wall())
                     .map_err(|e| e.to_string())?;
+                if let Some(claim) = &welcome.claim {
+                    iptl_trust::check_claim(claim, self.membership.lab(), clock::wall())
+                        .map_err(|e| format!("the claim to lead: {e}"))?;
+                }
                 Ok(welcome)
             }
             ToLablet::Turned(reason) => Err(reason),

@@ -445,12 +445,13 @@ impl Driver {
                 let grant = iptl_trust::sign(&self.parts.key, grant);
                 send(&mut self.sessions, &to, ToLablet::Grant(grant));
             }
-            Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers } => {
+            Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers, term: _ } => {
                 let Some(outbox) = self.newcomers.remove(&(to.clone(), session)) else { return };
                 self.sessions.insert(to.clone(), Session { number: session, outbox });
                 let offers = offers.into_iter().map(|offer| iptl_trust::sign(&self.parts.key, offer)).collect();
                 let certificate = self.parts.certificate.clone();
-                let welcome = Welcome { certificate, heartbeat_ms, lease_ms, offers };
+                // This node leads from the first start of its lab on, and claims no term.
+                let welcome = Welcome { certificate, heartbeat_ms, lease_ms, offers, claim: None };
                 send(&mut self.sessions, &to, ToLablet::Welcome(welcome));
                 for execution in self.following.clone() {
                     send(&mut self.sessions, &to, ToLablet::Follow(execution, true));
@@ -484,6 +485,13 @@ impl Driver {
             Effect::Close { lablet, reason } => {
                 tracing::info!(%lablet, reason, "closed a session");
                 self.sessions.remove(&lablet);
+            }
+            Effect::Adopt { execution, .. } => self.lay_aside(&execution),
+            Effect::Reconciled => {}
+            Effect::StepDown { term } => {
+                let (counter, leader) = (term.counter, term.peer);
+                tracing::error!(counter, %leader, "another orchestrator leads this lab; this one does nothing any more");
+                self.sessions.clear();
             }
         }
     }

@@ -106,10 +106,18 @@ async fn hello(
     members: &Members,
 ) -> Result<Hello, String> {
     match framed::expect(reader, MAX_MESSAGE_SIZE).await.map_err(|e| e.to_string())? {
-        ToOrchestrator::Hello(hello) => match members.admit(peer, &hello.token)? {
-            Role::Lablet | Role::Orchestrator => Ok(hello),
-            Role::Developer => Err("a developer's membership lends no machine".to_owned()),
-        },
+        ToOrchestrator::Hello(hello) => {
+            let role = members.admit(peer, &hello.token)?;
+            if let Some(claim) = &hello.promised {
+                // Its token is one of this lab, which was checked a moment ago.
+                let lab = &hello.token.body.lab;
+                iptl_trust::check_claim(claim, lab, clock::wall()).map_err(|e| format!("what was promised: {e}"))?;
+            }
+            match role {
+                Role::Lablet | Role::Orchestrator => Ok(hello),
+                Role::Developer => Err("a developer's membership lends no machine".to_owned()),
+            }
+        }
         _ => Err("the first message is not hello".to_owned()),
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{CellRef, Directory, Grant, Inventory, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::takeover::{Claim, Finished};
 use iptl_wire::{Timestamp, Verified};
 
 /// Names and times of a lablet.
@@ -29,7 +31,7 @@ impl LabletConfig {
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LabletInput {
-    /// An orchestrator answered hello; certificate and offers were checked. Replaces any session before.
+    /// An orchestrator answered hello; certificate, claim and offers were checked. Replaces any session before.
     SessionUp {
         /// The orchestrator.
         orchestrator: PeerId,
@@ -111,7 +113,13 @@ pub enum LabletInput {
         promised: Vec<(ExecutionId, Epoch)>,
         /// Cells that were held; their instances died with the lablet, unless `Adopted` says otherwise.
         cells: Vec<(CellRecord, Vec<(Cid, u32)>)>,
+        /// Claim of the term that was promised, where one was.
+        promised_term: Option<Signed<Claim>>,
+        /// Tombstones, oldest first.
+        finished: Vec<Finished>,
     },
+    /// An orchestrator of the lab leads from a term on; its signature and its certificate were checked.
+    Claim(Verified<Signed<Claim>>),
     /// Instances of a cell outlived the lablet that started them and are in its hands again. Right after `Restore`,
     /// which has the cell.
     Adopted {
@@ -137,6 +145,8 @@ pub struct CellRecord {
     pub slots: BTreeMap<WorkloadKind, u32>,
     /// Memory in bytes that they may take.
     pub memory_bytes: u64,
+    /// Attempt of its instances.
+    pub attempt: u32,
 }
 
 /// One thing to do, in order.
@@ -181,6 +191,20 @@ pub enum LabletEffect {
     Seal {
         /// Cell.
         cell: CellRef,
+    },
+    /// Makes the promise of a term durable; everything after it waits for that.
+    PromiseTerm(Signed<Claim>),
+    /// Ends every session with another orchestrator than this one, dials that one and says hello to it.
+    Turn {
+        /// Who leads.
+        to: PeerId,
+    },
+    /// Makes durable that an execution is over, before the cell is forgotten.
+    Tombstone {
+        /// Execution.
+        execution: ExecutionId,
+        /// Its result, where one was sealed.
+        result: Option<Cid>,
     },
     /// Drops everything of the cell but its promise: instances where it was never started, pins, scratch, its record.
     Forget {

@@ -6,6 +6,7 @@ use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Directory, Grant, ToOrchestrator};
+use iptl_wire::takeover::LAST_COUNTER;
 
 use super::receipts::Shard;
 use super::{CellRecord, Lablet, LabletEffect};
@@ -90,6 +91,7 @@ impl Cell {
             running: if self.phase == CellPhase::Running { self.slots().saturating_sub(ended) } else { 0 },
             ended,
             directory: self.directory,
+            attempt: self.record.attempt,
         }
     }
 }
@@ -103,11 +105,11 @@ impl Lablet {
         if let Some(held) = self.cells.get(&named.execution)
             && held.record.cell == named
         {
-            self.say_again(&from, &named);
+            self.say_again(&named);
             return;
         }
         if let Err(reason) = self.check_grant(now, &from, &grant) {
-            self.send(&from, ToOrchestrator::Refuse(named, reason));
+            self.say(ToOrchestrator::Refuse(named, reason));
             return;
         }
         if let Some(old) = self.cells.remove(&named.execution) {
@@ -118,17 +120,21 @@ impl Lablet {
             assignments: grant.assignments.clone(),
             slots: grant.slots.clone(),
             memory_bytes: grant.memory_bytes,
+            attempt: grant.attempt,
         };
         self.promise(named.execution, named.epoch.clone());
         self.cells.insert(named.execution, Cell::new(record.clone()));
         self.effects.push_back(LabletEffect::Promise(record));
-        self.send(&from, ToOrchestrator::Accept(named.clone()));
+        self.say(ToOrchestrator::Accept(named.clone()));
         self.effects.push_back(LabletEffect::Prepare { cell: named, grant: Box::new(grant) });
     }
 
     /// Returns why a grant that is not held yet cannot be taken.
     fn check_grant(&self, now: Timestamp, from: &PeerId, grant: &Grant) -> Result<(), String> {
         let id = grant.cell.execution;
+        if grant.cell.epoch.counter == LAST_COUNTER {
+            return Err("the grant spends the last term there is".into());
+        }
         if let Some(promised) = self.promised.get(&id)
             && *promised >= grant.cell.epoch
         {
@@ -168,11 +174,11 @@ impl Lablet {
         Ok(())
     }
 
-    fn say_again(&mut self, to: &PeerId, named: &CellRef) {
+    fn say_again(&mut self, named: &CellRef) {
         let Some(phase) = self.cell_mut(named).map(|c| c.phase) else { return };
         match phase {
-            CellPhase::Preparing => self.send(to, ToOrchestrator::Accept(named.clone())),
-            CellPhase::Prepared => self.send(to, ToOrchestrator::Prepared(named.clone())),
+            CellPhase::Preparing => self.say(ToOrchestrator::Accept(named.clone())),
+            CellPhase::Prepared => self.say(ToOrchestrator::Prepared(named.clone())),
             CellPhase::Running | CellPhase::Ended => {}
         }
     }
@@ -180,7 +186,7 @@ impl Lablet {
     pub(super) fn prepared(&mut self, named: &CellRef) {
         let Some(cell) = self.cell_mut(named).filter(|c| c.phase == CellPhase::Preparing) else { return };
         cell.phase = CellPhase::Prepared;
-        self.send(&named.epoch.peer, ToOrchestrator::Prepared(named.clone()));
+        self.say(ToOrchestrator::Prepared(named.clone()));
     }
 
     pub(super) fn prepare_failed(&mut self, named: &CellRef, reason: String, unfit: bool) {
@@ -189,36 +195,33 @@ impl Lablet {
         }
         self.forget(named.execution);
         let message = if unfit { ToOrchestrator::Unfit } else { ToOrchestrator::Refuse };
-        self.send(&named.epoch.peer, message(named.clone(), reason));
+        self.say(message(named.clone(), reason));
     }
 
-    pub(super) fn directory(&mut self, from: &PeerId, named: &CellRef, directory: Directory) {
-        let Some(cell) = self.cell_mut(named).filter(|c| c.orchestrator() == from) else { return };
+    pub(super) fn directory(&mut self, named: &CellRef, directory: Directory) {
+        let Some(cell) = self.cell_mut(named) else { return };
         if directory.version > cell.directory && cell.phase != CellPhase::Ended {
             cell.directory = directory.version;
             self.effects.push_back(LabletEffect::Directory { cell: named.clone(), directory });
         }
     }
 
-    pub(super) fn start(&mut self, from: &PeerId, named: &CellRef) {
-        if named.epoch.peer != *from {
-            return;
-        }
+    pub(super) fn start(&mut self, named: &CellRef) {
         let Some(cell) = self.cell_mut(named) else {
             let reason = "does not hold this cell".to_owned();
-            self.send(from, ToOrchestrator::Refuse(named.clone(), reason));
+            self.say(ToOrchestrator::Refuse(named.clone(), reason));
             return;
         };
         // A start that overtakes the end of preparation is said again after the next heartbeat.
         if cell.phase == CellPhase::Prepared {
             cell.phase = CellPhase::Running;
             self.effects.push_back(LabletEffect::Start { cell: named.clone() });
-            self.send(from, ToOrchestrator::Started(named.clone()));
+            self.say(ToOrchestrator::Started(named.clone()));
         }
     }
 
-    pub(super) fn stop(&mut self, from: &PeerId, named: &CellRef, reason: String) {
-        if named.epoch.peer == *from && self.cell_mut(named).is_some() {
+    pub(super) fn stop(&mut self, named: &CellRef, reason: String) {
+        if self.cell_mut(named).is_some() {
             self.end_cell(named.execution, &reason);
         }
     }
@@ -237,8 +240,9 @@ impl Lablet {
         }
     }
 
-    pub(super) fn finished(&mut self, from: &PeerId, id: ExecutionId) {
-        if self.cells.get(&id).is_some_and(|c| c.orchestrator() == from) {
+    pub(super) fn finished(&mut self, id: ExecutionId, result: Option<Cid>) {
+        if self.cells.contains_key(&id) {
+            self.remember_finished(id, result);
             self.end_cell(id, "the execution is over");
             self.forget(id);
         }

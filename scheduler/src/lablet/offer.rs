@@ -23,7 +23,7 @@ impl Lablet {
         }
         let (slots, reason) = self.what_fits(&offer);
         let bid = Bid { execution: offer.execution, epoch: offer.epoch, slots, reason };
-        self.send(&orchestrator, ToOrchestrator::Bid(bid));
+        self.say(ToOrchestrator::Bid(bid));
     }
 
     /// Whether an offer is over by the clock of the orchestrator that made it. Two clocks need not agree: before they

@@ -37,6 +37,14 @@ impl Cell {
         (self.restored || self.sealed >= self.slots()) && self.shards.values().all(|s| s.kept)
     }
 
+    /// Takes all receipts as kept by nobody: who said so may be gone.
+    pub(super) fn unkeep(&mut self) {
+        for shard in self.shards.values_mut() {
+            shard.kept = false;
+            shard.announced = None;
+        }
+    }
+
     /// Makes all announcements new: the session is.
     pub(super) fn announce_again(&mut self) {
         for shard in self.shards.values_mut() {
@@ -107,9 +115,11 @@ impl Lablet {
 
     /// Announces chunks that the orchestrator was not told of.
     pub(super) fn announce_receipts(&mut self) {
-        let Some(to) = self.session.as_ref().map(|s| s.orchestrator.clone()) else { return };
+        if self.session.is_none() {
+            return;
+        }
         let mut ready = Vec::new();
-        for cell in self.cells.values_mut().filter(|c| *c.orchestrator() == to) {
+        for cell in self.cells.values_mut() {
             let named = cell.record.cell.clone();
             for (shard, state) in cell.shards.iter_mut().filter(|(_, s)| !s.kept && s.announced.is_none()) {
                 state.announced = Some(0);
@@ -117,13 +127,12 @@ impl Lablet {
             }
         }
         for receipts in ready {
-            self.send(&to, ToOrchestrator::Receipts(receipts));
+            self.say(ToOrchestrator::Receipts(receipts));
         }
     }
 
-    pub(super) fn kept(&mut self, from: &iptl_dag::PeerId, named: &CellRef, shard: Cid) {
+    pub(super) fn kept(&mut self, named: &CellRef, shard: Cid) {
         if let Some(cell) = self.cell_mut(named)
-            && cell.orchestrator() == from
             && let Some(state) = cell.shards.get_mut(&shard)
         {
             state.kept = true;

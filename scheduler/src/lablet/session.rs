@@ -30,6 +30,9 @@ pub(super) struct Session {
 
 impl Lablet {
     pub(super) fn session_up(&mut self, now: Timestamp, orchestrator: PeerId, hello_at: Timestamp, welcome: Welcome) {
+        if !self.serves(&orchestrator, welcome.claim.as_ref()) {
+            return;
+        }
         self.session = Some(Session {
             orchestrator: orchestrator.clone(),
             heartbeat: Duration::from_millis(u64::from(welcome.heartbeat_ms.max(1))),
@@ -40,7 +43,7 @@ impl Lablet {
             answers: 0,
         });
         self.extend_lease(&orchestrator, hello_at, welcome.lease_ms);
-        for cell in self.cells.values_mut().filter(|c| *c.orchestrator() == orchestrator) {
+        for cell in self.cells.values_mut() {
             cell.announce_again();
         }
         self.announce_receipts();
@@ -71,8 +74,7 @@ impl Lablet {
             session.unanswered.pop_first();
         }
         let heartbeat = Heartbeat { seq: session.seq, wall_us, inventory, cells, clock: session.clock };
-        let to = session.orchestrator.clone();
-        self.send(&to, ToOrchestrator::Heartbeat(heartbeat));
+        self.say(ToOrchestrator::Heartbeat(heartbeat));
         for cell in self.cells.values_mut() {
             cell.announce_stale();
         }
@@ -107,7 +109,7 @@ impl Lablet {
     }
 
     pub(super) fn leased(&self, now: Timestamp, orchestrator: &PeerId) -> bool {
-        self.leases.get(orchestrator).is_some_and(|until| *until > now)
+        self.lease_of(orchestrator) > now
     }
 
     /// Stops what runs without a lease.
@@ -121,7 +123,8 @@ impl Lablet {
         for id in fallen {
             self.end_cell(id, "the lease ran out: the orchestrator was not heard");
         }
-        let needed: std::collections::BTreeSet<_> = self.cells.values().map(|c| c.orchestrator().clone()).collect();
+        let mut needed: std::collections::BTreeSet<_> = self.cells.values().map(|c| c.orchestrator().clone()).collect();
+        needed.extend(self.leader.term().map(|term| term.peer.clone()));
         self.leases.retain(|orchestrator, until| *until > now || needed.contains(orchestrator));
     }
 }

@@ -1,6 +1,6 @@
 //! What goes into an orchestrator core and what comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::{
     Counts, Distortion, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, InstanceId, LabletRecord, Placement,
@@ -51,6 +51,8 @@ pub struct OrchestratorConfig {
     pub max_instances: u64,
     /// Seed of the jitter in leases.
     pub seed: u64,
+    /// Term in which it leads; none in a lab that never had a second orchestrator. `TakeOver` sets it.
+    pub term: Option<Epoch>,
 }
 
 impl OrchestratorConfig {
@@ -75,6 +77,7 @@ impl OrchestratorConfig {
             max_rounds: 5,
             max_instances: 1_000_000,
             seed: 0,
+            term: None,
         }
     }
 }
@@ -101,7 +104,7 @@ pub enum Input {
         /// Who asks.
         by: PeerId,
     },
-    /// A lablet opened a session and was found to be a member.
+    /// A lablet opened a session and was found to be a member; the claim that it promised was checked.
     Hello {
         /// The lablet.
         from: PeerId,
@@ -183,6 +186,16 @@ pub enum Input {
     },
     /// All logs were replayed: go on from here.
     Replayed,
+    /// All logs that are here of the orchestrator before were replayed: go on from here in a new term, which is
+    /// durable. Instead of `Replayed`; said again by a later life where `Reconciled` did not come.
+    TakeOver {
+        /// The term; its peer is this orchestrator.
+        term: Epoch,
+        /// Lablets that may hold something: those that the one before named, and all that are known of it.
+        lablets: BTreeSet<PeerId>,
+        /// Whether the one before handed over, so that its logs are whole.
+        handed_over: bool,
+    },
     /// The time that `poll_timeout` named has come.
     Timeout,
 }
@@ -258,6 +271,8 @@ pub enum Effect {
         lease_ms: u32,
         /// Offers that are open.
         offers: Vec<Offer>,
+        /// Term in which this orchestrator leads: the driver adds its claim of it.
+        term: Option<Epoch>,
     },
     /// Answers a hello with `Turned`, then closes that session; others of the same peer stay.
     Turn {
@@ -290,6 +305,21 @@ pub enum Effect {
         execution: ExecutionId,
         /// What happened.
         event: Event,
+    },
+    /// The orchestrator before had ended an execution, which a lablet knew: its result is fetched and told to those
+    /// who watch, as that of any other.
+    Adopt {
+        /// Execution.
+        execution: ExecutionId,
+        /// Its result; none where it ended without one.
+        result: Option<Cid>,
+    },
+    /// Every lablet was asked what it holds, or was waited for: a later life needs no `TakeOver` for this term.
+    Reconciled,
+    /// Somebody leads in a later term, as a lablet says: nothing follows. The driver's candidate hears of it.
+    StepDown {
+        /// The term.
+        term: Epoch,
     },
     /// Ends a lablet's current session.
     Close {

@@ -16,6 +16,10 @@ impl Orchestrator {
         }
         exec.cancelled = Some(by.clone());
         self.persist(id, FactKind::Cancelled { by });
+        if self.executions.get(&id).is_some_and(|e| self.undecided(e)) {
+            // It may have been started, or be over: lablets are asked first.
+            return;
+        }
         self.wind_down(now, id, "cancelled");
     }
 

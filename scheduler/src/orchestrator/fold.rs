@@ -176,11 +176,20 @@ impl Exec {
                 FactKind::Lost { lablet: None, reason, .. } if ending => {
                     self.lose_rest(&reason);
                 }
-                FactKind::Lost { lablet: None, .. } => {
+                FactKind::Lost { lablet: None, instances, reason } => {
                     self.doubtful |= taken_over;
                     self.give_up_replacement();
+                    // After a takeover it also names what nobody held.
+                    for instance in instances {
+                        if !self.received.contains_key(&instance) {
+                            self.lost.insert(instance, reason.clone());
+                        }
+                    }
                 }
-                FactKind::TakenOver { .. } => taken_over = true,
+                FactKind::TakenOver { .. } => {
+                    taken_over = true;
+                    self.doubtful = false;
+                }
                 FactKind::Cancelled { .. } | FactKind::TimedOut {} => {
                     ending = true;
                     self.give_up_replacement();

@@ -46,6 +46,7 @@ impl Orchestrator {
     pub(super) fn admit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId, submitted_ms: u64) {
         self.submissions += 1;
         let id = node.id();
+        let leader = self.config.peer.clone();
         self.executions.insert(
             id,
             Exec {
@@ -81,7 +82,9 @@ impl Orchestrator {
                 distortions: Vec::new(),
                 steps: Vec::new(),
                 recalled: BTreeMap::new(),
+                leader,
                 taken_over: false,
+                seen_started: false,
                 doubtful: false,
                 notice_at: now.after(NOTICE_INTERVAL),
                 noticed: None,

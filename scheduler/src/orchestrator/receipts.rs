@@ -17,8 +17,11 @@ impl Orchestrator {
     pub(super) fn receipts_ready(&mut self, from: &PeerId, ready: ReceiptsReady) {
         let id = ready.cell.execution;
         let Some(exec) = self.executions.get_mut(&id) else {
-            let result = self.over.get(&id).copied().flatten();
-            self.send(from, ToLablet::Finished(id, result));
+            // What another orchestrator granted and this one never heard of keeps its receipts.
+            let over = self.over.get(&id).copied();
+            if over.is_some() || ready.cell.epoch.peer == self.config.peer {
+                self.send(from, ToLablet::Finished(id, over.flatten()));
+            }
             return;
         };
         // A cell that counts as lost may still hand in what it finished.
@@ -186,7 +189,7 @@ impl Orchestrator {
 
     /// Tells how far it is, and orders the result where nothing is missing any more.
     pub(super) fn settle(&mut self, now: Timestamp, id: ExecutionId) {
-        let Some(exec) = self.executions.get(&id) else { return };
+        let Some(exec) = self.executions.get(&id).filter(|e| !self.undecided(e)) else { return };
         if !matches!(exec.stage, Stage::Running { .. } | Stage::Stopping { .. }) {
             return;
         }

@@ -15,7 +15,7 @@ use super::{Effect, Orchestrator, ms};
 use crate::placement::merge;
 
 /// Leases that a lablet has to come back after a restart of the orchestrator.
-const GRACE_LEASES: u64 = 2;
+pub(super) const GRACE_LEASES: u64 = 2;
 
 impl Orchestrator {
     pub(super) fn replay(&mut self, now: Timestamp, fact: Fact, submission: Option<Submission>) {
@@ -28,6 +28,7 @@ impl Orchestrator {
         }
         let Some(exec) = self.executions.get_mut(&id) else { return };
         exec.epoch = exec.epoch.max(fact.epoch.counter);
+        exec.leader = fact.epoch.peer.clone();
         exec.steps.push(fact.kind.clone());
         match fact.kind {
             FactKind::Submitted { .. } | FactKind::Snapshot { .. } => {}
@@ -42,7 +43,10 @@ impl Orchestrator {
                 cell.phase = Phase::Accepted;
                 exec.cells.insert(lablet, cell);
             }
-            FactKind::TakenOver { .. } => exec.taken_over = true,
+            FactKind::TakenOver { .. } => {
+                exec.taken_over = true;
+                exec.doubtful = false;
+            }
             FactKind::Accepted { lablet } => {
                 if let Some(cell) = exec.cells.get_mut(&lablet) {
                     cell.phase = cell.phase.max(Phase::Accepted);
@@ -59,8 +63,11 @@ impl Orchestrator {
                     cell.shards.insert(shard, Shard { count, state: Pull::Recalled });
                 }
             }
-            // What these say counts once the receipts are here.
+            // What these say of instances counts once the receipts are here.
             FactKind::Lost { lablet, .. } => {
+                if lablet.is_none() && exec.cancelled.is_none() && !exec.timed_out {
+                    exec.doubtful |= exec.taken_over;
+                }
                 if let Some(cell) = lablet.and_then(|l| exec.cells.get_mut(&l)) {
                     cell.over = true;
                 }
@@ -91,7 +98,7 @@ impl Orchestrator {
                 exec.rebuild();
             }
             exec.assignments = merge(placed(exec));
-            let ending = exec.cancelled.is_some() || exec.timed_out;
+            let ending = exec.cancelled.is_some() || exec.timed_out || (exec.doubtful && !exec.started());
             exec.stage = if exec.started() && ending {
                 Stage::Stopping { until: now.after(grace).after(stop_grace) }
             } else if exec.started() {
@@ -145,6 +152,9 @@ impl Orchestrator {
             })
             .collect();
         self.effects.extend(recalled);
+        if self.reconcile.is_some() {
+            return;
+        }
         for id in ended {
             self.wind_down(now, id, "ended");
         }
@@ -175,7 +185,7 @@ impl Orchestrator {
 
 /// Where instances are placed: before the start by what lablets hold, after it by the last grant of each, whether or not
 /// its lablet is still there: what has finished keeps its place.
-fn placed(exec: &Exec) -> Vec<Assignment> {
+pub(super) fn placed(exec: &Exec) -> Vec<Assignment> {
     if !exec.started() {
         return exec.kept();
     }

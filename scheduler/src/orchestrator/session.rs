@@ -14,6 +14,27 @@ const MAX_ABSENT: u32 = 3;
 
 impl Orchestrator {
     pub(super) fn hello(&mut self, now: Timestamp, from: PeerId, session: u64, hello: Hello) {
+        let promised = hello.promised.as_ref().map(|claim| &claim.body.term);
+        if let Some(term) = promised
+            && promised > self.config.term.as_ref()
+        {
+            self.step_down(term.clone());
+            return;
+        }
+        if promised < self.config.term.as_ref() {
+            // It promises first, and says hello again.
+            let (heartbeat_ms, lease_ms) = self.dictate(&from, 0);
+            let term = self.config.term.clone();
+            self.effects.push_back(Effect::Welcome {
+                to: from,
+                session,
+                heartbeat_ms,
+                lease_ms,
+                offers: Vec::new(),
+                term,
+            });
+            return;
+        }
         if let Some(known) = self.lablets.get(&from)
             && known.session.is_some()
             && known.boot != hello.boot
@@ -38,7 +59,7 @@ impl Orchestrator {
                 boot: hello.boot,
                 version: hello.version,
                 inventory: hello.inventory,
-                cells: hello.cells,
+                cells: hello.cells.clone(),
                 seq: 0,
                 heard_at: now,
                 lease_until: now,
@@ -51,7 +72,9 @@ impl Orchestrator {
         self.renew(now, &from, heartbeat_ms, lease_ms);
         let wall = WallTime(self.wall_ms(now));
         let offers = self.open_offers(wall);
-        self.effects.push_back(Effect::Welcome { to: from.clone(), session, heartbeat_ms, lease_ms, offers });
+        let term = self.config.term.clone();
+        self.effects.push_back(Effect::Welcome { to: from.clone(), session, heartbeat_ms, lease_ms, offers, term });
+        self.recover(now, &from, &hello.cells, &hello.finished);
         if let Some(away) = before.and_then(|l| l.away_since) {
             self.note_absence(&from, now.since(away).as_millis() as u64);
         }
@@ -158,7 +181,10 @@ impl Orchestrator {
                 let reason = "the orchestrator does not know this execution as one that runs".to_owned();
                 self.send(from, ToLablet::Stop(status.cell.clone(), reason));
             }
-            self.send(from, ToLablet::Finished(id, result.flatten()));
+            // What another orchestrator granted and this one never heard of keeps its receipts.
+            if result.is_some() || status.cell.epoch.peer == self.config.peer {
+                self.send(from, ToLablet::Finished(id, result.flatten()));
+            }
             return;
         };
         let stopping = exec.cancelled.is_some() || exec.timed_out;

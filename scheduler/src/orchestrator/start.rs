@@ -33,6 +33,9 @@ impl Orchestrator {
 
     pub(super) fn start_if_ready(&mut self, now: Timestamp, id: ExecutionId) {
         let wall_ms = self.wall_ms(now);
+        if self.executions.get(&id).is_some_and(|e| self.undecided(e)) {
+            return;
+        }
         let Some(exec) = self.executions.get_mut(&id) else { return };
         let ready = exec.open() == 0 && exec.live_cells().all(|(_, c)| c.phase == Phase::Prepared);
         if exec.stage != Stage::Granted || !ready {

@@ -95,8 +95,12 @@ pub(super) struct Exec {
     pub steps: Vec<FactKind>,
     /// Receipts that were read since the replay, by lablet and chunk.
     pub recalled: BTreeMap<(PeerId, Cid), Vec<ReceiptSummary>>,
+    /// Who wrote the last fact.
+    pub leader: PeerId,
     /// Whether it came from another orchestrator.
     pub taken_over: bool,
+    /// Whether a lablet said after a takeover that it was started, though the log does not.
+    pub seen_started: bool,
     /// Whether lablets were not heard after a takeover that may hold what nobody knows of: nothing is granted anew.
     pub doubtful: bool,
     pub notice_at: Timestamp,
@@ -248,6 +252,15 @@ impl Exec {
         }
     }
 
+    /// When receipts are to be pulled again.
+    pub(super) fn next_pull(&self) -> Option<Timestamp> {
+        let pulls = self.cells.values().flat_map(|c| c.shards.values()).filter_map(|s| match s.state {
+            Pull::Retry(at) => Some(at),
+            Pull::Pulling | Pull::Recalled | Pull::Kept | Pull::Bad => None,
+        });
+        pulls.min()
+    }
+
     /// When this execution wants to be looked at.
     pub(super) fn next_timeout(&self) -> Option<Timestamp> {
         let stage = match &self.stage {
@@ -258,13 +271,9 @@ impl Exec {
             Stage::Stopping { until } => (!self.recalling()).then_some(*until),
             Stage::Assembling { retry_at, .. } => *retry_at,
         };
-        let pulls = self.cells.values().flat_map(|c| c.shards.values()).filter_map(|s| match s.state {
-            Pull::Retry(at) => Some(at),
-            Pull::Pulling | Pull::Recalled | Pull::Kept | Pull::Bad => None,
-        });
         let replace = (!self.replace.is_empty() && !self.recalling()).then_some(self.replace_until);
         let notice = self.waits_for().map(|_| self.notice_at);
-        stage.into_iter().chain(pulls).chain(replace).chain(notice).min()
+        stage.into_iter().chain(self.next_pull()).chain(replace).chain(notice).min()
     }
 }
 

@@ -16,7 +16,7 @@ pub mod ticket;
 pub use book::{RedeemError, TicketBook};
 pub use keys::{Keypair, SignatureError, is_signature, sign, verified, verify, verify_by};
 pub use membership::{
-    MembershipError, check_certificate, check_revocations, check_role, check_token, issue_certificate,
+    MembershipError, check_certificate, check_claim, check_revocations, check_role, check_token, issue_certificate,
     issue_revocations, issue_token,
 };
 pub use ticket::{Secret, Ticket, TicketError};

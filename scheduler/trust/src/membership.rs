@@ -4,6 +4,7 @@ use iptl_dag::PeerId;
 use iptl_dag::model::Signed;
 use iptl_wire::WallTime;
 use iptl_wire::lab::{Certificate, MAX_REVOKED, MemberToken, Revocations, Revoked, Role};
+use iptl_wire::takeover::Claim;
 
 use crate::keys::{Keypair, SignatureError, sign, verify_by};
 
@@ -64,6 +65,14 @@ pub fn check_certificate(
     verify_by(certificate, lab)?;
     let body = &certificate.body;
     check(&body.lab, lab, &body.orchestrator, orchestrator, body.expires, now)
+}
+
+/// Checks that whom a claim names has signed it, and is an orchestrator of `lab` at `now`.
+pub fn check_claim(claim: &Signed<Claim>, lab: &PeerId, now: WallTime) -> Result<(), MembershipError> {
+    let Claim { lab: named, term, certificate } = &claim.body;
+    verify_by(claim, &term.peer)?;
+    check_certificate(certificate, lab, &term.peer, now)?;
+    check(named, lab, &term.peer, &term.peer, certificate.body.expires, now)
 }
 
 /// Makes `member` a member of the lab whose key this is.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::{Certificate, MemberToken};
 use crate::offer::Offer;
+use crate::takeover::{Claim, Finished};
 
 /// Protocol ID of the session stream.
 pub const PROTOCOL: &str = "/iptl/session/1";
@@ -148,6 +149,13 @@ pub struct Hello {
     pub inventory: Inventory,
     /// Cells that it still holds from before.
     pub cells: Vec<CellStatus>,
+    /// Claim of the highest term of the lab that it promised, durably; absent where the lab never had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<Signed<Claim>>,
+    /// Executions that it was told to be over; absent where the lab never had a term. At most
+    /// [`MAX_FINISHED`](crate::takeover::MAX_FINISHED).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub finished: Vec<Finished>,
 }
 
 /// What a lablet can do and has free.
@@ -284,6 +292,17 @@ pub struct CellStatus {
     pub ended: u32,
     /// Version of the directory that it routes by.
     pub directory: u64,
+    /// Attempt of its instances; absent means the first.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub attempt: u32,
+}
+
+fn first() -> u32 {
+    1
+}
+
+fn is_first(attempt: &u32) -> bool {
+    *attempt == 1
 }
 
 /// Where the instances of an execution are.
@@ -379,6 +398,9 @@ pub struct Welcome {
     pub lease_ms: u32,
     /// Offers that are open.
     pub offers: Vec<Signed<Offer>>,
+    /// Its claim of the term in which it leads; absent where the lab never had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Signed<Claim>>,
 }
 
 /// Answer to a heartbeat.

@@ -19,6 +19,7 @@ pub mod profile;
 pub mod reach;
 pub mod schedule;
 pub mod shrink;
+pub mod takeover;
 pub mod trace;
 pub mod world;
 

@@ -7,10 +7,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, profile, shrink};
+use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, profile, shrink, takeover};
 
 /// Schedules from which on every point must have been reached by profile `mixed`.
 const ENOUGH_TO_REACH: u64 = 1_000;
+
+/// Name of the profile with several orchestrators; `mixed` has one.
+const TAKEOVER: &str = "takeover";
 
 /// Failing seeds after which a run gives up.
 const MAX_FAILED: usize = 20;
@@ -40,6 +43,7 @@ usage: iptl-sim run [--seeds N] [--first-seed S] [--jobs J] [--profile P] [--kee
 run     runs schedules; prints each that fails, shrunk, and writes it to DIR as a trace. Exits with 1 where one failed,
         or where one of the points that many schedules must come through was never reached. With --first-failure, ends
         at the first that fails, and leaves it as it is.
+        Profile `takeover` is a lab with several orchestrators; its schedules are run and shown, not shrunk or kept.
 show    prints the schedule of a seed and every event of it
 replay  runs a trace; with --step, an empty line shows the next event, a number that many, `q` ends
 measure places one run of so many instances on so many lablets, opens a log of so many facts, and says how fast and in
@@ -102,6 +106,9 @@ impl Sum {
 
 #[expect(clippy::disallowed_methods, reason = "schedules run side by side and are timed; no core leaves its thread")]
 fn run(args: &[String]) -> Result<ExitCode, String> {
+    if option(args, "--profile") == Some(TAKEOVER) {
+        return run_takeover(args);
+    }
     let seeds = number(args, "--seeds", 1_000)?;
     let first = number(args, "--first-seed", 0)?;
     let jobs = number(args, "--jobs", 1)?.max(1);
@@ -165,6 +172,72 @@ fn run(args: &[String]) -> Result<ExitCode, String> {
     Ok(if sum.failed.is_empty() && missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Runs schedules of a lab with several orchestrators.
+#[expect(clippy::disallowed_methods, reason = "schedules run side by side and are timed; no core leaves its thread")]
+fn run_takeover(args: &[String]) -> Result<ExitCode, String> {
+    let seeds = number(args, "--seeds", 1_000)?;
+    let first = number(args, "--first-seed", 0)?;
+    let jobs = number(args, "--jobs", 1)?.max(1);
+    let most = if args.iter().any(|arg| arg == "--first-failure") { 1 } else { MAX_FAILED };
+    let enough = Arc::new(AtomicBool::new(false));
+    let began = std::time::Instant::now();
+    let threads: Vec<_> = (0..jobs)
+        .map(|job| {
+            let enough = enough.clone();
+            std::thread::spawn(move || {
+                let (mut reports, mut failed) = (Vec::new(), 0);
+                for seed in (first..first.saturating_add(seeds)).filter(|seed| seed % jobs == job) {
+                    let report = takeover::run_seed(seed, false);
+                    failed += usize::from(!report.violations.is_empty());
+                    reports.push(report);
+                    if failed >= most {
+                        enough.store(true, Ordering::Relaxed);
+                    }
+                    if enough.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+                reports
+            })
+        })
+        .collect();
+    let mut reports = Vec::new();
+    for thread in threads {
+        reports.extend(thread.join().map_err(|_| "a schedule panicked".to_owned())?);
+    }
+    reports.sort_by_key(|report| report.seed);
+    let (mut events, mut failed) = (0, 0);
+    let (mut reached, mut ended) = (BTreeMap::new(), BTreeMap::new());
+    for report in &reports {
+        events += report.events;
+        for (point, count) in &report.reached {
+            *reached.entry(*point).or_insert(0) += count;
+        }
+        for (how, count) in &report.ended {
+            *ended.entry(*how).or_insert(0) += count;
+        }
+        if let Some(violation) = report.violations.first() {
+            failed += 1;
+            println!("seed {}: {violation}", report.seed);
+        }
+    }
+    for (how, count) in ended {
+        println!("{count:>9} {how}");
+    }
+    for point in takeover::Point::ALL {
+        println!("{:>9} {point:?}", reached.get(point).copied().unwrap_or(0));
+    }
+    let took = began.elapsed().as_secs_f64();
+    let count = reports.len();
+    println!("{count} schedules of profile {TAKEOVER}, {events} events in {took:.1} s, {failed} failed");
+    let all = takeover::Point::ALL.iter().all(|point| reached.contains_key(point));
+    let complete = all || failed > 0 || seeds < ENOUGH_TO_REACH;
+    if !complete {
+        println!("some points were never reached");
+    }
+    Ok(if failed == 0 && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Shrinks what failed and prints it, or writes it where traces are kept.
 fn keep(report: &Report, profile: &str, dir: Option<&str>) -> Result<(), String> {
     let violation = &report.violations[0];
@@ -184,6 +257,16 @@ fn keep(report: &Report, profile: &str, dir: Option<&str>) -> Result<(), String>
 
 fn show(args: &[String]) -> Result<ExitCode, String> {
     let seed = args.first().and_then(|seed| seed.parse().ok()).ok_or(USAGE)?;
+    if option(args, "--profile") == Some(TAKEOVER) {
+        let report = takeover::run_seed(seed, true);
+        for line in &report.told {
+            println!("{line}");
+        }
+        for violation in &report.violations {
+            println!("violated {violation}");
+        }
+        return Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let schedule = Schedule::draw(seed, &profile_of(args)?).ok_or(USAGE)?;
     print!("{}", Trace { about: format!("seed {seed}"), schedule: schedule.clone() }.to_text());
     Ok(walk(schedule, false))

@@ -256,6 +256,9 @@ impl Model {
             | Effect::StorePlacement(_)
             | Effect::Pull { .. }
             | Effect::Notify { .. }
+            | Effect::Adopt { .. }
+            | Effect::Reconciled
+            | Effect::StepDown { .. }
             | Effect::Close { .. } => {}
         }
     }

@@ -4,7 +4,7 @@
 //! says which machines there are and what is submitted.
 
 mod faults;
-mod lab;
+pub(crate) mod lab;
 mod lablet;
 mod orchestrator;
 

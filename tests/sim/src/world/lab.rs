@@ -17,7 +17,7 @@ use crate::network::Draws;
 use crate::schedule::Schedule;
 
 /// Names a node.
-pub(super) fn peer(n: u16) -> PeerId {
+pub(crate) fn peer(n: u16) -> PeerId {
     let mut key = [0; 32];
     key[..2].copy_from_slice(&n.to_be_bytes());
     PeerId::from_ed25519(&key)
@@ -60,7 +60,7 @@ pub(super) fn machine(schedule: &Schedule, n: u32) -> LabletNode {
     LabletNode::new(peer(n as u16 + 1000), machine, clock(schedule, n))
 }
 
-fn group(count: u32) -> GroupRun {
+pub(crate) fn group(count: u32) -> GroupRun {
     GroupRun {
         workload: cid(b"workload"),
         kind: WorkloadKind::Wasm,
@@ -114,7 +114,7 @@ pub fn crowd(lablets: u32, instances: u32) -> Vec<(&'static str, Run, BTreeMap<P
 }
 
 /// A run of these groups.
-fn run(groups: BTreeMap<String, GroupRun>, seed: u64, max_attempts: u32, timeout_ms: u64) -> Run {
+pub(crate) fn run(groups: BTreeMap<String, GroupRun>, seed: u64, max_attempts: u32, timeout_ms: u64) -> Run {
     Run {
         plan: cid(b"plan"),
         case: "case".into(),

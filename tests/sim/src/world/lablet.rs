@@ -84,6 +84,9 @@ impl World {
                 self.after(takes, Event::PrepareDone { lablet, life, cell: Box::new(cell) });
             }
             LabletEffect::Directory { .. } => {}
+            LabletEffect::PromiseTerm(_) | LabletEffect::Turn { .. } | LabletEffect::Tombstone { .. } => {
+                self.model.violated("stranger", format!("there is one orchestrator, and a lablet wants {effect:?}"));
+            }
             LabletEffect::Start { cell } => self.start_cell(lablet, life, cell),
             LabletEffect::Stop { cell, reason } => self.stop_cell(lablet, life, cell, &reason),
             LabletEffect::Seal { cell } => {
@@ -261,6 +264,8 @@ impl World {
             boot: node.boot,
             inventory: core.inventory(),
             cells: core.cells(),
+            promised: None,
+            finished: Vec::new(),
         };
         node.greeting = Some((session, sent));
         self.model.greets(self.now, lablet);
@@ -319,7 +324,7 @@ impl World {
         let cells = node.records.values().cloned().collect();
         let machine: Inventory = node.machine.clone();
         self.tell_lablet(lablet, LabletInput::Wall { unix_us });
-        self.tell_lablet(lablet, LabletInput::Restore { promised, cells });
+        self.tell_lablet(lablet, LabletInput::Restore { promised, cells, promised_term: None, finished: Vec::new() });
         self.tell_lablet(lablet, LabletInput::Inventory(machine));
         self.after(MILLI, Event::Connect { lablet, life });
     }

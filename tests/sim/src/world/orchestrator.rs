@@ -183,6 +183,9 @@ impl World {
     fn orchestrator_effect(&mut self, effect: Effect) {
         match effect {
             Effect::Persist { .. } | Effect::StorePlacement(_) | Effect::Notify { .. } => {}
+            Effect::Adopt { .. } | Effect::Reconciled | Effect::StepDown { .. } => {
+                self.model.violated("stranger", format!("there is one orchestrator, and its core wants {effect:?}"));
+            }
             Effect::Send { to, message } => {
                 let message = match message {
                     ToLablet::Lease(mut renewal) => {
@@ -198,7 +201,7 @@ impl World {
                 let signed = Signed { body: grant, signer, signature: Vec::new() };
                 self.post_to_lablet(&to, ToLablet::Grant(signed));
             }
-            Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers } => {
+            Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers, term: _ } => {
                 self.welcome(to, session, heartbeat_ms, lease_ms, offers);
             }
             Effect::Turn { to, session, .. } => {
@@ -253,6 +256,7 @@ impl World {
             heartbeat_ms,
             lease_ms,
             offers: offers.collect(),
+            claim: None,
         };
         // The stream is ordered up to here: what is lost is the connection.
         let life = self.lablets[lablet].life;

@@ -1,0 +1,113 @@
+//! Whom the lablet serves: the orchestrator of the highest term that it heard of, and nobody of an older one.
+
+use std::collections::VecDeque;
+
+use iptl_dag::model::signed::Signed;
+use iptl_dag::model::{Epoch, ExecutionId};
+use iptl_dag::{Cid, PeerId};
+use iptl_wire::Timestamp;
+use iptl_wire::takeover::{Claim, Finished, LAST_COUNTER, MAX_FINISHED};
+
+use super::{Lablet, LabletEffect};
+
+/// What the lablet knows of who leads.
+#[derive(Debug, Default)]
+pub(super) struct Leader {
+    /// The claim of the term that was promised; none in a lab that never had one.
+    pub claim: Option<Signed<Claim>>,
+    /// Executions that are over, in the order in which the lablet was told.
+    pub finished: VecDeque<Finished>,
+}
+
+impl Leader {
+    pub(super) fn term(&self) -> Option<&Epoch> {
+        self.claim.as_ref().map(|claim| &claim.body.term)
+    }
+}
+
+impl Lablet {
+    /// Returns what a hello says was promised.
+    pub fn promised_term(&self) -> Option<&Signed<Claim>> {
+        self.leader.claim.as_ref()
+    }
+
+    /// Returns what a hello says is over; nothing where the lab has no terms.
+    pub fn finished_executions(&self) -> Vec<Finished> {
+        self.leader.finished.iter().cloned().collect()
+    }
+
+    /// Somebody claims to lead. An older term than that which was promised does nothing.
+    pub(super) fn claimed(&mut self, claim: Signed<Claim>) {
+        if claim.body.lab == self.config.lab && self.is_newer(&claim.body.term) {
+            self.promise_term(claim);
+        }
+    }
+
+    fn is_newer(&self, term: &Epoch) -> bool {
+        term.counter != LAST_COUNTER && self.leader.term().is_none_or(|promised| promised < term)
+    }
+
+    /// Whether a session with an orchestrator that leads in a term may be used. A newer term is promised first, and
+    /// then the session is made anew, so that its hello says so; of an older one nothing is heard.
+    pub(super) fn serves(&mut self, orchestrator: &PeerId, claim: Option<&Signed<Claim>>) -> bool {
+        let promised = self.leader.term().cloned();
+        let Some(claim) = claim else {
+            // Who has no term leads where there never was one.
+            self.turn_to(promised.as_ref());
+            return promised.is_none();
+        };
+        let term = &claim.body.term;
+        if term.peer != *orchestrator || claim.body.lab != self.config.lab {
+            return false;
+        }
+        if self.is_newer(term) {
+            self.promise_term(claim.clone());
+            return false;
+        }
+        if promised.as_ref() != Some(term) {
+            self.turn_to(promised.as_ref());
+        }
+        promised.as_ref() == Some(term)
+    }
+
+    fn turn_to(&mut self, promised: Option<&Epoch>) {
+        if let Some(term) = promised {
+            self.effects.push_back(LabletEffect::Turn { to: term.peer.clone() });
+        }
+    }
+
+    /// Promises a term, durably, before anything is said to who leads in it.
+    ///
+    /// Cells run on under the lease that they have, so that who leads now has time to be heard. Receipts are announced
+    /// anew: who held them may be gone.
+    fn promise_term(&mut self, claim: Signed<Claim>) {
+        let to = claim.body.term.peer.clone();
+        self.leader.claim = Some(claim.clone());
+        self.session = None;
+        for cell in self.cells.values_mut() {
+            cell.unkeep();
+        }
+        self.effects.push_back(LabletEffect::PromiseTerm(claim));
+        self.effects.push_back(LabletEffect::Turn { to });
+    }
+
+    /// Remembers that an execution is over: a successor that does not know it must not run it again.
+    pub(super) fn remember_finished(&mut self, execution: ExecutionId, result: Option<Cid>) {
+        if self.leader.claim.is_none() {
+            return;
+        }
+        self.leader.finished.retain(|f| f.execution != execution);
+        self.leader.finished.push_back(Finished { execution, result });
+        while self.leader.finished.len() > MAX_FINISHED {
+            self.leader.finished.pop_front();
+        }
+        self.effects.push_back(LabletEffect::Tombstone { execution, result });
+    }
+
+    /// Until when a cell of an orchestrator may run: under its lease, or that of who leads now.
+    pub(super) fn lease_of(&self, orchestrator: &PeerId) -> Timestamp {
+        let of = |peer: &PeerId| self.leases.get(peer).copied().unwrap_or_default();
+        let leads = self.leader.term().map_or(Timestamp(0), |term| of(&term.peer));
+        of(orchestrator).max(leads)
+    }
+}

@@ -1,0 +1,258 @@
+//! Going on with what another orchestrator began.
+//!
+//! The log that a successor has may lack the last things that its predecessor did. Lablets know them: before anything is
+//! granted, started or ended, every lablet that may hold something is asked, by its hello in the new term. What they
+//! hold and the log does not is recovered; what one was told to be over is over.
+//!
+//! Where a lablet was not heard within two leases, nobody knows what it was granted. Then nothing of these executions
+//! is granted anew: what was not seen to start is sealed as lost, and what runs is finished where it runs.
+
+use std::collections::BTreeSet;
+
+use iptl_dag::PeerId;
+use iptl_dag::model::{Epoch, ExecutionId, FactKind, InstanceId};
+use iptl_wire::Timestamp;
+use iptl_wire::session::{CellPhase, CellStatus, ToLablet};
+use iptl_wire::takeover::Finished;
+
+use super::replay::{GRACE_LEASES, placed};
+use super::state::{Cell, Exec, Phase, Stage};
+use super::{Effect, Orchestrator, cell_ref, ms};
+use crate::placement::merge;
+
+/// Terms of an execution that a predecessor may have gone through unseen; a lablet that names a later one lies.
+const MAX_UNSEEN_TERMS: u64 = 64;
+
+/// The time in which lablets are asked what they hold.
+#[derive(Debug)]
+pub(super) struct Reconcile {
+    /// When it is over, whoever was heard.
+    pub until: Timestamp,
+    /// Lablets that were not heard yet.
+    pub unheard: BTreeSet<PeerId>,
+}
+
+impl Orchestrator {
+    /// Takes all replayed executions over. Where the one before handed over, its logs are whole.
+    pub(super) fn take_over(&mut self, now: Timestamp, term: Epoch, mut lablets: BTreeSet<PeerId>, handed_over: bool) {
+        self.config.term = Some(term);
+        let mut taken = Vec::new();
+        for (id, exec) in &mut self.executions {
+            let from = Epoch { counter: exec.epoch, peer: exec.leader.clone() };
+            exec.epoch = exec.epoch.saturating_add(1);
+            exec.taken_over = true;
+            exec.leader = self.config.peer.clone();
+            lablets.extend(exec.live_cells().map(|(lablet, _)| lablet.clone()));
+            taken.push((*id, from));
+        }
+        if !handed_over && !taken.is_empty() && !lablets.is_empty() {
+            let until = now.after(ms(self.lease_ms() * GRACE_LEASES));
+            self.reconcile = Some(Reconcile { until, unheard: lablets });
+        }
+        for (id, from) in taken {
+            self.persist(id, FactKind::TakenOver { from });
+        }
+        self.replayed(now);
+        if self.reconcile.is_none() {
+            self.effects.push_back(Effect::Reconciled);
+        }
+    }
+
+    /// Whether nothing of an execution may be decided before lablets were asked.
+    pub(super) fn undecided(&self, exec: &Exec) -> bool {
+        self.reconcile.is_some() && exec.taken_over
+    }
+
+    /// Another orchestrator leads: nothing is done any more.
+    pub(super) fn step_down(&mut self, term: Epoch) {
+        self.deposed = true;
+        self.effects.push_back(Effect::StepDown { term });
+    }
+
+    /// Takes in what a lablet holds that has promised this term.
+    pub(super) fn recover(&mut self, now: Timestamp, from: &PeerId, cells: &[CellStatus], finished: &[Finished]) {
+        // What is over is over, whenever it is heard.
+        for over in finished {
+            self.adopt_end(over);
+        }
+        if self.reconcile.is_none() {
+            return;
+        }
+        for status in cells {
+            self.recover_cell(now, from, status);
+        }
+        if let Some(reconcile) = &mut self.reconcile {
+            reconcile.unheard.remove(from);
+        }
+    }
+
+    /// The one before has ended it, and a lablet was told.
+    fn adopt_end(&mut self, over: &Finished) {
+        let id = over.execution;
+        if self.executions.get(&id).is_none_or(|e| !e.taken_over) {
+            return;
+        }
+        let kind = match over.result {
+            Some(result) => FactKind::Sealed { result },
+            None => FactKind::Failed { reason: "the orchestrator before ended it without a result".into() },
+        };
+        self.persist(id, kind);
+        self.effects.push_back(Effect::Adopt { execution: id, result: over.result });
+        self.finish(id, over.result);
+    }
+
+    fn recover_cell(&mut self, now: Timestamp, from: &PeerId, status: &CellStatus) {
+        let id = status.cell.execution;
+        let granted = &status.cell.epoch;
+        let Some(exec) = self.executions.get_mut(&id).filter(|e| e.taken_over) else { return };
+        let known = exec.cells.get(from);
+        if known.is_none_or(|cell| cell.epoch < *granted) {
+            let sizes = &exec.run.run.groups;
+            let fits = status.assignments.iter().all(|a| {
+                let end = a.start.checked_add(a.count);
+                a.lablet == *from
+                    && a.count > 0
+                    && sizes.get(&a.group).is_some_and(|g| end.is_some_and(|e| e <= g.count))
+            });
+            let attempts = 1..=exec.run.run.loss.max_attempts.max(1);
+            let possible = granted.counter <= exec.epoch.saturating_add(MAX_UNSEEN_TERMS);
+            if !fits || !possible || !attempts.contains(&status.attempt) || known.is_some_and(|c| !c.shards.is_empty())
+            {
+                // It is told to stop by what comes after every hello.
+                return;
+            }
+            let mut cell = Cell::new(now, granted.clone(), status.assignments.clone(), status.attempt);
+            cell.phase = Phase::Accepted;
+            for instance in cell.instances() {
+                exec.lost.remove(&instance);
+                exec.replace.remove(&instance);
+            }
+            exec.cells.insert(from.clone(), cell);
+            exec.rounds = exec.rounds.saturating_add(1);
+            exec.epoch = exec.epoch.max(granted.counter);
+            exec.assignments = merge(placed(exec));
+            let kind = FactKind::Recovered {
+                lablet: from.clone(),
+                granted: granted.clone(),
+                assignments: status.assignments.clone(),
+                attempt: status.attempt,
+            };
+            let record = self.record_of(from);
+            self.persist(id, kind);
+            if let Some(exec) = self.executions.get_mut(&id) {
+                exec.records.insert(from.clone(), record);
+            }
+        }
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if exec.cells.get(from).is_some_and(|c| c.epoch == *granted) && status.phase >= CellPhase::Running {
+            // An end may be that of a cell which was never started, and died: it counts as started all the same.
+            exec.seen_started = true;
+        }
+    }
+
+    /// Decides, once every lablet was heard or was waited for long enough.
+    pub(super) fn expire_reconcile(&mut self, now: Timestamp) {
+        let Some(reconcile) = self.reconcile.take_if(|r| r.unheard.is_empty() || r.until <= now) else { return };
+        let names: Vec<String> = reconcile.unheard.iter().map(|l| self.name_of(l)).collect();
+        let taken: Vec<ExecutionId> = self.executions.iter().filter(|(_, e)| e.taken_over).map(|(id, _)| *id).collect();
+        for id in taken {
+            self.drop_outdone(now, id);
+            let Some(exec) = self.executions.get(&id) else { continue };
+            let (started, seen) = (exec.started(), exec.seen_started);
+            if !started && seen {
+                self.start_late(now, id);
+            }
+            if !names.is_empty() {
+                let reason =
+                    format!("the orchestrator was lost, and {} may hold it and was not heard", names.join(", "));
+                self.doubt(now, id, &reason);
+            }
+            self.lose_unheld(id);
+            let Some(exec) = self.executions.get_mut(&id) else { continue };
+            if exec.stage == Stage::Waiting && exec.live_cells().next().is_some() {
+                // The log had no grant, and lablets hold some.
+                exec.stage = Stage::Granted;
+                exec.unfit_since = (exec.open() > 0).then_some(now);
+            }
+            let ending = exec.cancelled.is_some() || exec.timed_out || (exec.doubtful && !exec.started());
+            if ending && !matches!(exec.stage, Stage::Stopping { .. } | Stage::Assembling { .. }) {
+                let reason = if exec.doubtful && !exec.started() { "given up after a takeover" } else { "ended" };
+                self.wind_down(now, id, reason);
+            }
+            self.start_if_ready(now, id);
+            self.settle(now, id);
+        }
+        self.effects.push_back(Effect::Reconciled);
+        self.replan = true;
+    }
+
+    /// Of two grants of one instance the later one counts: the earlier had been given back.
+    fn drop_outdone(&mut self, now: Timestamp, id: ExecutionId) {
+        let Some(exec) = self.executions.get(&id) else { return };
+        let outdone: Vec<(PeerId, Epoch)> = exec
+            .live_cells()
+            .filter(|(_, cell)| {
+                let later = |(_, c): (&PeerId, &Cell)| {
+                    c.attempt == cell.attempt && c.epoch > cell.epoch && cell.instances().any(|i| c.holds(&i))
+                };
+                exec.live_cells().any(later)
+            })
+            .map(|(lablet, cell)| (lablet.clone(), cell.epoch.clone()))
+            .collect();
+        for (lablet, epoch) in outdone {
+            self.send(&lablet, ToLablet::Stop(cell_ref(id, &epoch), "the grant was replaced".into()));
+            self.lose_cell(now, id, &lablet, "its grant was replaced before a takeover".into());
+        }
+    }
+
+    /// The one before had started it, and its fact was lost with it.
+    fn start_late(&mut self, now: Timestamp, id: ExecutionId) {
+        let wall_ms = self.wall_ms(now);
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        exec.started_ms = wall_ms.max(1);
+        exec.stage = Stage::Running { deadline: now.after(ms(exec.run.run.timeout_ms)) };
+        let ready: Vec<(PeerId, Epoch)> = exec
+            .live_cells()
+            .filter(|(_, c)| c.phase == Phase::Prepared)
+            .map(|(lablet, cell)| (lablet.clone(), cell.epoch.clone()))
+            .collect();
+        self.persist(id, FactKind::Started {});
+        for (lablet, epoch) in ready {
+            self.send(&lablet, ToLablet::Start(cell_ref(id, &epoch)));
+        }
+    }
+
+    /// Grants nothing anew from here on.
+    fn doubt(&mut self, now: Timestamp, id: ExecutionId, reason: &str) {
+        let Some(exec) = self.executions.get_mut(&id) else { return };
+        if exec.cancelled.is_some() || exec.timed_out {
+            // It ends, and nothing is granted anew anyway.
+            return;
+        }
+        exec.doubtful = true;
+        exec.reason = reason.to_owned();
+        let lost = exec.give_up_replacement().unwrap_or_default();
+        let what = ("the takeover".to_owned(), reason.to_owned());
+        exec.distortions.push(what);
+        self.persist(id, FactKind::Lost { lablet: None, instances: lost, reason: reason.to_owned() });
+        self.settle(now, id);
+    }
+
+    /// Counts instances of a started execution as lost that no cell holds: the one before had lost them.
+    fn lose_unheld(&mut self, id: ExecutionId) {
+        let Some(exec) = self.executions.get_mut(&id).filter(|e| e.started() && !e.recalling()) else { return };
+        let all = exec.run.run.groups.iter().flat_map(|(name, g)| InstanceId::range(name, 0, g.count));
+        let unheld: Vec<InstanceId> = all
+            .filter(|i| !exec.cells.values().any(|c| c.holds(i)))
+            .filter(|i| !exec.received.contains_key(i) && !exec.lost.contains_key(i))
+            .collect();
+        if unheld.is_empty() {
+            return;
+        }
+        let reason = "nobody held it after a takeover";
+        exec.doubtful = true;
+        exec.lost.extend(unheld.iter().map(|i| (i.clone(), reason.to_owned())));
+        exec.give_up_replacement();
+        self.persist(id, FactKind::Lost { lablet: None, instances: unheld, reason: reason.into() });
+    }
+}
