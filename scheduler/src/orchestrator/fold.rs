@@ -186,10 +186,7 @@ impl Exec {
                         }
                     }
                 }
-                FactKind::TakenOver { .. } => {
-                    taken_over = true;
-                    self.doubtful = false;
-                }
+                FactKind::TakenOver { .. } => taken_over = true,
                 FactKind::Cancelled { .. } | FactKind::TimedOut {} => {
                     ending = true;
                     self.give_up_replacement();

@@ -145,7 +145,13 @@ impl Orchestrator {
     /// Takes a cell as gone: before the start it is given back, after it its unfinished instances are lost.
     pub(super) fn lose_cell(&mut self, now: Timestamp, id: ExecutionId, lablet: &PeerId, reason: String) {
         let replace_until = now.after(ms(self.config.replace_timeout_ms));
+        let undecided = self.executions.get(&id).is_some_and(|e| self.undecided(e));
         let Some(exec) = self.executions.get_mut(&id) else { return };
+        if undecided {
+            // Whether it was started is not known yet.
+            exec.lose_later.insert(lablet.clone(), reason);
+            return;
+        }
         match exec.stage {
             Stage::Granted => return self.give_back(now, id, lablet, reason),
             Stage::Running { .. } | Stage::Stopping { .. } => {}

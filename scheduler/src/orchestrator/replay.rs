@@ -43,10 +43,7 @@ impl Orchestrator {
                 cell.phase = Phase::Accepted;
                 exec.cells.insert(lablet, cell);
             }
-            FactKind::TakenOver { .. } => {
-                exec.taken_over = true;
-                exec.doubtful = false;
-            }
+            FactKind::TakenOver { .. } => exec.taken_over = true,
             FactKind::Accepted { lablet } => {
                 if let Some(cell) = exec.cells.get_mut(&lablet) {
                     cell.phase = cell.phase.max(Phase::Accepted);

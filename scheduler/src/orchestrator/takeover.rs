@@ -167,6 +167,10 @@ impl Orchestrator {
                     format!("the orchestrator was lost, and {} may hold it and was not heard", names.join(", "));
                 self.doubt(now, id, &reason);
             }
+            let later = self.executions.get_mut(&id).map(|e| std::mem::take(&mut e.lose_later)).unwrap_or_default();
+            for (lablet, reason) in later {
+                self.lose_cell(now, id, &lablet, reason);
+            }
             self.lose_unheld(id);
             let Some(exec) = self.executions.get_mut(&id) else { continue };
             if exec.stage == Stage::Waiting && exec.live_cells().next().is_some() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, run_seed};
+use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, run_seed, takeover};
 
 /// Schedules in every run of the tests; `iptl-sim run` runs more.
 const SCHEDULES: u64 = 1_000;
@@ -81,4 +81,27 @@ fn a_trace_is_read_as_it_was_written() {
     assert_eq!(Trace::parse(&trace.to_text()), Ok(trace));
     assert!(Trace::parse("{}").is_err());
     assert_eq!(World::new(schedule.clone()).run(), World::new(schedule).run());
+}
+
+/// Schedules of a lab with several orchestrators in every run of the tests.
+const TAKEOVERS: u64 = 1_500;
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the harness runs schedules side by side; no core leaves its thread")]
+fn no_takeover_breaks_a_rule_and_all_together_come_everywhere() {
+    let run = |half| (0..TAKEOVERS).filter(move |s| s % 2 == half).map(|s| takeover::run_seed(s, false));
+    let halves = [0, 1].map(|half| std::thread::spawn(move || run(half).collect::<Vec<_>>()));
+    let reports: Vec<_> = halves.into_iter().flat_map(|half| half.join().expect("no schedule panics")).collect();
+    let mut reached = BTreeMap::new();
+    let mut over = 0;
+    for report in &reports {
+        assert!(report.violations.is_empty(), "seed {}: {:?}", report.seed, report.violations);
+        over += report.ended.get("over").copied().unwrap_or(0);
+        for (point, count) in &report.reached {
+            *reached.entry(*point).or_insert(0) += count;
+        }
+    }
+    let missed: Vec<_> = takeover::Point::ALL.iter().filter(|point| !reached.contains_key(*point)).collect();
+    assert!(missed.is_empty(), "never reached: {missed:?}");
+    assert!(u64::from(over) > TAKEOVERS * 2, "{over} executions ended");
 }

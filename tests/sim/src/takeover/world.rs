@@ -400,6 +400,12 @@ impl World {
                 }
             }
             Event::Down { l, o, session, message } => {
+                // What an orchestrator says that leads no more comes to nobody.
+                let leads = self.nodes[l].term.as_ref().is_none_or(|c| c.body.term.peer == self.orchs[o].peer);
+                if !leads && self.nodes[l].core.is_some() && matches!(*message, ToLablet::Start(_) | ToLablet::Grant(_))
+                {
+                    self.truth.at(Point::OldRefused);
+                }
                 if self.nodes[l].session == Some((o, session)) && !self.is_cut(o, self.node(l)) {
                     let from = self.orchs[o].peer.clone();
                     self.tell_lablet(l, LabletInput::Message { from, message: Verified::vouch(*message) });
@@ -434,10 +440,6 @@ impl World {
                 }
                 self.nodes[l].greeting = None;
                 self.nodes[l].session = Some((o, greeted));
-                let promised = self.nodes[l].term.as_ref().map(|c| c.body.term.clone());
-                if promised > welcome.claim.as_ref().map(|c| c.body.term.clone()) {
-                    self.truth.at(Point::OldRefused);
-                }
                 let orchestrator = self.orchs[o].peer.clone();
                 let welcome = Verified::vouch(*welcome);
                 self.tell_lablet(l, LabletInput::SessionUp { orchestrator, hello_at, welcome });
