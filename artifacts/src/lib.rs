@@ -4,12 +4,14 @@
 //! and of short-lived work; the one on disk lives in a crate of its own, and [`contract`] is what each must pass.
 //! [`import`] makes UnixFS out of files and directories, [`export`] writes them back, [`car`] is a whole
 //! DAG as a stream, out and in,
-//! [`Pins`] says what is kept and for whom, [`gc`] drops the rest, and [`PublicIndex`] knows what strangers may read.
+//! [`Pins`] says what is kept and for whom, [`gc`] drops the rest, [`Collectable`] does so while the store is in use, and
+//! [`PublicIndex`] knows what strangers may read.
 //!
 //! Nothing here opens a connection: fetching is the node's work. Start reading at [`BlobStore`].
 
 pub mod car;
 mod collect;
+mod collectable;
 mod contents;
 pub mod contract;
 pub mod export;
@@ -20,6 +22,7 @@ mod public;
 mod store;
 
 pub use collect::{CollectError, Collected, gc};
+pub use collectable::{Collectable, Session};
 pub use iptl_dag::Multihash;
 pub use mem::MemStore;
 pub use pins::{Pin, PinKind, PinMode, Pins, PinsError};

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod car;
+mod collectable;
 mod files;
 mod hostile;
 mod mem;

@@ -2,11 +2,12 @@
 //!
 //! One connection carries one request. [`serve_local`] answers the owner, who may do anything; [`serve_remote`] answers
 //! members of the lab, who may run things. The requests are handled by family: `content` (blocks, publishing,
-//! fetching), `exec` (commands in instances), `lab` (making, joining, letting in), `runs` (submitting, watching,
+//! fetching), `exec` (commands in instances), `keep` (collecting, checking), `lab` (making, joining, letting in), `runs` (submitting, watching,
 //! listing), `top` (what they do now).
 
 mod content;
 mod exec;
+mod keep;
 mod lab;
 mod remote;
 mod runs;
@@ -181,6 +182,8 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
             content::fetch(node, caller, root, peers, timeout_ms, shallow, talk).await
         }
         Request::Blocks { cids } => content::blocks(node, caller, cids, talk).await,
+        Request::Collect {} => keep::collect(node, caller, talk).await,
+        Request::Check { repair } => keep::check(node, caller, repair, talk).await,
         Request::Resolve { name } => runs::resolve(node, caller, name, talk).await,
         Request::Submit { run, source, source_addrs } => {
             runs::submit(node, caller, run, source, source_addrs, talk).await

@@ -83,6 +83,16 @@ pub struct Config {
     pub limits: Limits,
     /// Containers.
     pub docker: Docker,
+    /// Blocks.
+    pub store: Store,
+}
+
+/// What the owner allows blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Bytes on the disk above which what nobody pinned or uses is dropped; no bound where it is absent.
+    pub quota_bytes: Option<u64>,
 }
 
 /// What the owner allows containers, whatever their plan wishes.

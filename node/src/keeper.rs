@@ -1,11 +1,17 @@
-//! What a node keeps, for whom, and tells others that it has: pins, the index of what is public, and provider records.
+//! What a node keeps, for whom, and tells others that it has: pins, what executions hold, the index of what is public,
+//! and provider records for roots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use iptl_artifacts::{Added, BlobStore, Pin, PinKind, PinMode, Pins, PinsError, PublicError, PublicIndex};
+use iptl_artifacts::{
+    Added, BlobStore, CollectError, Collectable, Collected, Pin, PinKind, PinMode, Pins, PinsError, PublicError,
+    PublicIndex, Session,
+};
 use iptl_dag::Cid;
 use iptl_dag::model::ExecutionId;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::links::Links;
@@ -22,17 +28,39 @@ pub enum KeepError {
     Public(#[from] PublicError),
 }
 
+/// How long what was uploaded or fetched stays without a pin: whoever brought it pins it, or reads it, in a moment.
+const GRACE: Duration = Duration::from_secs(600);
+
+/// Time between two looks at how much is stored.
+const QUOTA_PAUSE: Duration = Duration::from_secs(30);
+
+/// Which role of the node holds something: an orchestrator may lend its own machine to the same execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// Its orchestrator.
+    Orchestrator,
+    /// Its lablet.
+    Lablet,
+}
+
+/// What an execution needs while it goes on.
+struct Held {
+    roots: BTreeSet<Cid>,
+    /// Keeps what is put before there is a root for it: logs, metrics, receipts.
+    _session: Session,
+}
+
 /// Keeps roots and announces them.
 pub struct Keeper {
     pins: Pins,
     public: Arc<PublicIndex>,
-    store: Arc<dyn BlobStore>,
+    store: Arc<Collectable>,
     members: Members,
     links: Links,
     /// Pins and index change together, one change at a time: else a root could be added while it is taken out.
     changing: tokio::sync::Mutex<()>,
     /// Roots that executions need while they go on. In memory: an execution that is resumed names them again.
-    held: Mutex<BTreeMap<ExecutionId, BTreeSet<Cid>>>,
+    held: Mutex<BTreeMap<(ExecutionId, Holder), Held>>,
 }
 
 impl Keeper {
@@ -40,7 +68,7 @@ impl Keeper {
     pub fn new(
         pins: Pins,
         public: Arc<PublicIndex>,
-        store: Arc<dyn BlobStore>,
+        store: Arc<Collectable>,
         members: Members,
         links: Links,
     ) -> Keeper {
@@ -93,14 +121,59 @@ impl Keeper {
         Ok((found, self.public.contains(root.hash())))
     }
 
-    /// Holds a root until its execution is over.
-    pub fn hold(&self, execution: ExecutionId, root: Cid) {
-        self.lock().entry(execution).or_default().insert(root);
+    /// Holds a root until its execution is over for this role. What is put or found meanwhile stays as well.
+    pub fn hold(&self, execution: ExecutionId, holder: Holder, root: Cid) {
+        let held = &mut *self.lock();
+        let new = || Held { roots: BTreeSet::new(), _session: self.store.session() };
+        held.entry((execution, holder)).or_insert_with(new).roots.insert(root);
     }
 
-    /// Lets go of everything that was held for an execution.
-    pub fn release(&self, execution: &ExecutionId) {
-        self.lock().remove(execution);
+    /// Lets go of everything that a role held for an execution.
+    pub fn release(&self, execution: &ExecutionId, holder: Holder) {
+        self.lock().remove(&(*execution, holder));
+    }
+
+    /// Keeps what is put or found from now on until some minutes after the answer is dropped.
+    pub fn grace(&self) -> Grace {
+        Grace { session: Some(self.store.session()) }
+    }
+
+    /// Drops what no pin and no execution leads to and nobody uses. Safe to drop half-way.
+    pub async fn collect(&self) -> Result<Collected, CollectError> {
+        self.store.collect(&|| self.roots()).await
+    }
+
+    /// Keeps the store within `quota` bytes, by collecting where it is over, until `stop`.
+    pub async fn keep_within(&self, quota: u64, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(QUOTA_PAUSE) => {}
+            }
+            if let Err(error) = self.evict(quota).await {
+                tracing::warn!(%error, "the store cannot be brought within its quota");
+            }
+        }
+    }
+
+    /// Collects where more than `quota` bytes are on the disk; says whether it did.
+    pub async fn evict(&self, quota: u64) -> Result<bool, CollectError> {
+        if self.store.usage().await?.on_disk <= quota {
+            return Ok(false);
+        }
+        let collected = self.collect().await?;
+        let left = self.store.usage().await?.on_disk;
+        tracing::info!(removed = collected.removed, freed = collected.freed, left, "the store was over its quota");
+        if left > quota {
+            tracing::warn!(left, quota, "what is pinned or in use takes more than the quota of the store");
+        }
+        Ok(true)
+    }
+
+    fn roots(&self) -> Vec<(Cid, bool)> {
+        let held = self.lock();
+        let held = held.values().flat_map(|held| held.roots.iter().map(|root| (*root, true)));
+        self.pins.roots().into_iter().chain(held).collect()
     }
 
     /// Returns all pins.
@@ -149,7 +222,23 @@ impl Keeper {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ExecutionId, BTreeSet<Cid>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(ExecutionId, Holder), Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets a session end some minutes after this is dropped.
+pub struct Grace {
+    session: Option<Session>,
+}
+
+impl Drop for Grace {
+    fn drop(&mut self) {
+        if let (Some(session), Ok(runtime)) = (self.session.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                tokio::time::sleep(GRACE).await;
+                drop(session);
+            });
+        }
     }
 }

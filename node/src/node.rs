@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use iptl_artifacts::{BlobStore, Pins, PinsError, PublicError, PublicIndex};
+use iptl_artifacts::{BlobStore, Collectable, Pins, PinsError, PublicError, PublicIndex};
 use iptl_artifacts_iroh::Provider;
 use iptl_artifacts_pack::{OpenError, PackStore};
 use iptl_dag::model::Signed;
@@ -197,7 +197,7 @@ pub(crate) struct Node {
     /// It stops to be started again: instances that can outlive it run on.
     leave: CancellationToken,
     pub(crate) started: Instant,
-    packs: PackStore,
+    pub(crate) packs: PackStore,
     key: Arc<Keypair>,
     options: Options,
     offers: broadcast::Sender<Signed<Offer>>,
@@ -223,7 +223,8 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
     let config = home.config()?;
     let key = Arc::new(home.identity()?);
     let packs = PackStore::open(home.path("store")).await?;
-    let store: Arc<dyn BlobStore> = Arc::new(packs.clone());
+    let collectable = Collectable::new(Arc::new(packs.clone()));
+    let store: Arc<dyn BlobStore> = collectable.clone();
     let pins = Pins::open(home.path("pins.cbor"))?;
     let membership = home.membership()?;
     let stop = CancellationToken::new();
@@ -241,7 +242,7 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         None => None,
     };
     let fetcher = Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap).with_members(members.clone());
-    let keeper = Arc::new(Keeper::new(pins, public, store.clone(), members.clone(), links.clone()));
+    let keeper = Arc::new(Keeper::new(pins, public, collectable, members.clone(), links.clone()));
     serve_blobs(&links, store.clone(), readers).await;
     keeper.announce_all();
     {
@@ -250,6 +251,10 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
     }
     tokio::spawn(members.clone().serve(links.clone()));
     tokio::spawn(keep_known(members.clone(), links.clone(), stop.clone()));
+    if let Some(quota) = config.store.quota_bytes {
+        let (keeper, stop) = (keeper.clone(), stop.clone());
+        tokio::spawn(async move { keeper.keep_within(quota, stop).await });
+    }
     let node = Arc::new(Node {
         home,
         links,
@@ -401,6 +406,7 @@ impl Node {
             links: self.links.clone(),
             store: self.store.clone(),
             fetcher: self.fetcher.clone(),
+            keeper: self.keeper.clone(),
             runners,
             offers: self.offers.clone(),
             stop: self.stop.clone(),

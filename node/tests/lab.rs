@@ -114,6 +114,12 @@ impl Node {
         self.running.peer().clone()
     }
 
+    /// Stops in order; the home stays.
+    pub async fn stopped(self) -> TempDir {
+        self.running.stop().await;
+        self.dir
+    }
+
     /// Drops the node, as a crash would but for what was buffered, and starts another on its home.
     pub async fn restarted(self) -> Node {
         drop(self.running);

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod down;
 pub mod exec;
 pub mod explain;
+pub mod gc;
 pub mod get;
 pub mod import;
 pub mod invite;
@@ -27,6 +28,7 @@ pub mod run;
 pub mod share;
 pub mod show;
 pub mod status;
+pub mod store;
 pub mod top;
 pub mod unshare;
 pub mod up;
@@ -72,6 +74,11 @@ pub enum Command {
     Share(share::Args),
     /// Let only members of the lab read what a CID leads to
     Unshare(unshare::Args),
+    /// Drop what no pin and no execution leads to
+    Gc(gc::Args),
+    /// Look after the stored blocks
+    #[command(subcommand)]
+    Store(store::Command),
     /// Summary of anything that has a CID; a result is verified
     Show(show::Args),
     /// Look at the DAG itself
@@ -121,6 +128,8 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Import(args)) => import::run(ctx, args).await,
         Some(Command::Share(args)) => share::run(ctx, args).await,
         Some(Command::Unshare(args)) => unshare::run(ctx, args).await,
+        Some(Command::Gc(args)) => gc::run(ctx, args).await,
+        Some(Command::Store(command)) => store::run(ctx, command).await,
         Some(Command::Show(args)) => show::run(ctx, args).await,
         Some(Command::Dag(command)) => dag::run(ctx, command).await,
         Some(Command::Lab(command)) => lab::run(ctx, command).await,

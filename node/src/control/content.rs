@@ -20,6 +20,7 @@ const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) async fn put(node: &Node, caller: &Caller, talk: &mut Talk) -> Result<(), Failure> {
     caller.owner()?;
+    let _grace = node.keeper.grace();
     let mut blocks = Vec::new();
     let mut size = 0;
     loop {
@@ -106,6 +107,7 @@ pub(super) async fn fetch(
     for addr in peers {
         from.push((reach(node, &addr).await?, vec![addr]));
     }
+    let _grace = node.keeper.grace();
     let wanted = Wanted { root, from, timeout: Duration::from_millis(timeout_ms), shallow };
     let (progress, mut told) = tokio::sync::watch::channel(FetchProgress::default());
     let fetching = node.fetcher.fetch(&wanted, |now| {
@@ -182,7 +184,7 @@ pub(super) async fn blocks(node: &Node, caller: &Caller, cids: Vec<Cid>, talk: &
     Ok(())
 }
 
-fn store(error: StoreError) -> Failure {
+pub(super) fn store(error: StoreError) -> Failure {
     let message = error.to_string();
     match error {
         StoreError::Full { .. } => {

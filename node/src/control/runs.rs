@@ -57,6 +57,8 @@ pub(super) async fn submit(
         return remote::forward(node, caller, request, talk).await;
     };
     let from = source.into_iter().map(|peer| (peer, source_addrs.clone())).collect();
+    // Until the execution holds it itself.
+    let _grace = node.keeper.grace();
     let wanted = Wanted { root: run, from, timeout: SUBMIT_TIMEOUT, shallow: false };
     let limits = Limits { bytes: MAX_RUN_SIZE, ..Limits::default() };
     node.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await.map_err(fetch_failure)?;
@@ -67,7 +69,6 @@ pub(super) async fn submit(
     node.store.put(vec![model::to_block(execution.clone())]).await.map_err(broken)?;
     let by = caller.peer(node);
     let id = lab.ask(|answer| Ask::Submit { execution, run: Box::new(known), by, answer }).await.map_err(broken)?;
-    node.keeper.hold(id, run);
     talk.say(Reply::Submitted { execution: id.0, alias: id.alias() }).await
 }
 

@@ -36,6 +36,7 @@ use crate::carrier::Carrier;
 use crate::clock;
 use crate::fetch::Fetcher;
 use crate::home::{Config, Home, HomeError, Membership};
+use crate::keeper::{Holder, Keeper};
 use crate::links::Links;
 
 /// Commands that wait for the driver.
@@ -59,6 +60,7 @@ pub(crate) struct Parts {
     pub(crate) links: Links,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) fetcher: Fetcher,
+    pub(crate) keeper: Arc<Keeper>,
     pub(crate) runners: Runners,
     /// Offers of an orchestrator on the same node.
     pub(crate) offers: broadcast::Sender<Signed<Offer>>,
@@ -77,6 +79,11 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     getrandom::fill(&mut boot).expect("the kernel gives random bytes");
     let journal = Journal::open(parts.home.clone())?;
     let artifacts = Artifacts::new(parts.home.clone(), parts.store.clone(), parts.runners.clone());
+    for (grant, shards) in journal.held() {
+        for root in shards.into_iter().chain([grant.run]) {
+            parts.keeper.hold(grant.cell.execution, Holder::Lablet, root);
+        }
+    }
     let found = adopt::adopt(&parts, &journal, &preparer(&parts, &artifacts)).await;
     let carrier = Carrier::start(parts.links.clone()).await;
     hear_offers(&parts, commands.clone()).await;
@@ -360,6 +367,9 @@ impl Driver {
             }
             LabletEffect::Promise(record) => {
                 let grant = self.granted.remove(&record.cell);
+                if let Some(grant) = &grant {
+                    self.parts.keeper.hold(record.cell.execution, Holder::Lablet, grant.run);
+                }
                 if let Err(error) = self.journal.promise(&record, grant) {
                     // Without the promise the grant must not be taken.
                     self.stop_unwritten(&error, "a promise");
@@ -408,6 +418,7 @@ impl Driver {
             LabletEffect::Seal { cell } => self.seal(cell),
             LabletEffect::Forget { cell } => {
                 self.journal.forget(&cell);
+                self.parts.keeper.release(&cell.execution, Holder::Lablet);
                 if let Some(held) = self.cells.remove(&cell) {
                     if let Some(preparing) = held.preparing {
                         preparing.abort();
@@ -566,6 +577,9 @@ impl Driver {
     }
 
     fn sealed(&mut self, cell: CellRef, shards: Vec<(Cid, u32)>) {
+        for (shard, _) in &shards {
+            self.parts.keeper.hold(cell.execution, Holder::Lablet, *shard);
+        }
         if let Err(error) = self.journal.sealed(&cell, &shards) {
             tracing::error!(%error, "cannot write receipts down");
         }

@@ -28,7 +28,7 @@ use crate::clock;
 use crate::facts::{LogError, Logs};
 use crate::fetch::Fetcher;
 use crate::home::{Home, HomeError};
-use crate::keeper::Keeper;
+use crate::keeper::{Holder, Keeper};
 use crate::links::Links;
 use crate::members::Members;
 
@@ -383,6 +383,9 @@ impl Driver {
         if facts.iter().any(|(_, _, kind)| names_new_blocks(kind)) {
             self.parts.store.flush().await?;
         }
+        for (execution, _, kind) in &facts {
+            self.hold_named(*execution, kind);
+        }
         let at_ms = clock::wall().0;
         tokio::task::block_in_place(|| {
             for (execution, epoch, kind) in &facts {
@@ -395,6 +398,25 @@ impl Driver {
             self.note(execution, &kind, false);
         }
         Ok(())
+    }
+
+    /// Holds the blocks that a fact names until the execution is over.
+    fn hold_named(&self, execution: ExecutionId, kind: &FactKind) {
+        let hold = |root: &Cid| self.parts.keeper.hold(execution, Holder::Orchestrator, *root);
+        match kind {
+            FactKind::Submitted { execution, run, .. } => [execution, run].into_iter().for_each(hold),
+            FactKind::Placed { placement } => hold(placement),
+            FactKind::Received { shard, .. } => hold(shard),
+            FactKind::Granted { .. }
+            | FactKind::Accepted { .. }
+            | FactKind::Refused { .. }
+            | FactKind::Started {}
+            | FactKind::Lost { .. }
+            | FactKind::Cancelled { .. }
+            | FactKind::TimedOut {}
+            | FactKind::Sealed { .. }
+            | FactKind::Failed { .. } => {}
+        }
     }
 
     /// Keeps who takes part in an execution, for sync; a `replayed` fact's cells have contributed before.
@@ -479,7 +501,7 @@ impl Driver {
                     self.following.remove(&execution);
                     self.lay_aside(&execution);
                     // A sealed result is pinned by itself; of a failed execution nothing is kept.
-                    self.parts.keeper.release(&execution);
+                    self.parts.keeper.release(&execution, Holder::Orchestrator);
                 }
             }
             Effect::Close { lablet, reason } => {
@@ -530,6 +552,7 @@ impl Driver {
             self.lay_aside(execution);
         }
         for fact in facts.into_iter().filter(|fact| !over.contains(&fact.execution)) {
+            self.hold_named(fact.execution, &fact.kind);
             let submission = match &fact.kind {
                 FactKind::Submitted { execution, run, by } => {
                     let submission = self.submission(execution, run).await?;

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::Command;
 use crate::fetch::{Fetcher, Wanted};
-use crate::keeper::Keeper;
+use crate::keeper::{Holder, Keeper};
 
 /// Receipts of a lablet that is gone are waited for no longer than this before the core decides.
 const PULL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ impl Sealer {
         let (fetcher, store, keeper, driver) =
             (self.fetcher.clone(), self.store.clone(), self.keeper.clone(), self.driver.clone());
         tokio::spawn(async move {
-            keeper.hold(execution, shard);
+            keeper.hold(execution, Holder::Orchestrator, shard);
             let from = vec![(lablet.clone(), Vec::new())];
             let wanted = Wanted { root: shard, from, timeout: PULL_TIMEOUT, shallow: false };
             let limits = Limits { bytes: MAX_PULL_SIZE, ..Limits::default() };
@@ -164,7 +164,7 @@ impl Work {
         self.store.put(all).await?;
         self.store.flush().await?;
         self.keeper.keep(root, PinKind::Result, &order.execution.alias(), None).await?;
-        self.keeper.release(&order.execution);
+        self.keeper.release(&order.execution, Holder::Orchestrator);
         Ok(told)
     }
 

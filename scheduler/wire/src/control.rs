@@ -141,6 +141,13 @@ pub enum Request {
         /// CIDs.
         cids: Vec<Cid>,
     },
+    /// Drops what no pin and no execution leads to. Answer: `Collected`, then `End`.
+    Collect {},
+    /// Hashes every stored block again. Answers: `Checking`s, then `Checked`, then `End`.
+    Check {
+        /// Fetches what is damaged from whoever has it.
+        repair: bool,
+    },
     /// Makes a lab of which this node is the orchestrator. Answer: `End`.
     LabInit {
         /// Name for people.
@@ -218,6 +225,42 @@ pub enum ListKind {
     Pins,
 }
 
+/// What a collection did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectReport {
+    /// Blocks that stay.
+    pub kept: u64,
+    /// Blocks that were dropped.
+    pub removed: u64,
+    /// Bytes that went back to the disk.
+    pub freed: u64,
+    /// Blocks that something kept leads to and that are not there.
+    pub missing: u64,
+    /// Bytes that the store takes now.
+    pub on_disk: u64,
+}
+
+/// What a check of the store found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckReport {
+    /// Blocks that are whole.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks that were found damaged.
+    pub damaged: u64,
+    /// Those of them that came again from elsewhere.
+    pub repaired: u64,
+    /// Blocks whose frame was damaged, and was written again.
+    pub reframed: u64,
+    /// The index was made again.
+    pub reindexed: bool,
+    /// Damaged blocks that were not repaired, as CIDs of raw blocks, at most some.
+    pub left: Vec<String>,
+}
+
 /// What a node answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -266,6 +309,17 @@ pub enum Reply {
     },
     /// A fetch goes on.
     Progress(FetchProgress),
+    /// What a collection did.
+    Collected(CollectReport),
+    /// A check goes on.
+    Checking {
+        /// Blocks so far.
+        blocks: u64,
+        /// Bytes so far.
+        bytes: u64,
+    },
+    /// What a check found.
+    Checked(CheckReport),
     /// A fetch is complete.
     Fetched(FetchReport),
     /// A block.

@@ -1,12 +1,14 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`sync`], [`stream`], [`idle`], [`containers`], [`images`], [`network`]. Labs are real processes of
+//! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`sync`], [`stream`], [`idle`], [`containers`],
+//! [`images`], [`network`]. Labs are real processes of
 //! the program `iptl` beside this one ([`lab`]); what they are held against is measured by [`mod@reference`] in this
 //! process, and by the bare engine in one of its own ([`bare`]). [`report`] writes the table.
 
 #![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
 
 mod bare;
+mod blocks;
 mod containers;
 mod engine;
 mod idle;
@@ -36,7 +38,7 @@ struct Cli {
     /// Only these measures
     #[arg(value_enum)]
     measures: Vec<Measure>,
-    /// Bytes of the file that is fetched, in MiB
+    /// Bytes of the file that is imported and of the one that is fetched, in MiB
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
     file: u64,
     /// Warm runs of the trivial plan
@@ -59,6 +61,8 @@ enum Measure {
     Run,
     /// Many parked instances
     Park,
+    /// The store on disk: importing, reading, opening
+    Blocks,
     /// A file from another node's store
     Transfer,
     /// Barriers and topics
@@ -89,6 +93,7 @@ async fn measure(cli: Cli) -> Result<()> {
     let all = [
         Measure::Run,
         Measure::Park,
+        Measure::Blocks,
         Measure::Transfer,
         Measure::Sync,
         Measure::Stream,
@@ -108,6 +113,7 @@ async fn measure(cli: Cli) -> Result<()> {
         let measured = match measure {
             Measure::Run => run::measure(&guest, cli.runs).await,
             Measure::Park => park::measure(&guest, cli.parked).await,
+            Measure::Blocks => blocks::measure(cli.file << 20).await,
             Measure::Transfer => transfer::measure(cli.file << 20).await,
             Measure::Sync => sync::measure(&guest).await,
             Measure::Stream => stream::measure(&guest).await,

@@ -1,6 +1,5 @@
 //! A file from another node's store into ours, every block verified.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use iptl_artifacts_pack::PackStore;
 use iptl_node::fetch::{Fetcher, Wanted};
 use iptl_node::links::Links;
 
+use crate::blocks::write_noise;
 use crate::process::own_cpu;
 use crate::reference::{Transport, mb_per, plain_stream};
 use crate::report::Row;
@@ -75,17 +75,4 @@ pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
         });
     }
     Ok(rows)
-}
-
-/// Writes bytes that neither compress nor repeat.
-fn write_noise(path: &std::path::Path, bytes: u64) -> Result<()> {
-    let mut out = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(path)?);
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for _ in 0..bytes / 8 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.write_all(&state.to_le_bytes())?;
-    }
-    Ok(out.flush()?)
 }

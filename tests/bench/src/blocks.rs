@@ -1,0 +1,246 @@
+//! The store on disk: importing durably, reading at random, opening.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use iptl_artifacts::BlobStore;
+use iptl_artifacts::contract::sample;
+use iptl_artifacts::import::{ImportOptions, import_path};
+use iptl_artifacts_pack::PackStore;
+use iptl_dag::{Block, Multihash};
+
+use crate::report::Row;
+
+/// Files of the tree that is imported, in directories of a thousand.
+const FILES: u64 = 50_000;
+
+/// Bytes of each.
+const FILE_SIZE: usize = 4 << 10;
+
+/// Bytes of each block that is read at random.
+const READ_SIZE: usize = 64 << 10;
+
+/// Blocks that are read at random from: more than any cache of ours, less than the machine's memory.
+const READ_BLOCKS: u64 = 16 << 10;
+
+/// Reads by each reader.
+const READS: usize = 100_000;
+
+/// Blocks of the store that is opened.
+const MANY: u64 = 1_000_000;
+
+/// Rounds of each import; the median counts, since a disk has moods.
+const ROUNDS: usize = 3;
+
+/// Measures everything; `bytes` is the size of the imported file.
+pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
+    Ok(vec![import_file(bytes).await?, import_tree().await?, read().await?, open().await?])
+}
+
+fn temporary() -> Result<tempfile::TempDir> {
+    Ok(tempfile::Builder::new().prefix("iptl-bench-").tempdir()?)
+}
+
+async fn import_file(bytes: u64) -> Result<Row> {
+    let dir = temporary()?;
+    let file = dir.path().join("file");
+    write_noise(&file, bytes)?;
+    let (mut ours, mut bare, mut blocks) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..ROUNDS {
+        let copy = dir.path().join("copy");
+        settle()?;
+        let begun = Instant::now();
+        run(Command::new("dd").args(["bs=1M", "conv=fdatasync", "status=none"]).args(of(&file, &copy)))?;
+        bare.push(begun.elapsed().as_secs_f64());
+        fs::remove_file(&copy)?;
+        settle()?;
+        let home = dir.path().join("store");
+        let begun = Instant::now();
+        let store = PackStore::open(&home).await?;
+        blocks = import_path(&store, &file, &ImportOptions::default()).await?.blocks;
+        store.flush().await?;
+        ours.push(begun.elapsed().as_secs_f64());
+        store.close().await?;
+        drop(store);
+        fs::remove_dir_all(&home)?;
+    }
+    let (ours, bare) = (median(ours), median(bare));
+    let rate = |seconds: f64| bytes as f64 / 1e6 / seconds;
+    let ratio = bare / ours;
+    Ok(Row {
+        measure: format!("import of {} MiB, durable, median of {ROUNDS}", bytes >> 20),
+        figure: format!("{:.0} MB/s", rate(ours)),
+        reference: format!("dd conv=fdatasync: {:.0} MB/s", rate(bare)),
+        ratio: format!("{ratio:.2} ×"),
+        goal: "≥ 0.8 ×".into(),
+        reached: Some(ratio >= 0.8),
+        bound: format!("the disk, and chunking and hashing of {blocks} blocks in one thread"),
+    })
+}
+
+async fn import_tree() -> Result<Row> {
+    let dir = temporary()?;
+    let tree = dir.path().join("tree");
+    for seed in 0..FILES {
+        let folder = tree.join((seed / 1000).to_string());
+        if seed % 1000 == 0 {
+            fs::create_dir_all(&folder)?;
+        }
+        fs::write(folder.join(seed.to_string()), sample(seed, FILE_SIZE).data())?;
+    }
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let copy = dir.path().join("copy");
+        settle()?;
+        let begun = Instant::now();
+        run(Command::new("cp").arg("-r").args([&tree, &copy]))?;
+        settle()?;
+        bare.push(begun.elapsed().as_secs_f64());
+        fs::remove_dir_all(&copy)?;
+        settle()?;
+        let home = dir.path().join("store");
+        let begun = Instant::now();
+        let store = PackStore::open(&home).await?;
+        let imported = import_path(&store, &tree, &ImportOptions::default()).await?;
+        store.flush().await?;
+        ours.push(begun.elapsed().as_secs_f64());
+        ensure!(imported.files == FILES, "{} of {FILES} files came", imported.files);
+        store.close().await?;
+        drop(store);
+        fs::remove_dir_all(&home)?;
+    }
+    let (ours, bare) = (median(ours), median(bare));
+    let ratio = ours / bare;
+    Ok(Row {
+        measure: format!("import of {FILES} files of {FILE_SIZE} bytes, durable, median of {ROUNDS}"),
+        figure: format!("{ours:.2} s ({:.0} files/s)", FILES as f64 / ours),
+        reference: format!("cp -r and sync: {bare:.2} s"),
+        ratio: format!("{ratio:.2} × wall"),
+        goal: "≤ 1.5 ×".into(),
+        reached: Some(ratio <= 1.5),
+        bound: "opening and reading the files; a tree is imported by one thread".into(),
+    })
+}
+
+async fn read() -> Result<Row> {
+    let dir = temporary()?;
+    let store = PackStore::open(dir.path()).await?;
+    let mut hashes: Vec<Multihash> = Vec::new();
+    for first in (0..READ_BLOCKS).step_by(64) {
+        let blocks: Vec<Block> = (first..first + 64).map(|seed| sample(seed, READ_SIZE)).collect();
+        hashes.extend(blocks.iter().map(|block| *block.cid().hash()));
+        store.put(blocks).await?;
+    }
+    store.close().await?;
+    drop(store);
+    let store = PackStore::open(dir.path()).await?;
+    let hashes = Arc::new(hashes);
+    let mut rates = Vec::new();
+    for readers in [1, 2] {
+        let begun = Instant::now();
+        let tasks: Vec<_> = (0..readers)
+            .map(|reader| {
+                let (store, hashes) = (store.clone(), hashes.clone());
+                tokio::spawn(async move {
+                    let mut at = reader * 7919;
+                    for _ in 0..READS {
+                        at = (at * 48_271 + 11) % 2_147_483_647;
+                        let data = store.get(&hashes[at % hashes.len()]).await?.context("a block is gone")?;
+                        ensure!(data.len() == READ_SIZE);
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await??;
+        }
+        rates.push((READS * readers) as f64 / begun.elapsed().as_secs_f64());
+    }
+    let best = rates[1].max(rates[0]);
+    Ok(Row {
+        measure: format!("random reads of {} KiB blocks out of {READ_BLOCKS}, each hashed", READ_SIZE >> 10),
+        figure: format!("{:.0}/s by one reader, {:.0}/s by two", rates[0], rates[1]),
+        reference: "–".into(),
+        ratio: format!("{:.1} GB/s", best * READ_SIZE as f64 / 1e9),
+        goal: "≥ 50,000/s".into(),
+        reached: Some(best >= 50_000.0),
+        bound: "copying out of the page cache, and BLAKE3 over what was copied".into(),
+    })
+}
+
+async fn open() -> Result<Row> {
+    let dir = temporary()?;
+    let home = dir.path().join("store");
+    let store = PackStore::open(&home).await?;
+    let begun = Instant::now();
+    let mut last = None;
+    for first in (0..MANY).step_by(1000) {
+        let blocks: Vec<Block> = (first..first + 1000).map(|seed| sample(seed, 100)).collect();
+        last = blocks.last().map(|block| *block.cid().hash());
+        store.put(blocks).await?;
+    }
+    store.flush().await?;
+    let filled = begun.elapsed().as_secs_f64();
+    // What a killed process leaves behind: the files as they are now.
+    let killed = dir.path().join("killed");
+    run(Command::new("cp").arg("-r").args([&home, &killed]))?;
+    store.close().await?;
+    drop(store);
+    let mut times = Vec::new();
+    for found in [&home, &killed] {
+        let begun = Instant::now();
+        let store = PackStore::open(found).await?;
+        let hash = last.context("there are blocks")?;
+        ensure!(store.get(&hash).await?.is_some(), "the last block is there");
+        times.push(begun.elapsed().as_secs_f64());
+        ensure!(store.usage().await?.blocks == MANY, "{:?}", store.usage().await?);
+    }
+    Ok(Row {
+        measure: format!("opening a store of {MANY} blocks and reading one"),
+        figure: format!("{:.0} ms after an orderly end, {:.0} ms after a kill", times[0] * 1e3, times[1] * 1e3),
+        reference: format!("filling it took {filled:.1} s ({:.0} blocks/s)", MANY as f64 / filled),
+        ratio: "–".into(),
+        goal: "≤ 1 s".into(),
+        reached: Some(times.iter().all(|time| *time <= 1.0)),
+        bound: "after a kill: reading and hashing again what the index does not know yet".into(),
+    })
+}
+
+/// Waits until nothing is on its way to the disk, so that nobody pays for what came before.
+fn settle() -> Result<()> {
+    run(&mut Command::new("sync"))
+}
+
+fn of(from: &Path, to: &Path) -> [String; 2] {
+    [format!("if={}", from.display()), format!("of={}", to.display())]
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status()?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Writes bytes that neither compress nor repeat.
+pub fn write_noise(path: &Path, bytes: u64) -> Result<()> {
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, fs::File::create(path)?);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..bytes / 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.write_all(&state.to_le_bytes())?;
+    }
+    Ok(out.flush()?)
+}
