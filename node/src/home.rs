@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! identity.key   seed of the node's key, 32 bytes, mode 0600
-//! node.toml      what the owner set: name, listen, labels, limits
+//! node.toml      what the owner set: name, listen, labels, limits, quota of the store
 //! lab.cbor       membership: lab, role, token, orchestrators
 //! lab.key        seed of the lab's own key, where this node made the lab
 //! admission.cbor tickets, peers that ask, peers that were let in; where this node made the lab

@@ -6,7 +6,7 @@
 //! `engine` has the store without async; its parts are files by what is asked of it: `recover`, `compact`, `check`.
 //! Whatever touches the file system goes through [`files::Files`], under which the tests put a disk that fails.
 //!
-//! The format is in `docs/spec/pack-store.md`, the reasons and figures in `docs/decisions/0009-pack-store.md`.
+//! The format is in `docs/spec/pack-store.md`, the reasons and figures in `docs/decisions/0010-pack-store.md`.
 
 mod check;
 mod compact;

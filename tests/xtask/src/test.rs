@@ -32,7 +32,7 @@ const SUITES: &[(&str, u64)] = &[
     ("iptl_node", 120),
     ("iptl_net", 120),
     // Stores of many thousand blocks, killed and opened again.
-    ("iptl_artifacts_iroh", 120),
+    ("iptl_artifacts_pack", 180),
 ];
 
 /// Programs for containers, built by what uses them, each a workspace of its own.
