@@ -138,9 +138,16 @@ struct Shared {
     dropped: AtomicU64,
 }
 
+/// What waits for a lablet.
+enum Queued {
+    Packet(Carried),
+    /// Packets will come that are timed: the stream is to be there, and the clock known.
+    Ready,
+}
+
 #[derive(Clone)]
 struct Queue {
-    sender: mpsc::UnboundedSender<Carried>,
+    sender: mpsc::UnboundedSender<Queued>,
     bytes: Arc<AtomicUsize>,
 }
 
@@ -172,23 +179,11 @@ impl Carrier {
     /// Sends a packet to the cell of `execution` on `peer`.
     pub(crate) fn send(&self, peer: &PeerId, addrs: &[String], execution: ExecutionId, packet: Bytes) {
         let mut queues = lock(&self.shared.queues);
-        let queue = queues.entry(peer.clone()).or_insert_with(|| {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            let bytes = Arc::new(AtomicUsize::new(0));
-            let delivery = Delivery {
-                carrier: self.clone(),
-                peer: peer.clone(),
-                addrs: addrs.to_vec(),
-                queue: receiver,
-                bytes: bytes.clone(),
-            };
-            tokio::spawn(delivery.run());
-            Queue { sender, bytes }
-        });
+        let queue = self.queue(&mut queues, peer, addrs);
         let cost = packet.len() + PACKET_COST;
         if queue.bytes.fetch_add(cost, Ordering::Relaxed) + cost <= QUEUE_BYTES {
             // The task ends only once it has taken itself out of the queues.
-            let _ended = queue.sender.send(Carried { execution, packet });
+            let _ended = queue.sender.send(Queued::Packet(Carried { execution, packet }));
             return;
         }
         queue.bytes.fetch_sub(cost, Ordering::Relaxed);
@@ -200,6 +195,33 @@ impl Carrier {
         let carrier = self.clone();
         let peer = peer.clone();
         tokio::spawn(async move { carrier.cut(&peer).await });
+    }
+
+    /// Opens the stream to a lablet and looks at its clock, so that the first timed packet is not late.
+    pub(crate) fn make_ready(&self, peer: &PeerId, addrs: &[String]) {
+        let mut queues = lock(&self.shared.queues);
+        let _ended = self.queue(&mut queues, peer, addrs).sender.send(Queued::Ready);
+    }
+
+    fn queue<'a>(&self, queues: &'a mut BTreeMap<PeerId, Queue>, peer: &PeerId, addrs: &[String]) -> &'a mut Queue {
+        queues.entry(peer.clone()).or_insert_with(|| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let bytes = Arc::new(AtomicUsize::new(0));
+            let delivery = Delivery {
+                carrier: self.clone(),
+                peer: peer.clone(),
+                addrs: addrs.to_vec(),
+                queue: receiver,
+                bytes: bytes.clone(),
+            };
+            tokio::spawn(delivery.run());
+            Queue { sender, bytes }
+        })
+    }
+
+    /// Tells whether a cell here has others on a lablet.
+    fn is_wanted(&self, peer: &PeerId) -> bool {
+        lock(&self.shared.cells).values().any(|cell| cell.routes.is_on(peer))
     }
 
     /// Has all cells reset their connections with the instances of a lablet: packets between them were lost.
@@ -264,7 +286,7 @@ struct Delivery {
     carrier: Carrier,
     peer: PeerId,
     addrs: Vec<String>,
-    queue: mpsc::UnboundedReceiver<Carried>,
+    queue: mpsc::UnboundedReceiver<Queued>,
     bytes: Arc<AtomicUsize>,
 }
 
@@ -279,15 +301,15 @@ impl Delivery {
             };
             if let Err(error) = ended {
                 tracing::warn!(peer = %self.peer, %error, "lab packets for a lablet are lost");
-                while let Ok(carried) = self.queue.try_recv() {
-                    self.taken(&carried);
+                while let Ok(queued) = self.queue.try_recv() {
+                    self.taken(&queued);
                 }
                 self.carrier.cut(&self.peer).await;
             }
         }
     }
 
-    async fn write(&mut self, stream: Stream, first: Carried) -> std::io::Result<()> {
+    async fn write(&mut self, stream: Stream, first: Queued) -> std::io::Result<()> {
         let (answers, stream) = tokio::io::split(stream);
         let mut stream = BufWriter::with_capacity(MAX_FRAME_SIZE, stream);
         let looks = Arc::new(Looks::default());
@@ -295,8 +317,12 @@ impl Delivery {
         let mut relayed = false;
         let mut asked: Option<Instant> = None;
         let mut next = Some(first);
-        while let Some(mut carried) = next {
-            if Away::is_encoded(&carried.packet) {
+        while let Some(queued) = next {
+            let timed = match &queued {
+                Queued::Packet(carried) => Away::is_encoded(&carried.packet),
+                Queued::Ready => true,
+            };
+            if timed {
                 if asked.is_none() {
                     relayed = self.is_relayed().await;
                     for _ in 0..FIRST_LOOKS {
@@ -309,15 +335,19 @@ impl Delivery {
                     relayed = self.is_relayed().await;
                     asked = Some(Instant::now());
                 }
-                let mut packet = BytesMut::from(carried.packet);
-                Away::stamp(&mut packet, relayed, |from_ns| from_ns.saturating_add_signed(looks.ahead_ns()));
-                carried.packet = packet.freeze();
             }
-            stream.write_all(&frame::encode(&Letter::Packet(carried))).await?;
+            if let Queued::Packet(mut carried) = queued {
+                if timed {
+                    let mut packet = BytesMut::from(carried.packet);
+                    Away::stamp(&mut packet, relayed, |from_ns| from_ns.saturating_add_signed(looks.ahead_ns()));
+                    carried.packet = packet.freeze();
+                }
+                stream.write_all(&frame::encode(&Letter::Packet(carried))).await?;
+            }
             next = match self.queue.try_recv() {
-                Ok(carried) => {
-                    self.taken(&carried);
-                    Some(carried)
+                Ok(queued) => {
+                    self.taken(&queued);
+                    Some(queued)
                 }
                 Err(_) => {
                     stream.flush().await?;
@@ -336,10 +366,12 @@ impl Delivery {
     }
 
     /// Returns the next packet; none once nothing was sent for some time, and then this lablet has no queue any more.
-    async fn next(&mut self) -> Option<Carried> {
+    async fn next(&mut self) -> Option<Queued> {
         loop {
             match tokio::time::timeout(IDLE, self.queue.recv()).await {
-                Ok(carried) => return carried.inspect(|carried| self.taken(carried)),
+                Ok(queued) => return queued.inspect(|queued| self.taken(queued)),
+                // A cell that says nothing for a while is not over: its next packet is not to wait for a stream.
+                Err(_) if self.carrier.is_wanted(&self.peer) => {}
                 Err(_) => {
                     let mut queues = lock(&self.carrier.shared.queues);
                     if self.queue.is_empty() {
@@ -351,8 +383,10 @@ impl Delivery {
         }
     }
 
-    fn taken(&self, carried: &Carried) {
-        self.bytes.fetch_sub(carried.packet.len() + PACKET_COST, Ordering::Relaxed);
+    fn taken(&self, queued: &Queued) {
+        if let Queued::Packet(carried) = queued {
+            self.bytes.fetch_sub(carried.packet.len() + PACKET_COST, Ordering::Relaxed);
+        }
     }
 }
 

@@ -87,10 +87,24 @@ impl Routes {
     fn may_speak(&self, lablet: &PeerId, origin: Option<NodeId>) -> bool {
         let places = self.read();
         let Some(origin) = origin else {
-            return places.placement.values().any(|(_, owner)| owner == lablet);
+            drop(places);
+            return self.is_on(lablet);
         };
         let addr = self.directory.at(origin.index() as u64).and_then(|id| self.directory.addr(&id));
         addr.and_then(|addr| places.lablet(&self.directory, addr)).is_some_and(|owner| owner == lablet)
+    }
+
+    /// Tells whether there are instances on a lablet.
+    pub(crate) fn is_on(&self, lablet: &PeerId) -> bool {
+        self.read().placement.values().any(|(_, owner)| owner == lablet)
+    }
+
+    /// Returns the lablets with instances but for one, each with its addresses.
+    pub(super) fn others(&self, but: &PeerId) -> Vec<(PeerId, Vec<String>)> {
+        let places = self.read();
+        let owners: BTreeSet<&PeerId> = places.placement.values().map(|(_, owner)| owner).collect();
+        let others = owners.into_iter().filter(|owner| *owner != but);
+        others.map(|owner| (owner.clone(), places.addrs(owner).to_vec())).collect()
     }
 
     /// Returns the lab addresses of the instances on a lablet.

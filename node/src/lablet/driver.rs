@@ -494,6 +494,11 @@ impl Driver {
         let control: Arc<dyn CellControl> = prepared.control.into();
         let (notes, queue) = mpsc::channel(NOTE_QUEUE);
         self.carrier.attach(cell.execution, routes.clone(), control.clone());
+        if held.grant.slots.get(&WorkloadKind::Docker).is_some_and(|count| *count > 0) {
+            for (peer, addrs) in routes.others(self.parts.links.peer()) {
+                self.carrier.make_ready(&peer, &addrs);
+            }
+        }
         let task = CellTask {
             cell: cell.clone(),
             control: Some(control.clone()),
