@@ -3,9 +3,10 @@
 //! A stream costs its buffers and its task before anything is known of who opened it: a stranger gets a few of them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use iptl_dag::PeerId;
+use tokio::sync::Semaphore;
 
 /// Hands out places, so many for each peer.
 #[derive(Clone)]
@@ -54,6 +55,32 @@ impl Drop for Place {
     }
 }
 
+/// Lets one peer have so many things done for it at a time; the others wait for their turn, and for nobody else's.
+#[derive(Clone)]
+pub(crate) struct Turns {
+    each: usize,
+    peers: Arc<Mutex<BTreeMap<PeerId, Weak<Semaphore>>>>,
+}
+
+impl Turns {
+    /// Gives every peer `each` turns at a time.
+    pub(crate) fn new(each: usize) -> Turns {
+        Turns { each, peers: Arc::default() }
+    }
+
+    /// Returns the turns of a peer.
+    pub(crate) fn of(&self, peer: &PeerId) -> Arc<Semaphore> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = peers.get(peer).and_then(Weak::upgrade) {
+            return turns;
+        }
+        peers.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(self.each));
+        peers.insert(peer.clone(), Arc::downgrade(&turns));
+        turns
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +96,19 @@ mod tests {
         drop(places);
         assert!(gate.lock().is_empty());
         assert!(gate.enter(&a).is_some());
+    }
+
+    #[test]
+    fn a_peer_waits_for_its_own_turns_alone() {
+        let (a, b) = (PeerId::from_ed25519(&[1; 32]), PeerId::from_ed25519(&[2; 32]));
+        let turns = Turns::new(1);
+        let first = turns.of(&a).try_acquire_owned().unwrap();
+        assert!(turns.of(&a).try_acquire_owned().is_err());
+        assert!(turns.of(&b).try_acquire_owned().is_ok());
+        drop(first);
+        assert!(turns.of(&a).try_acquire_owned().is_ok());
+        // Those who are gone are forgotten.
+        drop(turns.of(&PeerId::from_ed25519(&[3; 32])));
+        assert_eq!(turns.peers.lock().unwrap().len(), 1);
     }
 }

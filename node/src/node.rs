@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 use crate::admission::Admission;
 use crate::control;
 use crate::fetch::Fetcher;
+use crate::gate::Turns;
 use crate::home::{Config, Home, HomeError, HomeLock, Membership, Remembered, host_name};
 use crate::keeper::Keeper;
 use crate::lablet::{self, LabletHandle};
@@ -41,6 +42,10 @@ const OFFER_QUEUE: usize = 256;
 
 /// Blob streams that wait to be accepted.
 const BLOB_QUEUE: usize = 256;
+
+/// Blob streams of one peer that are answered at a time, each with up to 32 MiB in memory where its blocks are large. The
+/// fetcher has two open for a DAG.
+const BLOB_TURNS: usize = 8;
 
 /// Bytes that a connection in memory buffers each way.
 const PIPE_SIZE: usize = 256 << 10;
@@ -539,13 +544,20 @@ async fn keep_known(members: Members, links: Links, stop: CancellationToken) {
 /// Serves blocks to whoever may read them.
 async fn serve_blobs(links: &Links, store: Arc<dyn BlobStore>, readers: Readers) {
     let mut incoming = links.accept(iptl_artifacts_iroh::PROTOCOL, BLOB_QUEUE).await;
+<<<<<<< HEAD
     let provider = Provider::over(store);
+=======
+    let provider = iptl_artifacts_iroh::provider(store);
+    let turns = Turns::new(BLOB_TURNS);
+>>>>>>> 0b291ac (node, docs: A peer has eight blob streams answered at a time; who may read what)
     tokio::spawn(async move {
         while let Some((peer, stream)) = incoming.recv().await {
             let (readers, reader) = (readers.clone(), peer.clone());
             let may_read = move |hash: &[u8; 32]| readers.may_read(&reader, &iptl_artifacts_iroh::multihash(hash));
             let provider = provider.clone().filtered(Arc::new(may_read));
+            let turns = turns.of(&peer);
             tokio::spawn(async move {
+                let _turn = turns.acquire().await.expect("it is never closed");
                 if let Err(error) = provider.serve(stream).await {
                     tracing::debug!(%peer, %error, "a blob stream ended early");
                 }

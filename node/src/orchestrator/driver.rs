@@ -407,7 +407,10 @@ impl Driver {
             FactKind::Submitted { execution, run, .. } => [execution, run].into_iter().for_each(hold),
             FactKind::Placed { placement } => hold(placement),
             FactKind::Received { shard, .. } => hold(shard),
+            FactKind::Snapshot { facts, .. } => facts.iter().for_each(|fact| self.hold_named(execution, &fact.kind)),
             FactKind::Granted { .. }
+            | FactKind::TakenOver { .. }
+            | FactKind::Recovered { .. }
             | FactKind::Accepted { .. }
             | FactKind::Refused { .. }
             | FactKind::Started {}

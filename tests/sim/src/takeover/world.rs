@@ -377,6 +377,7 @@ impl World {
             orchestrator: term.peer.clone(),
             name: "sim".into(),
             expires: WallTime(u64::MAX),
+            private: false,
         };
         let certificate = Signed { body: certificate, signer: self.lab.clone(), signature: Vec::new() };
         let body = Claim { lab: self.lab.clone(), term: term.clone(), certificate };
