@@ -5,3 +5,4 @@ mod lablet;
 mod log;
 mod placement;
 mod queue;
+mod takeover;

@@ -69,3 +69,5 @@ fn a_grant_from_before_there_were_kinds_is_read_and_names_no_slots() {
     assert!(!bytes.windows(5).any(|at| at == b"slots"));
     assert_eq!(codec::decode_canonical::<Grant>(&bytes).expect("it was just written"), grant);
 }
+
+mod takeover;

@@ -15,6 +15,9 @@ use crate::shell::Shell;
 /// Schedules in which each bug must show.
 const SCHEDULES: u32 = 10_000;
 
+/// Labs in which they are looked for, one after the other: with one orchestrator, and with several.
+const PROFILES: [&str; 2] = ["mixed", "takeover"];
+
 /// Which bugs.
 #[derive(clap::Args)]
 pub struct Args {
@@ -116,8 +119,19 @@ impl Lab {
         cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1").env("CARGO_PROFILE_RELEASE_INCREMENTAL", "true");
         cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16").env("RUSTFLAGS", "--cap-lints=warn");
         shell.run(cargo.args(["build", "--release", "--quiet", "--locked", "--package", "iptl-sim"]))?;
+        for profile in PROFILES {
+            let found = self.first_failure_of(shell, profile, jobs)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    fn first_failure_of(&self, shell: &Shell, profile: &str, jobs: u32) -> Result<Option<String>> {
         let mut sim = shell.command(self.builds.join("release/iptl-sim"));
-        sim.args(["run", "--first-failure", "--seeds", &SCHEDULES.to_string(), "--jobs", &jobs.to_string()]);
+        sim.args(["run", "--first-failure", "--profile", profile]);
+        sim.args(["--seeds", &SCHEDULES.to_string(), "--jobs", &jobs.to_string()]);
         let output = sim.stdin(Stdio::null()).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let seed = text.lines().find(|line| line.starts_with("seed ")).map(ToOwned::to_owned);

@@ -1,0 +1,123 @@
+//! Messages of takeovers: their bytes are fixed, what is too large or unknown is refused, and labs without a second
+//! orchestrator say what they always said.
+
+use std::fmt::Debug;
+
+use iptl_dag::model::signed::{Signed, signing_bytes};
+use iptl_dag::model::{Epoch, ExecutionId};
+use iptl_dag::{PeerId, codec};
+use iptl_wire::WallTime;
+use iptl_wire::lab::{Certificate, MemberToken, Role};
+use iptl_wire::session::{CellPhase, CellRef, CellStatus, Hello, Inventory, Welcome};
+use iptl_wire::takeover::{Claim, Finished, MAX_CLAIM_SIZE, MAX_FINISHED, ToFollower, ToLeader};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn peer(n: u8) -> PeerId {
+    PeerId::from_ed25519(&[n; 32])
+}
+
+fn execution() -> ExecutionId {
+    ExecutionId(codec::cid_of(&"execution"))
+}
+
+fn term() -> Epoch {
+    Epoch { counter: 7, peer: peer(1) }
+}
+
+fn certificate() -> Signed<Certificate> {
+    let body = Certificate { lab: peer(9), orchestrator: peer(1), name: "lab".into(), expires: WallTime(5) };
+    Signed { body, signer: peer(9), signature: vec![1; 64] }
+}
+
+fn claim() -> Signed<Claim> {
+    let body = Claim { lab: peer(9), term: term(), certificate: certificate() };
+    Signed { body, signer: peer(1), signature: vec![2; 64] }
+}
+
+fn status(attempt: u32) -> CellStatus {
+    CellStatus {
+        cell: CellRef { execution: execution(), epoch: term() },
+        assignments: Vec::new(),
+        phase: CellPhase::Running,
+        running: 1,
+        ended: 0,
+        directory: 7,
+        attempt,
+    }
+}
+
+fn hello(promised: Option<Signed<Claim>>, finished: Vec<Finished>) -> Hello {
+    let body = MemberToken { lab: peer(9), member: peer(2), role: Role::Lablet, expires: WallTime(5) };
+    Hello {
+        token: Signed { body, signer: peer(9), signature: vec![3; 64] },
+        version: "1".into(),
+        boot: [4; 16],
+        inventory: Inventory::default(),
+        cells: vec![status(1)],
+        promised,
+        finished,
+    }
+}
+
+/// Compares the bytes of a message with what they were when it was made, by their hash, and reads them back.
+fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: &T, hash: &str) {
+    let bytes = codec::encode(message);
+    assert_eq!(codec::decode_canonical::<T>(&bytes).expect("it was just written"), *message);
+    assert_eq!(codec::cid_of(message).to_string(), hash, "{message:?}");
+    for cut in 0..bytes.len() {
+        assert!(codec::decode::<T>(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn messages_are_written_as_they_were() {
+    let head = (execution(), 3, codec::cid_of(&"fact"));
+    check(&claim(), CLAIM);
+    check(&ToLeader::Follow { term: Some(term()), heads: vec![head] }, FOLLOW);
+    check(&ToLeader::Has { beat: 4 }, HAS);
+    check(&ToFollower::Fact { block: vec![1, 2, 3] }, FACT);
+    check(&ToFollower::Beat { beat: 4, term: None, lablets: vec![peer(2)] }, BEAT);
+    check(&ToFollower::HandOver { from: Some(term()), to: peer(3) }, HAND_OVER);
+    check(&ToFollower::Elsewhere { term: term() }, ELSEWHERE);
+    check(&hello(Some(claim()), vec![Finished { execution: execution(), result: None }]), HELLO);
+}
+
+const CLAIM: &str = "";
+const FOLLOW: &str = "";
+const HAS: &str = "";
+const FACT: &str = "";
+const BEAT: &str = "";
+const HAND_OVER: &str = "";
+const ELSEWHERE: &str = "";
+const HELLO: &str = "";
+
+#[test]
+fn a_lab_without_terms_says_nothing_of_them() {
+    let has = |bytes: &[u8], word: &str| bytes.windows(word.len()).any(|at| at == word.as_bytes());
+    let bytes = codec::encode(&hello(None, Vec::new()));
+    for word in ["promised", "finished", "attempt"] {
+        assert!(!has(&bytes, word), "{word}");
+    }
+    let welcome = Welcome { certificate: certificate(), heartbeat_ms: 1, lease_ms: 5, offers: Vec::new(), claim: None };
+    assert!(!has(&codec::encode(&welcome), "claim"));
+    // An attempt that is named is another than the first, and one that is not named is the first.
+    assert!(has(&codec::encode(&status(2)), "attempt"));
+    let bytes = codec::encode(&status(1));
+    assert_eq!(codec::decode::<CellStatus>(&bytes).expect("it was just written").attempt, 1);
+}
+
+#[test]
+fn claims_and_tombstones_stay_within_their_bounds() {
+    let mut long = claim();
+    long.body.certificate.body.name = "n".repeat(64);
+    assert!(codec::encode(&long).len() <= MAX_CLAIM_SIZE, "{}", codec::encode(&long).len());
+    let finished = Finished { execution: execution(), result: Some(codec::cid_of(&"result")) };
+    let most = hello(Some(claim()), vec![finished; MAX_FINISHED]);
+    assert!(codec::encode(&most).len() < iptl_wire::session::MAX_MESSAGE_SIZE / 16);
+}
+
+#[test]
+fn what_is_signed_as_a_claim_is_nothing_else() {
+    assert!(signing_bytes(&claim().body).starts_with(b"iptl/claim/1\0"));
+}
