@@ -83,14 +83,14 @@ fn messages_are_written_as_they_were() {
     check(&hello(Some(claim()), vec![Finished { execution: execution(), result: None }]), HELLO);
 }
 
-const CLAIM: &str = "";
-const FOLLOW: &str = "";
-const HAS: &str = "";
-const FACT: &str = "";
-const BEAT: &str = "";
-const HAND_OVER: &str = "";
-const ELSEWHERE: &str = "";
-const HELLO: &str = "";
+const CLAIM: &str = "bafyr4idlrixkl2ivumcfuhv6wbxd4dh3itilrksoladssiiq5alsdpmtiy";
+const FOLLOW: &str = "bafyr4ihv3upseo7gaiyohwdhfj3pldzzi2rjhe4y4n7srbbpemsdwlzrji";
+const HAS: &str = "bafyr4ie4kb4tzdnsaydlb6jdhkt2oojzqjtc5b6ayo4gnnynfpbdhjauua";
+const FACT: &str = "bafyr4ic2mwlpu6dd4dthxg2emealj4m3viqaqi3ayentlx4wflwslpf4gi";
+const BEAT: &str = "bafyr4ibavjeh7iidp4wcfnb4vsvrltbqcper7gdvrnbq6s35xsitbs3hui";
+const HAND_OVER: &str = "bafyr4iefpiopjqdyy5gzahk2a3uwaaagimwlme5ppbvhnxca6locrf3aha";
+const ELSEWHERE: &str = "bafyr4ifs2gqtsx47z4umru2hwaiq7uzmcfxobotaxu4fdlinue56vffhqu";
+const HELLO: &str = "bafyr4iayxrfoqijvtut3cp7x6qjgc25gsk2enkghppvdkok32szyjxzlmq";
 
 #[test]
 fn a_lab_without_terms_says_nothing_of_them() {
