@@ -211,6 +211,11 @@ impl CellNetwork {
         self.network.come_in(packets);
     }
 
+    /// Breaks the network.
+    pub(crate) fn break_it(&self) {
+        self.network.report(|_| panic!("it was told to"));
+    }
+
     /// Waits until the network breaks, and returns why; a network that does not break is waited for without end.
     pub(crate) fn broken(&self) -> impl Future<Output = String> + Send + use<> {
         let mut broken = self.broken.clone();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -70,6 +70,7 @@ struct Live {
     phase: watch::Sender<Phase>,
     /// Whether somebody holds its control.
     control: mpsc::WeakSender<()>,
+    network: Weak<CellNetwork>,
 }
 
 impl DockerRunner {
@@ -101,6 +102,14 @@ impl DockerRunner {
             tasks: TaskTracker::new(),
         };
         Ok(DockerRunner { inner: Arc::new(inner) })
+    }
+
+    /// Breaks the lab networks of all cells, which nothing else can do on purpose: for tests of what follows.
+    #[doc(hidden)]
+    pub fn break_networks(&self) {
+        for network in self.inner.state().cells.values().filter_map(|cell| cell.network.upgrade()) {
+            network.break_it();
+        }
     }
 
     /// Returns the version of the engine: `20.10.24`.
@@ -379,7 +388,7 @@ impl Inner {
             })
             .collect();
         let (alive, mut gone) = mpsc::channel(1);
-        let live = Live { phase: phase.clone(), control: alive.downgrade() };
+        let live = Live { phase: phase.clone(), control: alive.downgrade(), network: Arc::downgrade(&network) };
         self.state().cells.insert(key.clone(), live);
         if self.over.is_cancelled() {
             stop(&phase, "the runner shuts down");

@@ -190,6 +190,26 @@ async fn network_that_cannot_be_is_refused_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn network_that_breaks_ends_its_cell_and_says_why() {
+    let bench = engine!();
+    let cell = bench.cell(&Container::usual(), &[&["answer"], &["ignore-term"]]);
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "both run", |o| wrote(0, "listening")(o) && wrote(1, "ignoring")(o)).await;
+    bench.runner.break_networks();
+    let outcome = lab.finish().await;
+    for index in 0..2 {
+        let Exit::WorkerDied { reason } = outcome.exit(index) else { panic!("{:?}", outcome.exit(index)) };
+        assert!(reason.starts_with("the lab network broke") && reason.contains("it was told to"), "{reason}");
+        assert_eq!(outcome.ended[&instance(index)].network, None, "nothing is known of it any more");
+    }
+    // And another cell has a network of its own.
+    let (exit, lines) = bench.run_one(&Container::usual(), &["escape", "10.9.9.9:80"]).await;
+    assert_eq!(exit, Exit::Exited { code: 0 }, "{lines:?}");
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn connections_outlive_the_lablet() {
     let bench = engine!();
     let cell = bench.cell(&Container::usual(), &[&["answer"], &["answer"]]);
