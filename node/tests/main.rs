@@ -9,6 +9,7 @@
 mod control;
 mod fetching;
 mod homes;
+mod hostile;
 mod joining;
 mod keeping;
 mod lab;
