@@ -216,3 +216,35 @@ async fn the_index_is_what_a_walk_from_the_public_roots_reaches() {
         }
     }
 }
+
+/// Leaves are not read, so none has to be there; each takes 16 bytes, in the file as in memory.
+#[tokio::test]
+async fn a_million_blocks_take_sixteen_megabytes_and_are_there_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let leaf = |number: u32| {
+        let mut digest = [7; 32];
+        digest[..4].copy_from_slice(&number.to_le_bytes());
+        Cid::new_v1(Codec::Raw.number(), Multihash::wrap(0x1e, &digest).unwrap())
+    };
+    let node = |start: u32| {
+        codec::to_block(&Ipld::List((start..start + 1000).map(|number| Ipld::Link(leaf(number))).collect()))
+    };
+    let nodes: Vec<Block> = (0..1000).map(|n| node(n * 1000)).collect();
+    let root = codec::to_block(&Ipld::List(nodes.iter().map(|node| Ipld::Link(*node.cid())).collect()));
+    let store = store_of(&nodes.iter().chain([&root]).collect::<Vec<_>>()).await;
+    let (index, _) = open(&dir, &[]);
+    let started = std::time::Instant::now();
+    assert_eq!(index.add(&store, root.cid()).await.unwrap(), Added { blocks: 1_001_001, missing: 0 });
+    println!("added in {:?}", started.elapsed());
+    drop(index);
+    let size = std::fs::metadata(dir.path().join("public")).unwrap().len();
+    assert!(size < 17 << 20, "{size} bytes");
+    let started = std::time::Instant::now();
+    let (index, lacking) = open(&dir, &[&root]);
+    println!("opened in {:?}", started.elapsed());
+    assert_eq!(lacking, []);
+    let started = std::time::Instant::now();
+    assert!((0..1_000_000).step_by(10).all(|number| index.contains(leaf(number).hash())));
+    println!("asked for 100,000 in {:?}", started.elapsed());
+    assert!(!index.contains(leaf(1_000_000).hash()));
+}
