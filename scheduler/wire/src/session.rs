@@ -22,6 +22,7 @@ pub const MAX_MESSAGE_SIZE: usize = 4 << 20;
 /// What a lablet says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[expect(clippy::large_enum_variant, reason = "the first message comes once in a session, and none is kept")]
 pub enum ToOrchestrator {
     /// First message: who it is and what it holds.
     Hello(Hello),
