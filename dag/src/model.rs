@@ -3,12 +3,13 @@
 //! [`plan`] says what can be run, [`run`] is one experiment as a pure value, [`execution`] one carrying-out of it with
 //! its [`placement`] and the [`fact`]s of its log; [`receipt`]s are lablets' statements, [`outcome`] what the software
 //! did, and [`result`] ties them together. An [`image`] is what containers start from, a [`network`] what lies between
-//! instances. `schemas/*.ipldsch` is the
+//! instances, [`fault`] what is done to them. `schemas/*.ipldsch` is the
 //! normative text.
 
 pub mod container;
 pub mod execution;
 pub mod fact;
+pub mod fault;
 pub mod image;
 pub mod network;
 pub mod outcome;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use container::{Container, Health};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
 pub use fact::{Fact, FactKind, Recorded};
+pub use fault::{Fault, FaultSchedule, FaultTarget, ScheduledFault};
 pub use image::{Image, Layer, LayerPage};
 pub use network::{
     AccessClass, DependenceModel, GatewayModel, GroupNetwork, JitterModel, LinkModel, NetworkModel, PortsModel,
@@ -112,6 +114,8 @@ nodes! {
     LayerPage(LayerPage) = "iptl.layer-page/1";
     /// A network.
     Network(NetworkModel) = "iptl.network/1";
+    /// A schedule of faults.
+    Faults(FaultSchedule) = "iptl.faults/1";
 }
 
 impl Node {
@@ -134,7 +138,8 @@ impl Node {
             | Node::Image(_)
             | Node::Layer(_)
             | Node::LayerPage(_)
-            | Node::Network(_) => false,
+            | Node::Network(_)
+            | Node::Faults(_) => false,
         }
     }
 

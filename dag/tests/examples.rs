@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use iptl_dag::model::{
     AccessClass, Affinity, Assignment, Attestation, Case, CellNetworkUse, Comparison, Container, Count, Counts,
-    DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GatewayModel,
-    GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention,
-    JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossPolicy, Network, NetworkModel, NetworkUse,
-    Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, PortsModel, Receipt, ReceiptShard, Recorded,
-    Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, Signed, SiteShare, Statistic, Subject,
-    Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
+    DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault, FaultSchedule,
+    FaultTarget, GatewayModel, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId,
+    InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossPolicy,
+    Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, PortsModel,
+    Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, ScheduledFault,
+    Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload,
+    WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -45,6 +46,9 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("layer-without-small-files".into(), Layer { small: None, ..layer() }.into()),
         ("layer-page".into(), layer_page().into()),
         ("network".into(), network().into()),
+        ("faults".into(), faults().into()),
+        ("plan-with-faults".into(), plan_with_faults().into()),
+        ("receipts-of-networked-components".into(), networked_components().into()),
     ];
     for (name, verdict) in [
         ("result", ResultVerdict::Pass),
@@ -163,6 +167,7 @@ fn plan() -> Plan {
         max_lost_ppm: 10_000,
         engine: Engine::Live,
         network: Network::Clean,
+        faults: Vec::new(),
     };
     Plan {
         name: "ping".into(),
@@ -407,16 +412,52 @@ fn networked_receipts() -> ReceiptShard {
             down: vec![link(80)],
             spoofed: 4,
             lost_by_lab: 5,
+            crashes: 0,
             cell: CellNetworkUse {
                 lateness: vec![0, 0, 7, 300, 20],
                 max_late_ns: 15,
                 relayed: 6,
                 overdue: 2,
                 max_overdue_ns: 1_000_000,
-                cpu_us: 30_000,
+                cpu_us: Some(30_000),
                 wall_us: 1_000_000,
                 realtime: true,
+                ..CellNetworkUse::default()
             },
+        });
+    }
+    shard
+}
+
+/// Components with what the lab network did to their packets, and what was done to them on purpose.
+fn networked_components() -> ReceiptShard {
+    let mut shard = receipts_of(vec![Exit::Exited { code: 0 }]);
+    let up = LinkUse {
+        offered: 100,
+        offered_bytes: 6_000,
+        delivered: 97,
+        delivered_bytes: 5_820,
+        lost: 2,
+        overflowed: 1,
+        asked_ns: 97_000_000,
+        measured_ns: 97_310_000,
+        ..LinkUse::default()
+    };
+    for signed in &mut shard.receipts {
+        signed.body.network = Some(NetworkUse {
+            up: vec![up],
+            down: vec![LinkUse::default()],
+            crashes: 2,
+            cell: CellNetworkUse {
+                lateness: vec![0, 0, 3, 94],
+                max_late_ns: 7,
+                lost_by_lab: 1,
+                across: up,
+                cpu_us: None,
+                wall_us: 1_000_000,
+                ..CellNetworkUse::default()
+            },
+            ..NetworkUse::default()
         });
     }
     shard
@@ -483,6 +524,37 @@ fn result(verdict: ResultVerdict) -> ResultNode {
         files: raw("files"),
         verdict,
         counts: Counts { ok: 1, failed: 2, lost: 3 },
+    }
+}
+
+fn plan_with_faults() -> Plan {
+    let mut plan = plan();
+    for case in plan.cases.values_mut() {
+        case.network = Network::Model(raw("network"));
+        case.faults = vec![raw("fault")];
+    }
+    plan
+}
+
+fn faults() -> FaultSchedule {
+    let target = |group: Option<&str>, region: Option<&str>, share_ppm| FaultTarget {
+        group: group.map(str::to_owned),
+        region: region.map(str::to_owned),
+        share_ppm,
+    };
+    let east = || target(None, Some("east"), 1_000_000);
+    let link = LinkModel { loss_ppm: 50_000, ..LinkModel::default() };
+    let fault = |at_ms, every_ms, fault| ScheduledFault { at_ms, every_ms, fault };
+    let sides = vec![vec![east()], vec![target(Some("peers"), Some("west"), 500_000)]];
+    FaultSchedule {
+        faults: vec![
+            fault(10_000, 0, Fault::Partition { sides }),
+            fault(20_000, 0, Fault::Heal {}),
+            fault(5_000, 60_000, Fault::Link { access: "dsl".into(), up: link, down: LinkModel::default() }),
+            fault(6_000, 0, Fault::Delay { from: "east".into(), to: "west".into(), delay_us: 90_000 }),
+            fault(7_000, 0, Fault::Rebind { who: east() }),
+            fault(30_000, 30_000, Fault::Crash { who: target(Some("peers"), None, 100_000), restart_ms: 1_000 }),
+        ],
     }
 }
 

@@ -247,6 +247,7 @@ fn has_typed_keys(at: &str) -> bool {
         "kind",
         "subject",
         "network",
+        "fault",
         "termination",
         "workloads",
         "cases",

@@ -68,6 +68,7 @@ impl Schemas {
             include_str!("../schemas/result.ipldsch"),
             include_str!("../schemas/image.ipldsch"),
             include_str!("../schemas/network.ipldsch"),
+            include_str!("../schemas/fault.ipldsch"),
         ];
         let mut definitions = BTreeMap::new();
         for source in sources {

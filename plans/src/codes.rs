@@ -76,6 +76,8 @@ codes! {
     NETWORK_SHAPE = "E0321";
     /// A network that places a group which is not there.
     NETWORK_GROUP = "E0322";
+    /// A fault that does not say what happens, or when.
+    FAULT_SHAPE = "E0323";
     /// The plan has no such case.
     UNKNOWN_CASE = "E0401";
     /// The plan has several cases and none was chosen.

@@ -23,7 +23,7 @@ pub use manifest::{
 };
 pub use names::{MAX_METRIC_NAME, MAX_NAME, is_metric_name, is_name, param_variable};
 pub use network::{
-    CLEAN as CLEAN_NETWORK, MAX_REGIONS, preset as network_preset, presets as network_presets,
+    CLEAN as CLEAN_NETWORK, MAX_REGIONS, fault_summary, preset as network_preset, presets as network_presets,
     summary as network_summary,
 };
 pub use run::{DEFAULT_CASE, DEFAULT_SEED, RunOptions, chosen_case, make_run};

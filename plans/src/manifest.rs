@@ -16,14 +16,14 @@ use std::ops::Range;
 
 use iptl_dag::Block;
 use iptl_dag::Cid;
-use iptl_dag::model::{Case, Network, NetworkModel, Plan, to_block};
+use iptl_dag::model::{Case, FaultSchedule, Network, NetworkModel, Plan, to_block};
 use toml::de::DeTable;
 
 use crate::codes;
 use crate::diagnostic::Diagnostic;
 use crate::names;
-use crate::network::{self, Chosen, Described};
-use crate::section::{Section, Sink, check_text};
+use crate::network::{self, Chosen, Described, Stage};
+use crate::section::{Node, Section, Sink, check_text};
 
 pub(crate) use param::MAX_TEXT_VALUE;
 pub use workload::{ImageSource, WorkloadDef, WorkloadSource};
@@ -53,6 +53,8 @@ pub struct Manifest {
     pub files: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
     /// Networks of cases, by case; their CIDs stand there.
     pub networks: BTreeMap<String, NetworkModel>,
+    /// Faults of cases, by case; their CIDs stand there.
+    pub faults: BTreeMap<String, Vec<FaultSchedule>>,
     /// Networks by name that the plan brings along.
     own_networks: BTreeMap<String, Described>,
 }
@@ -133,15 +135,15 @@ fn within(source: &str, span: &Range<usize>) -> Range<usize> {
 fn read(sink: &mut Sink, table: &toml::Spanned<DeTable<'_>>, file: &str) -> Option<Manifest> {
     // What is missing from the document as a whole is shown at its start.
     let document = Section::new(String::new(), 0..1, table.get_ref());
-    document.only(sink, &["plan", "workloads", "cases", "network", "networks"]);
+    document.only(sink, &["plan", "workloads", "cases", "network", "networks", "faults"]);
 
     let (name, version, description) = head(sink, &document);
     let workloads = workloads(sink, &document);
     let mut files = BTreeMap::new();
     let named_networks = network::named(sink, &document);
     let of_plan = document.get("network").and_then(|node| network::read(sink, "network", node, &named_networks));
-    let shared = SharedNetworks { named: &named_networks, of_plan: of_plan.as_ref() };
-    let (cases, networks) = cases(sink, &document, &workloads, &shared, &mut files);
+    let shared = Shared { named: &named_networks, of_plan: of_plan.as_ref(), faults: document.get("faults") };
+    let Cases { cases, networks, faults } = cases(sink, &document, &workloads, &shared, &mut files);
     // A network of the whole plan may place groups that only some cases have.
     let groups: Vec<&str> = cases.values().flat_map(|case| case.groups.keys()).map(String::as_str).collect();
     let placed = named_networks.values().flatten().chain(match &of_plan {
@@ -164,6 +166,7 @@ fn read(sink: &mut Sink, table: &toml::Spanned<DeTable<'_>>, file: &str) -> Opti
         cases,
         files,
         networks,
+        faults,
         own_networks,
     })
 }
@@ -196,26 +199,35 @@ fn workloads(sink: &mut Sink, document: &Section<'_>) -> BTreeMap<String, Worklo
     named.into_iter().map(|(name, section)| (name.value, workload::read(sink, &section))).collect()
 }
 
-/// Networks that every case may use.
-struct SharedNetworks<'a> {
+/// What concerns every case.
+struct Shared<'a> {
     /// By name; one with a mistake stays known.
     named: &'a BTreeMap<String, Option<Described>>,
     /// That of cases which have none of their own.
     of_plan: Option<&'a Chosen>,
+    /// Faults that all have beside their own.
+    faults: Option<&'a Node<'a>>,
+}
+
+/// Cases with the nodes that they link.
+struct Cases {
+    cases: BTreeMap<String, Case>,
+    networks: BTreeMap<String, NetworkModel>,
+    faults: BTreeMap<String, Vec<FaultSchedule>>,
 }
 
 fn cases(
     sink: &mut Sink,
     document: &Section<'_>,
     workloads: &BTreeMap<String, WorkloadDef>,
-    shared: &SharedNetworks<'_>,
+    shared: &Shared<'_>,
     files: &mut BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
-) -> (BTreeMap<String, Case>, BTreeMap<String, NetworkModel>) {
+) -> Cases {
     let named = document.named(sink, "cases", "case");
     if named.is_empty() && document.get("cases").is_none_or(|node| node.get_ref().is_table()) {
         empty(sink, document, "cases", "the plan has no cases", "add `[cases.NAME]`");
     }
-    let (mut cases, mut networks) = (BTreeMap::new(), BTreeMap::new());
+    let mut all = Cases { cases: BTreeMap::new(), networks: BTreeMap::new(), faults: BTreeMap::new() };
     for (name, section) in named {
         let mut of_groups = BTreeMap::new();
         let mut case = case::read(sink, &section, workloads, &mut of_groups);
@@ -237,14 +249,48 @@ fn cases(
             Some(own) => own.as_ref(),
             None => shared.of_plan,
         };
-        if let Some(Chosen::Described(described)) = chosen {
+        let lists: Vec<(String, &Node<'_>)> = [
+            shared.faults.map(|node| ("faults".to_owned(), node)),
+            section.get("faults").map(|node| (section.path_of("faults"), node)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let clean = Described::clean();
+        let described = match chosen {
+            Some(Chosen::Described(described)) => Some(described),
+            // A clean network to which something is done is one that has links.
+            Some(Chosen::Clean) | None => (!lists.is_empty()).then_some(&clean),
+        };
+        if let Some(described) = described {
             let model = described.of_groups(case.groups.keys().map(String::as_str));
+            let schedules = faults(sink, &lists, &Stage { network: &model, groups: &case.groups });
             case.network = Network::Model(*to_block(model.clone()).cid());
-            networks.insert(name.value.clone(), model);
+            case.faults = schedules.iter().map(|schedule| *to_block(schedule.clone()).cid()).collect();
+            all.networks.insert(name.value.clone(), model);
+            if !schedules.is_empty() {
+                all.faults.insert(name.value.clone(), schedules);
+            }
         }
-        cases.insert(name.value, case);
+        all.cases.insert(name.value, case);
     }
-    (cases, networks)
+    all
+}
+
+/// Reads the faults of a case. What is wrong with those of all cases is said once.
+fn faults(sink: &mut Sink, lists: &[(String, &Node<'_>)], stage: &Stage<'_>) -> Vec<FaultSchedule> {
+    let mut found = Sink::default();
+    let mut schedules = Vec::new();
+    for (path, node) in lists {
+        schedules.push(network::read_faults(&mut found, path, node, stage));
+    }
+    for mistake in found.found {
+        if !sink.found.contains(&mistake) {
+            sink.push(mistake);
+        }
+    }
+    schedules.retain(|schedule| !schedule.faults.is_empty());
+    schedules
 }
 
 /// Notes that there is nothing where something must be.
@@ -286,9 +332,11 @@ impl Manifest {
         })
     }
 
-    /// Returns the blocks of the networks that cases link, each once.
+    /// Returns the blocks of the networks and faults that cases link, each once.
     pub fn network_blocks(&self) -> Vec<Block> {
-        let blocks = self.networks.values().map(|model| to_block(model.clone()));
+        let networks = self.networks.values().map(|model| to_block(model.clone()));
+        let faults = self.faults.values().flatten().map(|schedule| to_block(schedule.clone()));
+        let blocks = networks.chain(faults);
         let by_cid: BTreeMap<Cid, Block> = blocks.map(|block| (*block.cid(), block)).collect();
         by_cid.into_values().collect()
     }
@@ -303,7 +351,10 @@ impl Manifest {
         let groups = self.cases.get(case).into_iter().flat_map(|case| case.groups.keys()).map(String::as_str);
         match self.own_networks.get(name) {
             Some(described) => Ok(Some(described.of_groups(groups))),
-            None => network::by_name(name, groups, self.own_networks.keys().map(String::as_str)),
+            None => {
+                let faults = self.faults.contains_key(case);
+                network::by_name(name, groups, faults, self.own_networks.keys().map(String::as_str))
+            }
         }
     }
 

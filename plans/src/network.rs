@@ -2,9 +2,10 @@
 //!
 //! [`read`] reads a network by name or in full into a [`Described`], which becomes the node of a case once the case's
 //! groups are known. [`preset`] has the networks of this crate, whose figures stand in `network/*.toml` with their
-//! sources. `access.rs` reads ways to be connected, `place.rs` where groups are and what they are behind.
+//! sources. `fault.rs` reads what is done to a case on purpose, `access.rs` ways to be connected, `place.rs` where groups are and what they are behind.
 
 mod access;
+mod fault;
 mod place;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,9 @@ use crate::codes;
 use crate::diagnostic::{Diagnostic, quote, suggestion};
 use crate::section::{Located, Node, Section, Sink, out_of_range, quantity, string, wrong_type};
 use crate::{names, units};
+
+pub use fault::summary as fault_summary;
+pub(crate) use fault::{Stage, read_all as read_faults};
 
 /// Word for a network without delay, loss and limits.
 pub const CLEAN: &str = "clean";
@@ -40,7 +44,7 @@ pub fn presets() -> impl Iterator<Item = &'static str> + Clone {
 }
 
 /// Returns a network that everybody has, for some groups: each is spread over all regions, has a clean link, and can be
-/// reached. None is the clean network.
+/// reached. None is the clean network; where there are `faults`, that is a network too, to which they can be done.
 ///
 /// # Errors
 ///
@@ -48,19 +52,21 @@ pub fn presets() -> impl Iterator<Item = &'static str> + Clone {
 pub fn preset<'a>(
     name: &str,
     groups: impl IntoIterator<Item = &'a str>,
+    faults: bool,
 ) -> Result<Option<NetworkModel>, Box<Diagnostic>> {
-    by_name(name, groups, std::iter::empty())
+    by_name(name, groups, faults, std::iter::empty())
 }
 
 /// The same, where further names are known.
 pub(crate) fn by_name<'a>(
     name: &str,
     groups: impl IntoIterator<Item = &'a str>,
+    faults: bool,
     known: impl Iterator<Item = &'a str> + Clone,
 ) -> Result<Option<NetworkModel>, Box<Diagnostic>> {
     match shipped(name) {
         Some(described) => Ok(Some(described.of_groups(groups))),
-        None if name == CLEAN => Ok(None),
+        None if name == CLEAN => Ok(faults.then(|| Described::clean().of_groups(groups))),
         None => Err(Box::new(unknown_network(name, 0..0, known))),
     }
 }
@@ -145,6 +151,16 @@ pub(crate) struct Described {
 }
 
 impl Described {
+    /// Returns the network in which nothing is slow or lost, as one to which faults can be done.
+    pub(crate) fn clean() -> Described {
+        Described {
+            regions: vec!["everywhere".to_owned()],
+            delays_us: vec![vec![0]],
+            access: BTreeMap::new(),
+            groups: BTreeMap::new(),
+        }
+    }
+
     /// Returns the network of a case with these groups. A group that is not mentioned is spread over all regions, has
     /// a clean link, and can be reached.
     pub(crate) fn of_groups<'a>(&self, groups: impl IntoIterator<Item = &'a str>) -> NetworkModel {

@@ -71,7 +71,7 @@ pub fn make_run(
         seed: options.seed,
         engine: case.engine,
         network: options.network.clone().unwrap_or_else(|| case.network.clone()),
-        faults: Vec::new(),
+        faults: case.faults.clone(),
         loss: LossPolicy { max_attempts: 1, max_lost_ppm: case.max_lost_ppm },
         thresholds: case.thresholds.clone(),
         timeout_ms: case.timeout_ms,

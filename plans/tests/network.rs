@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{DependenceModel, JitterModel, LinkModel, Network, NetworkModel, PortsModel, to_block};
+use iptl_dag::model::{DependenceModel, Fault, JitterModel, LinkModel, Network, NetworkModel, PortsModel, to_block};
 use iptl_plans::{
-    CLEAN_NETWORK, Diagnostic, MAX_REGIONS, Manifest, network_preset, network_presets, network_summary, parse,
+    CLEAN_NETWORK, Diagnostic, MAX_REGIONS, Manifest, fault_summary, network_preset, network_presets, network_summary,
+    parse,
 };
 
 const HEAD: &str = r#"
@@ -109,7 +110,7 @@ fn weights(rows: &[(&str, u32)]) -> BTreeMap<String, u32> {
 #[test]
 fn every_preset_is_a_square_network_and_can_be_the_base_of_another() {
     for name in network_presets() {
-        let preset = network_preset(name, ["boot", "peer"]).unwrap().expect("it is not clean");
+        let preset = network_preset(name, ["boot", "peer"], false).unwrap().expect("it is not clean");
         assert_eq!(preset.delays_us.len(), preset.regions.len());
         assert!(preset.delays_us.iter().all(|row| row.len() == preset.regions.len()), "{name}");
         assert_eq!(model(&format!("[cases.default]\nnetwork = \"{name}\"")), preset);
@@ -117,18 +118,18 @@ fn every_preset_is_a_square_network_and_can_be_the_base_of_another() {
         let based = model(&format!("[network]\npreset = \"{name}\"\ngroups.boot.regions = \"{region}\""));
         assert_eq!(based.delays_us, preset.delays_us);
     }
-    assert_eq!(network_preset(CLEAN_NETWORK, []).unwrap(), None);
+    assert_eq!(network_preset(CLEAN_NETWORK, [], false).unwrap(), None);
 }
 
 #[test]
 fn figures_of_presets_are_those_of_their_sources() {
-    let world = network_preset("world-2019", []).unwrap().unwrap();
+    let world = network_preset("world-2019", [], false).unwrap().unwrap();
     let at = |model: &NetworkModel, from: &str, to: &str| {
         let place = |name: &str| model.regions.iter().position(|region| region == name).unwrap();
         model.delays_us[place(from)][place(to)]
     };
     assert_eq!(at(&world, "europe", "japan"), 252_000 / 2);
-    let cloud = network_preset("aws-2017", []).unwrap().unwrap();
+    let cloud = network_preset("aws-2017", [], false).unwrap().unwrap();
     assert_eq!(at(&cloud, "us-east-1", "eu-west-1"), 80_550 / 2);
     let classes = model(
         "[network]\ngroups.peer.access = { fibre = 1, cable = 1, dsl = 1, mobile = 1, mobile-3g = 1, datacenter = 1 }",
@@ -333,4 +334,77 @@ fn keys_that_do_not_go_together_are_refused() {
         "mapping",
         "only a NAT has it",
     );
+}
+
+#[test]
+fn faults_are_the_schedule_that_they_say() {
+    let manifest = read(
+        r#"
+        [[faults]]
+        at = "10s"
+        for = "5s"
+        partition = [{ region = "eu" }, [{ region = "us" }, { group = "boot", share = "50%" }]]
+        [[faults]]
+        every = "30s"
+        crash = { group = "peer", share = "10%", restart = "2s" }
+        [[faults]]
+        at = "1s"
+        every = "20s"
+        link = { access = "dsl", loss = "5%", up = { rate = "100kbit/s" } }
+        [[cases.default.faults]]
+        at = "3s"
+        delay = { from = "eu", to = "us", is = "200ms" }
+        [[cases.default.faults]]
+        at = "4s"
+        rebind = { region = "eu" }
+        [network]
+        regions = ["eu", "us"]
+        delay = "50ms"
+        groups.peer.access = "dsl"
+        "#,
+    )
+    .unwrap_or_else(|found| panic!("{found:#?}"));
+    let lines: Vec<String> =
+        manifest.faults["default"].iter().flat_map(|schedule| &schedule.faults).map(fault_summary).collect();
+    assert_eq!(
+        lines,
+        [
+            "at 10s: partition of 2 sides",
+            "at 15s: heal",
+            "every 30s: crash of 10% of peer, restart after 2s",
+            "at 1s and every 20s: links of dsl change",
+            "at 3s: delay from eu to us becomes 200ms",
+            "at 3s: delay from us to eu becomes 200ms",
+            "at 4s: NATs of 100% of all in eu forget",
+        ]
+    );
+    let Fault::Link { up, down, .. } = &manifest.faults["default"][0].faults[3].fault else { panic!("a link") };
+    assert_eq!((up.rate_bps, up.delay_us, up.loss_ppm), (100_000, 25_000, 50_000));
+    assert_eq!((down.rate_bps, down.loss_ppm), (1_500_000, 50_000));
+    let cids: Vec<_> = manifest.faults["default"].iter().map(|schedule| *to_block(schedule.clone()).cid()).collect();
+    assert_eq!(manifest.cases["default"].faults, cids);
+    assert_eq!(manifest.network_blocks().len(), 3);
+}
+
+#[test]
+fn faults_of_a_clean_network_have_one_to_happen_in() {
+    let sides = "partition = [{ group = \"peer\" }, { group = \"boot\" }]";
+    let manifest = read(&format!("[[faults]]\nat = \"1s\"\n{sides}")).unwrap();
+    let model = &manifest.networks["default"];
+    assert_eq!((model.regions.len(), &model.delays_us), (1, &vec![vec![0]]));
+    assert_eq!(manifest.network("clean", "default").unwrap().as_ref(), Some(model));
+}
+
+#[test]
+fn faults_that_make_no_sense_are_refused() {
+    refuses("[[faults]]\nat = \"1s\"", "E0323", "[[faults]]", "nothing happens");
+    refuses("[[faults]]\nheal = true", "E0323", "[[faults]]", "when?");
+    refuses("[[faults]]\nat = \"1s\"\nheal = true\nrebind = {}", "E0323", "[[faults]]", "several things");
+    refuses("[[faults]]\nat = \"1s\"\nfor = \"2s\"\nheal = true", "E0323", "\"2s\"", "only a partition");
+    refuses("[[faults]]\nat = \"1s\"\nheal = false", "E0323", "false", "write `heal = true`");
+    refuses("[[faults]]\nat = \"1s\"\npartition = []", "E0323", "[]", "parts nobody");
+    refuses("[[faults]]\nevery = \"1ms\"\nheal = true", "E0207", "\"1ms\"", "must be from 10ms");
+    refuses("[[faults]]\nat = \"1s\"\ncrash = { group = \"pear\" }", "E0322", "\"pear\"", "did you mean `peer`?");
+    refuses("[[faults]]\nat = \"1s\"\nrebind = { region = \"eu\" }", "E0317", "\"eu\"", "there is `everywhere`");
+    refuses("[[faults]]\nat = \"1s\"\nlink = { access = \"dsl\" }", "E0317", "\"dsl\"", "there is `clean`");
 }

@@ -79,6 +79,7 @@ fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> 
         let kept = by_lablet.entry(&receipt.lablet).or_default();
         let cell = &network.cell;
         kept.lost = kept.lost.saturating_add(network.lost_by_lab);
+        kept.lost_by_cell = kept.lost_by_cell.max(cell.lost_by_lab);
         kept.late_ns = kept.late_ns.max(cell.late_ns(990));
         kept.max_late_ns = kept.max_late_ns.max(cell.max_late_ns);
         kept.relayed = kept.relayed.max(cell.relayed);
@@ -91,8 +92,9 @@ fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> 
         let named = lablets.iter().find(|record| record.peer == *lablet).map(|record| record.name.clone());
         let place = named.unwrap_or_else(|| lablet.to_string());
         let mut say = |what: String| distortions.push(Distortion { place: place.clone(), what });
-        if kept.lost > 0 {
-            say(format!("{} packets of the lab network were lost by the lab and by no model", kept.lost));
+        let lost = kept.lost.saturating_add(kept.lost_by_cell);
+        if lost > 0 {
+            say(format!("{lost} packets of the lab network were lost by the lab and by no model"));
         }
         if kept.late_ns > MAX_LATE_NS {
             let (late, most) = (ms(kept.late_ns), ms(kept.max_late_ns));
@@ -116,6 +118,7 @@ fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> 
 #[derive(Default)]
 struct Kept {
     lost: u64,
+    lost_by_cell: u64,
     late_ns: u64,
     max_late_ns: u64,
     relayed: u64,

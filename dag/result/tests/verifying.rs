@@ -298,10 +298,12 @@ fn lab_network_that_did_not_keep_to_its_model_is_named_by_lablet() {
     late.lateness[22] = 2;
     late.max_late_ns = 4_000_000;
     let overdue = CellNetworkUse { overdue: 7, max_overdue_ns: 2_500_000, ..good.clone() };
+    let lost = CellNetworkUse { lost_by_lab: 4, ..good.clone() };
     let relayed = CellNetworkUse { relayed: 9, ..good.clone() };
     let rows = [
         (good.clone(), 0, None),
         (good, 3, Some("3 packets of the lab network were lost by the lab and by no model")),
+        (lost, 3, Some("7 packets of the lab network were lost by the lab and by no model")),
         (late, 0, Some("1 % of the lab network's packets were about 4.0 ms late or more, 4.0 ms at worst")),
         (overdue, 0, Some("7 packets from other lablets took longer than the network's delay, 2.5 ms at worst")),
         (relayed, 0, Some("9 packets from other lablets came over a relay, whose times are its own")),

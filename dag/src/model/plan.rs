@@ -78,6 +78,9 @@ pub struct Case {
     pub engine: Engine,
     /// Network between the instances.
     pub network: Network,
+    /// Faults that are injected; each links a [`FaultSchedule`](crate::model::FaultSchedule) node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Cid>,
 }
 
 /// Engine class: what kind of time a run has.

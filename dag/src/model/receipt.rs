@@ -70,11 +70,14 @@ pub struct NetworkUse {
     pub spoofed: u64,
     /// Packets of its that the lab lost and no model did.
     pub lost_by_lab: u64,
+    /// How often it was crashed on purpose.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub crashes: u64,
     /// What is true of its whole cell.
     pub cell: CellNetworkUse,
 }
 
-/// What one direction of a link did, in packets and bytes as they were on the wire.
+/// What one direction of a link, or of several together, did, in packets and bytes as they were on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkUse {
@@ -115,12 +118,26 @@ pub struct CellNetworkUse {
     pub overdue: u64,
     /// The longest by which one of them took longer, in nanoseconds.
     pub max_overdue_ns: u64,
-    /// CPU time that the network took, in microseconds.
-    pub cpu_us: u64,
+    /// Packets that the lab lost and no model did, where nobody can say whose they were: between regions, and on their
+    /// way in from other lablets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost_by_lab: u64,
+    /// What the links between regions, and within one, did together; nothing where no packet met one.
+    #[serde(default, skip_serializing_if = "LinkUse::is_none")]
+    pub across: LinkUse,
+    /// CPU time that the network took, in microseconds; none where it has no thread of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_us: Option<u64>,
     /// Time that it lived, in microseconds.
     pub wall_us: u64,
     /// Whether it went before other programs of its machine.
     pub realtime: bool,
+}
+
+impl LinkUse {
+    fn is_none(&self) -> bool {
+        *self == LinkUse::default()
+    }
 }
 
 impl CellNetworkUse {

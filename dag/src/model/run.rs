@@ -25,7 +25,7 @@ pub struct Run {
     pub engine: Engine,
     /// Network between the instances.
     pub network: Network,
-    /// Faults that are injected; links fault schedules, of which there are none yet.
+    /// Faults that are injected; each links a [`FaultSchedule`](crate::model::FaultSchedule) node.
     pub faults: Vec<Cid>,
     /// What happens to lost instances.
     pub loss: LossPolicy,

@@ -45,6 +45,8 @@ pub struct Compiled {
     pub topology: Topology,
     /// Where each instance is.
     pub nodes: BTreeMap<InstanceId, NodeId>,
+    /// The access class of each.
+    pub classes: BTreeMap<InstanceId, String>,
 }
 
 /// Why a description is no network.
@@ -138,7 +140,7 @@ pub fn compile(network: &NetworkModel, groups: &BTreeMap<String, u32>, seed: u64
     check(network, groups)?;
     let delays = network.delays_us.iter().map(|row| row.iter().map(|us| us * 1_000).collect()).collect();
     let mut world = World { topology: Topology::new(delays)?, externals: 0, network };
-    let mut nodes = BTreeMap::new();
+    let (mut nodes, mut classes) = (BTreeMap::new(), BTreeMap::new());
     let nowhere = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: Vec::new() };
     for (name, size) in groups {
         let group = network.groups.get(name).unwrap_or(&nowhere);
@@ -152,16 +154,17 @@ pub fn compile(network: &NetworkModel, groups: &BTreeMap<String, u32>, seed: u64
         let sites = if group.sites.is_empty() { vec![0; *size as usize] } else { choice(2, &site_weights)? };
         for index in 0..*size {
             let i = index as usize;
-            let class = network.access.values().nth(accesses[i]).ok_or(CompileError::NoAccess)?;
+            let (class_name, class) = network.access.iter().nth(accesses[i]).ok_or(CompileError::NoAccess)?;
             let gateways = group.sites.get(sites[i]).map_or(&[][..], |site| &site.gateways);
             let instance = InstanceId { group: name.clone(), index };
             let Some(addr) = directory.addr(&instance) else { continue };
             let region = u16::try_from(regions[i]).unwrap_or(u16::MAX);
             let node = world.place(region, class, gateways, addr)?;
+            classes.insert(instance.clone(), class_name.clone());
             nodes.insert(instance, node);
         }
     }
-    Ok(Compiled { topology: world.topology, nodes })
+    Ok(Compiled { topology: world.topology, nodes, classes })
 }
 
 fn check(network: &NetworkModel, groups: &BTreeMap<String, u32>) -> Result<(), CompileError> {
@@ -253,7 +256,8 @@ impl World<'_> {
     }
 }
 
-fn link(model: &LinkModel) -> LinkConfig {
+/// Returns what a link of the description does.
+pub(crate) fn link(model: &LinkModel) -> LinkConfig {
     LinkConfig {
         delay_ns: model.delay_us.saturating_mul(1_000),
         jitter_ns: model.jitter_us.saturating_mul(1_000),

@@ -346,6 +346,27 @@ impl Engine {
         self.line(link).map(|line| self.lines[line].stats)
     }
 
+    /// Returns what all links between regions, and within one, did together.
+    pub fn across(&self) -> LinkStats {
+        let first = 2 * (self.topology.nodes.len() + self.topology.gateways.len());
+        let mut sum = LinkStats::default();
+        for line in &self.lines[first..] {
+            sum.add(&line.stats);
+        }
+        sum
+    }
+
+    /// Returns what the links of a node and of the gateways before it did, up and down, its own first.
+    pub fn links_of(&self, node: NodeId) -> (Vec<LinkStats>, Vec<LinkStats>) {
+        let stats = |link| self.link_stats(link).unwrap_or_default();
+        let (mut up, mut down) = (vec![stats(LinkId::NodeUp(node))], vec![stats(LinkId::NodeDown(node))]);
+        for gateway in self.topology.gateways(node) {
+            up.push(stats(LinkId::GatewayUp(gateway)));
+            down.push(stats(LinkId::GatewayDown(gateway)));
+        }
+        (up, down)
+    }
+
     /// Returns how many packets a node sent with another source than its own; none where there is no such node.
     pub fn spoofed_by(&self, node: NodeId) -> Option<u64> {
         self.spoofed.get(node.0).copied()

@@ -15,13 +15,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iptl_dag::model::InstanceId;
+use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
 use smoltcp::iface::SocketHandle;
 
 use crate::compile::Compiled;
 use crate::directory::Directory;
 use crate::draw::mix;
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, LinkStats};
+use crate::faults::{Faults, Happened};
 use crate::ip::{self, Header, Transport};
 use crate::packet::Packet;
 use crate::sockets::Sockets;
@@ -67,6 +68,10 @@ pub struct Hosts {
     seed: u64,
     /// Packets for instances that do not run here.
     undelivered: u64,
+    faults: Option<Faults>,
+    /// When the instances were released.
+    start_ns: Option<u64>,
+    happened: VecDeque<Happened>,
 }
 
 struct Host {
@@ -85,6 +90,8 @@ struct Host {
     next_id: u16,
     timer: Option<u64>,
     stats: InstanceStats,
+    /// How often it was taken out and added again.
+    crashes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,7 +150,7 @@ struct Stream {
 impl Hosts {
     /// Makes the hosts of a cell in which no instance is yet.
     pub fn new(directory: Arc<Directory>, compiled: Compiled, limits: Limits, config: EngineConfig) -> Hosts {
-        let Compiled { topology, nodes } = compiled;
+        let Compiled { topology, nodes, .. } = compiled;
         Hosts {
             directory,
             limits,
@@ -160,7 +167,15 @@ impl Hosts {
             now_ns: 0,
             seed: config.seed,
             undelivered: 0,
+            faults: None,
+            start_ns: None,
+            happened: VecDeque::new(),
         }
+    }
+
+    /// Has faults happen after the start.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = Some(faults);
     }
 
     /// Returns the engine: what links did, and how late.
@@ -500,6 +515,11 @@ fn buffer_size(topology: &crate::Topology) -> usize {
 impl Sockets for Hosts {
     fn advance(&mut self, now_ns: u64) {
         self.now_ns = self.now_ns.max(now_ns);
+        if let (Some(faults), Some(start_ns)) = (&mut self.faults, self.start_ns) {
+            while let Some(happened) = faults.advance(start_ns, self.now_ns, &mut self.engine) {
+                self.happened.push_back(happened);
+            }
+        }
         self.engine.handle_timeout(self.now_ns);
         while let Some((at_ns, me)) = self.timers.first().copied() {
             if at_ns > self.now_ns {
@@ -516,10 +536,45 @@ impl Sockets for Hosts {
 
     fn poll_timeout(&self) -> Option<u64> {
         let timer = self.timers.first().map(|(at_ns, _)| *at_ns);
-        match (self.engine.poll_timeout(), timer) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (one, other) => one.or(other),
-        }
+        let faults = self.faults.as_ref().and_then(Faults::poll_timeout).zip(self.start_ns);
+        let fault = faults.map(|(due_ns, start_ns)| start_ns.saturating_add(due_ns));
+        [self.engine.poll_timeout(), timer, fault].into_iter().flatten().min()
+    }
+
+    fn start(&mut self) {
+        self.start_ns.get_or_insert(self.now_ns);
+    }
+
+    fn poll_fault(&mut self) -> Option<Happened> {
+        self.happened.pop_front()
+    }
+
+    fn network_use(&self, me: Ipv4Addr) -> Option<NetworkUse> {
+        let host = self.hosts.get(&me)?;
+        let (up, down) = self.engine.links_of(host.node);
+        let lost_by_lab = up.iter().chain(&down).map(|link| link.dropped_by_lab).sum();
+        let links = |links: Vec<LinkStats>| links.into_iter().map(LinkUse::from).collect();
+        let (across, lateness, stats) = (self.engine.across(), self.engine.lateness(), self.engine.stats());
+        Some(NetworkUse {
+            up: links(up),
+            down: links(down),
+            spoofed: self.engine.spoofed_by(host.node).unwrap_or_default(),
+            lost_by_lab,
+            crashes: host.crashes,
+            cell: CellNetworkUse {
+                lateness: lateness.counts().to_vec(),
+                max_late_ns: lateness.max_ns(),
+                relayed: stats.relayed,
+                overdue: stats.overdue,
+                max_overdue_ns: stats.max_overdue_ns,
+                lost_by_lab: across.dropped_by_lab,
+                across: across.into(),
+                // Whoever calls does its work.
+                cpu_us: None,
+                wall_us: self.now_ns / 1_000,
+                realtime: false,
+            },
+        })
     }
 
     fn add_instance(&mut self, id: &InstanceId) -> Option<Ipv4Addr> {
@@ -528,7 +583,9 @@ impl Sockets for Hosts {
         let (addr, mtu) = (self.engine.addr(node)?, self.engine.mtu(node)?);
         let seed = mix(self.seed, u64::from(u32::from(me)));
         let stack = Stack::new(addr, mtu, seed, self.now_ns);
-        let stats = self.hosts.get(&me).map(|host| host.stats).unwrap_or_default();
+        let before = self.hosts.get(&me);
+        let stats = before.map(|host| host.stats).unwrap_or_default();
+        let crashes = before.map_or(0, |host| host.crashes + 1);
         self.by_node.insert(node, me);
         self.hosts.insert(
             me,
@@ -546,6 +603,7 @@ impl Sockets for Hosts {
                 next_id: 0,
                 timer: None,
                 stats,
+                crashes,
             },
         );
         Some(me)

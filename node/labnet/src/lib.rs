@@ -13,6 +13,8 @@
 //! [`Hosts`] gives each instance of a cell an IP stack and has an [`Engine`] between them; [`Sockets`] is what it and
 //! [`Switch`] have in common.
 //!
+//! [`Faults`] does to an engine what a run's schedule asks for.
+//!
 //! Nothing here touches a socket of the host, a file or a clock: both are told what happens and asked what follows.
 //! Start reading at [`Switch`] or [`Engine`].
 
@@ -20,6 +22,7 @@ mod compile;
 mod directory;
 mod draw;
 mod engine;
+mod faults;
 mod hosts;
 mod ip;
 mod link;
@@ -32,6 +35,7 @@ mod topology;
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError};
 pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
+pub use faults::{FaultError, Faults, Happened};
 pub use hosts::Hosts;
 pub use ip::{Fragment, Header, IcmpError, IpError, OFFLOAD_SIZE, Offload, Transport, embedded, fragments};
 pub use link::{Fate, Jitter, Link, LinkConfig};

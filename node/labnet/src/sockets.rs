@@ -3,8 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use bytes::Bytes;
-use iptl_dag::model::InstanceId;
+use iptl_dag::model::{InstanceId, NetworkUse};
 
+use crate::faults::Happened;
 use crate::packet::Packet;
 use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId, Switch};
 
@@ -18,6 +19,19 @@ pub trait Sockets: Send {
 
     /// Returns when [`advance`](Sockets::advance) has something to do by itself.
     fn poll_timeout(&self) -> Option<u64>;
+
+    /// Begins to count the time of faults.
+    fn start(&mut self) {}
+
+    /// Returns the next fault that has happened.
+    fn poll_fault(&mut self) -> Option<Happened> {
+        None
+    }
+
+    /// Returns what the model of links did to the packets of an instance so far; none where links are clean.
+    fn network_use(&self, _me: Ipv4Addr) -> Option<NetworkUse> {
+        None
+    }
 
     /// Adds an instance to the cell and returns its directory address; none where nobody knows it.
     fn add_instance(&mut self, id: &InstanceId) -> Option<Ipv4Addr>;

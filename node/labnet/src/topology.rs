@@ -256,6 +256,14 @@ impl Topology {
         self.nodes.get(node.0).map(|node| node.access.region)
     }
 
+    /// Returns the region in which a node, or its outermost gateway, stands in the public realm.
+    pub fn public_region(&self, node: NodeId) -> Option<u16> {
+        match self.gateways(node).last() {
+            Some(gateway) => self.gateways.get(gateway.0).map(|gateway| gateway.access.region),
+            None => self.region(node),
+        }
+    }
+
     /// Returns the gateways between a node and the public realm, the node's own first.
     pub fn gateways(&self, node: NodeId) -> Vec<GatewayId> {
         let mut realm = self.nodes.get(node.0).map_or(0, |node| node.realm);

@@ -183,23 +183,24 @@ impl CellNetwork {
     }
 
     fn used(&self, report: &Report, node: usize) -> NetworkUse {
-        let links = |links: &[LinkStats]| links.iter().map(link).collect();
+        let links = |links: Vec<LinkStats>| links.into_iter().map(LinkUse::from).collect();
         let node = report.nodes.get(&node).cloned().unwrap_or_default();
-        let mut lateness = report.lateness.buckets().to_vec();
-        lateness.truncate(lateness.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1));
         let (lab, engine) = (&report.lab, &report.engine);
         NetworkUse {
-            up: links(&node.up),
-            down: links(&node.down),
             spoofed: node.spoofed,
             lost_by_lab: node.lost_by_lab(),
+            up: links(node.up),
+            down: links(node.down),
+            crashes: 0,
             cell: CellNetworkUse {
-                lateness,
+                lateness: report.lateness.counts().to_vec(),
                 max_late_ns: report.lateness.max_ns(),
                 relayed: engine.relayed,
                 overdue: if self.modelled { engine.overdue } else { 0 },
                 max_overdue_ns: if self.modelled { engine.max_overdue_ns } else { 0 },
-                cpu_us: lab.cpu_us,
+                lost_by_lab: report.across.dropped_by_lab + lab.crowded_out,
+                across: report.across.into(),
+                cpu_us: Some(lab.cpu_us),
                 wall_us: lab.wall_us,
                 realtime: lab.realtime,
             },
@@ -296,34 +297,6 @@ fn hosts<'a>(instances: impl Iterator<Item = (&'a InstanceId, Ipv4Addr)>) -> Str
         let _ = writeln!(hosts, "{addr}\t{group}-{index} {index}.{group}.lab");
     }
     hosts
-}
-
-fn link(stats: &LinkStats) -> LinkUse {
-    let LinkStats {
-        offered,
-        offered_bytes,
-        delivered,
-        delivered_bytes,
-        lost,
-        overflowed,
-        duplicated,
-        corrupted,
-        dropped_by_lab: _,
-        asked_ns,
-        measured_ns,
-    } = *stats;
-    LinkUse {
-        offered,
-        offered_bytes,
-        delivered,
-        delivered_bytes,
-        lost,
-        overflowed,
-        duplicated,
-        corrupted,
-        asked_ns,
-        measured_ns,
-    }
 }
 
 /// Returns an error with its causes.

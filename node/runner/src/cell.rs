@@ -33,6 +33,8 @@ pub struct CellSpec {
     pub groups: BTreeMap<String, u32>,
     /// What lies between the instances of the run; none is a clean network.
     pub network: Option<NetworkModel>,
+    /// What is done to the run on purpose; nothing where the network is clean.
+    pub faults: Vec<FaultSchedule>,
     /// Instances of this cell.
     pub instances: Vec<InstanceSpec>,
     /// Private directory for output files; it exists, and is empty but where a cell is adopted.

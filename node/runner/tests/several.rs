@@ -37,6 +37,7 @@ fn cell(scratch: &Path) -> CellSpec {
         params: BTreeMap::new(),
         groups: kinds.iter().map(|(group, _)| ((*group).to_owned(), 2)).collect(),
         network: None,
+        faults: Vec::new(),
         instances: kinds
             .iter()
             .flat_map(|(group, kind)| (0..2).map(|index| spec(instance(group, index), *kind)))

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iptl_artifacts::read_block;
-use iptl_dag::model::{self, Container, GroupRun, InstanceId, Network, NetworkModel, Run, Workload, WorkloadKind};
+use iptl_dag::model::{
+    self, Container, FaultSchedule, GroupRun, InstanceId, Network, NetworkModel, Run, Workload, WorkloadKind,
+};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runners};
@@ -147,7 +149,11 @@ impl Preparer {
             Network::Clean => None,
             Network::Model(cid) => Some(self.node(cid, &sources, false).await?),
         };
-        let files = Files { artifacts, containers, network, scratch };
+        let mut faults = Vec::new();
+        for cid in &run.faults {
+            faults.push(self.node(cid, &sources, false).await?);
+        }
+        let files = Files { artifacts, containers, network, faults, scratch };
         let spec = spec(&self.lab, &run, grant, files)?;
         let cell = self.runners.prepare(spec).await?;
         Ok(Prepared { run, cell })
@@ -182,7 +188,11 @@ impl Preparer {
             Network::Clean => None,
             Network::Model(cid) => Some(self.stored(cid).await?),
         };
-        let files = Files { artifacts, containers, network, scratch };
+        let mut faults = Vec::new();
+        for cid in &run.faults {
+            faults.push(self.stored(cid).await?);
+        }
+        let files = Files { artifacts, containers, network, faults, scratch };
         let spec = spec(&self.lab, &run, grant, files)?;
         let origin = spec.origin.clone();
         let (cell, gone) = self.runners.adopt(spec).await?;
@@ -300,16 +310,41 @@ struct Files {
     containers: BTreeMap<String, ContainerSpec>,
     /// Where it is not clean.
     network: Option<NetworkModel>,
+    faults: Vec<FaultSchedule>,
     scratch: PathBuf,
 }
 
-/// Refuses a network that is none, or that the cell could not have.
-fn check_network(run: &Run, grant: &Grant, network: &NetworkModel) -> Result<(), CellError> {
-    let Network::Model(cid) = run.network else { return Ok(()) };
+/// Refuses a network or faults that are none of this run, or that the cell could not have.
+fn check_network(
+    run: &Run,
+    grant: &Grant,
+    network: Option<&NetworkModel>,
+    faults: &[FaultSchedule],
+) -> Result<(), CellError> {
+    let (Network::Model(cid), Some(network)) = (&run.network, network) else {
+        return match run.faults.first() {
+            Some(cid) => Err(CellError::Bad { cid: *cid, reason: "faults need a network to happen in".to_owned() }),
+            None => Ok(()),
+        };
+    };
+    let cid = *cid;
     let groups = run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect();
-    iptl_labnet::compile(network, &groups, run.seed)
-        .map_err(|e| CellError::Bad { cid, reason: format!("it is no network of this run: {e}") })?;
+    let bad = |cid: &Cid, what, e: &dyn std::error::Error| CellError::Bad {
+        cid: *cid,
+        reason: format!("it is {what} of this run: {e}"),
+    };
+    let compiled = iptl_labnet::compile(network, &groups, run.seed).map_err(|e| bad(&cid, "no network", &e))?;
     let kinds = run.kinds();
+    if let Some(first) = run.faults.first() {
+        iptl_labnet::Faults::new(faults, network, &compiled, &groups, run.seed)
+            .map_err(|e| bad(first, "no schedule of faults", &e))?;
+        if kinds.contains_key(&WorkloadKind::Docker) {
+            return Err(CellError::NoNetwork {
+                network: cid,
+                what: "faults are done to components only; remove `[[faults]]` of the case".to_owned(),
+            });
+        }
+    }
     if !kinds.contains_key(&WorkloadKind::Wasm) {
         return Ok(());
     }
@@ -335,10 +370,8 @@ fn check_network(run: &Run, grant: &Grant, network: &NetworkModel) -> Result<(),
 }
 
 fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec, CellError> {
-    let Files { artifacts, containers, network, scratch } = files;
-    if let Some(network) = &network {
-        check_network(run, grant, network)?;
-    }
+    let Files { artifacts, containers, network, faults, scratch } = files;
+    check_network(run, grant, network.as_ref(), &faults)?;
     let mut instances = Vec::new();
     let mut start_size = 0;
     let mut needed: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
@@ -381,6 +414,7 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         params: run.params.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
         groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
         network,
+        faults,
         instances,
         scratch,
         origin: Origin {

@@ -23,7 +23,10 @@ pub(super) fn read(
     workloads: &BTreeMap<String, WorkloadDef>,
     files: &mut BTreeMap<String, BTreeMap<String, String>>,
 ) -> Case {
-    section.only(sink, &["description", "timeout", "max_lost", "engine", "groups", "params", "thresholds", "network"]);
+    section.only(
+        sink,
+        &["description", "timeout", "max_lost", "engine", "groups", "params", "thresholds", "network", "faults"],
+    );
     let description = section.text(sink, "description");
     let timeout = section.duration_ms(sink, "timeout", 1, MAX_TIMEOUT_MS);
     let max_lost = section
@@ -68,5 +71,6 @@ pub(super) fn read(
         max_lost_ppm: max_lost.map_or(0, |share| share.value),
         engine: engine.map_or(Engine::Live, |engine| engine.value),
         network: Network::Clean,
+        faults: Vec::new(),
     }
 }

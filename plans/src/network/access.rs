@@ -109,7 +109,7 @@ fn read(sink: &mut Sink, section: &Section<'_>) -> AccessClass {
 }
 
 /// Gives a link that has a rate a queue, where it has none.
-fn with_queue(link: LinkModel) -> LinkModel {
+pub(super) fn with_queue(link: LinkModel) -> LinkModel {
     if link.rate_bps == 0 || link.queue_bytes > 0 {
         return link;
     }

@@ -51,6 +51,9 @@ pub fn run(ctx: &Context, args: Args) -> Result {
     ctx.answer(format!("{} {} is a valid plan: {}", manifest.name, manifest.version, summary(&source)));
     for (case, network) in &manifest.networks {
         ctx.say(format!("  case {case}: network of {}", iptl_plans::network_summary(network)));
+        for fault in manifest.faults.get(case).into_iter().flatten().flat_map(|schedule| &schedule.faults) {
+            ctx.say(format!("    {}", iptl_plans::fault_summary(fault)));
+        }
     }
     ctx.next(format!("iptl run {}", args.path.display()));
     Ok(Exit::Ok)

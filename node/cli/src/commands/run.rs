@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use iptl_dag::model::{self, Network, NetworkModel, Node, Plan, Run, Workload};
+use iptl_dag::model::{self, FaultSchedule, Network, NetworkModel, Node, Plan, Run, Workload};
 use iptl_dag::{Block, Cid};
 use iptl_plans::{Diagnostic, Manifest, RunOptions};
 use iptl_wire::control::{Reply, Request};
@@ -236,7 +236,10 @@ async fn network(
     let case = iptl_plans::chosen_case(plan, args.case.as_deref()).map_err(invalid)?;
     let chosen = match manifest {
         Some(manifest) => manifest.network(name, case),
-        None => iptl_plans::network_preset(name, plan.cases[case].groups.keys().map(String::as_str)),
+        None => {
+            let case = &plan.cases[case];
+            iptl_plans::network_preset(name, case.groups.keys().map(String::as_str), !case.faults.is_empty())
+        }
     };
     match chosen.map_err(invalid)? {
         None => Ok(Network::Clean),
@@ -256,6 +259,15 @@ async fn tell_network(ctx: &Context, client: &Client, args: &Args, run: &Run) ->
         Error::usage("run.not-a-network", format!("the run's network {cid}: {e}"), "publish its plan again")
     })?;
     ctx.say(format!("network   {}  {}", ui::short(cid), iptl_plans::network_summary(&network)));
+    for cid in &run.faults {
+        let block = fetch::block(ctx, client, cid, &args.sources).await?;
+        let schedule: FaultSchedule = model::from_bytes(block.data()).map_err(|e| {
+            Error::usage("run.not-faults", format!("the run's faults {cid}: {e}"), "publish its plan again")
+        })?;
+        for fault in &schedule.faults {
+            ctx.say(format!("fault     {}", iptl_plans::fault_summary(fault)));
+        }
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What links and the engine really did.
 
+use iptl_dag::model::LinkUse;
 use serde::{Deserialize, Serialize};
 
 /// What one direction of one link did.
@@ -27,6 +28,54 @@ pub struct LinkStats {
     pub asked_ns: u64,
     /// Sum over delivered packets of the time that it really took, in nanoseconds.
     pub measured_ns: u64,
+}
+
+impl LinkStats {
+    /// Adds what another link did.
+    pub(super) fn add(&mut self, other: &LinkStats) {
+        self.offered += other.offered;
+        self.offered_bytes += other.offered_bytes;
+        self.delivered += other.delivered;
+        self.delivered_bytes += other.delivered_bytes;
+        self.lost += other.lost;
+        self.overflowed += other.overflowed;
+        self.duplicated += other.duplicated;
+        self.corrupted += other.corrupted;
+        self.dropped_by_lab += other.dropped_by_lab;
+        self.asked_ns += other.asked_ns;
+        self.measured_ns += other.measured_ns;
+    }
+}
+
+/// As a receipt has it, where packets that the lab dropped stand apart.
+impl From<LinkStats> for LinkUse {
+    fn from(stats: LinkStats) -> LinkUse {
+        let LinkStats {
+            offered,
+            offered_bytes,
+            delivered,
+            delivered_bytes,
+            lost,
+            overflowed,
+            duplicated,
+            corrupted,
+            dropped_by_lab: _,
+            asked_ns,
+            measured_ns,
+        } = stats;
+        LinkUse {
+            offered,
+            offered_bytes,
+            delivered,
+            delivered_bytes,
+            lost,
+            overflowed,
+            duplicated,
+            corrupted,
+            asked_ns,
+            measured_ns,
+        }
+    }
 }
 
 /// Packets that ended elsewhere than in a link.
@@ -97,6 +146,12 @@ impl Lateness {
     /// Returns the counts.
     pub fn buckets(&self) -> &[u64] {
         &self.buckets
+    }
+
+    /// Returns the counts up to the last that is not zero.
+    pub fn counts(&self) -> &[u64] {
+        let last = self.buckets.iter().rposition(|count| *count > 0);
+        &self.buckets[..last.map_or(0, |last| last + 1)]
     }
 
     /// Returns the greatest lateness, in nanoseconds.

@@ -381,12 +381,7 @@ impl Runner {
         let seen: std::collections::BTreeSet<usize> = self.devices.keys().chain(self.gone.keys()).copied().collect();
         for node in seen {
             let id = NodeId::from_index(node);
-            let stats = |link| self.engine.link_stats(link).unwrap_or_default();
-            let (mut up, mut down) = (vec![stats(LinkId::NodeUp(id))], vec![stats(LinkId::NodeDown(id))]);
-            for gateway in topology.gateways(id) {
-                up.push(stats(LinkId::GatewayUp(gateway)));
-                down.push(stats(LinkId::GatewayDown(gateway)));
-            }
+            let (up, down) = self.engine.links_of(id);
             let mut counters = self.gone.get(&node).copied().unwrap_or_default();
             if let Some(port) = self.devices.get(&node) {
                 add(&mut counters, device::counters(&port.device, DEVICE_NAME).unwrap_or_default());
@@ -404,6 +399,7 @@ impl Runner {
         Report {
             nodes,
             regions: regions.collect(),
+            across: self.engine.across(),
             engine: self.engine.stats(),
             lateness: self.engine.lateness().clone(),
             lab: LabReport {

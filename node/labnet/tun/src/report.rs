@@ -12,6 +12,8 @@ pub struct Report {
     pub nodes: BTreeMap<usize, NodeReport>,
     /// Links between regions that were used, by sending and receiving region.
     pub regions: Vec<(u16, u16, LinkStats)>,
+    /// All links between regions, and within one, together.
+    pub across: LinkStats,
     /// What happened to packets elsewhere than in links.
     pub engine: EngineStats,
     /// How late packets were handled: the network's own doing.

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use iptl_dag::model::{Exit, InstanceId};
-use iptl_labnet::Directory;
+use iptl_labnet::{Directory, Happened};
 use iptl_runner::files::CellFiles;
 use iptl_runner::{Artifact, CellEvent, CellInput, CellSpec, Ended, InstanceSpec};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
@@ -22,6 +23,9 @@ use crate::ipc::{CellOrder, FromWorker, Refusal};
 
 /// Time between two ticks of the engine's epoch: the longest that a guest computes before another gets its turn.
 const TICK: Duration = Duration::from_millis(10);
+
+/// Name of the events that say what was done to an instance on purpose.
+const FAULT_EVENT: &str = "iptl.fault";
 
 /// One cell.
 pub(crate) struct Cell {
@@ -40,6 +44,8 @@ pub(crate) struct Cell {
     instances: BTreeMap<InstanceId, Arc<Instance>>,
     /// Taken by `prepare`.
     specs: Mutex<Vec<InstanceSpec>>,
+    /// Faults that happen; taken by `prepare`.
+    happened: Mutex<Option<mpsc::UnboundedReceiver<Happened>>>,
     /// Cancelled when instances are released.
     released: CancellationToken,
     /// Cancelled when instances must end.
@@ -65,7 +71,8 @@ impl Cell {
         let directory = Directory::new(&order.cell.groups).map_err(|e| io("lab addresses", e.to_string()))?;
         let directory = Arc::new(directory);
         let net = Net::new(Arc::clone(&directory), Arc::clone(&outbox), &order.cell, &specs);
-        let net = Arc::new(net.map_err(|e| io("the network of the run", e.to_string()))?);
+        let (net, happened) = net.map_err(|e| io("the network of the run", e.to_string()))?;
+        let net = Arc::new(net);
         let mut instances = BTreeMap::new();
         for spec in &specs {
             let address = directory
@@ -88,6 +95,7 @@ impl Cell {
             live: AtomicUsize::new(instances.len()),
             instances,
             specs: Mutex::new(specs),
+            happened: Mutex::new(Some(happened)),
             released: CancellationToken::new(),
             stopping: CancellationToken::new(),
             stop_reason: OnceLock::new(),
@@ -127,6 +135,9 @@ impl Cell {
         if self.order.cell.network.is_some() {
             self.net.run_clock().map_err(|e| io("a thread", e.to_string()))?;
         }
+        if let Some(happened) = self.happened.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            tokio::spawn(Arc::clone(self).follow_faults(happened));
+        }
         tokio::spawn(samples::sweep(Arc::clone(self)));
         if specs.is_empty() {
             self.outbox.push(&FromWorker::Prepared);
@@ -148,6 +159,7 @@ impl Cell {
     /// Releases all instances.
     pub(crate) fn start(&self) {
         self.begun.get_or_init(|| Beginning { at: Instant::now(), wall_ms: wall_ms() });
+        self.net.start();
         self.released.cancel();
         if self.instances.is_empty() {
             self.outbox.push(&FromWorker::Event(CellEvent::CellOver));
@@ -160,6 +172,28 @@ impl Cell {
         self.stopping.cancel();
         if self.instances.is_empty() {
             self.outbox.push(&FromWorker::Event(CellEvent::CellOver));
+        }
+    }
+
+    /// Writes faults that happened into the events of those whom they concern, and crashes who is to crash.
+    async fn follow_faults(self: Arc<Self>, mut happened: mpsc::UnboundedReceiver<Happened>) {
+        while let Some(Happened { due_ns, what, hit, restart_ns }) = happened.recv().await {
+            let data = format!(r#"{{"fault":"{what}","due_us":{}}}"#, due_ns / 1_000);
+            let Ok(data) = serde_json::value::RawValue::from_string(data) else { continue };
+            let mut line = Vec::new();
+            CellFiles::event_line(&mut line, self.at_us(), FAULT_EVENT, &data);
+            for id in hit {
+                let Some(instance) = self.instances.get(&id) else { continue };
+                if instance.has_ended() {
+                    continue;
+                }
+                if let Err(error) = self.files.append_events(&id, &line) {
+                    tracing::warn!(%id, %error, "a fault is not among the events");
+                }
+                if let Some(restart_ns) = restart_ns {
+                    instance.crash(Duration::from_nanos(restart_ns));
+                }
+            }
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iptl_dag::model::{Exit, InstanceId, Resources, Usage};
 use iptl_runner::{Ended, InstanceSpec, OutputStream, environment};
+use tokio::sync::watch;
 use wasmtime::component::ResourceTable;
 use wasmtime::{AsContextMut, Engine, Store};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
@@ -52,6 +53,9 @@ pub(crate) struct Instance {
     pub(crate) gauges: Arc<Gauges>,
     /// What of that was written down.
     pub(crate) sampled: Mutex<Sampled>,
+    /// Time after which it starts again, once it is to crash.
+    crash: watch::Sender<Option<Duration>>,
+    ended: AtomicBool,
 }
 
 impl Instance {
@@ -67,6 +71,28 @@ impl Instance {
             artifact_paths: Mutex::new(BTreeSet::new()),
             gauges: Arc::default(),
             sampled: Mutex::default(),
+            crash: watch::Sender::new(None),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends its program at once, and starts it again after some time.
+    pub(crate) fn crash(&self, restart: Duration) {
+        self.crash.send_replace(Some(restart));
+    }
+
+    /// Returns whether it is over for good.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is to crash; returns after which time it starts again.
+    async fn crashed(&self) -> Duration {
+        let mut crash = self.crash.subscribe();
+        match crash.wait_for(Option::is_some).await.map(|restart| *restart) {
+            Ok(Some(restart)) => restart,
+            // Its own sender lives as long as it does.
+            Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 }
@@ -87,20 +113,44 @@ impl WasiView for Guest {
 }
 
 /// Lives the life of one instance, from its making to the last word about it.
-pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, spec: InstanceSpec, code: Arc<Code>) {
+pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, mut spec: InstanceSpec, code: Arc<Code>) {
     let mut meter = CpuMeter::new(Arc::clone(&instance.gauges));
     let mut store = store(&cell, &instance, &spec, &code.engine);
     let command = &code.commands[&spec.artifact.cid];
-    drop(spec.args);
-    drop(spec.env);
-    let made = make(&mut store, command, &cell, &mut meter).await;
+    if cell.spec().faults.is_empty() {
+        // Nobody makes its store again.
+        (spec.args, spec.env) = Default::default();
+    }
+    let mut made = make(&mut store, command, &cell, &mut meter).await;
     cell.instance_is_ready();
     let released = cell.wait_for_release().await;
-    let started_ms = if released { cell.started_ms() } else { 0 };
-    let exit = match made {
-        Ok(_) if !released => cell.stopped().await,
-        Ok(command) => run(&mut store, &command, &cell, &mut meter).await,
-        Err(exit) => exit,
+    let (started, started_ms) = (Instant::now(), if released { cell.started_ms() } else { 0 });
+    let exit = loop {
+        let program = match made {
+            Ok(_) if !released => break cell.stopped().await,
+            Ok(program) => program,
+            Err(exit) => break exit,
+        };
+        let restart = tokio::select! {
+            biased;
+            restart = instance.crashed() => restart,
+            exit = run(&mut store, &program, &cell, started, &mut meter) => break exit,
+        };
+        // As at a loss of power: what it held is gone, its connections are reset, and its address stays.
+        drop(store);
+        cell.net.remove(instance.address);
+        let stopped = tokio::select! {
+            biased;
+            exit = cell.stopped() => Some(exit),
+            () = tokio::time::sleep(restart) => None,
+        };
+        instance.crash.send_replace(None);
+        cell.net.add(&instance.id);
+        store = self::store(&cell, &instance, &spec, &code.engine);
+        if let Some(exit) = stopped {
+            break exit;
+        }
+        made = make(&mut store, command, &cell, &mut meter).await;
     };
     end(store, exit, started_ms, &meter);
 }
@@ -165,12 +215,13 @@ async fn make(
 }
 
 /// Runs the program until it ends or something ends it.
-async fn run(store: &mut Store<Guest>, command: &Command, cell: &Cell, meter: &mut CpuMeter) -> Exit {
+async fn run(store: &mut Store<Guest>, command: &Command, cell: &Cell, started: Instant, meter: &mut CpuMeter) -> Exit {
     let limits = store.data().instance.limits;
+    let wall = Duration::from_millis(limits.wall_ms).saturating_sub(started.elapsed());
     let ran = tokio::select! {
         biased;
         exit = cell.stopped() => return exit,
-        () = tokio::time::sleep(Duration::from_millis(limits.wall_ms)) => return Exit::OutOfTime {},
+        () = tokio::time::sleep(wall) => return Exit::OutOfTime {},
         ran = meter.run(
             Duration::from_millis(limits.cpu_ms),
             command.wasi_cli_run().call_run(&mut *store),
@@ -193,11 +244,20 @@ fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
         Err(ending) => exit::of_error(&ending.into(), false),
     };
     instance.mailbox.close();
-    let (sent_bytes, received_bytes) = cell.net.remove(instance.address);
+    instance.ended.store(true, Ordering::Release);
+    let (sent_bytes, received_bytes, network) = cell.net.remove(instance.address);
     let cpu_us = u64::try_from(meter.used().as_micros()).unwrap_or(u64::MAX);
     let usage = Usage { cpu_us, memory_bytes, sent_bytes, received_bytes, ..Usage::default() };
     samples::end(&cell, &instance, usage);
     let left = cell.files.left(&instance.id);
-    let ended = Ended { exit, usage, started_ms, ended_ms: wall_ms(), left, limits_met: Vec::new(), network: None };
+    let ended = Ended {
+        exit,
+        usage,
+        started_ms,
+        ended_ms: wall_ms(),
+        left,
+        limits_met: Vec::new(),
+        network: network.map(Box::new),
+    };
     cell.instance_ended(instance.id.clone(), ended);
 }

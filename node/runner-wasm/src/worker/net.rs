@@ -15,12 +15,13 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use iptl_dag::model::InstanceId;
+use iptl_dag::model::{InstanceId, NetworkUse};
 use iptl_labnet::{
-    CompileError, Directory, EngineConfig, Hosts, Limits, NetError, Packet, SocketId, Sockets, Switch, compile,
+    CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError, Packet, SocketId,
+    Sockets, Switch, compile,
 };
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpSocketAddress, Network};
 use wasmtime_wasi::p2::{SocketError, SocketResult};
@@ -64,6 +65,19 @@ pub(crate) struct Net {
     /// Notified when packets wait for room in the outbox.
     waiting: Notify,
     clock: Clock,
+    /// Where faults are told that have happened.
+    faults: mpsc::UnboundedSender<Happened>,
+}
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadNetwork {
+    /// The description is none.
+    #[error(transparent)]
+    Network(#[from] CompileError),
+    /// The faults do not fit it.
+    #[error(transparent)]
+    Faults(#[from] FaultError),
 }
 
 struct Hub {
@@ -89,7 +103,7 @@ impl Net {
         outbox: Arc<Outbox>,
         order: &CellSpec,
         specs: &[InstanceSpec],
-    ) -> Result<Net, CompileError> {
+    ) -> Result<(Net, mpsc::UnboundedReceiver<Happened>), BadNetwork> {
         // All instances have one limit here; those with a smaller one are held to it by `open`.
         let sockets = specs.iter().map(|spec| spec.limits.sockets).max().unwrap_or(0);
         let limits = Limits { sockets_per_instance: sockets, backlog: MAX_BACKLOG };
@@ -97,12 +111,22 @@ impl Net {
             None => Box::new(Switch::new(directory, limits)),
             Some(network) => {
                 let compiled = compile(network, &order.groups, order.seed)?;
+                let faults = Faults::new(&order.faults, network, &compiled, &order.groups, order.seed)?;
                 let config = EngineConfig { seed: order.seed, ..EngineConfig::default() };
-                Box::new(Hosts::new(directory, compiled, limits, config))
+                let mut hosts = Hosts::new(directory, compiled, limits, config);
+                hosts.set_faults(faults);
+                Box::new(hosts)
             }
         };
         let hub = Hub { sockets, wakers: BTreeMap::new() };
-        Ok(Net { hub: Mutex::new(hub), outbox, waiting: Notify::new(), clock: Clock::default() })
+        let (faults, happened) = mpsc::unbounded_channel();
+        let net = Net { hub: Mutex::new(hub), outbox, waiting: Notify::new(), clock: Clock::default(), faults };
+        Ok((net, happened))
+    }
+
+    /// Lets faults happen from now on.
+    pub(crate) fn start(&self) {
+        self.with(|sockets| sockets.start());
     }
 
     /// Starts the thread that lets packets arrive when they are due.
@@ -122,12 +146,12 @@ impl Net {
         self.hub().sockets.own_addr(address)
     }
 
-    /// Takes an instance out that ended; returns the bytes that it sent and received.
-    pub(crate) fn remove(&self, address: Ipv4Addr) -> (u64, u64) {
+    /// Takes an instance out that ended; returns the bytes that it sent and received, and what links did to its packets.
+    pub(crate) fn remove(&self, address: Ipv4Addr) -> (u64, u64, Option<NetworkUse>) {
         self.with(|sockets| {
             sockets.remove_instance(address);
             let stats = sockets.stats(address);
-            (stats.sent_bytes, stats.received_bytes)
+            (stats.sent_bytes, stats.received_bytes, sockets.network_use(address))
         })
     }
 
@@ -177,6 +201,10 @@ impl Net {
         }
         // After the packets: what leaves makes room for more.
         let wakers = hub.take_wakers();
+        while let Some(happened) = hub.sockets.poll_fault() {
+            // Nobody listens once the cell is over.
+            let _over = self.faults.send(happened);
+        }
         if let Some(due_ns) = hub.sockets.poll_timeout() {
             self.clock.wake_at(due_ns);
         }

@@ -118,6 +118,11 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
             lines.extend(network.groups.keys().map(|group| format!("  group   {group}")));
             lines
         }
+        Node::Faults(schedule) => {
+            let mut lines = vec![format!("faults    {cid}")];
+            lines.extend(schedule.faults.iter().map(|fault| format!("  {}", iptl_plans::fault_summary(fault))));
+            lines
+        }
     }
 }
 

@@ -1,0 +1,79 @@
+//! Faults: what the lab does to a run on purpose, as data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::network::LinkModel;
+
+/// What happens to a run, and when. Times count from the start of its cells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultSchedule {
+    /// In any order; those of one time happen in the order in which they stand here.
+    pub faults: Vec<ScheduledFault>,
+}
+
+/// One fault with its times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledFault {
+    /// When it happens first, in milliseconds.
+    pub at_ms: u64,
+    /// After how many milliseconds it happens again, each time; zero is never.
+    pub every_ms: u64,
+    /// What happens.
+    pub fault: Fault,
+}
+
+/// What happens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// Nothing passes between the sides any more; who is on none reaches all. It takes the place of an earlier one.
+    Partition {
+        /// Who is on each side.
+        sides: Vec<Vec<FaultTarget>>,
+    },
+    /// Everything passes again.
+    Heal {},
+    /// The links of an access class are others from now on.
+    Link {
+        /// The class.
+        access: String,
+        /// What is sent.
+        up: LinkModel,
+        /// What is received.
+        down: LinkModel,
+    },
+    /// The delay from one region to another is another from now on.
+    Delay {
+        /// The sending region.
+        from: String,
+        /// The receiving region.
+        to: String,
+        /// One way, in microseconds.
+        delay_us: u64,
+    },
+    /// The gateways before instances forget their mappings, as they do when their provider gives them new ones.
+    Rebind {
+        /// Which instances.
+        who: FaultTarget,
+    },
+    /// Instances end at once, as at a loss of power, and start again.
+    Crash {
+        /// Which instances.
+        who: FaultTarget,
+        /// After how many milliseconds they start again.
+        restart_ms: u64,
+    },
+}
+
+/// Some instances.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultTarget {
+    /// Of this group; none is all groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// In this region; none is all regions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// So many of those, in parts per million; the run's seed says which, and others each time.
+    pub share_ppm: u32,
+}
