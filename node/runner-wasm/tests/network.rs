@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 
-use iptl_dag::model::{Exit, InstanceId};
+use iptl_dag::model::{AccessClass, Exit, InstanceId, LinkModel, NetworkModel};
 use iptl_runner::contract::{Behaviour, Lab, Outcome, instance};
 use iptl_runner::{CellEvent, CellInput, CellSpec, OutputStream, PreparedCell};
 
@@ -103,6 +103,63 @@ async fn cells_talk_by_packets() {
             "udp-ring" => assert_eq!(outcome[&1], ["three laps"]),
             _ => assert_eq!(outcome[&0], [(8u64 << 20).to_string()]),
         }
+    }
+}
+
+#[tokio::test]
+async fn a_network_delays_what_instances_say_and_receipts_say_so() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    for what in ["tcp-echo", "udp-ring"] {
+        let scratch = dir.path().join(what);
+        std::fs::create_dir(&scratch).unwrap();
+        let mut cell = cell(&fixture, &scratch, 3, &[what]);
+        cell.network = Some(apart(20_000));
+        let lab = Lab::prepare(&*fixture.runner, cell).await;
+        lab.control.start().await;
+        let outcome = lab.finish().await;
+        match what {
+            "tcp-echo" => assert_eq!(outcome.lines(1, OutputStream::Out), ["HELLO FROM 1"], "{outcome:?}"),
+            _ => assert_eq!(outcome.lines(1, OutputStream::Out), ["three laps"], "{outcome:?}"),
+        }
+        let network = outcome.ended[&instance(1)].network.clone().expect("its links were not clean");
+        assert!(network.up.delivered > 0 && network.down.delivered > 0, "{network:?}");
+        let across = network.across;
+        assert_eq!(across.asked_us, 20_000 * across.delivered, "{network:?}");
+        assert!(across.measured_us >= across.asked_us, "{network:?}");
+        assert!(network.late.iter().sum::<u64>() >= across.delivered, "{network:?}");
+        assert_eq!(network.dropped_by_lab, 0);
+    }
+    fixture.runner.shutdown().await;
+}
+
+#[tokio::test]
+async fn megabytes_arrive_whole_through_a_link_that_loses_packets() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let mut cell = cell(&fixture, dir.path(), 2, &["bulk", "2"]);
+    let mut network = apart(2_000);
+    for class in network.access.values_mut() {
+        class.up.loss_ppm = 10_000;
+    }
+    cell.network = Some(network);
+    let lab = Lab::prepare(&*fixture.runner, cell).await;
+    lab.control.start().await;
+    let outcome = lab.finish().await;
+    assert_eq!(outcome.lines(0, OutputStream::Out), [(2u64 << 20).to_string()], "{outcome:?}");
+    let lost: u64 = outcome.ended.values().filter_map(|ended| Some(ended.network.as_ref()?.up.lost)).sum();
+    assert!(lost > 0, "a hundredth of some two thousand packets");
+    fixture.runner.shutdown().await;
+}
+
+/// One region in which everything takes some time.
+fn apart(delay_us: u64) -> NetworkModel {
+    let class = AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu: 1500 };
+    NetworkModel {
+        regions: vec!["here".to_owned()],
+        delays_us: vec![vec![delay_us]],
+        access: BTreeMap::from([("class".to_owned(), class)]),
+        groups: BTreeMap::new(),
     }
 }
 

@@ -13,5 +13,6 @@ mod exec;
 mod first_light;
 mod lifecycle;
 mod manuals;
+mod network;
 mod sharing;
 mod top;
