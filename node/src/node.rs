@@ -544,12 +544,8 @@ async fn keep_known(members: Members, links: Links, stop: CancellationToken) {
 /// Serves blocks to whoever may read them.
 async fn serve_blobs(links: &Links, store: Arc<dyn BlobStore>, readers: Readers) {
     let mut incoming = links.accept(iptl_artifacts_iroh::PROTOCOL, BLOB_QUEUE).await;
-<<<<<<< HEAD
     let provider = Provider::over(store);
-=======
-    let provider = iptl_artifacts_iroh::provider(store);
     let turns = Turns::new(BLOB_TURNS);
->>>>>>> 0b291ac (node, docs: A peer has eight blob streams answered at a time; who may read what)
     tokio::spawn(async move {
         while let Some((peer, stream)) = incoming.recv().await {
             let (readers, reader) = (readers.clone(), peer.clone());

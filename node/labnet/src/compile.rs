@@ -45,7 +45,7 @@ pub struct Compiled {
     pub topology: Topology,
     /// Where each instance is.
     pub nodes: BTreeMap<InstanceId, NodeId>,
-    /// The access class of each.
+    /// The access class of each; links without a description have none.
     pub classes: BTreeMap<InstanceId, String>,
 }
 
@@ -127,7 +127,7 @@ pub fn clean(groups: &BTreeMap<String, u32>) -> Result<Compiled, CompileError> {
             nodes.insert(instance, node);
         }
     }
-    Ok(Compiled { topology, nodes })
+    Ok(Compiled { topology, nodes, classes: BTreeMap::new() })
 }
 
 /// Makes the network of a run. `groups` has the size of each group, `seed` is the run's.

@@ -7,6 +7,7 @@ mod bytes;
 mod compile;
 mod directory;
 mod engine;
+mod faults;
 mod hosts;
 mod ip;
 mod links;

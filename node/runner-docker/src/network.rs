@@ -110,7 +110,8 @@ impl CellNetwork {
             None => clean(&spec.groups),
             Some(model) => compile(model, &spec.groups, spec.seed),
         };
-        let Compiled { topology, nodes } = compiled.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        let Compiled { topology, nodes, .. } =
+            compiled.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
         let own: BTreeSet<&InstanceId> = spec.instances.iter().map(|instance| &instance.id).collect();
         let hosts = hosts(nodes.iter().filter_map(|(id, node)| Some((id, topology.public_addr(*node)?))));
         let mut seats = BTreeMap::new();

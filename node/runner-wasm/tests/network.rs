@@ -123,12 +123,12 @@ async fn a_network_delays_what_instances_say_and_receipts_say_so() {
             _ => assert_eq!(outcome.lines(1, OutputStream::Out), ["three laps"], "{outcome:?}"),
         }
         let network = outcome.ended[&instance(1)].network.clone().expect("its links were not clean");
-        assert!(network.up.delivered > 0 && network.down.delivered > 0, "{network:?}");
-        let across = network.across;
-        assert_eq!(across.asked_us, 20_000 * across.delivered, "{network:?}");
-        assert!(across.measured_us >= across.asked_us, "{network:?}");
-        assert!(network.late.iter().sum::<u64>() >= across.delivered, "{network:?}");
-        assert_eq!(network.dropped_by_lab, 0);
+        assert!(network.up[0].delivered > 0 && network.down[0].delivered > 0, "{network:?}");
+        let across = network.cell.across;
+        assert_eq!(across.asked_ns, 20_000_000 * across.delivered, "{network:?}");
+        assert!(across.measured_ns >= across.asked_ns, "{network:?}");
+        assert!(network.cell.lateness.iter().sum::<u64>() >= across.delivered, "{network:?}");
+        assert_eq!((network.lost_by_lab, network.cell.lost_by_lab, network.crashes), (0, 0, 0));
     }
     fixture.runner.shutdown().await;
 }
@@ -147,7 +147,7 @@ async fn megabytes_arrive_whole_through_a_link_that_loses_packets() {
     lab.control.start().await;
     let outcome = lab.finish().await;
     assert_eq!(outcome.lines(0, OutputStream::Out), [(2u64 << 20).to_string()], "{outcome:?}");
-    let lost: u64 = outcome.ended.values().filter_map(|ended| Some(ended.network.as_ref()?.up.lost)).sum();
+    let lost: u64 = outcome.ended.values().filter_map(|ended| Some(ended.network.as_ref()?.up[0].lost)).sum();
     assert!(lost > 0, "a hundredth of some two thousand packets");
     fixture.runner.shutdown().await;
 }

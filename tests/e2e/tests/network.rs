@@ -123,7 +123,7 @@ fn a_lab_refuses_a_network_that_it_cannot_carry() {
     let plan = plan.display().to_string();
     let output = lab.run(&["run", &plan, "--no-build", "-g", "node=4"]);
     assert_ne!(output.code, 0, "{}", output.stderr);
-    assert!(output.stderr.contains("between lablets links are clean only"), "{}", output.stderr);
+    assert!(output.stderr.contains("links between components on other lablets are clean only"), "{}", output.stderr);
     // The lab is none the worse for it.
     lab.run(&["run", &plan, "--no-build", "-g", "node=4", "--network", "clean", "-p", "rounds=1", "--json"]).exits(10);
 }
