@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Affinity, Assignment, GroupRun, Run, WorkloadKind};
+use iptl_dag::model::{Affinity, Assignment, GroupRun, Network, Run, WorkloadKind};
 use iptl_scheduler::placement;
 use iptl_wire::session::Inventory;
 use proptest::prelude::*;
@@ -355,4 +355,19 @@ fn a_large_lab_is_placed_and_placed_again() {
         assert!(child.assignments.iter().all(|a| !gone.contains(&a.lablet)));
         assert_eq!(child.refused.iter().filter(|r| r.reason == "gone").count(), gone.len());
     }
+}
+
+#[test]
+fn a_run_with_a_network_is_on_one_lablet_where_one_can_hold_it() {
+    let lab: BTreeMap<PeerId, Inventory> = [(0, 4), (1, 9), (2, 6)].map(|(n, free)| (peer(n), inventory(free))).into();
+    let mut spread = group(8);
+    spread.requires.affinity = Affinity::Spread;
+    let run = Run { network: Network::Model(run(&[]).plan), ..run_of(BTreeMap::from([("g".to_owned(), spread)])) };
+    let placed = placement(&run, &lab, &[], &BTreeMap::new());
+    assert_eq!(placed.assignments, [Assignment { group: "g".into(), start: 0, count: 8, lablet: peer(1) }]);
+    assert_eq!((placed.refused.len(), placed.missing(), placed.matching), (0, 0, 3));
+    // What is excluded stays so, and what is larger than any lablet is placed as without a network.
+    let excluded = BTreeMap::from([(peer(1), "it refused".to_owned())]);
+    let placed = placement(&run, &lab, &[], &excluded);
+    assert_eq!((placed.assignments.len(), placed.missing(), placed.refused.len()), (2, 0, 1));
 }

@@ -100,8 +100,7 @@ fn crashed_instances_start_again_with_their_address() {
     let plan = ping_over(home.path(), crash);
     let options = ["-g", "node=2", "-p", "rounds=100", "-p", "interval=100ms", "-p", "patience=3s", "--json"];
     let last = run_local(&home, &plan, &options).last_json();
-    let result = last["result"].as_str().unwrap();
-    let events: Vec<String> = (0..2).map(|index| files(&home, result, &format!("events/node/{index}.jsonl"))).collect();
+    let events = events(&home, last["result"].as_str().unwrap(), 2);
     let crashed: Vec<&String> = events.iter().filter(|events| events.contains("iptl.fault")).collect();
     let [crashed] = crashed.as_slice() else { panic!("one of two crashes: {events:?}") };
     assert_eq!(crashed.matches("\"listening\"").count(), 2, "it listens again: {crashed}");
@@ -120,6 +119,13 @@ fn a_network_that_is_no_network_is_refused_with_its_place() {
 fn a_lab_refuses_a_network_that_it_cannot_carry() {
     let lab = Lab::start(2);
     let plan = ping_over(lab.path(), APART);
+    // A run with a network is on one lablet where it may be.
+    let last =
+        lab.run(&["run", &plan.display().to_string(), "--no-build", "-g", "node=2", "--json"]).exits(0).last_json();
+    assert_eq!(last["verdict"], "pass");
+    let manifest = std::fs::read_to_string(plan.join("plan.toml")).unwrap();
+    let spread = manifest.replace("affinity = \"spread\"", "max_per_lablet = 2");
+    std::fs::write(plan.join("plan.toml"), spread).unwrap();
     let plan = plan.display().to_string();
     let output = lab.run(&["run", &plan, "--no-build", "-g", "node=4"]);
     assert_ne!(output.code, 0, "{}", output.stderr);
