@@ -60,7 +60,8 @@ struct Cap {
 /// `inventory` says what is free beyond `kept` and beyond everything else that the caller has promised. `excluded`
 /// lablets get nothing new, for the reason given. Assignments in `kept` stay as they are.
 ///
-/// A run with a network is placed on one lablet where one can hold it: between lablets links are clean only.
+/// A run of components with a network is placed on one lablet where one can hold it: links between components on other
+/// lablets are clean only. Containers have any network anywhere.
 pub fn placement(
     run: &Run,
     inventory: &BTreeMap<PeerId, Inventory>,
@@ -69,6 +70,7 @@ pub fn placement(
 ) -> Placed {
     match run.network {
         Network::Clean => place(run, inventory, kept, excluded),
+        Network::Model(_) if !run.kinds().contains_key(&WorkloadKind::Wasm) => place(run, inventory, kept, excluded),
         Network::Model(_) => {
             on_one(run, inventory, kept, excluded).unwrap_or_else(|| place(run, inventory, kept, excluded))
         }

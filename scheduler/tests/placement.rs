@@ -370,4 +370,13 @@ fn a_run_with_a_network_is_on_one_lablet_where_one_can_hold_it() {
     let excluded = BTreeMap::from([(peer(1), "it refused".to_owned())]);
     let placed = placement(&run, &lab, &[], &excluded);
     assert_eq!((placed.assignments.len(), placed.missing(), placed.refused.len()), (2, 0, 1));
+    // Containers go where their groups want them.
+    let contained =
+        run.groups.into_iter().map(|(name, group)| (name, GroupRun { kind: WorkloadKind::Docker, ..group }));
+    let run = Run { groups: contained.collect(), ..run_of(BTreeMap::new()) };
+    let lab: BTreeMap<PeerId, Inventory> = lab.into_keys().map(|peer| (peer, both(0, 4))).collect();
+    let clean = placement(&run, &lab, &[], &BTreeMap::new());
+    assert_eq!((clean.assignments.len(), clean.missing()), (3, 0));
+    let run = Run { network: Network::Model(run.plan), ..run };
+    assert_eq!(placement(&run, &lab, &[], &BTreeMap::new()), clean);
 }
