@@ -205,7 +205,7 @@ impl Hosts {
         for _ in 0..MAX_ROUNDS {
             while let Some(output) = self.engine.poll_output() {
                 let host = self.by_node.get(&output.node).copied();
-                match host.filter(|me| self.hosts.get(me).is_some_and(|host| host.alive)) {
+                match host.filter(|me| self.hosts.get(me).is_some_and(Host::takes_packets)) {
                     Some(me) => self.receive(me, output.bytes),
                     None => {
                         self.undelivered += 1;
@@ -473,6 +473,11 @@ impl Kind {
 }
 
 impl Host {
+    /// Returns whether anything here looks at packets.
+    fn takes_packets(&self) -> bool {
+        self.alive || !self.closing.is_empty()
+    }
+
     fn is_taken(&self, protocol: Protocol, ip: Ipv4Addr, port: u16) -> bool {
         self.ports.get(&(protocol, port)).is_some_and(|holders| {
             holders.iter().any(|(held, _)| *held == ip || held.is_unspecified() || ip.is_unspecified())
@@ -583,6 +588,10 @@ impl Sockets for Hosts {
         let (addr, mtu) = (self.engine.addr(node)?, self.engine.mtu(node)?);
         let seed = mix(self.seed, u64::from(u32::from(me)));
         let stack = Stack::new(addr, mtu, seed, self.now_ns);
+        // What an earlier life had not said yet stays unsaid.
+        if let Some(at_ns) = self.hosts.get_mut(&me).and_then(|before| before.timer.take()) {
+            self.timers.remove(&(at_ns, me));
+        }
         let before = self.hosts.get(&me);
         let stats = before.map(|host| host.stats).unwrap_or_default();
         let crashes = before.map_or(0, |host| host.crashes + 1);
@@ -619,15 +628,12 @@ impl Sockets for Hosts {
         for id in sockets {
             self.retire(id, false);
         }
-        // What it has to say at its end is said before it is gone.
-        self.settle();
+        // Connections that it has closed still send what was written to them, as those of a process that ended do.
         if let Some(host) = self.hosts.get_mut(&me) {
             host.alive = false;
-            if let Some(at_ns) = host.timer.take() {
-                self.timers.remove(&(at_ns, me));
-            }
         }
-        self.dirty.remove(&me);
+        self.dirty.insert(me);
+        self.settle();
     }
 
     fn cut(&mut self, _: &[Ipv4Addr]) {}

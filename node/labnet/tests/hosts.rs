@@ -335,6 +335,34 @@ fn the_end_of_a_stream_comes_after_its_bytes_and_a_reset_ends_it_at_once() {
 }
 
 #[test]
+fn what_an_instance_wrote_before_it_ended_still_arrives() {
+    let link = LinkModel { loss_ppm: 20_000, ..LinkModel::default() };
+    let mut world = World::new(&network(10_000, link));
+    let (client, server) = world.pair();
+    let bytes = noise(200_000);
+    assert_eq!(world.hosts.tcp_write(client, Bytes::from(bytes.clone())), Ok(bytes.len()));
+    world.hosts.close(client);
+    world.hosts.remove_instance(ip(1));
+    assert!(world.hosts.udp_socket(ip(1)).is_err(), "it has ended");
+    let (mut got, mut ended) = (Vec::new(), false);
+    world.until(60 * SECOND, |hosts| {
+        loop {
+            match hosts.tcp_read(server, 64 << 10).unwrap() {
+                Read::Data(part) => got.extend_from_slice(&part),
+                Read::End => ended = true,
+                Read::Pending => {}
+            }
+            if ended || !hosts.is_readable(server) {
+                break;
+            }
+        }
+        while hosts.poll_ready().is_some() {}
+        ended
+    });
+    assert!(ended && got == bytes, "{} of {} bytes", got.len(), bytes.len());
+}
+
+#[test]
 fn a_full_backlog_makes_openers_wait_and_refuses_nobody() {
     let mut world = World::new(&network(1_000, LinkModel::default()));
     let listener = world.hosts.tcp_socket(ip(2)).unwrap();
