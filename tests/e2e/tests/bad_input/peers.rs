@@ -74,6 +74,8 @@ fn bid_from_a_stranger() {
             ..Default::default()
         },
         cells: Vec::new(),
+        promised: None,
+        finished: Vec::new(),
     });
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let answer = runtime.block_on(async {
