@@ -186,7 +186,7 @@ impl Candidate {
 
     fn lead(&mut self, handed_over: bool) {
         let counter = self.term.as_ref().map_or(0, |known| known.counter);
-        if counter + 1 >= LAST_COUNTER {
+        if counter >= LAST_COUNTER - 1 {
             // Nobody comes here by taking over; whoever did has forged its way.
             return;
         }

@@ -92,7 +92,6 @@ pub struct Submission {
 }
 
 /// One thing that happened.
-#[expect(clippy::large_enum_variant, reason = "inputs are made, handed over and gone; none is kept in a collection")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
     /// Someone wants a run executed. The blocks of execution and run are stored.
