@@ -61,7 +61,7 @@ enum Event {
     Ends { l: usize, life: u64, cell: CellRef, instance: InstanceId, exit: Exit },
     Seal { l: usize, life: u64, cell: CellRef },
     Beats,
-    Beat { to: usize, from: usize, term: Epoch, logs: Box<BTreeMap<ExecutionId, Vec<Fact>>> },
+    Beat { to: usize, from: usize, term: Epoch, logs: BTreeMap<ExecutionId, Vec<Fact>> },
     Claim { to: usize, term: Epoch },
     ClaimToLablet { l: usize, term: Epoch },
     Offer { l: usize, offer: Box<Offer> },
@@ -519,7 +519,7 @@ impl World {
             }
             Event::Seal { l, life, cell } => self.seal(l, life, cell),
             Event::Beats => self.beats(),
-            Event::Beat { to, from, term, logs } => self.beat(to, from, term, *logs),
+            Event::Beat { to, from, term, logs } => self.beat(to, from, term, logs),
             Event::Claim { to, term } => {
                 if self.orchs[to].candidate.is_some() {
                     self.tell_candidate(to, CandidateInput::Heard { term });
@@ -696,11 +696,11 @@ impl World {
             let logs = orch.logs.clone();
             for to in (0..self.orchs.len()).filter(|to| *to != from) {
                 if !self.is_cut(from, to) {
-                    let (logs, delay) = (Box::new(logs.clone()), self.draws.between(1, 60) * MILLI);
+                    let (logs, delay) = (logs.clone(), self.draws.between(1, 60) * MILLI);
                     self.after(delay, Event::Beat { to, from, term: term.clone(), logs });
                 }
             }
-            if self.now / SECOND % 2 == 0 {
+            if (self.now / SECOND).is_multiple_of(2) {
                 self.publish_claim(from, &term);
             }
         }
