@@ -24,7 +24,8 @@ async fn what_nobody_pins_is_collected_once_its_grace_is_over() {
     let node = node().await;
     let (kept, loose) = (sample(1, 3_000), sample(2, 5_000));
     node.put(&[kept.clone(), loose.clone()]).await;
-    let publish = Request::Publish { root: *kept.cid(), kind: "data".to_owned(), name: "kept".to_owned() };
+    let publish =
+        Request::Publish { root: *kept.cid(), kind: "data".to_owned(), name: "kept".to_owned(), public: None };
     node.ask(publish).await.unwrap();
     assert_eq!(collect(&node).await.removed, 0, "it was just uploaded");
     let node = start_again(node.stopped().await).await;

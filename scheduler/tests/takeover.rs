@@ -111,7 +111,13 @@ fn the_last_term_is_neither_followed_nor_claimed() {
 }
 
 fn claim(counter: u64, n: u8) -> Signed<Claim> {
-    let body = Certificate { lab: peer(99), orchestrator: peer(n), name: "lab".into(), expires: WallTime(u64::MAX) };
+    let body = Certificate {
+        lab: peer(99),
+        orchestrator: peer(n),
+        name: "lab".into(),
+        expires: WallTime(u64::MAX),
+        private: false,
+    };
     let certificate = Signed { body, signer: peer(99), signature: Vec::new() };
     let body = Claim { lab: peer(99), term: term(counter, n), certificate };
     Signed { body, signer: peer(n), signature: Vec::new() }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use iptl_dag::Cid;
-use iptl_dag::model::{Container, Exit, InstanceId, NetworkModel, NetworkUse, Resources, Usage, WorkloadKind};
+use iptl_dag::model::{
+    Container, Exit, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources, Usage, WorkloadKind,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 

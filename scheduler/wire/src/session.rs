@@ -23,7 +23,6 @@ pub const MAX_MESSAGE_SIZE: usize = 4 << 20;
 #[expect(clippy::large_enum_variant, reason = "messages are made, sent and gone; hello comes once in a session")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-#[expect(clippy::large_enum_variant, reason = "the first message comes once in a session, and none is kept")]
 pub enum ToOrchestrator {
     /// First message: who it is and what it holds.
     Hello(Hello),

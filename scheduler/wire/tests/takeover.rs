@@ -26,7 +26,8 @@ fn term() -> Epoch {
 }
 
 fn certificate() -> Signed<Certificate> {
-    let body = Certificate { lab: peer(9), orchestrator: peer(1), name: "lab".into(), expires: WallTime(5) };
+    let body =
+        Certificate { lab: peer(9), orchestrator: peer(1), name: "lab".into(), expires: WallTime(5), private: false };
     Signed { body, signer: peer(9), signature: vec![1; 64] }
 }
 

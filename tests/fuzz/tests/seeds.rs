@@ -191,6 +191,8 @@ fn messages() -> Vec<Vec<u8>> {
         boot: [1; 16],
         inventory: Inventory::default(),
         cells: Vec::new(),
+        promised: None,
+        finished: Vec::new(),
     });
     let ask = JoinRequest::Ask { role: Role::Lablet, name: "box".into() };
     let joined = JoinAnswer::Joined { certificate: certificate.clone(), token: token.clone(), addrs: vec!["a".into()] };
