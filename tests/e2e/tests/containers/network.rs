@@ -172,7 +172,8 @@ fn containers_on_two_lablets_reach_each_other_through_the_delays_of_their_run() 
     let result = slow["result"].as_str().unwrap();
     for what in ["datagram", "echo"] {
         for ms in took(&lab, result, what) {
-            assert!((100.0..150.0).contains(&ms), "{what}: {ms} ms there and back");
+            // Each knows the other's clock to within a part of the round trip between them.
+            assert!((99.5..150.0).contains(&ms), "{what}: {ms} ms there and back");
         }
     }
     assert!(in_time(&receipts(&lab, result)), "the way between the two is shorter");

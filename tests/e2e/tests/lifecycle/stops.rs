@@ -8,12 +8,12 @@ use iptl_e2e::{Foreground, Home, Lab, Node, not_run, until};
 
 use super::{Plan, passed_once, reaches, receipts, submit, watch};
 
-/// Waits until a lablet runs nothing.
+/// Waits until a lablet runs nothing: what it still holds has ended, and waits for somebody to hear of it.
 #[track_caller]
 fn runs_nothing(lablet: &Node) {
     until("a lablet that runs nothing", || {
         let status = lablet.run(&["status", "--json"]).json();
-        status["running"].as_array()?.is_empty().then_some(())
+        status["running"].as_array()?.iter().all(|cell| cell["ended"] == cell["instances"]).then_some(())
     });
 }
 
