@@ -23,7 +23,7 @@ async fn check(node: &Node) -> iptl_wire::control::CheckReport {
 async fn what_nobody_pins_is_collected_once_its_grace_is_over() {
     let node = node().await;
     let (kept, loose) = (sample(1, 3_000), sample(2, 5_000));
-    node.put(&[kept.clone(), loose.clone()]).await;
+    node.put_hidden(&[kept.clone(), loose.clone()]).await;
     let publish =
         Request::Publish { root: *kept.cid(), kind: "data".to_owned(), name: "kept".to_owned(), public: None };
     node.ask(publish).await.unwrap();
@@ -39,7 +39,7 @@ async fn what_nobody_pins_is_collected_once_its_grace_is_over() {
 async fn damaged_block_is_named_by_a_check_and_absent_from_then_on() {
     let node = node().await;
     let blocks = [sample(1, 3_000), sample(2, 5_000)];
-    node.put(&blocks).await;
+    node.put_hidden(&blocks).await;
     assert_eq!(check(&node).await.blocks, 2);
     let dir = node.stopped().await;
     let pack = dir.path().join("store/00000001.pack");
@@ -51,7 +51,7 @@ async fn damaged_block_is_named_by_a_check_and_absent_from_then_on() {
     let report = check(&node).await;
     assert_eq!((report.blocks, report.damaged, report.repaired, report.left.len()), (1, 1, 0, 1));
     assert_eq!(report.left, [blocks[1].cid().to_string()]);
-    node.put(&blocks).await;
+    node.put_hidden(&blocks).await;
     let report = check(&node).await;
     assert_eq!((report.blocks, report.damaged), (2, 0), "it was put again");
 }
