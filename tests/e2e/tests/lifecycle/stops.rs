@@ -48,7 +48,11 @@ fn lablets_end_their_instances_when_the_orchestrator_stands_still_for_longer_tha
     let last = watch(&lab, &execution).last_json();
     let count = |key: &str| last[key].as_u64().unwrap();
     assert_eq!((count("ok"), count("failed") + count("lost")), (0, 2), "{last}");
-    assert!(last["failures"].to_string().contains("lease"), "{last}");
+    // Whoever speaks first after that: the lablets of what they ended, or the orchestrator of leases that ran out.
+    for failure in last["failures"].as_array().unwrap() {
+        let cause = failure["cause"].as_str().unwrap();
+        assert!(cause.contains("lease") || cause.contains("not heard"), "{failure}");
+    }
     let receipts = receipts(&lab, &last["result"]);
     assert!(receipts.values().all(|receipt| receipt.attempt == 1), "{receipts:?}");
     let next = submit(&lab, &folder, "100ms");
