@@ -1,9 +1,9 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
 //! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`sync`], [`stream`], [`idle`], [`containers`],
-//! [`images`], [`network`]. Labs are real processes of
-//! the program `iptl` beside this one ([`lab`]); what they are held against is measured by [`mod@reference`] in this
-//! process, and by the bare engine in one of its own ([`bare`]). [`report`] writes the table.
+//! [`images`], [`network`]. Labs are real processes of the program `iptl` beside this one ([`lab`]); what they are held
+//! against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
+//! [`report`] writes the table.
 
 #![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
 
