@@ -25,6 +25,7 @@ use crate::engine::{Engine, EngineConfig, LinkStats};
 use crate::faults::{Faults, Happened};
 use crate::ip::{self, Header, Transport};
 use crate::packet::Packet;
+use crate::slots::Slots;
 use crate::sockets::Sockets;
 use crate::switch::{Datagram, Half, InstanceStats, Limits, NetError, Read, SocketId, WINDOW_SIZE};
 use crate::topology::NodeId;
@@ -56,8 +57,7 @@ pub struct Hosts {
     /// Every instance that was ever in this cell, by directory address.
     hosts: BTreeMap<Ipv4Addr, Host>,
     by_node: BTreeMap<NodeId, Ipv4Addr>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slots<Socket>,
     ready: VecDeque<SocketId>,
     /// Hosts in which something has happened.
     dirty: BTreeSet<Ipv4Addr>,
@@ -98,12 +98,6 @@ struct Host {
 enum Protocol {
     Tcp,
     Udp,
-}
-
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    socket: Option<Socket>,
 }
 
 struct Socket {
@@ -159,8 +153,7 @@ impl Hosts {
             engine: Engine::new(topology, config),
             hosts: BTreeMap::new(),
             by_node: BTreeMap::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slots::default(),
             ready: VecDeque::new(),
             dirty: BTreeSet::new(),
             timers: BTreeSet::new(),
@@ -310,13 +303,11 @@ impl Hosts {
     // Sockets.
 
     fn socket(&self, id: SocketId) -> Result<&Socket, NetError> {
-        let slot = self.slots.get(id.slot as usize).filter(|slot| slot.generation == id.generation);
-        slot.and_then(|slot| slot.socket.as_ref()).ok_or(NetError::NoSocket)
+        self.slots.get(id).ok_or(NetError::NoSocket)
     }
 
     fn socket_mut(&mut self, id: SocketId) -> Result<&mut Socket, NetError> {
-        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
-        slot.and_then(|slot| slot.socket.as_mut()).ok_or(NetError::NoSocket)
+        self.slots.get_mut(id).ok_or(NetError::NoSocket)
     }
 
     fn host(&self, me: Ipv4Addr) -> Result<&Host, NetError> {
@@ -329,7 +320,7 @@ impl Hosts {
 
     fn open(&mut self, me: Ipv4Addr, kind: Kind) -> Result<SocketId, NetError> {
         self.check_room(me)?;
-        let id = self.insert(Socket {
+        let id = self.slots.insert(Socket {
             owner: me,
             local: None,
             holds_port: false,
@@ -347,24 +338,8 @@ impl Hosts {
         if host.sockets.len() >= limit as usize { Err(NetError::TooManySockets { limit }) } else { Ok(()) }
     }
 
-    fn insert(&mut self, socket: Socket) -> SocketId {
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None => {
-                self.slots.push(Slot::default());
-                u32::try_from(self.slots.len() - 1).expect("sockets are limited per instance, far below this")
-            }
-        };
-        let entry = &mut self.slots[slot as usize];
-        entry.socket = Some(socket);
-        SocketId { slot, generation: entry.generation }
-    }
-
     fn remove(&mut self, id: SocketId) -> Option<Socket> {
-        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)?;
-        let socket = slot.socket.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(id.slot);
+        let socket = self.slots.remove(id)?;
         let protocol = socket.kind.protocol();
         if let Some(host) = self.hosts.get_mut(&socket.owner) {
             host.sockets.remove(&id);

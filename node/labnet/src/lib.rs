@@ -28,6 +28,7 @@ mod ip;
 mod link;
 mod nat;
 mod packet;
+mod slots;
 mod sockets;
 mod switch;
 mod topology;

@@ -25,6 +25,7 @@ pub use tcp::{Half, Read};
 
 use crate::directory::Directory;
 use crate::packet::Packet;
+use crate::slots::Slots;
 use socket::{Kind, Peer, Socket, Udp};
 
 /// Bytes that one end of a connection may have sent without the other having read them: what a default Linux socket
@@ -167,8 +168,7 @@ pub struct Switch {
     limits: Limits,
     /// Every instance that was ever in this cell, by lab address.
     instances: BTreeMap<Ipv4Addr, Instance>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slots<Socket>,
     /// Connections with other cells, open or opening, by (local, remote) address.
     connections: BTreeMap<(SocketAddrV4, SocketAddrV4), SocketId>,
     /// Instances whose lablet is lost.
@@ -186,12 +186,6 @@ struct Instance {
     sockets: BTreeSet<SocketId>,
     next_port: u16,
     stats: InstanceStats,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    generation: u32,
-    socket: Option<Socket>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -224,8 +218,7 @@ impl Switch {
             directory,
             limits,
             instances: BTreeMap::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slots::default(),
             connections: BTreeMap::new(),
             lost: BTreeSet::new(),
             ready: VecDeque::new(),
@@ -409,25 +402,23 @@ impl Switch {
 
     /// Returns the number of sockets, those included that wait to be accepted.
     pub fn sockets(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len()
     }
 
     // Sockets.
 
     fn socket(&self, id: SocketId) -> Result<&Socket, NetError> {
-        let slot = self.slots.get(id.slot as usize).filter(|slot| slot.generation == id.generation);
-        slot.and_then(|slot| slot.socket.as_ref()).ok_or(NetError::NoSocket)
+        self.slots.get(id).ok_or(NetError::NoSocket)
     }
 
     fn socket_mut(&mut self, id: SocketId) -> Result<&mut Socket, NetError> {
-        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
-        slot.and_then(|slot| slot.socket.as_mut()).ok_or(NetError::NoSocket)
+        self.slots.get_mut(id).ok_or(NetError::NoSocket)
     }
 
     /// Makes a socket for an instance that asks for one.
     fn open(&mut self, owner: Ipv4Addr, kind: Kind) -> Result<SocketId, NetError> {
         self.check_room(owner)?;
-        let id = self.insert(Socket { owner, local: None, holds_port: false, announced: false, kind });
+        let id = self.slots.insert(Socket { owner, local: None, holds_port: false, announced: false, kind });
         self.own(owner, id);
         Ok(id)
     }
@@ -444,25 +435,9 @@ impl Switch {
         }
     }
 
-    fn insert(&mut self, socket: Socket) -> SocketId {
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None => {
-                self.slots.push(Slot::default());
-                u32::try_from(self.slots.len() - 1).expect("sockets are limited per instance, far below this")
-            }
-        };
-        let entry = &mut self.slots[slot as usize];
-        entry.socket = Some(socket);
-        SocketId { slot, generation: entry.generation }
-    }
-
     /// Takes a socket out of all tables.
     fn remove(&mut self, id: SocketId) -> Option<Socket> {
-        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)?;
-        let socket = slot.socket.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(id.slot);
+        let socket = self.slots.remove(id)?;
         let protocol = match socket.kind {
             Kind::Udp(_) => Protocol::Udp,
             Kind::Idle | Kind::Listening(_) | Kind::Connecting(_) | Kind::Failed(_) | Kind::Stream(_) => Protocol::Tcp,

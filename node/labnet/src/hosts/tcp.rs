@@ -41,8 +41,8 @@ impl Hosts {
         let Some(host) = self.hosts.get_mut(&me) else { return };
         let buffer_size = self.buffer_size;
         for id in &host.sockets {
-            let slot = self.slots.get_mut(id.slot as usize).and_then(|slot| slot.socket.as_mut());
-            let Some(Socket { kind: Kind::Listening(listener), local: Some(local), .. }) = slot else { continue };
+            let socket = self.slots.get_mut(*id);
+            let Some(Socket { kind: Kind::Listening(listener), local: Some(local), .. }) = socket else { continue };
             if let Some(spare) = listener.spare
                 && host.stack.tcp_ref(spare).state() != State::Listen
             {
@@ -84,7 +84,7 @@ impl Hosts {
         // A connection that was reset before it was accepted has no ends; it is accepted and found to be reset.
         let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
         let (local, peer) = ends.map_or((nowhere, nowhere), |(local, peer)| (endpoint(local), endpoint(peer)));
-        let accepted = self.insert(Socket {
+        let accepted = self.slots.insert(Socket {
             owner: me,
             local: Some(local),
             holds_port: false,
@@ -256,8 +256,7 @@ impl Hosts {
     fn follow(&mut self, me: Ipv4Addr, id: SocketId) {
         let now_ns = self.now_ns;
         let Some(host) = self.hosts.get_mut(&me) else { return };
-        let slot = self.slots.get_mut(id.slot as usize).and_then(|slot| slot.socket.as_mut());
-        let Some(socket) = slot else { return };
+        let Some(socket) = self.slots.get_mut(id) else { return };
         match &mut socket.kind {
             Kind::Connecting { handle, peer, since_ns } => {
                 let (handle, peer, since_ns) = (*handle, *peer, *since_ns);

@@ -330,7 +330,7 @@ impl Switch {
     fn insert_stream(&mut self, owner: Ipv4Addr, stream: Stream) -> SocketId {
         let local = Some(stream.flow.src);
         let kind = Kind::Stream(Box::new(stream));
-        self.insert(Socket { owner, local, holds_port: false, announced: false, kind })
+        self.slots.insert(Socket { owner, local, holds_port: false, announced: false, kind })
     }
 
     fn fail(&mut self, id: SocketId, error: NetError) {

@@ -194,7 +194,7 @@ fn twenty_deaths_at_random_moments_rerun_nothing_and_lose_no_receipt() {
 }
 
 #[test]
-#[ignore = "soak: 200 deaths take half an hour"]
+#[ignore = "soak: ten times the deaths of the test before"]
 fn two_hundred_deaths_at_random_moments_rerun_nothing_and_lose_no_receipt() {
     survives(200, 0x82f6_3b78);
 }
