@@ -39,6 +39,12 @@ const RESTART: Duration = Duration::from_secs(60);
 /// Time between two tries to reach it.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// Time in which a container has to go. The engine itself waits for tens of seconds for a process that does not die.
+const REMOVAL: Duration = Duration::from_secs(PATIENCE_S + RESTART.as_secs());
+
+/// Time until a removal that was refused is tried again, the first time; each time after that it is twice as long.
+const REMOVE_AGAIN: Duration = Duration::from_millis(10);
+
 /// Label of every container: whose it is.
 pub(crate) const LABLET: &str = "iptl.lablet";
 
@@ -258,17 +264,26 @@ impl Engine {
         self.docker.start_container(id, None::<bollard::query_parameters::StartContainerOptions>).await
     }
 
-    /// Ends a container by force, where it runs, and removes it. An engine that is away is waited for.
+    /// Ends a container by force, where it runs, removes it, and returns once it is gone.
+    ///
+    /// An engine that is away is waited for. One that refuses is asked again: it does so where the process ends by
+    /// itself at this moment (500, "is not running"), where another removal goes on (409, "already in progress") and
+    /// where its disk is busy.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), EngineError> {
-        self.insist(|| async {
+        let deadline = tokio::time::Instant::now() + REMOVAL;
+        let mut pause = REMOVE_AGAIN;
+        loop {
             let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
             match self.docker.remove_container(id, Some(options)).await {
-                // Gone already, or somebody is at it.
-                Ok(()) | Err(EngineError::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
-                Err(e) => Err(e),
+                Ok(()) | Err(EngineError::DockerResponseServerError { status_code: 404, .. }) => return Ok(()),
+                Err(e) if (is_away(&e) || may_change(&e)) && tokio::time::Instant::now() < deadline => {
+                    tracing::debug!(error = %said(&e), container = id, "a container is not removed yet");
+                }
+                Err(e) => return Err(e),
             }
-        })
-        .await
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY);
+        }
     }
 
     /// Ends a container by force.
@@ -354,6 +369,11 @@ pub(crate) fn is_away(error: &EngineError) -> bool {
             | EngineError::SocketNotFoundError(..)
             | EngineError::RequestTimeoutError
     )
+}
+
+/// Returns whether an engine that was asked to remove a container may do so if it is asked again.
+fn may_change(error: &EngineError) -> bool {
+    matches!(error, EngineError::DockerResponseServerError { status_code: 409 | 500.., .. })
 }
 
 /// Returns what the engine says, without the library's words around it.

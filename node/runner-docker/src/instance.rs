@@ -135,8 +135,15 @@ pub(crate) async fn set_up(
     match tokio::time::timeout(CONNECT, link.receive()).await {
         Ok(Ok(Some(FromInit::Ready))) => {
             // Init has answered: it is the process that the engine names, and lives.
-            let place =
-                Place { engine: &cell.engine, wanted: &wanted.body, name, container: &id, pid: 0, lab: &dir.lab() };
+            let place = Place {
+                engine: &cell.engine,
+                wanted: &wanted.body,
+                name,
+                container: &id,
+                pid: 0,
+                lab: &dir.lab(),
+                making: &cell.making,
+            };
             connect(network, instance, place).await?;
             Ok((id, link, Outputs { listener, out, err }))
         }

@@ -18,6 +18,7 @@ use iptl_labnet::{Away, Compiled, Directory, Engine, EngineConfig, LinkStats, No
 use iptl_labnet_tun::{DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report};
 use iptl_runner::{CellEvent, CellSpec, PrepareError};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
 
 use crate::config::Devices;
 use crate::link::Door;
@@ -76,6 +77,8 @@ pub(crate) struct Place<'a> {
     pub(crate) pid: u32,
     /// The directory that is mounted into it.
     pub(crate) lab: &'a Path,
+    /// What the engine is asked to make meanwhile is waited for by this, and gone then.
+    pub(crate) making: &'a TaskTracker,
 }
 
 /// The place of an instance in the network.
@@ -265,16 +268,21 @@ async fn beside(seat: Seat, at: &Place<'_>) -> Result<Device, String> {
     let words = [DEVICE_VERB.to_owned(), token.clone(), name, addr.to_string(), prefix.to_string(), mtu.to_string()];
     let made = settings::beside(at, words.to_vec());
     let refused = |e: bollard::errors::Error| format!("the container engine refuses to make it: {}", engine::said(&e));
-    let id = at.engine.create(&format!("{}-network", at.name), &made).await.map_err(refused)?;
-    let taken = match at.engine.start(&id).await {
-        Ok(()) => tokio::time::timeout(HAND_OVER, door.take_device(&token)).await,
-        Err(e) => Ok(Err(io::Error::other(refused(e)))),
+    let (engine, name) = (at.engine.clone(), format!("{}-network", at.name));
+    let making = async move {
+        let id = engine.create(&name, &made).await.map_err(refused)?;
+        let taken = match engine.start(&id).await {
+            Ok(()) => tokio::time::timeout(HAND_OVER, door.take_device(&token)).await,
+            Err(e) => Ok(Err(io::Error::other(refused(e)))),
+        };
+        engine.remove(&id).await.map_err(refused)?;
+        match taken {
+            Ok(taken) => taken.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("no device came within {} s", HAND_OVER.as_secs())),
+        }
     };
-    at.engine.remove(&id).await.map_err(refused)?;
-    match taken {
-        Ok(taken) => taken.map_err(|e| e.to_string()),
-        Err(_) => Err(format!("no device came within {} s", HAND_OVER.as_secs())),
-    }
+    // Not dropped with this: the engine would go on, and nobody would remove what it made.
+    at.making.spawn(making).await.map_err(|e| e.to_string())?
 }
 
 /// Tells packets for other cells, as long as there is somebody to be told.

@@ -554,7 +554,7 @@ impl Runner for DockerRunner {
             dir: dir.clone(),
             start: OnceLock::new(),
             gauges: Mutex::default(),
-            making: TaskTracker::new(),
+            making: inner.tasks.clone(),
             network: Arc::downgrade(&network),
         });
         if let Some(wall) = started {
@@ -692,6 +692,7 @@ impl Inner {
             container: &container.id,
             pid,
             lab: &lab,
+            making: &cell.making,
         };
         if let Some(pid) = pid
             && let Err(reason) = network.connect(&id, &place(pid)).await

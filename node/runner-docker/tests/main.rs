@@ -12,6 +12,7 @@ mod hostile;
 mod life;
 mod measures;
 mod network;
+mod removal;
 mod support;
 mod take_over;
 
