@@ -228,8 +228,8 @@ fn node(value: &Value) -> Result<Node> {
     Ok(Node { home, pid: value["pid"].as_u64().context("a node without a process")?.try_into()?, addr })
 }
 
-/// Runs a command line on a home; returns its answer.
-pub fn iptl(home: &Path, args: &[&str]) -> Result<String> {
+/// Returns a command line on a home.
+pub fn program(home: &Path, args: &[&str]) -> Result<Command> {
     let program = std::env::current_exe()?.with_file_name("iptl");
     anyhow::ensure!(program.exists(), "{} is not built", program.display());
     let mut command = Command::new(program);
@@ -237,7 +237,12 @@ pub fn iptl(home: &Path, args: &[&str]) -> Result<String> {
     for name in ["IPTL_HOME", "IPTL_LOG", "CARGO_TARGET_DIR"] {
         command.env_remove(name);
     }
-    let output = command.output()?;
+    Ok(command)
+}
+
+/// Runs a command line on a home; returns its answer.
+pub fn iptl(home: &Path, args: &[&str]) -> Result<String> {
+    let output = program(home, args)?.output()?;
     if !output.status.success() {
         bail!("iptl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -1,7 +1,7 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
 //! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`sync`], [`stream`], [`idle`], [`containers`],
-//! [`images`], [`network`]. Labs are real processes of the program `iptl` beside this one ([`lab`]); what they are held
+//! [`images`], [`network`], [`orchestrator`]. Labs are real processes of the program `iptl` beside this one ([`lab`]); what they are held
 //! against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
 //! [`report`] writes the table.
 
@@ -15,6 +15,7 @@ mod idle;
 mod images;
 mod lab;
 mod network;
+mod orchestrator;
 mod park;
 mod process;
 mod reference;
@@ -75,6 +76,8 @@ enum Measure {
     Images,
     /// The lab network of containers beside the kernel's own
     Network,
+    /// The orchestrator: many executions, its death, long logs
+    Orchestrator,
 }
 
 fn main() -> Result<()> {
@@ -100,6 +103,7 @@ async fn measure(cli: Cli) -> Result<()> {
         Measure::Containers,
         Measure::Images,
         Measure::Network,
+        Measure::Orchestrator,
     ];
     let wanted = if cli.measures.is_empty() { all.to_vec() } else { cli.measures.clone() };
     let out = match cli.out {
@@ -120,6 +124,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Containers => containers::measure(&guest, &mut report).await.map(|()| Vec::new()),
             Measure::Images => images::measure(&guest, &mut report).await.map(|()| Vec::new()),
             Measure::Network => network::measure().await,
+            Measure::Orchestrator => orchestrator::measure(&guest).await,
         };
         match measured {
             Ok(rows) => rows.into_iter().for_each(|row: Row| report.add(row)),

@@ -102,6 +102,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "iptl-node",
             "iptl-runner",
             "iptl-runner-wasm",
+            "iptl-scheduler",
+            "iptl-sim",
             "iptl-wire",
         ],
     ),

@@ -1,0 +1,232 @@
+//! An orchestrator by itself: many small executions at once, its death and the return of its lablets, a large placement,
+//! long logs.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use iptl_dag::{Block, Cid};
+use iptl_wire::control::{Event, ListKind, Reply, Request};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::lab::{self, Guest, Lab};
+use crate::reference::fdatasync;
+use crate::report::{Row, percentile};
+
+/// Executions of one instance each.
+const EXECUTIONS: u32 = 400;
+
+/// How many of them are under way at a time.
+const AT_ONCE: usize = 16;
+
+/// Executions one after another, before those.
+const ALONE: u32 = 30;
+
+/// Deaths of the orchestrator.
+const DEATHS: u32 = 20;
+
+/// Lablets that come back to it.
+const LABLETS: u32 = 3;
+
+/// Seconds from its start to the last lablet's return, in all but one of a hundred.
+const RETURN_GOAL: f64 = 3.0;
+
+/// Time after which lablets that have not come back fail the measure.
+const RETURN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Instances that are placed, and lablets that they are placed on.
+const PLACED: (u32, u32) = (1_000_000, 10_000);
+
+/// Instances that are to be placed in a second.
+const PLACING_GOAL: f64 = 500_000.0;
+
+/// Facts of the logs that are opened.
+const FACTS: u32 = 1_000_000;
+
+/// Time between two looks for a node or its lablets.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Measures all of it.
+pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
+    let lab = Arc::new(Lab::start(LABLETS, guest)?);
+    let mut rows = vec![throughput(&lab).await?, returns(&lab).await?];
+    drop(lab);
+    rows.extend(tokio::task::spawn_blocking(placing).await?);
+    rows.extend(tokio::task::spawn_blocking(openings).await?);
+    Ok(rows)
+}
+
+/// Executions of one instance each, several at once, until all are sealed.
+async fn throughput(lab: &Arc<Lab>) -> Result<Row> {
+    let first = lab.submit("trivial", &["--group", "node=1"])?;
+    lab.watch(first.execution, |_| {}).await?;
+    let run = first.run;
+    let block = lab.block(run).await?;
+    let begun = Instant::now();
+    for _ in 0..ALONE {
+        execute(lab, run, &block).await?;
+    }
+    let alone = f64::from(ALONE) / begun.elapsed().as_secs_f64();
+
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut going = JoinSet::new();
+    let begun = Instant::now();
+    for _ in 0..EXECUTIONS {
+        let (lab, places, block) = (lab.clone(), places.clone(), block.clone());
+        going.spawn(async move {
+            let _place = places.acquire().await?;
+            execute(&lab, run, &block).await
+        });
+    }
+    while let Some(ended) = going.join_next().await {
+        ended??;
+    }
+    let rate = f64::from(EXECUTIONS) / begun.elapsed().as_secs_f64();
+    Ok(Row {
+        measure: format!("executions of one instance, {AT_ONCE} at a time, {EXECUTIONS} in all, {LABLETS} lablets"),
+        figure: format!("{rate:.0}/s"),
+        reference: format!("one after another: {alone:.0}/s"),
+        ratio: format!("{:.1} ×", rate / alone),
+        goal: "report".to_owned(),
+        reached: None,
+        bound: "processor time of five processes on this machine; facts of executions that come together share a sync"
+            .to_owned(),
+    })
+}
+
+async fn execute(lab: &Lab, run: Cid, block: &Block) -> Result<()> {
+    lab.put(block).await?;
+    let request = Request::Submit { run, source: None, source_addrs: Vec::new() };
+    let reply = lab.call(&request).await?.next().await?;
+    let Some(Reply::Submitted { execution, .. }) = reply else { bail!("{reply:?} instead of a name") };
+    let ended = lab.watch(execution, |_: &Event| {}).await?;
+    anyhow::ensure!(ended.counts.ok == 1, "a trivial execution failed");
+    Ok(())
+}
+
+/// The orchestrator is killed and started again: time until all its lablets are back.
+async fn returns(lab: &Lab) -> Result<Row> {
+    let mut again: Option<Again> = None;
+    let (mut answers, mut all) = (Vec::new(), Vec::new());
+    for _ in 0..DEATHS {
+        match again.take() {
+            None => kill(Pid::from_raw(lab.orchestrator.pid.try_into()?), Signal::SIGKILL)?,
+            Some(node) => drop(node),
+        }
+        let begun = Instant::now();
+        again = Some(Again::start(lab)?);
+        until(begun, async || lab.call(&Request::Status {}).await.is_ok()).await.context("the orchestrator")?;
+        answers.push(begun.elapsed().as_secs_f64());
+        until(begun, async || online(lab).await.is_ok_and(|n| n == LABLETS)).await.context("its lablets")?;
+        all.push(begun.elapsed().as_secs_f64());
+    }
+    let (answer, p50, worst) = (percentile(&answers, 50), percentile(&all, 50), percentile(&all, 99));
+    let sync = fdatasync(&lab.orchestrator.home)?;
+    Ok(Row {
+        measure: format!("kill -9 and start of the orchestrator → all {LABLETS} lablets are back, {DEATHS} times"),
+        figure: format!("p50 {p50:.2} s, p99 {worst:.2} s"),
+        reference: format!("start → it answers: p50 {answer:.2} s; fdatasync {sync:.2} ms"),
+        ratio: format!("{:.1} ×", p50 / answer),
+        goal: format!("p99 ≤ {RETURN_GOAL} s"),
+        reached: Some(worst <= RETURN_GOAL),
+        bound: "lablets dial again with a growing pause after they saw the connection go".to_owned(),
+    })
+}
+
+/// The orchestrator of a lab that was started again; killed with the value.
+struct Again(Child);
+
+impl Again {
+    fn start(lab: &Lab) -> Result<Again> {
+        let log = std::fs::File::options().append(true).create(true).open(lab.orchestrator.home.join("node.log"))?;
+        let mut command = lab::program(&lab.orchestrator.home, &["up", "--detached"])?;
+        Ok(Again(command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null()).spawn()?))
+    }
+}
+
+impl Drop for Again {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
+            eprintln!("cannot end an orchestrator: {error}");
+        }
+    }
+}
+
+async fn until(begun: Instant, mut holds: impl AsyncFnMut() -> bool) -> Result<()> {
+    while !holds().await {
+        anyhow::ensure!(begun.elapsed() < RETURN_LIMIT, "not back after {} s", RETURN_LIMIT.as_secs());
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+async fn online(lab: &Lab) -> Result<u32> {
+    let mut replies = lab.call(&Request::List { what: ListKind::Lablets }).await?;
+    let mut count = 0;
+    while let Some(reply) = replies.next().await? {
+        if let Reply::Row(row) = reply
+            && row.get("state").is_some_and(|state| state != "offline")
+        {
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// A large run placed on many lablets, once for each affinity.
+fn placing() -> Vec<Row> {
+    let (instances, lablets) = PLACED;
+    let begun = Instant::now();
+    let mut dealt = vec![0_u32; lablets as usize];
+    for instance in 0..instances {
+        std::hint::black_box(&mut dealt)[(instance % lablets) as usize] += 1;
+    }
+    let dealing = f64::from(instances) / begun.elapsed().as_secs_f64();
+    iptl_sim::crowd(lablets, instances)
+        .into_iter()
+        .map(|(affinity, run, inventory)| {
+            let begun = Instant::now();
+            let placed = iptl_scheduler::placement(&run, &inventory, &[], &BTreeMap::new());
+            let rate = f64::from(instances) / begun.elapsed().as_secs_f64();
+            Row {
+                measure: format!("placement of {instances} instances on {lablets} lablets, affinity {affinity}"),
+                figure: format!("{:.1} million/s, {} missing", rate / 1e6, placed.missing()),
+                reference: format!("dealing them out in turn, blind: {:.0} million/s", dealing / 1e6),
+                ratio: format!("{:.3} ×", rate / dealing),
+                goal: format!("≥ {PLACING_GOAL}/s"),
+                reached: Some(rate >= PLACING_GOAL && placed.missing() == 0),
+                bound: "one look at each lablet and its conditions, then ranges".to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// Logs of a million facts: what an orchestrator does with one at its start.
+fn openings() -> Vec<Row> {
+    [("as it was written", false), ("behind a snapshot", true)]
+        .into_iter()
+        .map(|(name, snapshot)| {
+            let log = iptl_sim::long_log(FACTS, snapshot);
+            let begun = Instant::now();
+            let _hashes = blake3::hash(&log.bytes);
+            let hashed = begun.elapsed().as_secs_f64();
+            let begun = Instant::now();
+            let replayed = iptl_sim::open_log(&log);
+            let took = begun.elapsed().as_secs_f64();
+            Row {
+                measure: format!("opening a log of {FACTS} facts of one execution, {name}"),
+                figure: format!("{took:.2} s, {replayed} facts replayed"),
+                reference: format!("hashing its {} MiB in one piece: {hashed:.2} s", log.bytes.len() >> 20),
+                ratio: format!("{:.0} ×", took / hashed),
+                goal: "≤ 1 s".to_owned(),
+                reached: Some(took <= 1.0),
+                bound: "decoding each fact, hashing it twice, the core's replay".to_owned(),
+            }
+        })
+        .collect()
+}
