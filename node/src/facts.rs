@@ -233,6 +233,15 @@ impl Logs {
         }
         Ok(())
     }
+
+    /// Removes the log of an execution.
+    pub fn forget(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
+        self.open.remove(execution);
+        for path in segments(&self.dir, execution)? {
+            fs::remove_file(&path).map_err(|e| io_error(&path, e))?;
+        }
+        Ok(())
+    }
 }
 
 /// Returns the files of a log in a folder, in their order.

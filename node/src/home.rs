@@ -23,6 +23,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use iptl_dag::model::signed::Signed;
 use iptl_dag::{PeerId, codec};
@@ -85,7 +86,28 @@ pub struct Config {
     pub docker: Docker,
     /// Blocks.
     pub store: Store,
+    /// How an orchestrator looks after its lab.
+    pub health: Health,
 }
+
+/// How an orchestrator looks after its lab.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// Seconds without an execution after which the lab executes its canary; 0 for never, five minutes where it is
+    /// absent.
+    pub canary_s: Option<u64>,
+}
+
+impl Health {
+    /// Returns the time without an execution after which there is a canary.
+    pub fn canary(&self) -> Option<Duration> {
+        Some(self.canary_s.map_or(CANARY, Duration::from_secs)).filter(|pause| !pause.is_zero())
+    }
+}
+
+/// Time without an execution after which a lab executes its canary.
+const CANARY: Duration = Duration::from_secs(300);
 
 /// What the owner allows blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -372,6 +372,7 @@ impl Node {
                 fetcher: self.fetcher.clone(),
                 keeper: self.keeper.clone(),
                 offers: self.offers.clone(),
+                canary: self.home.config()?.health.canary(),
                 stop: self.stop.clone(),
             })
             .await?;

@@ -1,14 +1,19 @@
 //! The orchestrator of a node: one task owns the scheduler's core and everything that belongs to it.
 //!
 //! [`driver`] is that task; `sessions` brings lablets to it, [`registry`] remembers what is told about executions,
-//! `seal` fetches receipts and makes results, `locate` and `top` answer who looks into a run. Everybody else talks to it by [`OrchestratorHandle`].
+//! `seal` fetches receipts and makes results, `locate` and `top` answer who looks into a run, `health` remembers what was
+//! seen to work, and `canary` sees to it where nobody executes. Everybody else talks to it by [`OrchestratorHandle`].
 
+mod canary;
 mod driver;
+mod health;
 mod locate;
 mod registry;
 mod seal;
 mod sessions;
 mod top;
+
+use std::sync::Arc;
 
 use iptl_dag::model::{Execution, ExecutionId, InstanceId};
 use iptl_dag::{Block, Cid, PeerId};
@@ -19,6 +24,7 @@ use iptl_wire::session::{Hello, Inventory, KnownRun, OutputLine, ToOrchestrator}
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub(crate) use driver::{OrchestratorError, Parts, start};
+pub(crate) use health::Health;
 pub(crate) use registry::{RunRecord, Watching};
 use sessions::Outbox;
 
@@ -147,6 +153,8 @@ pub(crate) struct LabletRow {
 #[derive(Clone)]
 pub(crate) struct OrchestratorHandle {
     commands: mpsc::Sender<Command>,
+    /// What was seen to work.
+    pub(crate) health: Arc<Health>,
 }
 
 /// The orchestrator's task has ended: its log cannot be written, or the node stops.

@@ -42,6 +42,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         running: Vec::new(),
         offline_reason: node.waiting.borrow().clone(),
         asking: node.admission().map(|admission| admission.asking()).unwrap_or_default(),
+        health: None,
     };
     if let Some(lablet) = node.lablet()
         && let Some(own) = lablet.status().await
@@ -62,7 +63,10 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
     if let Some(lab) = node.orchestrator() {
         let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(broken)?;
         let ready = || lablets.iter().filter(|l| l.ready);
-        status.online = true;
+        let trouble = lab.health.trouble();
+        status.online = trouble.is_none();
+        status.offline_reason = trouble.unwrap_or_default();
+        status.health = Some(lab.health.tell());
         status.lablets = u32::try_from(lablets.len()).unwrap_or(u32::MAX);
         status.lablets_ready = u32::try_from(ready().count()).unwrap_or(u32::MAX);
         // What a lablet on this node has is among what the lablets have.

@@ -19,6 +19,8 @@ use iptl_wire::session::{KnownRun, MAX_BUSIEST, ToLablet, ToOrchestrator, Welcom
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::canary::Canary;
+use super::health::Health;
 use super::registry::{Active, Registry};
 use super::seal::Sealer;
 use super::sessions::{self, Outbox};
@@ -91,6 +93,8 @@ pub(crate) struct Parts {
     pub(crate) keeper: Arc<Keeper>,
     /// Offers for a lablet on the same node.
     pub(crate) offers: broadcast::Sender<Signed<Offer>>,
+    /// Time without a sign of the lab's health after which its canary runs; none where there is no canary.
+    pub(crate) canary: Option<Duration>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -105,6 +109,8 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
     getrandom::fill(&mut seed).expect("the kernel gives random bytes");
     config.seed = u64::from_le_bytes(seed);
     let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+    let health = Arc::new(Health::default());
+    let handle = OrchestratorHandle { commands: commands.clone(), health: health.clone() };
     let sealer = Sealer {
         lab,
         key: parts.key.clone(),
@@ -115,7 +121,7 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
     };
     let mut driver = Driver {
         core: Orchestrator::new(config),
-        registry: Registry::open(parts.home.clone())?,
+        registry: Registry::open(parts.home.clone(), health.clone())?,
         logs,
         sealer,
         sessions: BTreeMap::new(),
@@ -132,8 +138,20 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
     driver.replay(facts).await?;
     driver.act().await?;
     tokio::spawn(sessions::accept(driver.parts.links.clone(), driver.parts.members.clone(), commands.clone()));
+    if let Some(pause) = driver.parts.canary {
+        let canary = Canary {
+            lab: handle.clone(),
+            health,
+            store: driver.parts.store.clone(),
+            keeper: driver.parts.keeper.clone(),
+            own: driver.parts.links.peer().clone(),
+            pause,
+            stop: driver.parts.stop.clone(),
+        };
+        tokio::spawn(canary.watch());
+    }
     tokio::spawn(driver.run(queue));
-    Ok(OrchestratorHandle { commands })
+    Ok(handle)
 }
 
 struct Session {
@@ -498,11 +516,16 @@ impl Driver {
             },
             Effect::Notify { execution, event } => {
                 let over = matches!(event, Event::Finished { .. } | Event::Failed { .. });
+                let canary = self.registry.active.get(&execution).is_some_and(|active| active.canary);
                 self.registry.notify(execution, event, clock::wall().0);
                 if over {
                     self.syncs.remove(&execution);
                     self.following.remove(&execution);
-                    self.lay_aside(&execution);
+                    if canary {
+                        self.forget(&execution)
+                    } else {
+                        self.lay_aside(&execution)
+                    }
                     // A sealed result is pinned by itself; of a failed execution nothing is kept.
                     self.parts.keeper.release(&execution, Holder::Orchestrator);
                 }
@@ -540,6 +563,13 @@ impl Driver {
     fn lay_aside(&mut self, execution: &ExecutionId) {
         if let Err(error) = tokio::task::block_in_place(|| self.logs.close(execution)) {
             tracing::warn!(%execution, %error, "the log of an execution that is over could not be laid aside");
+        }
+    }
+
+    /// Removes the log of an execution of which nothing is kept.
+    fn forget(&mut self, execution: &ExecutionId) {
+        if let Err(error) = tokio::task::block_in_place(|| self.logs.forget(execution)) {
+            tracing::warn!(%execution, %error, "the log of the lab's canary could not be removed");
         }
     }
 
@@ -723,7 +753,7 @@ impl Driver {
     fn runs(&self) -> Vec<RunRow> {
         let views: BTreeMap<_, _> = self.core.executions().into_iter().map(|view| (view.execution, view)).collect();
         let ended = self.registry.records().into_iter().cloned().map(|record| RunRow::Ended(Box::new(record)));
-        let active = self.registry.active.iter().map(|(id, active)| active_row(*id, active, views.get(id)));
+        let active = self.registry.listed().map(|(id, active)| active_row(*id, active, views.get(id)));
         ended.chain(active).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! What is told about executions: events to those who watch, and a record of each that ended.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use iptl_dag::model::{Counts, ExecutionId, ResultVerdict, Run};
@@ -10,6 +11,8 @@ use iptl_wire::session::{CellUsage, OutputLine};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use super::canary;
+use super::health::Health;
 use crate::home::{Home, HomeError};
 
 /// Events that a slow watcher may lag behind.
@@ -64,6 +67,8 @@ pub(super) struct Active {
     pub(super) usage: BTreeMap<PeerId, (Instant, CellUsage)>,
     /// Lost instances begin anew elsewhere.
     pub(super) replaces: bool,
+    /// It is the lab's canary: it stands in no list, and nothing of it is kept.
+    pub(super) canary: bool,
     history: Vec<Event>,
     events: broadcast::Sender<Event>,
     pub(super) output: broadcast::Sender<OutputLine>,
@@ -72,6 +77,7 @@ pub(super) struct Active {
 /// All executions of an orchestrator.
 pub(super) struct Registry {
     home: Home,
+    health: Arc<Health>,
     pub(super) active: BTreeMap<ExecutionId, Active>,
     ended: BTreeMap<ExecutionId, RunRecord>,
 }
@@ -97,7 +103,7 @@ impl Active {
 
 impl Registry {
     /// Reads the records of executions that ended.
-    pub(super) fn open(home: Home) -> Result<Registry, HomeError> {
+    pub(super) fn open(home: Home, health: Arc<Health>) -> Result<Registry, HomeError> {
         let mut ended = BTreeMap::new();
         let dir = home.path("runs");
         let entries = std::fs::read_dir(&dir).map_err(|source| HomeError::Io { path: dir, source })?;
@@ -114,7 +120,7 @@ impl Registry {
                 Err(error) => tracing::warn!(%error, "a record of an execution is left out"),
             }
         }
-        Ok(Registry { home, active: BTreeMap::new(), ended })
+        Ok(Registry { home, health, active: BTreeMap::new(), ended })
     }
 
     /// Enters an execution.
@@ -130,6 +136,7 @@ impl Registry {
             lablets: BTreeMap::new(),
             usage: BTreeMap::new(),
             replaces: run.loss.max_attempts > 1,
+            canary: canary::is_canary(&run.plan),
             history: Vec::new(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             output: broadcast::Sender::new(OUTPUT_QUEUE),
@@ -140,6 +147,7 @@ impl Registry {
     /// Tells those who watch, and keeps what later watchers need.
     pub(super) fn notify(&mut self, id: ExecutionId, event: Event, now_ms: u64) {
         let Some(active) = self.active.get_mut(&id) else { return };
+        self.health.told(&event);
         // Of what repeats itself only the newest is told to those who come later.
         let kind = std::mem::discriminant(&event);
         if matches!(event, Event::Waiting { .. } | Event::Preparing { .. } | Event::Progress { .. }) {
@@ -152,6 +160,9 @@ impl Registry {
         let _nobody_watches = active.events.send(event.clone());
         if matches!(event, Event::Finished { .. } | Event::Failed { .. }) {
             let active = self.active.remove(&id).expect("it was found above");
+            if active.canary {
+                return;
+            }
             let record = RunRecord {
                 execution: id,
                 run: active.run,
@@ -212,8 +223,13 @@ impl Registry {
         records
     }
 
+    /// Returns the executions that go on and stand in lists.
+    pub(super) fn listed(&self) -> impl Iterator<Item = (&ExecutionId, &Active)> {
+        self.active.iter().filter(|(_, active)| !active.canary)
+    }
+
     fn newest(&self) -> Option<ExecutionId> {
-        let active = self.active.iter().map(|(id, active)| (active.submitted_ms, *id));
+        let active = self.listed().map(|(id, active)| (active.submitted_ms, *id));
         let ended = self.ended.iter().map(|(id, record)| (record.submitted_ms, *id));
         active.chain(ended).max().map(|(_, id)| id)
     }

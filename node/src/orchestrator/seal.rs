@@ -14,7 +14,7 @@ use iptl_scheduler::{AssembledResult, AssemblyOrder, ReceiptSummary};
 use iptl_trust::Keypair;
 use tokio::sync::mpsc;
 
-use super::Command;
+use super::{Command, canary};
 use crate::fetch::{Fetcher, Wanted};
 use crate::keeper::{Holder, Keeper};
 
@@ -163,7 +163,9 @@ impl Work {
         let all = log.into_iter().chain(assembled.blocks).chain(sealed).collect();
         self.store.put(all).await?;
         self.store.flush().await?;
-        self.keeper.keep(root, PinKind::Result, &order.execution.alias(), None).await?;
+        if !canary::is_canary(&order.run.run.plan) {
+            self.keeper.keep(root, PinKind::Result, &order.execution.alias(), None).await?;
+        }
         self.keeper.release(&order.execution, Holder::Orchestrator);
         Ok(told)
     }

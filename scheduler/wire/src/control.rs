@@ -425,7 +425,7 @@ pub struct Status {
     pub lab: Option<PeerId>,
     /// Name of the lab.
     pub lab_name: String,
-    /// Whether the lab can be reached: on an orchestrator always, else whether a session is up.
+    /// Whether the lab can be used: on an orchestrator unless it saw that it cannot, else whether a session is up.
     pub online: bool,
     /// Peers connected.
     pub peers: u32,
@@ -437,11 +437,42 @@ pub struct Status {
     pub slots: BTreeMap<WorkloadKind, Slots>,
     /// Executions that are not over.
     pub running: Vec<RunningRow>,
-    /// Why the lab cannot be reached; empty where it can, or nothing is known yet.
+    /// Why the lab cannot be used; empty where it can, or nothing is known yet.
     #[serde(default)]
     pub offline_reason: String,
     /// Peers that ask to join.
     pub asking: Vec<(PeerId, String)>,
+    /// What users need of the lab, on its orchestrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// What users need of a lab, each as it was seen last; none where it was not seen since the orchestrator's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// An instance is placed and made ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Sign>,
+    /// It runs, and its receipt comes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<Sign>,
+    /// A result is sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Sign>,
+}
+
+/// Whether something works, as it was seen last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sign {
+    /// Whether it worked.
+    pub ok: bool,
+    /// Milliseconds since then.
+    pub age_ms: u64,
+    /// Why it did not; empty where it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trouble: String,
 }
 
 /// An execution that is not over.

@@ -2,13 +2,14 @@
 //!
 //! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
-//! [`alone`] about what needs no lab, [`crowds`] about size. All run plans of [`Plan`], but [`random_deaths`].
+//! [`alone`] about what needs no lab, [`crowds`] about size, [`health`] about a lab that looks after itself. All run plans of [`Plan`], but [`random_deaths`].
 
 mod alone;
 mod crowds;
 mod deaths;
 mod ends;
 mod following;
+mod health;
 mod members;
 mod random_deaths;
 mod stops;

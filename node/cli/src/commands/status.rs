@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::WorkloadKind;
-use iptl_wire::control::{Reply, Request, Status};
+use iptl_wire::control::{Health, Reply, Request, Sign, Status};
 use iptl_wire::lab::Role;
 use iptl_wire::session::Slots;
 use serde_json::{Map, Value, json};
@@ -77,6 +77,7 @@ pub fn lines(status: &Status) -> Vec<String> {
         Some(Role::Lablet) => lines.push(format!("slots   {}", slots_line(&status.slots, ""))),
         Some(Role::Developer) | None => {}
     }
+    lines.extend(status.health.iter().map(|health| format!("health  {}", health_line(health))));
     let runs: Vec<String> = status
         .running
         .iter()
@@ -94,6 +95,18 @@ pub fn lines(status: &Status) -> Vec<String> {
         lines.push(format!("address {addr}"));
     }
     lines
+}
+
+/// Writes what works, and when it was seen.
+fn health_line(health: &Health) -> String {
+    let sign = |name: &str, sign: &Option<Sign>| match sign {
+        None => format!("{name}: not seen yet"),
+        Some(sign) if sign.ok => format!("{name}: ok {} ago", ui::duration(sign.age_ms)),
+        Some(sign) => format!("{name}: {} ({} ago)", sign.trouble, ui::duration(sign.age_ms)),
+    };
+    [("place", &health.place), ("run", &health.run), ("seal", &health.seal)]
+        .map(|(name, s)| sign(name, s))
+        .join("  ·  ")
 }
 
 /// Writes what is free of what there is; by kind where there is more than Wasm.
@@ -116,6 +129,14 @@ pub fn to_json(status: &Status) -> Value {
         .collect();
     let asking: Vec<Value> =
         status.asking.iter().map(|(peer, name)| json!({"peer": peer.to_string(), "name": name})).collect();
+    let sign = |sign: &Option<Sign>| match sign {
+        None => Value::Null,
+        Some(sign) => json!({"ok": sign.ok, "age_ms": sign.age_ms, "trouble": sign.trouble}),
+    };
+    let health = status
+        .health
+        .as_ref()
+        .map(|health| json!({"place": sign(&health.place), "run": sign(&health.run), "seal": sign(&health.seal)}));
     let sum: Slots = status.slots.values().sum();
     let by_kind: Map<String, Value> = status
         .slots
@@ -127,7 +148,7 @@ pub fn to_json(status: &Status) -> Value {
         "uptime_ms": status.uptime_ms, "role": status.role.map(|r| role_word(Some(r))),
         "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online, "offline_reason": status.offline_reason,
         "peers": status.peers, "lablets": status.lablets, "lablets_ready": status.lablets_ready,
-        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking,
+        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking, "health": health,
     })
 }
 

@@ -1,0 +1,227 @@
+//! The lab's canary: an execution of one instance that ends at once, made where nobody else executes anything.
+//!
+//! It goes the way of every other execution, from an offer to a sealed result. It stands in no list, and nothing of it
+//! is kept.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use iptl_artifacts::{BlobStore, StoreError};
+use iptl_dag::model::{
+    self, Affinity, Case, Count, Engine, Execution, ExecutionId, GroupRun, GroupSpec, LossPolicy, Network, Plan,
+    Requirements, Resources, Run, Workload, WorkloadKind,
+};
+use iptl_dag::{Block, Cid, Codec, PeerId};
+use iptl_wire::control::Event;
+use iptl_wire::session::KnownRun;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use super::health::{Health, Need};
+use super::{Ask, OrchestratorHandle, RunRow, Stopped};
+use crate::keeper::Keeper;
+
+/// The component, 194 bytes; `canary.wat` beside it is its text.
+const COMPONENT: &[u8] = include_bytes!("canary.wasm");
+
+/// Name of everything in the plan that has one.
+const NAME: &str = "canary";
+
+/// A canary that has not ended by then shows that something does not work.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Where something does not work, it is tried again after this part of the usual pause.
+const SOONER: u32 = 4;
+
+/// The canary of a lab.
+pub(super) struct Canary {
+    pub(super) lab: OrchestratorHandle,
+    pub(super) health: Arc<Health>,
+    pub(super) store: Arc<dyn BlobStore>,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) own: PeerId,
+    /// Time without a sign of health after which it runs.
+    pub(super) pause: Duration,
+    pub(super) stop: CancellationToken,
+}
+
+/// Why a canary could not be tried.
+#[derive(Debug, thiserror::Error)]
+enum Unable {
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Canary {
+    /// Executes whenever nothing was seen of the lab's health for the pause, until the node stops.
+    pub(super) async fn watch(self) {
+        loop {
+            let pause = if self.health.trouble().is_some() { self.pause / SOONER } else { self.pause };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if self.health.trouble().is_none() && self.health.age().is_some_and(|age| age < self.pause) {
+                continue;
+            }
+            match self.try_once().await {
+                Ok(()) => {}
+                Err(Unable::Stopped(_)) => return,
+                Err(Unable::Store(error)) => {
+                    self.health.fails(Need::Place, format!("the orchestrator's store: {error}"))
+                }
+            }
+        }
+    }
+
+    async fn try_once(&self) -> Result<(), Unable> {
+        let lablets = self.lab.ask(|answer| Ask::Lablets { answer }).await?;
+        if !lablets.iter().any(|lablet| lablet.ready) {
+            self.health.fails(Need::Place, "no lablet is here".to_owned());
+            return Ok(());
+        }
+        let runs = self.lab.ask(|answer| Ask::Runs { answer }).await?;
+        if runs.iter().any(|run| matches!(run, RunRow::Active { .. })) {
+            return Ok(());
+        }
+        // Until the execution holds it itself.
+        let _grace = self.keeper.grace();
+        let (run, blocks) = content();
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).expect("the kernel gives random bytes");
+        let execution = Execution { run: run.cid, orchestrator: self.own.clone(), nonce };
+        self.store.put(blocks).await?;
+        self.store.put(vec![model::to_block(execution.clone())]).await?;
+        let by = self.own.clone();
+        let id = self.lab.ask(|answer| Ask::Submit { execution, run: Box::new(run), by, answer }).await?;
+        self.follow(id).await
+    }
+
+    /// Follows the execution to its end; what does not come in time does not work.
+    async fn follow(&self, id: ExecutionId) -> Result<(), Unable> {
+        let name = id.to_string();
+        let Ok((_, watching)) = self.lab.ask(|answer| Ask::Watch { name, answer }).await? else { return Ok(()) };
+        let mut past = watching.history.into_iter();
+        let mut coming = watching.events;
+        let mut stage = (Need::Place, "no lablet takes an instance".to_owned());
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let event = match (past.next(), &mut coming) {
+                (Some(event), _) => event,
+                (None, None) => return Ok(()),
+                (None, Some(coming)) => match tokio::time::timeout_at(deadline, coming.recv()).await {
+                    Ok(Ok(event)) => event,
+                    Ok(Err(RecvError::Lagged(_))) => continue,
+                    Ok(Err(RecvError::Closed)) => return Ok(()),
+                    Err(_) => {
+                        self.health.fails(stage.0, format!("{} within {} s", stage.1, LIMIT.as_secs()));
+                        let (name, by) = (id.to_string(), self.own.clone());
+                        let _gone_meanwhile = self.lab.ask(|answer| Ask::Cancel { name, by, answer }).await?;
+                        return Ok(());
+                    }
+                },
+            };
+            match event {
+                Event::Waiting { reason } => stage.1 = reason,
+                Event::Started { .. } => stage = (Need::Run, "an instance did not end".to_owned()),
+                Event::Progress { ended, .. } if ended.values().any(|count| *count > 0) => {
+                    stage = (Need::Seal, "no result was sealed".to_owned());
+                }
+                Event::Finished { counts, failures, .. } => {
+                    if counts.ok == 0 {
+                        let why = failures.into_iter().next().map_or_else(|| "it did not end well".to_owned(), |f| f.1);
+                        self.health.fails(Need::Run, format!("an instance that ends at once: {why}"));
+                    }
+                    return Ok(());
+                }
+                Event::Failed { failure, .. } => {
+                    self.health.fails(stage.0, failure.message);
+                    return Ok(());
+                }
+                Event::Submitted { .. }
+                | Event::Placed { .. }
+                | Event::Preparing { .. }
+                | Event::Progress { .. }
+                | Event::Barrier { .. }
+                | Event::Lablet { .. } => {}
+            }
+        }
+    }
+}
+
+/// Tells whether a plan is the canary's.
+pub(super) fn is_canary(plan: &Cid) -> bool {
+    static PLAN: LazyLock<Cid> = LazyLock::new(|| content().0.run.plan);
+    *plan == *PLAN
+}
+
+/// Returns the run with all that it leads to.
+fn content() -> (KnownRun, Vec<Block>) {
+    let component = Block::new(Codec::Raw, COMPONENT.to_vec());
+    let workload = model::to_block(Workload {
+        name: NAME.into(),
+        kind: WorkloadKind::Wasm,
+        content: *component.cid(),
+        size: COMPONENT.len() as u64,
+    });
+    let resources = Resources { memory_bytes: 1 << 20, cpu_ms: 1_000, wall_ms: 10_000, ..Resources::default() };
+    let requires = Requirements { affinity: Affinity::Balance, ..Requirements::default() };
+    let group = GroupSpec {
+        workload: NAME.into(),
+        count: Count { default: 1, min: 1, max: 1 },
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        resources,
+        requires: requires.clone(),
+        container: None,
+    };
+    let timeout_ms = 20_000;
+    let case = Case {
+        description: "One instance that ends at once.".into(),
+        groups: [(NAME.to_owned(), group)].into(),
+        params: BTreeMap::new(),
+        thresholds: Vec::new(),
+        timeout_ms,
+        max_lost_ppm: 0,
+        engine: Engine::Live,
+        network: Network::Clean,
+        faults: Vec::new(),
+    };
+    let plan = model::to_block(Plan {
+        name: NAME.into(),
+        version: "1".into(),
+        description: "Shows that the lab places, runs and seals.".into(),
+        source: None,
+        workloads: [(NAME.to_owned(), *workload.cid())].into(),
+        cases: [(NAME.to_owned(), case)].into(),
+    });
+    let group = GroupRun {
+        workload: *workload.cid(),
+        kind: WorkloadKind::Wasm,
+        count: 1,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        resources,
+        requires,
+        container: None,
+    };
+    let run = Run {
+        plan: *plan.cid(),
+        case: NAME.into(),
+        groups: [(NAME.to_owned(), group)].into(),
+        params: BTreeMap::new(),
+        seed: 0,
+        engine: Engine::Live,
+        network: Network::Clean,
+        faults: Vec::new(),
+        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        thresholds: Vec::new(),
+        timeout_ms,
+    };
+    let block = model::to_block(run.clone());
+    let known = KnownRun { cid: *block.cid(), run };
+    (known, vec![component, workload, plan, block])
+}
