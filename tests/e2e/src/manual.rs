@@ -74,7 +74,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        crate::stop(&self.dir.path().join("home"));
+        for folder in ["home", "work"] {
+            crate::stop(&self.dir.path().join(folder));
+        }
     }
 }
 

@@ -21,3 +21,13 @@ fn every_manual_does_what_it_says() {
 fn the_first_plan_goes_as_its_guide_says() {
     manual::execute(&repository().join("docs/guides/first-plan.md"));
 }
+
+#[test]
+fn a_lab_is_made_and_looked_after_as_its_guide_says() {
+    manual::execute(&repository().join("docs/guides/own-a-lab.md"));
+}
+
+#[test]
+fn a_machine_is_lent_as_its_guide_says() {
+    manual::execute(&repository().join("docs/guides/lend-a-machine.md"));
+}
