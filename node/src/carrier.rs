@@ -2,7 +2,7 @@
 //!
 //! One stream for each direction and pair of lablets, whatever the number of connections between instances: packets of
 //! all executions share it, each under the name of its execution. TCP between instances is bounded by the credit
-//! windows of `iptl-labnet`; IP packets of containers are whatever they are on any network. Where packets are lost, because a stream broke or too many waited, the connections between
+//! windows of `iptl-labnet`; IP packets are whatever they are on any network. Where packets are lost, because a stream broke or too many waited, the connections between
 //! instances of the two lablets are reset, so that no connection waits for ever; UDP loses packets, as on any network.
 //!
 //! IP packets are held where they arrive until the delay of their link is over. So each carries its time by the

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Affinity, Assignment, GroupRun, Network, Refusal, Run, WorkloadKind};
+use iptl_dag::model::{Affinity, Assignment, GroupRun, Refusal, Run, WorkloadKind};
 use iptl_wire::session::{Inventory, Slots};
 
 /// What [`placement()`] decided.
@@ -59,57 +59,7 @@ struct Cap {
 ///
 /// `inventory` says what is free beyond `kept` and beyond everything else that the caller has promised. `excluded`
 /// lablets get nothing new, for the reason given. Assignments in `kept` stay as they are.
-///
-/// A run of components with a network is placed on one lablet where one can hold it: links between components on other
-/// lablets are clean only. Containers have any network anywhere.
 pub fn placement(
-    run: &Run,
-    inventory: &BTreeMap<PeerId, Inventory>,
-    kept: &[Assignment],
-    excluded: &BTreeMap<PeerId, String>,
-) -> Placed {
-    match run.network {
-        Network::Clean => place(run, inventory, kept, excluded),
-        Network::Model(_) if !run.kinds().contains_key(&WorkloadKind::Wasm) => place(run, inventory, kept, excluded),
-        Network::Model(_) => {
-            on_one(run, inventory, kept, excluded).unwrap_or_else(|| place(run, inventory, kept, excluded))
-        }
-    }
-}
-
-/// Lablets on which a run is tried that is to be on one: those with most room, and a run that fits none of them is
-/// larger than the lab is built for.
-const MAX_TRIES: usize = 8;
-
-/// Places a run on one lablet; none where no lablet can hold it, or where it is on another already.
-fn on_one(
-    run: &Run,
-    inventory: &BTreeMap<PeerId, Inventory>,
-    kept: &[Assignment],
-    excluded: &BTreeMap<PeerId, String>,
-) -> Option<Placed> {
-    let room = |inventory: &Inventory| run.kinds().keys().map(|kind| u64::from(inventory.free(*kind))).sum::<u64>();
-    let mut lablets: Vec<&PeerId> = inventory
-        .keys()
-        .filter(|peer| !excluded.contains_key(peer) && kept.iter().all(|assignment| assignment.lablet == **peer))
-        .collect();
-    lablets.sort_by_key(|peer| (std::cmp::Reverse(room(&inventory[*peer])), *peer));
-    lablets.truncate(MAX_TRIES);
-    lablets.into_iter().find_map(|peer| {
-        let mut others = excluded.clone();
-        for other in inventory.keys().filter(|other| *other != peer) {
-            others.entry(other.clone()).or_insert_with(|| NOT_NEEDED.to_owned());
-        }
-        let mut placed = place(run, inventory, kept, &others);
-        placed.refused.retain(|refusal| refusal.reason != NOT_NEEDED);
-        placed.unplaced.is_empty().then_some(placed)
-    })
-}
-
-/// What keeps instances of a run from all lablets but one; nobody is told.
-const NOT_NEEDED: &str = "the run is on another";
-
-fn place(
     run: &Run,
     inventory: &BTreeMap<PeerId, Inventory>,
     kept: &[Assignment],

@@ -358,25 +358,19 @@ fn a_large_lab_is_placed_and_placed_again() {
 }
 
 #[test]
-fn a_run_with_a_network_is_on_one_lablet_where_one_can_hold_it() {
-    let lab: BTreeMap<PeerId, Inventory> = [(0, 4), (1, 9), (2, 6)].map(|(n, free)| (peer(n), inventory(free))).into();
-    let mut spread = group(8);
-    spread.requires.affinity = Affinity::Spread;
-    let run = Run { network: Network::Model(run(&[]).plan), ..run_of(BTreeMap::from([("g".to_owned(), spread)])) };
-    let placed = placement(&run, &lab, &[], &BTreeMap::new());
-    assert_eq!(placed.assignments, [Assignment { group: "g".into(), start: 0, count: 8, lablet: peer(1) }]);
-    assert_eq!((placed.refused.len(), placed.missing(), placed.matching), (0, 0, 3));
-    // What is excluded stays so, and what is larger than any lablet is placed as without a network.
-    let excluded = BTreeMap::from([(peer(1), "it refused".to_owned())]);
-    let placed = placement(&run, &lab, &[], &excluded);
-    assert_eq!((placed.assignments.len(), placed.missing(), placed.refused.len()), (2, 0, 1));
-    // Containers go where their groups want them.
-    let contained =
-        run.groups.into_iter().map(|(name, group)| (name, GroupRun { kind: WorkloadKind::Docker, ..group }));
-    let run = Run { groups: contained.collect(), ..run_of(BTreeMap::new()) };
-    let lab: BTreeMap<PeerId, Inventory> = lab.into_keys().map(|peer| (peer, both(0, 4))).collect();
-    let clean = placement(&run, &lab, &[], &BTreeMap::new());
-    assert_eq!((clean.assignments.len(), clean.missing()), (3, 0));
-    let run = Run { network: Network::Model(run.plan), ..run };
-    assert_eq!(placement(&run, &lab, &[], &BTreeMap::new()), clean);
+fn a_network_changes_nothing_about_where_a_run_is_placed() {
+    for (kind, affinity) in [WorkloadKind::Wasm, WorkloadKind::Docker]
+        .into_iter()
+        .flat_map(|kind| [(kind, Affinity::Spread), (kind, Affinity::Pack)])
+    {
+        let lab: BTreeMap<PeerId, Inventory> = [0, 1, 2].map(|n| (peer(n), both(4, 4))).into();
+        let mut members = GroupRun { kind, ..group(6) };
+        members.requires.affinity = affinity;
+        let run = run_of(BTreeMap::from([("g".to_owned(), members)]));
+        let clean = placement(&run, &lab, &[], &BTreeMap::new());
+        let lablets = if affinity == Affinity::Spread { 3 } else { 2 };
+        assert_eq!((clean.assignments.len(), clean.missing()), (lablets, 0));
+        let run = Run { network: Network::Model(run.plan), ..run };
+        assert_eq!(placement(&run, &lab, &[], &BTreeMap::new()), clean);
+    }
 }

@@ -14,7 +14,8 @@ use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId, Swi
 ///
 /// Instances are called by their address of the [`Directory`](crate::Directory), also where they have another one.
 pub trait Sockets: Send {
-    /// Takes note of the time, in nanoseconds since the cell was made, and does what is due.
+    /// Takes note of the time, in nanoseconds, and does what is due. Cells that send each other packets go by one clock,
+    /// or have somebody between them who knows how theirs differ.
     fn advance(&mut self, now_ns: u64);
 
     /// Returns when [`advance`](Sockets::advance) has something to do by itself.
@@ -45,11 +46,11 @@ pub trait Sockets: Send {
     /// Resets all connections with these instances of other cells, between which packets were lost.
     fn cut(&mut self, addrs: &[Ipv4Addr]);
 
-    /// Takes a packet that another cell has sent.
-    fn handle_packet(&mut self, packet: Packet);
+    /// Takes an encoded packet that another cell has sent; false where it is none of this kind of network.
+    fn handle_packet(&mut self, bytes: Bytes) -> bool;
 
-    /// Returns the next packet for an instance of another cell.
-    fn poll_packet(&mut self) -> Option<(Ipv4Addr, Packet)>;
+    /// Returns the next packet for another cell, encoded, with the address of an instance there.
+    fn poll_packet(&mut self) -> Option<(Ipv4Addr, Vec<u8>)>;
 
     /// Returns a socket on which something has become possible.
     fn poll_ready(&mut self) -> Option<SocketId>;
@@ -142,12 +143,12 @@ impl Sockets for Switch {
         self.found_peer(addrs.iter().copied());
     }
 
-    fn handle_packet(&mut self, packet: Packet) {
-        Switch::handle_packet(self, packet);
+    fn handle_packet(&mut self, bytes: Bytes) -> bool {
+        Packet::decode(&bytes).map(|packet| Switch::handle_packet(self, packet)).is_ok()
     }
 
-    fn poll_packet(&mut self) -> Option<(Ipv4Addr, Packet)> {
-        Switch::poll_packet(self)
+    fn poll_packet(&mut self) -> Option<(Ipv4Addr, Vec<u8>)> {
+        Switch::poll_packet(self).map(|(dst, packet)| (dst, packet.encode()))
     }
 
     fn poll_ready(&mut self) -> Option<SocketId> {

@@ -4,6 +4,7 @@
 
 mod away;
 mod bytes;
+mod cells;
 mod compile;
 mod directory;
 mod engine;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::BlobStore;
-use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Run, Signed, Usage, WorkloadKind};
+use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Network, Run, Signed, Usage, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_labnet::DirectoryError;
 use iptl_runner::files::LeftFiles;
@@ -494,7 +494,8 @@ impl Driver {
         let control: Arc<dyn CellControl> = prepared.control.into();
         let (notes, queue) = mpsc::channel(NOTE_QUEUE);
         self.carrier.attach(cell.execution, routes.clone(), control.clone());
-        if held.grant.slots.get(&WorkloadKind::Docker).is_some_and(|count| *count > 0) {
+        if run.network != Network::Clean || run.kinds().contains_key(&WorkloadKind::Docker) {
+            // Packets of this run are timed.
             for (peer, addrs) in routes.others(self.parts.links.peer()) {
                 self.carrier.make_ready(&peer, &addrs);
             }

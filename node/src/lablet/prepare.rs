@@ -315,12 +315,7 @@ struct Files {
 }
 
 /// Refuses a network or faults that are none of this run, or that the cell could not have.
-fn check_network(
-    run: &Run,
-    grant: &Grant,
-    network: Option<&NetworkModel>,
-    faults: &[FaultSchedule],
-) -> Result<(), CellError> {
+fn check_network(run: &Run, network: Option<&NetworkModel>, faults: &[FaultSchedule]) -> Result<(), CellError> {
     let (Network::Model(cid), Some(network)) = (&run.network, network) else {
         return match run.faults.first() {
             Some(cid) => Err(CellError::Bad { cid: *cid, reason: "faults need a network to happen in".to_owned() }),
@@ -355,23 +350,12 @@ fn check_network(
                 .to_owned(),
         });
     }
-    let here: u64 = grant.assignments.iter().map(|assignment| u64::from(assignment.count)).sum();
-    if here < run.instances() {
-        return Err(CellError::NoNetwork {
-            network: cid,
-            what: format!(
-                "{here} of {} instances are placed here, and links between components on other lablets are clean only; give one lablet \
-                 room for all of them and its groups `affinity = \"pack\"`, or run it with `--network clean`",
-                run.instances()
-            ),
-        });
-    }
     Ok(())
 }
 
 fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec, CellError> {
     let Files { artifacts, containers, network, faults, scratch } = files;
-    check_network(run, grant, network.as_ref(), &faults)?;
+    check_network(run, network.as_ref(), &faults)?;
     let mut instances = Vec::new();
     let mut start_size = 0;
     let mut needed: BTreeMap<WorkloadKind, u32> = BTreeMap::new();

@@ -1,5 +1,6 @@
 //! Networks of plans: what instances measure is what the plan asked for, and what a lab cannot carry is refused.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use iptl_e2e::{Home, Lab, Output, repository};
@@ -60,6 +61,22 @@ fn events(home: &Home, result: &str, instances: u32) -> Vec<String> {
     (0..instances).map(of).collect()
 }
 
+/// Verifies a result and returns the bodies of its receipts, and on how many lablets they were.
+fn receipts(lab: &Lab, result: &Value) -> (Vec<Value>, usize) {
+    let result = result.as_str().expect("a result");
+    assert_eq!(lab.run(&["show", result, "--json"]).exits(0).json()["verified"], true);
+    let shards = lab.run(&["dag", "get", &format!("{result}/attestation/body/receipts")]).exits(0).json();
+    let (mut receipts, mut lablets) = (Vec::new(), BTreeSet::new());
+    for shard in shards.as_array().expect("a list of links") {
+        let node = lab.run(&["dag", "get", &format!("{}/receipts", shard["/"].as_str().unwrap())]).exits(0).json();
+        for signed in node.as_array().expect("a list of receipts") {
+            lablets.insert(signed["signer"].to_string());
+            receipts.push(signed["body"].clone());
+        }
+    }
+    (receipts, lablets.len())
+}
+
 #[test]
 fn round_trips_are_as_long_as_the_network_asks() {
     let home = Home::new();
@@ -116,20 +133,32 @@ fn a_network_that_is_no_network_is_refused_with_its_place() {
 }
 
 #[test]
-fn a_lab_refuses_a_network_that_it_cannot_carry() {
-    let lab = Lab::start(2);
-    let plan = ping_over(lab.path(), APART);
-    // A run with a network is on one lablet where it may be.
-    let last =
-        lab.run(&["run", &plan.display().to_string(), "--no-build", "-g", "node=2", "--json"]).exits(0).last_json();
-    assert_eq!(last["verdict"], "pass");
-    let manifest = std::fs::read_to_string(plan.join("plan.toml")).unwrap();
-    let spread = manifest.replace("affinity = \"spread\"", "max_per_lablet = 2");
-    std::fs::write(plan.join("plan.toml"), spread).unwrap();
-    let plan = plan.display().to_string();
-    let output = lab.run(&["run", &plan, "--no-build", "-g", "node=4"]);
-    assert_ne!(output.code, 0, "{}", output.stderr);
-    assert!(output.stderr.contains("links between components on other lablets are clean only"), "{}", output.stderr);
-    // The lab is none the worse for it.
-    lab.run(&["run", &plan, "--no-build", "-g", "node=4", "--network", "clean", "-p", "rounds=1", "--json"]).exits(10);
+fn components_on_three_lablets_are_as_far_apart_as_the_network_asks() {
+    let lab = Lab::start(3);
+    let plan = ping_over(lab.path(), APART).display().to_string();
+    let options = ["-g", "node=6", "-p", "rounds=5", "--json"];
+    // Among six there are neighbours: the thresholds of two in different regions are those of the slowest.
+    let manifest = std::fs::read_to_string(Path::new(&plan).join("plan.toml")).unwrap();
+    let manifest = manifest.replace("stat = \"min\"", "stat = \"max\"").replace("stat = \"p50\"", "stat = \"min\"");
+    std::fs::write(Path::new(&plan).join("plan.toml"), manifest).unwrap();
+    let last = lab.run(&[&["run", &plan, "--no-build"], &options[..]].concat()).exits(0).last_json();
+    assert_eq!(last["verdict"], "pass", "{last}");
+    let (receipts, lablets) = receipts(&lab, &last["result"]);
+    assert_eq!((receipts.len(), lablets), (6, 3));
+    for receipt in &receipts {
+        let across = &receipt["network"]["cell"]["across"];
+        assert!(across["delivered"].as_u64() > Some(0), "{receipt}");
+        // Held where they arrive, and never let go early.
+        assert!(across["measured_ns"].as_u64() >= across["asked_ns"].as_u64(), "{receipt}");
+    }
+}
+
+#[test]
+fn a_partition_parts_instances_of_three_lablets() {
+    let lab = Lab::start(3);
+    let plan = repository().join("plans/split").display().to_string();
+    let last = lab.run(&["run", &plan, "--no-build", "-g", "node=9", "--json"]).exits(0).last_json();
+    assert_eq!(last["verdict"], "pass", "{last}");
+    let (receipts, lablets) = receipts(&lab, &last["result"]);
+    assert_eq!((receipts.len(), lablets), (9, 3));
 }

@@ -113,8 +113,8 @@ pub struct EngineStats {
     pub came_from_away: u64,
     /// Of these, packets that came by way of a third machine.
     pub relayed: u64,
-    /// Packets from other engines that took longer than the delay between their regions: the network cannot be had
-    /// over this way.
+    /// Packets from other engines that took longer, by over a millisecond, than the delay between their regions: the
+    /// network cannot be had over this way.
     pub overdue: u64,
     /// The longest by which one of them took longer, in nanoseconds.
     pub max_overdue_ns: u64,

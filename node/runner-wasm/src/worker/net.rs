@@ -17,8 +17,8 @@ use std::task::{Context, Poll, Waker};
 
 use iptl_dag::model::{InstanceId, NetworkUse};
 use iptl_labnet::{
-    CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError, Packet, SocketId,
-    Sockets, Switch, compile,
+    CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError, SocketId, Sockets,
+    Switch, compile,
 };
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
 use tokio::sync::{Notify, mpsc};
@@ -168,9 +168,8 @@ impl Net {
 
     /// Takes a packet from another cell.
     pub(crate) fn packet(&self, bytes: Vec<u8>) {
-        match Packet::decode(&bytes.into()) {
-            Ok(packet) => self.with(|sockets| sockets.handle_packet(packet)),
-            Err(e) => tracing::debug!(error = %e, "a packet of another cell was dropped"),
+        if !self.with(|sockets| sockets.handle_packet(bytes.into())) {
+            tracing::debug!("a packet of another cell was dropped");
         }
     }
 
@@ -195,8 +194,7 @@ impl Net {
         let result = act(&mut *hub.sockets);
         // Packets leave under the lock: those of one connection must not overtake each other.
         while self.outbox.has_room() {
-            let Some((dst, packet)) = hub.sockets.poll_packet() else { break };
-            let bytes = packet.encode();
+            let Some((dst, bytes)) = hub.sockets.poll_packet() else { break };
             self.outbox.push(&FromWorker::Event(CellEvent::Packet { dst, bytes }));
         }
         // After the packets: what leaves makes room for more.

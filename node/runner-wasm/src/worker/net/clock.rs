@@ -4,29 +4,24 @@
 //! within tens of microseconds where a processor is free.
 
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How late the kernel may wake the thread, in nanoseconds, so that it wakes others along with it; it is 50 µs
 /// where nobody says.
 const TIMER_SLACK_NS: u64 = 1;
 
+#[derive(Default)]
 pub(super) struct Clock {
-    zero: Instant,
     /// When the thread is to wake; none while nothing is due.
     due_ns: Mutex<Option<u64>>,
     earlier: Condvar,
 }
 
-impl Default for Clock {
-    fn default() -> Clock {
-        Clock { zero: Instant::now(), due_ns: Mutex::new(None), earlier: Condvar::new() }
-    }
-}
-
 impl Clock {
-    /// Returns nanoseconds since the network was made.
+    /// Returns nanoseconds by the clock that all lab networks of a machine go by.
     pub(super) fn now_ns(&self) -> u64 {
-        u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+        now.map_or(0, |now| u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// Has the thread wake at a time at the latest.
