@@ -47,6 +47,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("layer-page".into(), layer_page().into()),
         ("network".into(), network().into()),
         ("faults".into(), faults().into()),
+        ("faults-that-pause".into(), pauses().into()),
         ("plan-with-faults".into(), plan_with_faults().into()),
         ("receipts-of-networked-components".into(), networked_components().into()),
     ];
@@ -555,6 +556,13 @@ fn faults() -> FaultSchedule {
             fault(7_000, 0, Fault::Rebind { who: east() }),
             fault(30_000, 30_000, Fault::Crash { who: target(Some("peers"), None, 100_000), restart_ms: 1_000 }),
         ],
+    }
+}
+
+fn pauses() -> FaultSchedule {
+    let who = FaultTarget { group: Some("peers".into()), region: None, share_ppm: 500_000 };
+    FaultSchedule {
+        faults: vec![ScheduledFault { at_ms: 4_000, every_ms: 8_000, fault: Fault::Pause { who, for_ms: 2_500 } }],
     }
 }
 

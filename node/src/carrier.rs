@@ -197,6 +197,11 @@ impl Carrier {
         tokio::spawn(async move { carrier.cut(&peer).await });
     }
 
+    /// Tells whether a lablet is this one.
+    pub(crate) fn is_here(&self, peer: &PeerId) -> bool {
+        self.links.peer() == peer
+    }
+
     /// Opens the stream to a lablet and looks at its clock, so that the first timed packet is not late.
     pub(crate) fn make_ready(&self, peer: &PeerId, addrs: &[String]) {
         let mut queues = lock(&self.shared.queues);

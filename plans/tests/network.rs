@@ -357,6 +357,9 @@ fn faults_are_the_schedule_that_they_say() {
         [[cases.default.faults]]
         at = "4s"
         rebind = { region = "eu" }
+        [[cases.default.faults]]
+        at = "5s"
+        pause = { share = "20%", for = "1500ms" }
         [network]
         regions = ["eu", "us"]
         delay = "50ms"
@@ -376,6 +379,7 @@ fn faults_are_the_schedule_that_they_say() {
             "at 3s: delay from eu to us becomes 200ms",
             "at 3s: delay from us to eu becomes 200ms",
             "at 4s: NATs of 100% of all in eu forget",
+            "at 5s: pause of 20% of all for 1500ms",
         ]
     );
     let Fault::Link { up, down, .. } = &manifest.faults["default"][0].faults[3].fault else { panic!("a link") };

@@ -63,6 +63,13 @@ pub enum Fault {
         /// After how many milliseconds they start again.
         restart_ms: u64,
     },
+    /// Instances compute nothing for a while, as on a machine that sleeps or is overloaded, and go on.
+    Pause {
+        /// Which instances.
+        who: FaultTarget,
+        /// For how many milliseconds.
+        for_ms: u64,
+    },
 }
 
 /// Some instances.

@@ -47,6 +47,8 @@ pub struct Compiled {
     pub nodes: BTreeMap<InstanceId, NodeId>,
     /// The access class of each; links without a description have none.
     pub classes: BTreeMap<InstanceId, String>,
+    /// Whether somebody described it: only then is a delay promised, so that a packet can be late.
+    pub described: bool,
 }
 
 /// Why a description is no network.
@@ -127,7 +129,7 @@ pub fn clean(groups: &BTreeMap<String, u32>) -> Result<Compiled, CompileError> {
             nodes.insert(instance, node);
         }
     }
-    Ok(Compiled { topology, nodes, classes: BTreeMap::new() })
+    Ok(Compiled { topology, nodes, classes: BTreeMap::new(), described: false })
 }
 
 /// Makes the network of a run. `groups` has the size of each group, `seed` is the run's.
@@ -164,7 +166,7 @@ pub fn compile(network: &NetworkModel, groups: &BTreeMap<String, u32>, seed: u64
             nodes.insert(instance, node);
         }
     }
-    Ok(Compiled { topology: world.topology, nodes, classes })
+    Ok(Compiled { topology: world.topology, nodes, classes, described: true })
 }
 
 fn check(network: &NetworkModel, groups: &BTreeMap<String, u32>) -> Result<(), CompileError> {

@@ -65,12 +65,27 @@ pub enum FaultError {
 pub struct Happened {
     /// When it was due, in nanoseconds from the start.
     pub due_ns: u64,
-    /// What it was: `partition`, `heal`, `link`, `delay`, `rebind`, `crash`.
+    /// What it was: `partition`, `heal`, `link`, `delay`, `rebind`, `crash`, `pause`.
     pub what: &'static str,
     /// Instances that it concerns, in their order.
     pub hit: Vec<InstanceId>,
-    /// For a crash, after how many nanoseconds they start again.
-    pub restart_ns: Option<u64>,
+    /// What is to be done to them, where it is not all done.
+    pub act: Option<Act>,
+}
+
+/// What a fault does to instances themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// They end at once, and start again after this time.
+    Crash {
+        /// In nanoseconds.
+        restart_ns: u64,
+    },
+    /// They stop, and go on after this time.
+    Pause {
+        /// In nanoseconds.
+        for_ns: u64,
+    },
 }
 
 /// The faults of a run.
@@ -148,7 +163,7 @@ impl Faults {
         // Packets that were due before it are not touched by it.
         engine.handle_timeout(start_ns.saturating_add(due_ns));
         let seed = mix(mix(self.seed, at as u64), count);
-        let happened = |what, hit| Happened { due_ns, what, hit, restart_ns: None };
+        let happened = |what, hit| Happened { due_ns, what, hit, act: None };
         Some(match fault {
             Fault::Partition { sides } => {
                 let mut of_nodes = vec![None; engine.topology().len()];
@@ -207,7 +222,13 @@ impl Faults {
             }
             Fault::Crash { who, restart_ms } => {
                 let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
-                Happened { restart_ns: Some(restart_ms.saturating_mul(1_000_000)), ..happened("crash", hit) }
+                let act = Act::Crash { restart_ns: restart_ms.saturating_mul(1_000_000) };
+                Happened { act: Some(act), ..happened("crash", hit) }
+            }
+            Fault::Pause { who, for_ms } => {
+                let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
+                let act = Act::Pause { for_ns: for_ms.saturating_mul(1_000_000) };
+                Happened { act: Some(act), ..happened("pause", hit) }
             }
         })
     }
@@ -283,6 +304,6 @@ fn check(
             }
         }
         Fault::Delay { from, to, .. } => region(from).and_then(|()| region(to)),
-        Fault::Rebind { who } | Fault::Crash { who, .. } => target(who),
+        Fault::Rebind { who } | Fault::Crash { who, .. } | Fault::Pause { who, .. } => target(who),
     }
 }

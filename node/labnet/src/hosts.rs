@@ -58,6 +58,8 @@ pub struct Hosts {
     hosts: BTreeMap<Ipv4Addr, Host>,
     by_node: BTreeMap<NodeId, Ipv4Addr>,
     leaving: Leaving,
+    /// Whether anything is promised of delays.
+    described: bool,
     slots: Slots<Socket>,
     ready: VecDeque<SocketId>,
     /// Hosts in which something has happened.
@@ -148,7 +150,7 @@ impl Hosts {
     /// Makes the hosts of a cell in which no instance is yet.
     /// All instances of the run are in other cells until they are added.
     pub fn new(directory: Arc<Directory>, compiled: Compiled, limits: Limits, config: EngineConfig) -> Hosts {
-        let Compiled { topology, nodes, .. } = compiled;
+        let Compiled { topology, nodes, described, .. } = compiled;
         let buffer_size = buffer_size(&topology);
         let mut engine = Engine::new(topology, config);
         for node in nodes.values() {
@@ -161,6 +163,7 @@ impl Hosts {
             nodes,
             engine,
             leaving: Leaving::default(),
+            described,
             hosts: BTreeMap::new(),
             by_node: BTreeMap::new(),
             slots: Slots::default(),

@@ -36,7 +36,7 @@ mod topology;
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError};
 pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
-pub use faults::{FaultError, Faults, Happened};
+pub use faults::{Act, FaultError, Faults, Happened};
 pub use hosts::Hosts;
 pub use ip::{Fragment, Header, IcmpError, IpError, OFFLOAD_SIZE, Offload, Transport, embedded, fragments};
 pub use link::{Fate, Jitter, Link, LinkConfig};

@@ -128,7 +128,7 @@ fn packets_between_machines_are_read_as_they_were_written() {
         Away::stamp(&mut bytes, true, |from_ns| from_ns - 3);
         let stamped = Away { from_ns: away.from_ns - 3, relayed: true, ..away.clone() };
         assert_eq!(Away::decode(&bytes), Some(stamped));
-        assert_eq!(Away::origin_of(&bytes), Some(origin));
+        assert_eq!((Away::origin_of(&bytes), Away::target_of(&bytes)), (Some(origin), Some(public)));
         for cut in 0..17 {
             assert_eq!(Away::decode(&bytes[..cut]), None);
         }

@@ -6,7 +6,7 @@ use iptl_dag::model::{
     AccessClass, DependenceModel, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, InstanceId, LinkModel,
     NetworkModel, PortsModel, ScheduledFault, SiteShare,
 };
-use iptl_labnet::{Compiled, Engine, EngineConfig, FaultError, Faults, LinkId, compile};
+use iptl_labnet::{Act, Compiled, Engine, EngineConfig, FaultError, Faults, LinkId, compile};
 
 const MS: u64 = 1_000_000;
 
@@ -92,6 +92,18 @@ fn faults_happen_in_the_order_of_their_times_and_again_where_they_are_to() {
     let times: Vec<(u64, &str)> = world.until(45).into_iter().map(|(at, what, _)| (at, what)).collect();
     assert_eq!(times, [(10, "crash"), (25, "crash"), (40, "heal"), (40, "crash")]);
     assert_eq!(world.faults.poll_timeout(), Some(55 * MS));
+}
+
+#[test]
+fn what_is_to_be_done_to_instances_is_told() {
+    let who = || target(Some("peers"), None, 10_000);
+    let crash = Fault::Crash { who: who(), restart_ms: 250 };
+    let pause = Fault::Pause { who: who(), for_ms: 1_500 };
+    let mut world = world(vec![scheduled(10, 0, crash), scheduled(20, 0, pause), scheduled(30, 0, Fault::Heal {})]);
+    let mut next = || world.faults.advance(0, 30 * MS, &mut world.engine).map(|next| (next.what, next.act));
+    assert_eq!(next(), Some(("crash", Some(Act::Crash { restart_ns: 250 * MS }))));
+    assert_eq!(next(), Some(("pause", Some(Act::Pause { for_ns: 1_500 * MS }))));
+    assert_eq!((next(), next()), (Some(("heal", None)), None));
 }
 
 #[test]

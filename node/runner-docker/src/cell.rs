@@ -87,6 +87,14 @@ impl Cell {
         if let Err(e) = self.dir.set_started(wall) {
             tracing::warn!(error = %e, "the start of a cell will be forgotten by a restart");
         }
+        if let Some(network) = self.network.upgrade() {
+            network.begin(Duration::ZERO);
+        }
+    }
+
+    /// Returns how long ago it started.
+    pub(crate) fn age(&self) -> Duration {
+        self.started().0.elapsed()
     }
 
     /// Notes that it started at this wall time, in an earlier life.

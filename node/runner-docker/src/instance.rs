@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use iptl_dag::model::{Exit, InstanceId, Usage};
+use iptl_dag::model::{Exit, InstanceId, NetworkUse, Usage};
 use iptl_runner::files::{CellFiles, check_artifact_path};
 use iptl_runner::usage::cpu_milli;
 use iptl_runner::{CellEvent, Ended, InstanceSpec, SyncReply};
@@ -23,6 +23,7 @@ use tokio::time::Instant as Deadline;
 use crate::cell::{Cell, Phase, wall_ms};
 use crate::engine;
 use crate::exit::{self, Ending};
+use crate::faults::{self, Acts, Doing};
 use crate::link::{Door, Greeting, Link};
 use crate::network::{CellNetwork, Place};
 use crate::output::{Exceeded, Output, write_records};
@@ -72,6 +73,8 @@ pub(crate) struct Instance {
     pub(crate) adopted: Option<protocol::Phase>,
     /// What it takes of the lablet's room, until its workload is over.
     pub(crate) room: Option<Reservation>,
+    /// What is done to it on purpose.
+    pub(crate) acts: Acts,
 }
 
 /// What comes with init's connection, until it is in use.
@@ -176,6 +179,7 @@ struct Life {
     wall_at: Option<Deadline>,
     heard_at: Deadline,
     disk_at: Option<Deadline>,
+    doing: Doing,
 }
 
 /// How the loop over a running workload ended.
@@ -199,6 +203,7 @@ impl Instance {
             wall_at: None,
             heard_at: Deadline::now(),
             disk_at: None,
+            doing: Doing { crashes: self.crashes_before(), ..Doing::default() },
         };
         if let Err(ending) = self.wait_for_start(&mut phases).await {
             self.end_unstarted(ending.clone().into_exit()).await;
@@ -254,6 +259,16 @@ impl Instance {
                 return Err(Ending::Stopped("its control was dropped".to_owned()));
             }
         }
+    }
+
+    /// Counts the crashes that are told in what it left to an earlier life of the lablet.
+    fn crashes_before(&self) -> u64 {
+        if self.adopted.is_none() {
+            return 0;
+        }
+        let left = self.cell.files.left(&self.id);
+        let text = left.events.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        faults::count_crashes(&text)
     }
 
     /// Makes a journal that knows what was heard before a restart.
@@ -358,6 +373,20 @@ impl Instance {
                 self.stop(life, reason).await;
                 None
             }
+            Some(act) = self.acts.recv(), if life.ending.is_none() => {
+                if let Some(order) = life.doing.begin(act) {
+                    self.tell_init(&order).await;
+                }
+                None
+            }
+            order = life.doing.next(), if life.ending.is_none() => {
+                match &order {
+                    ToInit::Start => life.doing.restart_at = None,
+                    _ => life.doing.resume_at = None,
+                }
+                self.tell_init(&order).await;
+                None
+            }
             Some(exceeded) = exceedings.recv() => {
                 self.end(life, exceeded.into()).await;
                 None
@@ -430,7 +459,11 @@ impl Instance {
                 self.tell_init(&ToInit::Order(self.wanted.order.clone())).await;
                 self.tell_init(&ToInit::Start).await;
             }
+            // Who has crashed is started when it is time.
+            protocol::Phase::Held if life.doing.restart_at.is_some() => {}
             protocol::Phase::Held => self.tell_init(&ToInit::Start).await,
+            // What an earlier life of the lablet has paused, nobody else lets go on.
+            protocol::Phase::Running if life.doing.resume_at.is_none() => self.tell_init(&ToInit::Resume).await,
             protocol::Phase::Running | protocol::Phase::Over => {}
         }
         // What was to be done and may not have been heard.
@@ -582,9 +615,10 @@ impl Instance {
         let usage = usage(&last, life.peak);
         let left = self.cell.files.left(&self.id);
         let network = match self.cell.network.upgrade() {
-            Some(network) => network.disconnect(&self.id).await.map(Box::new),
+            Some(network) => network.disconnect(&self.id).await,
             None => None,
         };
+        let network = network.map(|network| Box::new(NetworkUse { crashes: life.doing.crashes, ..network }));
         self.tell(Ended { exit, usage, started_ms, ended_ms, left, limits_met, network }).await;
     }
 

@@ -21,6 +21,7 @@ pub mod config;
 mod engine;
 mod exec;
 mod exit;
+mod faults;
 mod images;
 mod instance;
 mod link;

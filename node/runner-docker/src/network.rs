@@ -10,17 +10,24 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::models::ContainerCreateBody;
 use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
-use iptl_labnet::{Away, Compiled, Directory, Engine, EngineConfig, LinkStats, NodeId, PRIVATE_ADDR, clean, compile};
-use iptl_labnet_tun::{DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report};
+use iptl_labnet::{
+    Away, Compiled, Directory, Engine, EngineConfig, Faults, LinkStats, NodeId, PRIVATE_ADDR, clean, compile,
+};
+use iptl_labnet_tun::{
+    DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report, now_ns,
+};
 use iptl_runner::{CellEvent, CellSpec, PrepareError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Devices;
+use crate::faults::Told;
 use crate::link::Door;
 use crate::protocol::DEVICE_VERB;
 use crate::state::{hex, random};
@@ -52,9 +59,13 @@ pub(crate) struct CellNetwork {
     maker: Maker,
     seats: BTreeMap<InstanceId, Seat>,
     broken: watch::Receiver<Option<String>>,
-    /// Whether the run describes a network: only then is a delay promised.
-    modelled: bool,
+    /// Whether anything is promised of delays.
+    described: bool,
     hosts: String,
+    /// What is to happen to it, until it begins.
+    faults: Mutex<Option<Faults>>,
+    /// Packets for other cells that found too many waiting.
+    crowded_out: Arc<AtomicU64>,
 }
 
 /// Who makes devices.
@@ -103,18 +114,23 @@ impl Seat {
 }
 
 impl CellNetwork {
-    /// Makes the network of a cell and lets it run. Its packets for other cells are told as events.
+    /// Makes the network of a cell and lets it run. Its packets for other cells are told as events, faults that happen to
+    /// it through what is returned beside it.
     pub(crate) fn start(
         spec: &CellSpec,
         maker: Maker,
         events: &mpsc::Sender<CellEvent>,
-    ) -> Result<CellNetwork, PrepareError> {
+    ) -> Result<(CellNetwork, Told), PrepareError> {
         let compiled = match &spec.network {
             None => clean(&spec.groups),
             Some(model) => compile(model, &spec.groups, spec.seed),
         };
-        let Compiled { topology, nodes, .. } =
-            compiled.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        let compiled = compiled.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        let faults = spec.network.as_ref().filter(|_| !spec.faults.is_empty());
+        let faults =
+            faults.map(|model| Faults::new(&spec.faults, model, &compiled, &spec.groups, spec.seed)).transpose();
+        let faults = faults.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        let Compiled { topology, nodes, described, .. } = compiled;
         let own: BTreeSet<&InstanceId> = spec.instances.iter().map(|instance| &instance.id).collect();
         let hosts = hosts(nodes.iter().filter_map(|(id, node)| Some((id, topology.public_addr(*node)?))));
         let mut seats = BTreeMap::new();
@@ -135,12 +151,19 @@ impl CellNetwork {
         let directory = Directory::new(&spec.groups).map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
         let (leaving, queue) = mpsc::channel(MAX_LEAVING);
         tokio::spawn(tell(queue, events.downgrade(), directory));
+        let crowded_out = Arc::new(AtomicU64::new(0));
+        let lost = Arc::clone(&crowded_out);
+        let (happens, told) = mpsc::unbounded_channel();
         let (breaks, broken) = watch::channel(None);
         let outlets = Outlets {
             away: Box::new(move |packet| {
                 if leaving.try_send(packet).is_err() {
-                    tracing::debug!("a packet for another cell finds too many waiting");
+                    lost.fetch_add(1, Ordering::Relaxed);
                 }
+            }),
+            happened: Box::new(move |fault| {
+                // Nobody listens once the cell is over.
+                let _over = happens.send(fault);
             }),
             ended: Box::new(move |end| match end {
                 End::Stopped(_) => {}
@@ -152,7 +175,16 @@ impl CellNetwork {
         };
         let network = Network::start(engine, Options::default(), outlets)
             .map_err(|source| PrepareError::Io { what: "the lab network".to_owned(), source })?;
-        Ok(CellNetwork { network, maker, seats, broken, modelled: spec.network.is_some(), hosts })
+        let faults = Mutex::new(faults);
+        Ok((CellNetwork { network, maker, seats, broken, described, hosts, faults, crowded_out }, told))
+    }
+
+    /// Lets faults happen, whose times count from this long ago; a second call does nothing.
+    pub(crate) fn begin(&self, ago: Duration) {
+        if let Some(faults) = self.faults.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let ago_ns = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
+            self.network.set_faults(faults, now_ns().saturating_sub(ago_ns));
+        }
     }
 
     /// Returns the names of all instances, for `/etc/hosts`.
@@ -200,9 +232,9 @@ impl CellNetwork {
                 lateness: report.lateness.counts().to_vec(),
                 max_late_ns: report.lateness.max_ns(),
                 relayed: engine.relayed,
-                overdue: if self.modelled { engine.overdue } else { 0 },
-                max_overdue_ns: if self.modelled { engine.max_overdue_ns } else { 0 },
-                lost_by_lab: report.across.dropped_by_lab + lab.crowded_out,
+                overdue: if self.described { engine.overdue } else { 0 },
+                max_overdue_ns: if self.described { engine.max_overdue_ns } else { 0 },
+                lost_by_lab: report.across.dropped_by_lab + lab.crowded_out + self.crowded_out.load(Ordering::Relaxed),
                 across: report.across.into(),
                 cpu_us: Some(lab.cpu_us),
                 wall_us: lab.wall_us,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -22,6 +23,7 @@ use crate::capacity;
 use crate::cell::{Cell, Control, EVENT_QUEUE, Handle, Member, Phase, follow, not_started, stop, wall_ms};
 use crate::config::{DockerConfig, Unusable};
 use crate::engine::{Engine, Image, ImageError, LABLET, said};
+use crate::faults::{self, Acts, Targets, Told};
 use crate::instance::{Failure, Instance, set_up};
 use crate::network::{self, CellNetwork, Maker};
 use crate::protocol;
@@ -277,6 +279,11 @@ impl Reservation {
     }
 }
 
+/// Returns what is done to an instance of which no network tells yet.
+fn nothing() -> Acts {
+    mpsc::unbounded_channel().1
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut state = self.inner.state();
@@ -359,14 +366,18 @@ impl Inner {
         self: &Arc<Self>,
         key: String,
         cell: Arc<Cell>,
-        network: Arc<CellNetwork>,
+        (network, told): (Arc<CellNetwork>, Told),
         mut members: Vec<Member>,
         phase: Phase,
         (events, receiver): (mpsc::Sender<CellEvent>, mpsc::Receiver<CellEvent>),
         mut reservation: Reservation,
     ) -> PreparedCell {
+        let mut targets = Targets::new();
         for member in &mut members {
             if let Member::Ready(instance) = member {
+                let (target, acts) = mpsc::unbounded_channel();
+                instance.acts = acts;
+                targets.insert(instance.id.clone(), target);
                 instance.room = Some(reservation.split(instance.spec.limits.memory_bytes));
             }
         }
@@ -390,6 +401,11 @@ impl Inner {
         let (alive, mut gone) = mpsc::channel(1);
         let live = Live { phase: phase.clone(), control: alive.downgrade(), network: Arc::downgrade(&network) };
         self.state().cells.insert(key.clone(), live);
+        let since = if *phase.borrow() == Phase::Running { cell.age() } else { Duration::ZERO };
+        if !since.is_zero() {
+            network.begin(since);
+        }
+        self.tasks.spawn(faults::follow(Arc::clone(&cell), told, targets, since));
         if self.over.is_cancelled() {
             stop(&phase, "the runner shuts down");
         }
@@ -446,7 +462,8 @@ impl Runner for DockerRunner {
         let mut give_up = GiveUp::new(inner, &key, making.clone());
         dir.make().map_err(|source| PrepareError::Io { what: "the directory of a cell".to_owned(), source })?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let network = Arc::new(CellNetwork::start(&spec, inner.maker, &events)?);
+        let (network, told) = CellNetwork::start(&spec, inner.maker, &events)?;
+        let network = Arc::new(network);
         dir.set_names(network.hosts(), network::RESOLVER)
             .map_err(|source| PrepareError::Io { what: "the names of a cell".to_owned(), source })?;
         let cell = Arc::new(Cell {
@@ -492,6 +509,7 @@ impl Runner for DockerRunner {
                         outputs: Some(outputs),
                         adopted: None,
                         room: None,
+                        acts: nothing(),
                     }))),
                     Err(Failure::NotStarted(reason)) => {
                         let lablet = inner.store.id().to_owned();
@@ -519,7 +537,7 @@ impl Runner for DockerRunner {
             }
         }
         drop(setting_up);
-        let prepared = inner.launch(key, cell, network, members, Phase::Held, (events, receiver), reservation);
+        let prepared = inner.launch(key, cell, (network, told), members, Phase::Held, (events, receiver), reservation);
         give_up.armed = false;
         Ok(prepared)
     }
@@ -546,7 +564,8 @@ impl Runner for DockerRunner {
         let reservation = inner.reserve(&spec)?;
         let images = inner.images(&spec).await?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let network = Arc::new(CellNetwork::start(&spec, inner.maker, &events)?);
+        let (network, told) = CellNetwork::start(&spec, inner.maker, &events)?;
+        let network = Arc::new(network);
         let cell = Arc::new(Cell {
             engine: inner.engine.clone(),
             files: Arc::new(CellFiles::new(spec.scratch.clone())),
@@ -564,7 +583,7 @@ impl Runner for DockerRunner {
         for seat in seats(&cell.spec, &dir)? {
             members.push(inner.adopt_one(&cell, &network, &events, &key, seat, &found, &images, started).await);
         }
-        Ok(Some(inner.launch(key, cell, network, members, Phase::Running, (events, receiver), reservation)))
+        Ok(Some(inner.launch(key, cell, (network, told), members, Phase::Running, (events, receiver), reservation)))
     }
 
     async fn reap(&self, keep: &BTreeSet<Origin>) {
@@ -715,6 +734,7 @@ impl Inner {
             outputs: None,
             adopted: Some(phase),
             room: None,
+            acts: nothing(),
         }))
     }
 }

@@ -8,6 +8,7 @@
 mod bad_input;
 mod contract;
 mod engine_restart;
+mod faults;
 mod hostile;
 mod life;
 mod measures;

@@ -35,6 +35,8 @@ pub struct CellSpec {
     pub groups: BTreeMap<String, u32>,
     /// What lies between the instances of the run; none is a clean network.
     pub network: Option<NetworkModel>,
+    /// Whether components and containers take part in the run: then all send IP packets, also where the network is clean.
+    pub mixed: bool,
     /// What is done to the run on purpose; nothing where the network is clean.
     pub faults: Vec<FaultSchedule>,
     /// Instances of this cell.
@@ -193,7 +195,7 @@ pub enum ExecError {
 pub enum CellInput {
     /// An answer to a sync call.
     Sync(SyncReply),
-    /// An encoded `iptl_labnet::Packet` from another cell.
+    /// An encoded packet from another cell, of sockets or, behind the head of an `iptl_labnet::Away`, of IP.
     Packet(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Packets from or to these instances of other cells were lost on their way: connections with them are reset. New
     /// ones may be tried at once.
@@ -221,7 +223,7 @@ pub enum CellEvent {
         /// What it asks.
         call: SyncCall,
     },
-    /// An encoded `iptl_labnet::Packet` for an instance of another cell.
+    /// An encoded packet for an instance of another cell, or of another part of this one.
     Packet {
         /// Lab address of that instance.
         dst: Ipv4Addr,

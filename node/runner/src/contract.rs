@@ -136,6 +136,7 @@ impl Fixture {
             params: BTreeMap::from([("fan-out".to_owned(), "4".to_owned())]),
             groups: BTreeMap::from([("g".to_owned(), size)]),
             network: None,
+            mixed: false,
             faults: Vec::new(),
             instances,
             scratch: scratch.to_owned(),

@@ -19,6 +19,9 @@ use crate::cell::OutputStream;
 /// 4096.
 const MAX_OPEN_FILES: usize = 2048;
 
+/// Name of the events that say what was done to an instance on purpose.
+pub const FAULT_EVENT: &str = "iptl.fault";
+
 /// Longest path of an artifact in bytes.
 const MAX_ARTIFACT_PATH: usize = 512;
 
@@ -102,6 +105,14 @@ impl CellFiles {
     /// Encodes an event.
     pub fn event_line(out: &mut Vec<u8>, at_us: u64, name: &str, data: &serde_json::value::RawValue) {
         push_line(out, &EventLine { t: at_us, name, data });
+    }
+
+    /// Encodes an event that says what was done to an instance on purpose, and when that was due.
+    pub fn fault_line(out: &mut Vec<u8>, at_us: u64, fault: &str, due_us: u64) {
+        let data = format!(r#"{{"fault":{},"due_us":{due_us}}}"#, serde_json::Value::from(fault));
+        if let Ok(data) = serde_json::value::RawValue::from_string(data) {
+            CellFiles::event_line(out, at_us, FAULT_EVENT, &data);
+        }
     }
 
     /// Encodes a value of a metric, which must be finite.

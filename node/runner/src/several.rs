@@ -1,13 +1,16 @@
 //! Runners of several kinds as one: an execution may have instances of each on one lablet.
 //!
-//! A cell is split by kind, every part goes to its runner, and what the parts say is said as one.
+//! A cell is split by kind, every part goes to its runner, and what the parts say is said as one. To each other the parts
+//! are what cells of other lablets are: a packet that one has for an instance of another goes there, and nowhere else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use iptl_dag::Cid;
 use iptl_dag::model::{InstanceId, WorkloadKind};
+use iptl_labnet::{Away, Directory};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -47,6 +50,7 @@ impl Runners {
     ///
     /// Fails as the first runner that does, and where there is none for a kind; nothing is left running.
     pub async fn prepare(&self, cell: CellSpec) -> Result<PreparedCell, PrepareError> {
+        let directory = directory(&cell)?;
         let mut preparing = JoinSet::new();
         for (kind, part) in split(cell) {
             let runner = Arc::clone(self.get(kind).ok_or(PrepareError::NoRunner { kind })?);
@@ -58,7 +62,7 @@ impl Runners {
             // Leaving drops the others, prepared or not, and that gives them up.
             parts.push(prepared.map_err(|e| PrepareError::WorkerDied { reason: e.to_string() })??);
         }
-        Ok(join(parts))
+        Ok(join(parts, directory))
     }
 
     /// Takes over what an earlier life of the lablet started, as [`Runner::adopt`] does. The second value names the
@@ -68,6 +72,7 @@ impl Runners {
     ///
     /// Fails as the first runner that does; what runs goes on.
     pub async fn adopt(&self, cell: CellSpec) -> Result<(Option<PreparedCell>, BTreeSet<InstanceId>), PrepareError> {
+        let directory = directory(&cell)?;
         let (mut parts, mut gone) = (Vec::new(), BTreeSet::new());
         for (kind, part) in split(cell) {
             let instances: BTreeSet<InstanceId> = part.instances.iter().map(|i| i.id.clone()).collect();
@@ -80,7 +85,7 @@ impl Runners {
                 None => gone.extend(instances),
             }
         }
-        Ok(((!parts.is_empty()).then(|| join(parts)), gone))
+        Ok(((!parts.is_empty()).then(|| join(parts, directory)), gone))
     }
 
     /// Removes what an earlier life of the lablet left, as [`Runner::reap`] does.
@@ -139,8 +144,12 @@ fn split(mut cell: CellSpec) -> BTreeMap<WorkloadKind, CellSpec> {
     instances.into_iter().map(|(kind, instances)| (kind, CellSpec { instances, ..cell.clone() })).collect()
 }
 
+fn directory(cell: &CellSpec) -> Result<Directory, PrepareError> {
+    Directory::new(&cell.groups).map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })
+}
+
 /// Makes one cell of its parts.
-fn join(mut parts: Vec<(BTreeSet<InstanceId>, PreparedCell)>) -> PreparedCell {
+fn join(mut parts: Vec<(BTreeSet<InstanceId>, PreparedCell)>, directory: Directory) -> PreparedCell {
     if parts.len() == 1
         && let Some((_, cell)) = parts.pop()
     {
@@ -148,70 +157,113 @@ fn join(mut parts: Vec<(BTreeSet<InstanceId>, PreparedCell)>) -> PreparedCell {
     }
     let (events, receiver) = mpsc::channel(EVENT_QUEUE);
     let mut running = JoinSet::new();
-    let mut controls = Vec::new();
-    for (instances, cell) in parts {
-        running.spawn(forward(cell.events, events.clone()));
-        controls.push(Part { instances, control: cell.control });
+    let (controls, said): (Vec<_>, Vec<_>) = parts
+        .into_iter()
+        .map(|(instances, cell)| (Part { instances, control: Arc::from(cell.control) }, cell.events))
+        .unzip();
+    let together = Arc::new(Together { parts: controls, directory });
+    for (number, part) in said.into_iter().enumerate() {
+        running.spawn(forward(number, part, events.clone(), Arc::downgrade(&together)));
     }
     tokio::spawn(async move {
         while running.join_next().await.is_some() {}
         // A reader that is gone wants to hear nothing.
         let _gone = events.send(CellEvent::CellOver).await;
     });
-    PreparedCell { control: Box::new(Together { parts: controls }), events: receiver }
+    PreparedCell { control: Box::new(Handle(together)), events: receiver }
 }
 
-/// Hands on what a part says, up to its end, which is not the end of the cell.
-async fn forward(mut part: mpsc::Receiver<CellEvent>, cell: mpsc::Sender<CellEvent>) {
+/// Hands on what a part says, up to its end, which is not the end of the cell. Packets for another part go to that one:
+/// it takes them whatever its own reader does, so that two parts do not wait for each other.
+async fn forward(
+    number: usize,
+    mut part: mpsc::Receiver<CellEvent>,
+    cell: mpsc::Sender<CellEvent>,
+    together: Weak<Together>,
+) {
     while let Some(event) = part.recv().await {
+        let event = match event {
+            CellEvent::Packet { dst, bytes } => match to_other_part(number, dst, &together) {
+                Some(control) => {
+                    control.input(vec![CellInput::Packet(bytes)]).await;
+                    continue;
+                }
+                None => CellEvent::Packet { dst, bytes },
+            },
+            event => event,
+        };
         if matches!(event, CellEvent::CellOver) || cell.send(event).await.is_err() {
             return;
         }
     }
 }
 
+/// Returns the part that has an instance, where it is another one than this. Nothing is held of it meanwhile but its
+/// control, which the cell's reader may let go of.
+fn to_other_part(number: usize, dst: Ipv4Addr, together: &Weak<Together>) -> Option<Arc<dyn CellControl>> {
+    let together = together.upgrade()?;
+    let to = together.with(&together.directory.instance(dst)?)?;
+    (to != number).then(|| Arc::clone(&together.parts[to].control))
+}
+
 struct Part {
     instances: BTreeSet<InstanceId>,
-    control: Box<dyn CellControl>,
+    control: Arc<dyn CellControl>,
 }
 
-/// The control of a cell of several parts.
+/// A cell of several parts.
 struct Together {
     parts: Vec<Part>,
+    directory: Directory,
 }
 
+/// The control of a cell of several parts; the only one that holds it for longer than a packet takes.
+struct Handle(Arc<Together>);
+
 impl Together {
-    fn of(&self, id: &InstanceId) -> Option<&Part> {
-        self.parts.iter().find(|part| part.instances.contains(id))
+    /// Returns the number of the part that has an instance.
+    fn with(&self, id: &InstanceId) -> Option<usize> {
+        self.parts.iter().position(|part| part.instances.contains(id))
+    }
+
+    /// Returns the number of the part for which an input is; none where it concerns all.
+    fn for_whom(&self, input: &CellInput) -> Option<usize> {
+        match input {
+            CellInput::Sync(reply) => self.with(reply.target().0),
+            CellInput::Packet(bytes) => {
+                // Nodes have the numbers of instances.
+                let node = Away::target_of(bytes)?;
+                self.with(&self.directory.at(node.index() as u64)?)
+            }
+            CellInput::Cut(_) => None,
+        }
     }
 }
 
 #[async_trait]
-impl CellControl for Together {
+impl CellControl for Handle {
     async fn start(&self) {
-        for part in &self.parts {
+        for part in &self.0.parts {
             part.control.start().await;
         }
     }
 
     async fn stop(&self, reason: String) {
-        for part in &self.parts {
+        for part in &self.0.parts {
             part.control.stop(reason.clone()).await;
         }
     }
 
     async fn input(&self, inputs: Vec<CellInput>) {
-        let mut of_parts: Vec<Vec<CellInput>> = self.parts.iter().map(|_| Vec::new()).collect();
+        let mut of_parts: Vec<Vec<CellInput>> = self.0.parts.iter().map(|_| Vec::new()).collect();
         for input in inputs {
-            for (part, of_part) in self.parts.iter().zip(&mut of_parts) {
-                match &input {
-                    CellInput::Sync(reply) if !part.instances.contains(reply.target().0) => {}
-                    // Each part knows the addresses of its own instances and passes over the others.
-                    CellInput::Sync(_) | CellInput::Packet(_) | CellInput::Cut(_) => of_part.push(input.clone()),
-                }
+            match self.0.for_whom(&input) {
+                Some(number) => of_parts[number].push(input),
+                // Each part passes over what concerns none of its instances.
+                None => of_parts.iter_mut().for_each(|of_part| of_part.push(input.clone())),
             }
         }
-        for (part, of_part) in self.parts.iter().zip(of_parts) {
+        for (part, of_part) in self.0.parts.iter().zip(of_parts) {
             if !of_part.is_empty() {
                 part.control.input(of_part).await;
             }
@@ -219,12 +271,12 @@ impl CellControl for Together {
     }
 
     fn worker_pid(&self) -> Option<u32> {
-        self.parts.iter().find_map(|part| part.control.worker_pid())
+        self.0.parts.iter().find_map(|part| part.control.worker_pid())
     }
 
     async fn exec(&self, order: ExecOrder) -> Result<ExecStream, ExecError> {
-        match self.of(&order.id) {
-            Some(part) => part.control.exec(order).await,
+        match self.0.with(&order.id) {
+            Some(number) => self.0.parts[number].control.exec(order).await,
             None => Err(ExecError::NotRunning(order.id)),
         }
     }

@@ -37,6 +37,7 @@ fn cell(scratch: &Path) -> CellSpec {
         params: BTreeMap::new(),
         groups: kinds.iter().map(|(group, _)| ((*group).to_owned(), 2)).collect(),
         network: None,
+        mixed: true,
         faults: Vec::new(),
         instances: kinds
             .iter()

@@ -286,7 +286,9 @@ impl CellTask {
 
     fn carry(&self, execution: ExecutionId, dst: Ipv4Addr, bytes: Vec<u8>) {
         let places = self.routes.read();
-        if let Some(lablet) = places.lablet(&self.routes.directory, dst) {
+        let lablet = places.lablet(&self.routes.directory, dst);
+        // Who is here and took no packet has ended.
+        if let Some(lablet) = lablet.filter(|lablet| !self.carrier.is_here(lablet)) {
             self.carrier.send(lablet, places.addrs(lablet), execution, bytes.into());
         }
     }

@@ -55,14 +55,6 @@ pub(super) enum CellError {
         /// What the run says.
         needed: BTreeMap<WorkloadKind, u32>,
     },
-    /// This lablet cannot carry the network that the run asks for.
-    #[error("network {network}: {what}")]
-    NoNetwork {
-        /// The network.
-        network: Cid,
-        /// What is missing, and what to do.
-        what: String,
-    },
     /// What instances are given could not be made files.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -76,7 +68,6 @@ impl CellError {
     pub(super) fn lies_in_the_workload(&self) -> bool {
         match self {
             CellError::Bad { .. }
-            | CellError::NoNetwork { .. }
             | CellError::Artifact(ArtifactError::Bad { .. })
             | CellError::Runner(
                 PrepareError::BadArtifact { .. } | PrepareError::MissingImport { .. } | PrepareError::BadNetwork { .. },
@@ -329,26 +320,9 @@ fn check_network(run: &Run, network: Option<&NetworkModel>, faults: &[FaultSched
         reason: format!("it is {what} of this run: {e}"),
     };
     let compiled = iptl_labnet::compile(network, &groups, run.seed).map_err(|e| bad(&cid, "no network", &e))?;
-    let kinds = run.kinds();
     if let Some(first) = run.faults.first() {
         iptl_labnet::Faults::new(faults, network, &compiled, &groups, run.seed)
             .map_err(|e| bad(first, "no schedule of faults", &e))?;
-        if kinds.contains_key(&WorkloadKind::Docker) {
-            return Err(CellError::NoNetwork {
-                network: cid,
-                what: "faults are done to components only; remove `[[faults]]` of the case".to_owned(),
-            });
-        }
-    }
-    if !kinds.contains_key(&WorkloadKind::Wasm) {
-        return Ok(());
-    }
-    if kinds.contains_key(&WorkloadKind::Docker) {
-        return Err(CellError::NoNetwork {
-            network: cid,
-            what: "components and containers of one run meet on clean links only; run it with `--network clean`"
-                .to_owned(),
-        });
     }
     Ok(())
 }
@@ -398,6 +372,7 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         params: run.params.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
         groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
         network,
+        mixed: run.kinds().len() > 1,
         faults,
         instances,
         scratch,

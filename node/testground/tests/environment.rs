@@ -60,6 +60,7 @@ fn cell() -> (CellSpec, InstanceSpec) {
         params: [("rounds", "3"), ("label", "x=y")].map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         groups: [("g", 2), ("other", 3)].map(|(name, size)| (name.to_owned(), size)).into(),
         network: None,
+        mixed: false,
         faults: Vec::new(),
         instances: vec![instance.clone()],
         scratch: PathBuf::new(),

@@ -207,6 +207,7 @@ fn variables(case: &str, index: u32, count: u32, setting: &Setting) -> std::coll
         params: params.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         groups: [("g".to_owned(), count)].into(),
         network: None,
+        mixed: false,
         faults: Vec::new(),
         instances: vec![spec.clone()],
         scratch: PathBuf::new(),

@@ -24,7 +24,10 @@ const MAX_FAULTS: usize = 1_000;
 /// Time after which a crashed instance starts again where nobody says, in milliseconds.
 const DEFAULT_RESTART_MS: u64 = 1_000;
 
-const KINDS: &[&str] = &["partition", "heal", "link", "delay", "rebind", "crash"];
+/// Time for which an instance is paused where nobody says, in milliseconds.
+const DEFAULT_PAUSE_MS: u64 = 1_000;
+
+const KINDS: &[&str] = &["partition", "heal", "link", "delay", "rebind", "crash", "pause"];
 
 /// Where faults happen.
 pub(crate) struct Stage<'a> {
@@ -69,7 +72,7 @@ fn read(sink: &mut Sink, section: &Section<'_>, stage: &Stage<'_>) -> Vec<Schedu
         sink.push(
             shape(section.span.clone(), &section.path, "must say one thing that happens")
                 .label(label)
-                .help("write one of `partition`, `heal`, `link`, `delay`, `rebind` and `crash`"),
+                .help("write one of `partition`, `heal`, `link`, `delay`, `rebind`, `crash` and `pause`"),
         );
         return Vec::new();
     };
@@ -113,6 +116,13 @@ fn read(sink: &mut Sink, section: &Section<'_>, stage: &Stage<'_>) -> Vec<Schedu
         "rebind" => {
             let who = target(sink, &path, node, stage, &[]).map(|(who, _)| Fault::Rebind { who });
             who.into_iter().map(|fault| (0, fault)).collect::<Vec<_>>()
+        }
+        "pause" => {
+            let pause = target(sink, &path, node, stage, &["for"]).map(|(who, section)| {
+                let lasts = section.duration_ms(sink, "for", 1, MAX_TIME_MS);
+                Fault::Pause { who, for_ms: lasts.map_or(DEFAULT_PAUSE_MS, |lasts| lasts.value) }
+            });
+            pause.into_iter().map(|fault| (0, fault)).collect()
         }
         _ => {
             let crash = target(sink, &path, node, stage, &["restart"]).map(|(who, section)| {
@@ -260,6 +270,7 @@ pub fn summary(scheduled: &ScheduledFault) -> String {
         Fault::Crash { who: target, restart_ms } => {
             format!("crash of {}, restart after {}", who(target), units::show_ms(*restart_ms))
         }
+        Fault::Pause { who: target, for_ms } => format!("pause of {} for {}", who(target), units::show_ms(*for_ms)),
     };
     format!("{when}: {what}")
 }

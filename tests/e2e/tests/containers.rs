@@ -35,6 +35,40 @@ fn plan() -> String {
 }
 
 #[test]
+fn components_and_containers_talk_over_the_network_of_their_run() {
+    engine!();
+    // On one lablet, and on two with some of each kind on both.
+    for lablets in [1, 2] {
+        let lab = Lab::start_with_docker(lablets);
+        let dir = lab.path().join("plan");
+        std::fs::create_dir_all(&dir).unwrap();
+        let manifest = std::fs::read_to_string(repository().join("plans/mixed/plan.toml")).unwrap();
+        let built = format!("{}/target", plan());
+        let network = "\n[network]\nregions = [\"here\"]\ndelays = [[\"20ms\"]]\n\n[[cases.meet.thresholds]]\n\
+                       metric = \"connect.time\"\nstat = \"min\"\nat_least = \"40ms\"\n";
+        for (kind, name) in [("wasm32-wasip2", "mixed.wasm"), ("x86_64-unknown-linux-musl", "mixed")] {
+            let to = dir.join("target").join(kind).join("release");
+            std::fs::create_dir_all(&to).unwrap();
+            std::fs::copy(format!("{built}/{kind}/release/{name}"), to.join(name)).unwrap();
+        }
+        std::fs::write(dir.join("plan.toml"), format!("{manifest}{network}")).unwrap();
+        let plan = dir.display().to_string();
+        let run = ["run", &plan, "--no-build", "-g", "component=4", "-g", "container=4", "--json"];
+        let result = lab.run(&run).exits(0).last_json();
+        assert_eq!((&result["verdict"], &result["ok"]), (&Value::from("pass"), &Value::from(8)), "{result}");
+        let out = lab.path().join("out");
+        let files = format!("{}/files", result["result"].as_str().unwrap());
+        lab.run(&["get", &files, "-o", &out.display().to_string()]).exits(0);
+        for (group, other) in [("component", "container"), ("container", "component")] {
+            for index in 0..4 {
+                let log = std::fs::read_to_string(out.join(format!("logs/{group}/{index}.jsonl"))).unwrap();
+                assert!(log.contains(&format!("{group}-{index} was answered by {other}-{index}")), "{log}");
+            }
+        }
+    }
+}
+
+#[test]
 fn components_and_containers_of_one_run_meet() {
     engine!();
     let lab = Lab::start_with_docker(2);
@@ -50,6 +84,8 @@ fn components_and_containers_of_one_run_meet() {
     for group in ["component", "container"] {
         let log = std::fs::read_to_string(out.join(format!("logs/{group}/3.jsonl"))).unwrap();
         assert!(log.contains(&format!("{group}-3 heard 7 others")), "{log}");
+        let other = if group == "component" { "container" } else { "component" };
+        assert!(log.contains(&format!("{group}-3 was answered by {other}-3")), "{log}");
         let events = std::fs::read_to_string(out.join(format!("events/{group}/0.jsonl"))).unwrap();
         assert!(events.contains("heard"), "{events}");
         let metrics = std::fs::read_to_string(out.join(format!("metrics/{group}/0.jsonl"))).unwrap();

@@ -124,6 +124,28 @@ fn crashed_instances_start_again_with_their_address() {
 }
 
 #[test]
+fn paused_instances_answer_once_they_go_on() {
+    let home = Home::new();
+    let pause = r#"
+[[faults]]
+at = "1s"
+pause = { group = "node", share = "50%", for = "1500ms" }
+
+[[cases.mesh.thresholds]]
+metric = "ping.tcp.rtt"
+stat = "max"
+at_least = "1s"
+"#;
+    let plan = ping_over(home.path(), pause);
+    let options = ["-g", "node=2", "-p", "rounds=60", "-p", "interval=50ms", "-p", "patience=5s", "--json"];
+    let last = run_local(&home, &plan, &options).exits(0).last_json();
+    assert_eq!(last["verdict"], "pass", "{last}");
+    let events = events(&home, last["result"].as_str().unwrap(), 2);
+    let paused = events.iter().filter(|events| events.contains("\"fault\":\"pause\"")).count();
+    assert_eq!(paused, 1, "{events:?}");
+}
+
+#[test]
 fn a_network_that_is_no_network_is_refused_with_its_place() {
     let home = Home::new();
     let plan = ping_over(home.path(), "[network]\nregions = [\"a\", \"b\"]\ndelays = [[\"1ms\"]]\n");

@@ -47,6 +47,12 @@ impl Away {
         Some(if number == u32::MAX { None } else { Some(NodeId(usize::try_from(number).ok()?)) })
     }
 
+    /// Returns a node where an encoded packet goes; none where it is none.
+    pub fn target_of(encoded: &[u8]) -> Option<NodeId> {
+        let head = encoded.first_chunk::<HEAD>().filter(|head| Away::is_encoded(&head[..]))?;
+        usize::try_from(u32::from_be_bytes([head[1], head[2], head[3], head[4]])).ok().map(NodeId)
+    }
+
     /// Encodes it: version and whether it was relayed, number of a receiver, number of the sender or all ones, time, packet. Numbers are big-endian.
     pub fn encode(&self) -> Vec<u8> {
         let number = |node: NodeId| u32::try_from(node.0).unwrap_or(u32::MAX);

@@ -70,8 +70,8 @@ impl Sockets for Hosts {
                 lateness: lateness.counts().to_vec(),
                 max_late_ns: lateness.max_ns(),
                 relayed: stats.relayed,
-                overdue: stats.overdue,
-                max_overdue_ns: stats.max_overdue_ns,
+                overdue: if self.described { stats.overdue } else { 0 },
+                max_overdue_ns: if self.described { stats.max_overdue_ns } else { 0 },
                 lost_by_lab: across.dropped_by_lab + self.leaving.crowded_out,
                 across: across.into(),
                 // Whoever calls does its work.

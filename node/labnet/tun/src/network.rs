@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use iptl_labnet::{Away, Engine, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output};
+use iptl_labnet::{Away, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output};
 
 use crate::device::{self, Counters, Device};
 use crate::report::{LabReport, NodeReport, Report};
@@ -81,6 +81,8 @@ pub enum End {
 pub struct Outlets {
     /// Takes a packet for a node of another machine. Must not wait: all packets do meanwhile.
     pub away: Box<dyn FnMut(Away) + Send>,
+    /// Is told of a fault that has happened to the network. Must not wait either.
+    pub happened: Box<dyn FnMut(Happened) + Send>,
     /// Is told once how the network ended.
     pub ended: Box<dyn FnOnce(End) + Send>,
 }
@@ -93,6 +95,7 @@ enum Order {
     Away(Vec<Away>),
     Configure(LinkId, LinkConfig),
     Partition(Vec<Option<u8>>),
+    Faults(Box<Faults>, u64),
     Report(Reply<Report>),
     Stop,
 }
@@ -130,7 +133,7 @@ impl Network {
         epoll.add(woken.as_fd(), WAKE)?;
         let bell = Arc::new(Bell::default());
         let started_ns = now_ns();
-        let Outlets { away, ended } = outlets;
+        let Outlets { away, happened, ended } = outlets;
         let mut runner = Runner {
             engine,
             epoll,
@@ -141,6 +144,8 @@ impl Network {
             devices: BTreeMap::new(),
             gone: BTreeMap::new(),
             away,
+            happened,
+            faults: None,
             options,
             realtime: false,
             looked_ns: started_ns,
@@ -192,6 +197,11 @@ impl Network {
         self.shared.tell(Order::Partition(sides));
     }
 
+    /// Has faults happen, with times that count from a time of [`now_ns`].
+    pub fn set_faults(&self, faults: Faults, start_ns: u64) {
+        self.shared.tell(Order::Faults(Box::new(faults), start_ns));
+    }
+
     /// Asks what the network did so far. `reply` is called by its thread, and dropped where it has ended.
     pub fn report(&self, reply: impl FnOnce(Report) + Send + 'static) {
         self.shared.tell(Order::Report(Box::new(reply)));
@@ -235,6 +245,9 @@ struct Runner {
     /// What devices that are gone had counted.
     gone: BTreeMap<usize, Counters>,
     away: Box<dyn FnMut(Away) + Send>,
+    happened: Box<dyn FnMut(Happened) + Send>,
+    /// With the time from which theirs count.
+    faults: Option<(Box<Faults>, u64)>,
     options: Options,
     realtime: bool,
     looked_ns: u64,
@@ -250,11 +263,16 @@ impl Runner {
         self.realtime = self.options.realtime && sys::set_realtime(true);
         let mut tokens = Vec::new();
         loop {
-            self.engine.handle_timeout(now_ns());
+            let now = now_ns();
+            self.do_faults(now);
+            self.engine.handle_timeout(now);
             self.hand_out();
             let now = now_ns();
             self.look(now);
-            let timeout_ns = self.engine.poll_timeout().map(|at_ns| at_ns.saturating_sub(now));
+            let fault =
+                self.faults.as_ref().and_then(|(faults, start)| Some(start.saturating_add(faults.poll_timeout()?)));
+            let due_ns = self.engine.poll_timeout().into_iter().chain(fault).min();
+            let timeout_ns = due_ns.map(|at_ns| at_ns.saturating_sub(now));
             tokens.clear();
             self.epoll.wait(timeout_ns, &mut tokens)?;
             for token in tokens.drain(..) {
@@ -289,10 +307,18 @@ impl Runner {
                     self.engine.configure(link, config);
                 }
                 Ok(Order::Partition(sides)) => self.engine.partition(&sides),
+                Ok(Order::Faults(faults, start_ns)) => self.faults = Some((faults, start_ns)),
                 Ok(Order::Report(reply)) => reply(self.report()),
                 Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(true),
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
             }
+        }
+    }
+
+    fn do_faults(&mut self, now_ns: u64) {
+        let Some((faults, start_ns)) = &mut self.faults else { return };
+        while let Some(happened) = faults.advance(*start_ns, now_ns, &mut self.engine) {
+            (self.happened)(happened);
         }
     }
 

@@ -40,7 +40,7 @@ struct Looking {
 
 impl Running {
     /// Starts the program of the order; fails with the error of the system.
-    pub(crate) fn start(order: &Order, out: OwnedFd, err: OwnedFd, now: Instant) -> Result<Running, i32> {
+    pub(crate) fn start(order: &Order, out: &OwnedFd, err: &OwnedFd, now: Instant) -> Result<Running, i32> {
         let pid = sys::spawn(&order.argv, out.as_fd(), err.as_fd())?;
         let health = order.health.clone().map(|order| Health {
             grace_until: now + Duration::from_millis(order.start_ms),
@@ -89,6 +89,15 @@ impl Running {
         } else {
             Look::Well
         }
+    }
+
+    /// Begins anew with looking, after a time in which nothing could answer.
+    pub(crate) fn rest(&mut self, now: Instant) {
+        let Some(health) = &mut self.health else { return };
+        if let Some(looking) = health.looking.take() {
+            sys::signal(looking.pid, libc::SIGKILL);
+        }
+        health.next = now + Duration::from_millis(health.order.interval_ms.max(1));
     }
 
     /// Takes note that a process ended which may have been a look.

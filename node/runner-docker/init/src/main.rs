@@ -90,6 +90,9 @@ struct Init {
     started_at: Option<Instant>,
     next_sample: Instant,
     unwell: Option<String>,
+    crash: Crash,
+    /// Whether the workload is stopped on purpose.
+    paused: bool,
     /// What of limits in files was met at any time.
     met: u32,
 }
@@ -99,8 +102,18 @@ struct Handed {
     listener: TcpListener,
     out: OwnedFd,
     err: OwnedFd,
-    /// The ends that the workload gets; ours are closed when it has them.
+    /// The ends that the workload gets; ours are closed when it is over, since it may be started again.
     writers: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// Where a crash on purpose stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Crash {
+    None,
+    /// Its processes are killed, and not all gone.
+    Ending,
+    /// And it is to start once they are.
+    EndingToStart,
 }
 
 /// How it all ended.
@@ -129,6 +142,8 @@ impl Init {
             started_at: None,
             next_sample: now,
             unwell: None,
+            crash: Crash::None,
+            paused: false,
             met: 0,
         })
     }
@@ -184,7 +199,9 @@ impl Init {
         if self.link.is_none() {
             wake = wake.min(self.next_connect);
         }
-        if let Some(health) = self.running.as_ref().and_then(Running::next_look) {
+        if let Some(health) = self.running.as_ref().and_then(Running::next_look)
+            && !self.paused
+        {
             wake = wake.min(health);
         }
         wake.saturating_duration_since(now)
@@ -201,6 +218,7 @@ impl Init {
                 if late || alone > HOLD_RUNNING {
                     sys::kill_others();
                     self.reap();
+                    self.end_crashed(libc::SIGKILL);
                 }
                 false
             }
@@ -255,28 +273,49 @@ impl Init {
                 }
                 ToInit::Start => self.start(),
                 ToInit::Signal(signal) => {
+                    // Who is stopped hears nothing.
+                    self.pause(false);
                     if let Some(running) = &self.running {
                         running.signal(signal);
                     }
+                    self.end_crashed(signal);
                 }
-                ToInit::Kill => sys::kill_others(),
+                ToInit::Kill => {
+                    sys::kill_others();
+                    self.end_crashed(libc::SIGKILL);
+                }
                 ToInit::Collect => self.collect(),
                 ToInit::Bye => return Some(0),
+                ToInit::Crash => {
+                    if self.running.is_some() {
+                        self.crash = Crash::Ending;
+                        sys::kill_others();
+                    }
+                }
+                ToInit::Pause => self.pause(true),
+                ToInit::Resume => self.pause(false),
             }
         }
     }
 
     fn start(&mut self) {
-        let (Some(order), Some((out, err))) = (&self.order, self.handed.writers.take()) else { return };
+        if self.running.is_some() {
+            if self.crash == Crash::Ending {
+                self.crash = Crash::EndingToStart;
+            }
+            return;
+        }
+        let (Some(order), Some((out, err))) = (&self.order, &self.handed.writers) else { return };
         let now = Instant::now();
         match Running::start(order, out, err, now) {
             Ok(running) => {
                 self.running = Some(running);
-                self.started_at = Some(now);
+                self.started_at.get_or_insert(now);
                 self.next_sample = now + SAMPLE_NEAR_LIMIT;
                 self.say(&FromInit::Started);
             }
             Err(errno) => {
+                self.handed.writers = None;
                 self.over = Some(Over::NotStarted(errno));
                 self.say(&FromInit::NotStarted { errno });
             }
@@ -292,7 +331,7 @@ impl Init {
                 self.say(&FromInit::Sample(sample));
             }
         }
-        let Some(running) = &mut self.running else { return };
+        let Some(running) = self.running.as_mut().filter(|_| !self.paused) else { return };
         if let Look::Unwell(reason) = running.look(now)
             && self.unwell.is_none()
         {
@@ -339,10 +378,41 @@ impl Init {
         }
     }
 
+    /// Stops the workload, or lets it go on.
+    fn pause(&mut self, paused: bool) {
+        if self.running.is_none() || self.paused == paused {
+            return;
+        }
+        self.paused = paused;
+        sys::stop_others(paused);
+        if let Some(running) = self.running.as_mut().filter(|_| !paused) {
+            running.rest(Instant::now());
+        }
+    }
+
+    /// Ends a workload that has crashed and was not started again.
+    fn end_crashed(&mut self, signal: i32) {
+        if self.started_at.is_some() && self.running.is_none() && self.over.is_none() {
+            self.finish(End::Signalled(signal));
+        } else if self.crash != Crash::None {
+            // The end that it is about to come to counts.
+            self.crash = Crash::None;
+        }
+    }
+
     fn finish(&mut self, end: End) {
         sys::kill_others();
         self.running = None;
+        self.paused = false;
         sys::reap_all();
+        let crash = std::mem::replace(&mut self.crash, Crash::None);
+        if crash != Crash::None {
+            if crash == Crash::EndingToStart {
+                self.start();
+            }
+            return;
+        }
+        self.handed.writers = None;
         let last = self.sample();
         self.over = Some(Over::Ended(end, last));
         self.say(&FromInit::Ended { end, last });

@@ -109,6 +109,12 @@ pub enum ToInit {
     Collect,
     /// Everything was received: end.
     Bye,
+    /// Kill the workload as a loss of power would, and hold it again: [`ToInit::Start`] starts it anew.
+    Crash,
+    /// Stop every process in the container but init.
+    Pause,
+    /// Let them go on.
+    Resume,
 }
 
 /// What the workload has used and met so far.
@@ -241,6 +247,9 @@ impl ToInit {
             ToInit::Kill => w.byte(4),
             ToInit::Collect => w.byte(5),
             ToInit::Bye => w.byte(6),
+            ToInit::Crash => w.byte(7),
+            ToInit::Pause => w.byte(8),
+            ToInit::Resume => w.byte(9),
         });
     }
 
@@ -284,6 +293,9 @@ impl ToInit {
             4 => ToInit::Kill,
             5 => ToInit::Collect,
             6 => ToInit::Bye,
+            7 => ToInit::Crash,
+            8 => ToInit::Pause,
+            9 => ToInit::Resume,
             _ => return None,
         };
         r.0.is_empty().then_some(message)
@@ -509,7 +521,17 @@ mod tests {
             health: Some(HealthOrder { argv: vec!["/bin/h".into()], retries: 3, ..HealthOrder::default() }),
             ..Order::default()
         };
-        let to = [ToInit::Order(order), ToInit::Start, ToInit::Signal(15), ToInit::Kill, ToInit::Collect, ToInit::Bye];
+        let to = [
+            ToInit::Order(order),
+            ToInit::Start,
+            ToInit::Signal(15),
+            ToInit::Kill,
+            ToInit::Collect,
+            ToInit::Bye,
+            ToInit::Crash,
+            ToInit::Pause,
+            ToInit::Resume,
+        ];
         for message in to {
             let mut bytes = Vec::new();
             message.encode(&mut bytes);

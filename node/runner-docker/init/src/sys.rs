@@ -251,6 +251,13 @@ pub(crate) fn kill_others() {
     unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
+/// Stops every process of the container but this one, those that are being made too, or lets them go on.
+pub(crate) fn stop_others(stop: bool) {
+    let signal = if stop { libc::SIGSTOP } else { libc::SIGCONT };
+    // SAFETY: as above.
+    unsafe { libc::kill(-1, signal) };
+}
+
 fn status(status: i32) -> End {
     if libc::WIFSIGNALED(status) {
         End::Signalled(libc::WTERMSIG(status))

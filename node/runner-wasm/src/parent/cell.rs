@@ -113,6 +113,7 @@ fn encode_order(inner: &Inner, cell: &CellSpec) -> io::Result<Vec<u8>> {
         params: cell.params.clone(),
         groups: cell.groups.clone(),
         network: cell.network.clone(),
+        mixed: cell.mixed,
         faults: cell.faults.clone(),
         instances: Vec::new(),
         scratch: cell.scratch.clone(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use iptl_dag::model::{Exit, InstanceId};
-use iptl_labnet::{Directory, Happened};
+use iptl_labnet::{Act, Directory, Happened};
 use iptl_runner::files::CellFiles;
 use iptl_runner::{Artifact, CellEvent, CellInput, CellSpec, Ended, InstanceSpec};
 use tokio::sync::mpsc;
@@ -23,9 +23,6 @@ use crate::ipc::{CellOrder, FromWorker, Refusal};
 
 /// Time between two ticks of the engine's epoch: the longest that a guest computes before another gets its turn.
 const TICK: Duration = Duration::from_millis(10);
-
-/// Name of the events that say what was done to an instance on purpose.
-const FAULT_EVENT: &str = "iptl.fault";
 
 /// One cell.
 pub(crate) struct Cell {
@@ -132,7 +129,7 @@ impl Cell {
             })
             .map_err(|e| io("a thread", e.to_string()))?;
         tokio::spawn(Arc::clone(&self.net).pump());
-        if self.order.cell.network.is_some() {
+        if self.order.cell.network.is_some() || self.order.cell.mixed {
             self.net.run_clock().map_err(|e| io("a thread", e.to_string()))?;
         }
         if let Some(happened) = self.happened.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -175,13 +172,11 @@ impl Cell {
         }
     }
 
-    /// Writes faults that happened into the events of those whom they concern, and crashes who is to crash.
+    /// Writes faults that happened into the events of those whom they concern, and does to instances what is to be done.
     async fn follow_faults(self: Arc<Self>, mut happened: mpsc::UnboundedReceiver<Happened>) {
-        while let Some(Happened { due_ns, what, hit, restart_ns }) = happened.recv().await {
-            let data = format!(r#"{{"fault":"{what}","due_us":{}}}"#, due_ns / 1_000);
-            let Ok(data) = serde_json::value::RawValue::from_string(data) else { continue };
+        while let Some(Happened { due_ns, what, hit, act }) = happened.recv().await {
             let mut line = Vec::new();
-            CellFiles::event_line(&mut line, self.at_us(), FAULT_EVENT, &data);
+            CellFiles::fault_line(&mut line, self.at_us(), what, due_ns / 1_000);
             for id in hit {
                 let Some(instance) = self.instances.get(&id) else { continue };
                 if instance.has_ended() {
@@ -190,8 +185,10 @@ impl Cell {
                 if let Err(error) = self.files.append_events(&id, &line) {
                     tracing::warn!(%id, %error, "a fault is not among the events");
                 }
-                if let Some(restart_ns) = restart_ns {
-                    instance.crash(Duration::from_nanos(restart_ns));
+                match act {
+                    Some(Act::Crash { restart_ns }) => instance.crash(Duration::from_nanos(restart_ns)),
+                    Some(Act::Pause { for_ns }) => instance.pause(Duration::from_nanos(for_ns)),
+                    None => {}
                 }
             }
         }

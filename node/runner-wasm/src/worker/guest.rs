@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub(crate) struct Instance {
     pub(crate) sampled: Mutex<Sampled>,
     /// Time after which it starts again, once it is to crash.
     crash: watch::Sender<Option<Duration>>,
+    /// Until when it is paused.
+    paused: watch::Sender<Option<Instant>>,
     ended: AtomicBool,
 }
 
@@ -72,6 +75,7 @@ impl Instance {
             gauges: Arc::default(),
             sampled: Mutex::default(),
             crash: watch::Sender::new(None),
+            paused: watch::Sender::new(None),
             ended: AtomicBool::new(false),
         }
     }
@@ -79,6 +83,35 @@ impl Instance {
     /// Ends its program at once, and starts it again after some time.
     pub(crate) fn crash(&self, restart: Duration) {
         self.crash.send_replace(Some(restart));
+    }
+
+    /// Lets its program compute nothing for some time; of two pauses the one that ends later counts.
+    pub(crate) fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        self.paused.send_modify(|paused| *paused = Some(paused.map_or(until, |earlier| earlier.max(until))));
+    }
+
+    /// Runs something that stands still while the instance is paused. What computes without a break stops when it next
+    /// yields, which guests do every 10 ms.
+    async fn unless_paused<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut paused = self.paused.subscribe();
+        let mut future = pin!(future);
+        loop {
+            let until = *paused.borrow_and_update();
+            if let Some(until) = until.filter(|until| *until > Instant::now()) {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    // Longer than that.
+                    _ = paused.changed() => {}
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                _ = paused.changed() => {}
+                output = &mut future => return output,
+            }
+        }
     }
 
     /// Returns whether it is over for good.
@@ -216,7 +249,9 @@ async fn make(
 
 /// Runs the program until it ends or something ends it.
 async fn run(store: &mut Store<Guest>, command: &Command, cell: &Cell, started: Instant, meter: &mut CpuMeter) -> Exit {
-    let limits = store.data().instance.limits;
+    let instance = Arc::clone(&store.data().instance);
+    let limits = instance.limits;
+    let may_pause = !cell.spec().faults.is_empty();
     let wall = Duration::from_millis(limits.wall_ms).saturating_sub(started.elapsed());
     let ran = tokio::select! {
         biased;
@@ -224,7 +259,10 @@ async fn run(store: &mut Store<Guest>, command: &Command, cell: &Cell, started: 
         () = tokio::time::sleep(wall) => return Exit::OutOfTime {},
         ran = meter.run(
             Duration::from_millis(limits.cpu_ms),
-            command.wasi_cli_run().call_run(&mut *store),
+            async {
+                let running = command.wasi_cli_run().call_run(&mut *store);
+                if may_pause { instance.unless_paused(running).await } else { running.await }
+            },
         ) => ran,
     };
     match ran {

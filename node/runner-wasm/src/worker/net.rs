@@ -1,6 +1,6 @@
 //! The network of the guests: wasi:sockets over the [`Sockets`] of the cell, and nothing of the host. Where the run has
-//! a clean network these are a [`Switch`], where it has a model of one they are [`Hosts`] over it, and `clock.rs` tells
-//! them the time.
+//! a clean network these are a [`Switch`]; where it has a model of one, or containers that know nothing but IP, they are
+//! [`Hosts`], and `clock.rs` tells them the time.
 //!
 //! Every operation takes the lock of the sockets, does its part, wakes the guests for which something has become possible,
 //! and hands packets for other cells to the outbox. A guest that waits has left its waker here; nobody polls in loops.
@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 use iptl_dag::model::{InstanceId, NetworkUse};
 use iptl_labnet::{
     CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError, SocketId, Sockets,
-    Switch, compile,
+    Switch, clean, compile,
 };
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
 use tokio::sync::{Notify, mpsc};
@@ -107,12 +107,13 @@ impl Net {
         // All instances have one limit here; those with a smaller one are held to it by `open`.
         let sockets = specs.iter().map(|spec| spec.limits.sockets).max().unwrap_or(0);
         let limits = Limits { sockets_per_instance: sockets, backlog: MAX_BACKLOG };
+        let config = EngineConfig { seed: order.seed, ..EngineConfig::default() };
         let sockets: Box<dyn Sockets> = match &order.network {
+            None if order.mixed => Box::new(Hosts::new(directory, clean(&order.groups)?, limits, config)),
             None => Box::new(Switch::new(directory, limits)),
             Some(network) => {
                 let compiled = compile(network, &order.groups, order.seed)?;
                 let faults = Faults::new(&order.faults, network, &compiled, &order.groups, order.seed)?;
-                let config = EngineConfig { seed: order.seed, ..EngineConfig::default() };
                 let mut hosts = Hosts::new(directory, compiled, limits, config);
                 hosts.set_faults(faults);
                 Box::new(hosts)

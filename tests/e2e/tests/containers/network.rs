@@ -192,7 +192,7 @@ fn machines(count: u8, delay_ns: u64) -> (iptl_labnet_tun::Network, Vec<(Namespa
         let addr = Ipv4Addr::new(10, 77, 0, number);
         nodes.push((topology.add_node(RealmId::PUBLIC, addr, None, Access::default()).unwrap(), addr));
     }
-    let outlets = Outlets { away: Box::new(|_| {}), ended: Box::new(|_| {}) };
+    let outlets = Outlets { away: Box::new(|_| {}), happened: Box::new(|_| {}), ended: Box::new(|_| {}) };
     let engine = Engine::new(topology, EngineConfig::default());
     let network = iptl_labnet_tun::Network::start(engine, Options::default(), outlets).unwrap();
     let machine = |(node, addr)| {

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         }
         "bytes" => bytes(args[1].parse().unwrap()),
         "steps" => steps(&args[1]),
+        "lives" => lives(),
         "well-until" => return well_until(&args[1]),
         "catch-term" => hostile::catch_term(),
         "kill-self" => hostile::kill_self(args[1].parse().unwrap()),
@@ -206,6 +207,22 @@ fn steps(path: &str) {
             return;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Says how often it was started, as a file of its outputs knows, and then whenever it has stood still for long.
+fn lives() {
+    let path = format!("{}/lives", std::env::var("TEST_OUTPUTS_PATH").unwrap());
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
+    file.write_all(b".").unwrap();
+    println!("life {} at {}", std::fs::metadata(&path).unwrap().len(), std::env::var("IPTL_ADDR").unwrap());
+    let mut last = std::time::Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(20));
+        if last.elapsed() > Duration::from_secs(1) {
+            println!("stood still");
+        }
+        last = std::time::Instant::now();
     }
 }
 

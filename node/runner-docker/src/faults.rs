@@ -1,0 +1,109 @@
+//! What the lab does to instances on purpose: told in their events, and done by their init.
+//!
+//! A crash kills the workload's processes and nothing else: its container, with address, files and listener of the sync
+//! service, stays, and the program is started in it again. A pause stops the processes; their kernel still answers for
+//! them, as it does for any process that does not run.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iptl_dag::model::InstanceId;
+use iptl_labnet::{Act, Happened};
+use iptl_runner::files::{CellFiles, FAULT_EVENT};
+use tokio::sync::mpsc;
+use tokio::time::Instant as Deadline;
+
+use crate::cell::Cell;
+use crate::protocol::ToInit;
+
+/// Faults of a network that have happened.
+pub(crate) type Told = mpsc::UnboundedReceiver<Happened>;
+
+/// What is to be done to one instance.
+pub(crate) type Acts = mpsc::UnboundedReceiver<Act>;
+
+/// The instances of a cell to which something can be done.
+pub(crate) type Targets = BTreeMap<InstanceId, mpsc::UnboundedSender<Act>>;
+
+/// Writes faults into the events of those whom they concern, and has done what is to be done. Those that were due before
+/// `since` after the start happened to an earlier life of the lablet, or to nobody, and are passed over.
+pub(crate) async fn follow(cell: Arc<Cell>, mut told: Told, targets: Targets, since: Duration) {
+    while let Some(Happened { due_ns, what, hit, act }) = told.recv().await {
+        if Duration::from_nanos(due_ns) < since {
+            continue;
+        }
+        let at_us = u64::try_from(cell.started().0.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut line = Vec::new();
+        CellFiles::fault_line(&mut line, at_us, what, due_ns / 1_000);
+        for id in hit {
+            let Some(target) = targets.get(&id).filter(|target| !target.is_closed()) else { continue };
+            if let Err(error) = cell.files.append_events(&id, &line) {
+                tracing::warn!(%id, %error, "a fault is not among the events");
+            }
+            if let Some(act) = act {
+                let _ended = target.send(act);
+            }
+        }
+    }
+}
+
+/// Counts the crashes among events.
+pub(crate) fn count_crashes(events: &str) -> u64 {
+    #[derive(serde::Deserialize)]
+    struct Data {
+        fault: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Line<'a> {
+        name: String,
+        #[serde(borrow)]
+        data: &'a serde_json::value::RawValue,
+    }
+    let told = events.lines().filter(|line| line.contains(FAULT_EVENT));
+    let told = told.filter_map(|line| serde_json::from_str::<Line<'_>>(line).ok());
+    let faults = told.filter(|line| line.name == FAULT_EVENT);
+    let faults = faults.filter_map(|line| serde_json::from_str::<Data>(line.data.get()).ok());
+    faults.filter(|data| data.fault == "crash").count() as u64
+}
+
+/// What is being done to an instance.
+#[derive(Default)]
+pub(crate) struct Doing {
+    /// When it starts again, after a crash.
+    pub(crate) restart_at: Option<Deadline>,
+    /// When it goes on, after a pause.
+    pub(crate) resume_at: Option<Deadline>,
+    /// How often it was crashed.
+    pub(crate) crashes: u64,
+}
+
+impl Doing {
+    /// Begins; returns what init is to do. Who has crashed is not crashed again before it runs.
+    pub(crate) fn begin(&mut self, act: Act) -> Option<ToInit> {
+        match act {
+            Act::Crash { restart_ns } if self.restart_at.is_none() => {
+                self.restart_at = Some(Deadline::now() + Duration::from_nanos(restart_ns));
+                self.resume_at = None;
+                self.crashes += 1;
+                Some(ToInit::Crash)
+            }
+            Act::Pause { for_ns } if self.restart_at.is_none() => {
+                let until = Deadline::now() + Duration::from_nanos(for_ns);
+                self.resume_at = Some(self.resume_at.map_or(until, |earlier| earlier.max(until)));
+                Some(ToInit::Pause)
+            }
+            Act::Crash { .. } | Act::Pause { .. } => None,
+        }
+    }
+
+    /// Waits until something is over, and returns what init is to do then; without end where nothing is. Safe to drop.
+    pub(crate) async fn next(&self) -> ToInit {
+        let far = Deadline::now() + Duration::from_secs(86_400);
+        tokio::select! {
+            () = tokio::time::sleep_until(self.restart_at.unwrap_or(far)), if self.restart_at.is_some() => ToInit::Start,
+            () = tokio::time::sleep_until(self.resume_at.unwrap_or(far)), if self.resume_at.is_some() => ToInit::Resume,
+            else => std::future::pending().await,
+        }
+    }
+}

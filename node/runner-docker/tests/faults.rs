@@ -1,0 +1,111 @@
+//! What the lab does to containers on purpose.
+
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{
+    AccessClass, Container, Exit, Fault, FaultSchedule, FaultTarget, LinkModel, NetworkModel, ScheduledFault,
+};
+use iptl_runner::CellSpec;
+use iptl_runner::contract::{Lab, instance};
+
+use crate::engine;
+use crate::support::{Bench, until, wrote};
+
+/// A cell with faults that happen once to all instances, or to a part of them.
+fn cell(bench: &Bench, args: &[&[&str]], faults: &[(u64, Fault)]) -> CellSpec {
+    let class = AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu: 1500 };
+    let network = NetworkModel {
+        regions: vec!["here".to_owned()],
+        delays_us: vec![vec![0]],
+        access: BTreeMap::from([("line".to_owned(), class)]),
+        groups: BTreeMap::new(),
+    };
+    let faults =
+        faults.iter().map(|(at_ms, fault)| ScheduledFault { at_ms: *at_ms, every_ms: 0, fault: fault.clone() });
+    let faults = vec![FaultSchedule { faults: faults.collect() }];
+    CellSpec { network: Some(network), faults, ..bench.cell(&Container::usual(), args) }
+}
+
+fn all() -> FaultTarget {
+    FaultTarget { group: None, region: None, share_ppm: 1_000_000 }
+}
+
+/// Returns the faults that an instance was told of, in their order.
+fn told(left: &iptl_runner::files::LeftFiles) -> Vec<String> {
+    let text = left.events.as_ref().map(|path| std::fs::read_to_string(path).unwrap()).unwrap_or_default();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let faults = lines.filter(|line| line["name"] == "iptl.fault");
+    faults.map(|line| line["data"]["fault"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn crashed_containers_start_again_with_their_address_and_their_files() {
+    let bench = engine!();
+    let crash = |restart_ms| Fault::Crash { who: all(), restart_ms };
+    let cell = cell(&bench, &[&["lives"], &["lives"]], &[(500, crash(100)), (1_500, crash(0))]);
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    let lives = |index: u32, life: u32| wrote(index, Box::leak(format!("life {life} at 10.0.0.{}", index + 1).into()));
+    until(&mut lab, "both live for the third time", |o| lives(0, 3)(o) && lives(1, 3)(o)).await;
+    lab.control.stop("seen".to_owned()).await;
+    let outcome = lab.finish().await;
+    for index in [0, 1] {
+        assert!(lives(index, 1)(&outcome) && lives(index, 2)(&outcome), "{:?}", outcome.output);
+        let ended = &outcome.ended[&instance(index)];
+        assert_eq!(ended.network.as_ref().unwrap().crashes, 2);
+        assert_eq!(told(&ended.left), ["crash", "crash"]);
+        let artifacts = ended.left.artifacts.clone().unwrap();
+        assert_eq!(std::fs::read_to_string(artifacts.join("lives")).unwrap(), "...");
+    }
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn cell_that_is_stopped_while_its_containers_are_crashed_ends_at_once() {
+    let bench = engine!();
+    let crash = Fault::Crash { who: all(), restart_ms: 50_000 };
+    let cell = cell(&bench, &[&["lives"]], &[(300, crash)]);
+    let events = cell.scratch.join("g/0/events.jsonl");
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "it lives", wrote(0, "life 1 at 10.0.0.1")).await;
+    until(&mut lab, "it crashes", |_| events.exists()).await;
+    let begun = std::time::Instant::now();
+    lab.control.stop("enough".to_owned()).await;
+    let outcome = lab.finish().await;
+    assert!(begun.elapsed().as_secs() < 20, "it was not waited for");
+    assert_eq!(outcome.exit(0), &Exit::Stopped { reason: "enough".to_owned() });
+    assert_eq!(told(&outcome.ended[&instance(0)].left), ["crash"]);
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn paused_containers_stand_still_and_go_on() {
+    let bench = engine!();
+    let pause = Fault::Pause { who: all(), for_ms: 1_500 };
+    let mut lab = Lab::prepare(&bench.runner, cell(&bench, &[&["lives"]], &[(300, pause)])).await;
+    lab.control.start().await;
+    until(&mut lab, "it goes on", wrote(0, "stood still")).await;
+    lab.control.stop("seen".to_owned()).await;
+    let outcome = lab.finish().await;
+    let ended = &outcome.ended[&instance(0)];
+    assert_eq!((told(&ended.left), ended.network.as_ref().unwrap().crashes), (vec!["pause".to_owned()], 0));
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn partition_of_containers_heals_and_connections_go_on() {
+    let bench = engine!();
+    let one = FaultTarget { share_ppm: 500_000, ..all() };
+    let faults = [(0, Fault::Partition { sides: vec![vec![all()], vec![one]] }), (1_500, Fault::Heal {})];
+    let mut lab = Lab::prepare(&bench.runner, cell(&bench, &[&["answer"], &["reach", "g-0", "1000"]], &faults)).await;
+    let begun = std::time::Instant::now();
+    lab.control.start().await;
+    until(&mut lab, "the other is done", |o| o.ended.contains_key(&instance(1))).await;
+    assert!(begun.elapsed().as_millis() >= 1_500, "nothing passed before");
+    lab.control.stop("seen".to_owned()).await;
+    let outcome = lab.finish().await;
+    assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 });
+    assert_eq!(told(&outcome.ended[&instance(1)].left), ["partition", "heal"]);
+    bench.close().await;
+}
