@@ -5,7 +5,7 @@
 //! symbolic links where they are not asked for.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,8 @@ use crate::{BlobStore, StoreError};
 /// What is left out of source trees: build output and history.
 pub const SOURCE_IGNORES: [&str; 2] = [".git", "target/"];
 
-/// Bytes read from a file at a time.
-const READ_SIZE: usize = 1 << 20;
+/// Bytes in memory that are taken at a time.
+const PIECE: usize = 1 << 20;
 
 /// Blocks of one batch are put together once they hold this many bytes, or there are [`BATCH_BLOCKS`] of them.
 const BATCH_BYTES: usize = 4 << 20;
@@ -28,7 +28,7 @@ const BATCH_BYTES: usize = 4 << 20;
 const BATCH_BLOCKS: usize = 256;
 
 /// Batches that wait for the store while the next is made.
-const BATCHES_AHEAD: usize = 2;
+const BATCHES_AHEAD: usize = 4;
 
 /// Deepest nesting of directories: deeper ones are loops or mistakes.
 const MAX_DEPTH: usize = 128;
@@ -139,7 +139,7 @@ pub async fn import_path(store: &dyn BlobStore, path: &Path, options: &ImportOpt
 pub async fn add_bytes(store: &dyn BlobStore, bytes: bytes::Bytes) -> Result<Imported, ImportError> {
     import(store, false, move |out| {
         let mut file = FileBuilder::new();
-        for piece in bytes.chunks(READ_SIZE) {
+        for piece in bytes.chunks(PIECE) {
             file.push(piece, &mut out.blocks);
             out.hand_over_full()?;
         }
@@ -267,13 +267,7 @@ impl Maker<'_> {
         let read = |source| ImportError::Read { path: path.into(), source };
         let mut file = File::open(path).map_err(read)?;
         let mut builder = FileBuilder::with_profile(self.options.profile).metadata(self.metadata_of(metadata));
-        let mut buffer = Vec::new();
-        loop {
-            buffer.clear();
-            if file.by_ref().take(READ_SIZE as u64).read_to_end(&mut buffer).map_err(read)? == 0 {
-                break;
-            }
-            builder.push(&buffer, &mut out.blocks);
+        while builder.push_from(&mut file, metadata.len(), &mut out.blocks).map_err(read)? > 0 {
             out.hand_over_full()?;
         }
         let entry = builder.finish(&mut out.blocks);

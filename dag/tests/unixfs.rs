@@ -1,6 +1,7 @@
 //! Files and directories.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::sync::LazyLock;
 
 use iptl_dag::unixfs::pb::{PbKind, PbLink, PbNode, PbUnixFs};
@@ -257,6 +258,25 @@ proptest! {
         let (pieced, blocks) = build(Profile::Iptl, &pieces);
         prop_assert_eq!(&whole, &pieced);
         prop_assert_eq!(read(&pieced.cid, &blocks), bytes);
+    }
+}
+
+#[test]
+fn file_from_a_reader_is_the_file_of_its_bytes() {
+    let whole = keystream("reader", (8 << 20) + 1);
+    for profile in Profile::ALL {
+        // Around what is held at once, and none.
+        for size in [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, 8 << 20, (8 << 20) + 1] {
+            let bytes = &whole[..size];
+            let (expected, expected_blocks) = build(profile, &[bytes]);
+            let (mut file, mut blocks) = (FileBuilder::with_profile(profile), Vec::new());
+            // What is expected may be wrong: a file can grow while it is read.
+            let mut from = bytes.chain(std::io::empty());
+            while file.push_from(&mut from, size as u64 / 2, &mut blocks).expect("memory can be read") > 0 {}
+            assert_eq!(file.finish(&mut blocks), expected, "{size} bytes, {profile}");
+            assert_eq!(blocks, expected_blocks, "{size} bytes, {profile}");
+            assert_eq!(read(&expected.cid, &blocks), bytes, "{size} bytes, {profile}");
+        }
     }
 }
 

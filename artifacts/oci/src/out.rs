@@ -16,7 +16,7 @@ const BATCH_BYTES: usize = 4 << 20;
 const BATCH_BLOCKS: usize = 256;
 
 /// Batches that wait for the store while the next is made.
-const BATCHES_AHEAD: usize = 2;
+const BATCHES_AHEAD: usize = 4;
 
 /// What an import made.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,14 @@
 //! Where images come from, and what is wrong with some.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use iptl_artifacts::MemStore;
+use iptl_artifacts::{BlobStore as _, MemStore};
 use iptl_artifacts_oci::{
     Digest, ImportError, ImportOptions, Platform, import_archive, import_layout_dir, import_stream,
 };
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::make::{
     MANIFEST, Packing, Tar, blob_name, config, descriptor, docker_save, import, import_files, layout, manifest, noise,
@@ -79,6 +81,64 @@ async fn archive_may_be_compressed_or_a_stream() {
     let gzip = packed(&archive, Packing::Gzip);
     let streamed = import_stream(&store, gzip.as_slice(), ImportOptions::default()).await.unwrap();
     assert_eq!(streamed.image, plain.image);
+}
+
+#[tokio::test]
+async fn layers_of_a_stream_are_taken_apart_before_it_ends() {
+    let layers = [
+        Tar::new().file("a", noise(1, 5 << 20)).end(),
+        Tar::new().file("b", noise(2, 6 << 20)).file("c", "c").end(),
+        Tar::new().file("a", noise(1, 5 << 20)).end(),
+    ];
+    let mut new_form = layout(&layers, Packing::Gzip);
+    // So that the end of the archive is what says which image it is.
+    new_form.insert("z".into(), vec![0; 10_000]);
+    for archive in [docker_save(&layers, &["x:1"]), tar_of(&new_form)] {
+        let store = MemStore::new();
+        let expected = try_import(&store, &archive, ImportOptions::default()).await.unwrap();
+        let store = MemStore::new();
+        let (from, mut to) = tokio::io::duplex(64 << 10);
+        let write = async {
+            let (head, tail) = archive.split_at(archive.len() - 4000);
+            to.write_all(head).await.unwrap();
+            while store.list().await.unwrap().len() < 100 {
+                tokio::task::yield_now().await;
+            }
+            to.write_all(tail).await.unwrap();
+            drop(to);
+        };
+        let reading = import_stream(&store, from, ImportOptions::default());
+        let both = async { tokio::join!(reading, write) };
+        let (imported, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("it ends");
+        assert_eq!(imported.unwrap().image, expected.image);
+    }
+}
+
+#[tokio::test]
+async fn stream_that_breaks_off_is_an_error_at_once() {
+    let archive = docker_save(&[Tar::new().file("a", noise(1, 5 << 20)).end()], &["x:1"]);
+    let cut = archive[..3 << 20].to_vec();
+    let broken = broken_after(cut);
+    let store = MemStore::new();
+    let importing = import_stream(&store, broken, ImportOptions::default());
+    let ended = tokio::time::timeout(Duration::from_secs(60), importing);
+    let error = ended.await.expect("it ends").unwrap_err();
+    assert!(matches!(&error, ImportError::Read { .. }), "{error:?}");
+}
+
+/// Bytes and then an error.
+fn broken_after(bytes: Vec<u8>) -> impl tokio::io::AsyncRead + Unpin + Send {
+    struct Broken;
+    impl tokio::io::AsyncRead for Broken {
+        fn poll_read(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+    tokio::io::AsyncReadExt::chain(std::io::Cursor::new(bytes), Broken)
 }
 
 #[tokio::test]

@@ -1,5 +1,10 @@
 //! Writing files: bytes that arrive in pieces to leaves, and leaves to a tree.
 
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
 use bytes::Bytes;
 use fastcdc::v2020::{Normalization, select_masks};
 
@@ -7,8 +12,13 @@ use super::pb::{Metadata, PbKind, PbLink, PbNode, PbUnixFs};
 use super::{LEAF_AVERAGE, LEAF_MAX, Profile};
 use crate::{Block, Cid, Codec};
 
-/// Bytes that a builder holds before it cuts: two leaves of the largest size, so that moving the tail is cheap.
-const BUFFER_SIZE: usize = 2 * LEAF_MAX;
+/// Bytes that a builder holds before it cuts: four leaves of the largest size, so that moving the tail is cheap, and what
+/// is cut off at a time is worth a thread.
+const BUFFER_SIZE: usize = 4 * LEAF_MAX;
+
+/// Buffers that are kept for the next bytes: as many as whoever stores blocks holds back. The system wants a new one touched
+/// page by page, which takes as long as a copy.
+const SPARE_BUFFERS: usize = 8;
 
 /// A finished file or directory, as a directory lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +41,9 @@ impl Entry {
 
 /// Builds a file from bytes that arrive in pieces.
 ///
-/// Holds at most 2 MiB of content and one node's links per level of the tree. The pieces' sizes leave no trace: cut
-/// points depend on the content alone.
+/// Holds at most 8 MiB of content, up to 32 MiB of memory that blocks left and one node's links per level of the tree. The pieces' sizes leave no trace: cut
+/// points depend on the content alone. Of a file of more than 4 MiB, leaves are hashed by a second thread, while the next
+/// ones are cut.
 ///
 /// ```
 /// use iptl_dag::unixfs::FileBuilder;
@@ -49,6 +60,9 @@ impl Entry {
 pub struct FileBuilder {
     profile: Profile,
     buffer: Vec<u8>,
+    spare: Arc<Spare>,
+    /// Leaves that are cut and not hashed.
+    cut: Vec<Bytes>,
     masks: (u64, u64),
     metadata: Metadata,
     /// The node that was made last, which is the root where there is one.
@@ -81,7 +95,16 @@ impl FileBuilder {
     pub fn with_profile(profile: Profile) -> FileBuilder {
         let masks = select_masks(LEAF_AVERAGE, Normalization::Level1);
         let metadata = Metadata::default();
-        FileBuilder { profile, buffer: Vec::new(), masks, metadata, last_node: None, levels: vec![Vec::new()] }
+        FileBuilder {
+            profile,
+            buffer: Vec::new(),
+            spare: Arc::default(),
+            cut: Vec::new(),
+            masks,
+            metadata,
+            last_node: None,
+            levels: vec![Vec::new()],
+        }
     }
 
     /// Keeps mode and time in the root, whose CID they change. A file of one raw leaf then has a node above it.
@@ -110,11 +133,28 @@ impl FileBuilder {
         }
     }
 
+    /// Takes the next bytes that `from` has, without a copy between; returns how many, none at its end.
+    ///
+    /// `expected` is how many there may be: room is made for them at once.
+    pub fn push_from(&mut self, from: impl Read, expected: u64, blocks: &mut Vec<Block>) -> io::Result<usize> {
+        let room = BUFFER_SIZE - self.buffer.len();
+        // One more, so that the end is met without a second buffer.
+        let expected = usize::try_from(expected.saturating_add(1)).unwrap_or(room);
+        self.buffer.reserve_exact(expected.min(room));
+        let read = from.take(room as u64).read_to_end(&mut self.buffer)?;
+        if self.buffer.len() == BUFFER_SIZE {
+            self.cut_leaves(LEAF_MAX, blocks);
+        }
+        Ok(read)
+    }
+
     /// Ends the file and appends its last blocks, the root at the end.
     ///
     /// A file of one leaf is that leaf; an empty file is the empty leaf.
     pub fn finish(mut self, blocks: &mut Vec<Block>) -> Entry {
         self.cut_leaves(1, blocks);
+        let rest = std::mem::take(&mut self.cut);
+        rest.into_iter().for_each(|leaf| self.add_leaf(leaf, blocks));
         if self.levels.iter().all(Vec::is_empty) {
             self.add_leaf(Bytes::new(), blocks);
         }
@@ -135,32 +175,41 @@ impl FileBuilder {
     }
 
     /// Cuts leaves while at least `enough` bytes are at hand: [`LEAF_MAX`] of them settle where the next cut is.
+    ///
+    /// Those that were cut before are hashed meanwhile, and become blocks.
     fn cut_leaves(&mut self, enough: usize, blocks: &mut Vec<Block>) {
-        let buffer = std::mem::take(&mut self.buffer);
-        let mut start = 0;
-        while buffer.len() - start >= enough {
-            let length = self.profile.leaf_length(&buffer[start..], self.masks);
-            self.add_leaf(Bytes::copy_from_slice(&buffer[start..start + length]), blocks);
-            start += length;
+        let (profile, masks) = (self.profile, self.masks);
+        let buffer = self.spare.lend(std::mem::take(&mut self.buffer));
+        let cut = || {
+            let (mut leaves, mut start) = (Vec::new(), 0);
+            while buffer.len() - start >= enough {
+                let length = profile.leaf_length(&buffer[start..], masks);
+                leaves.push(buffer.slice(start..start + length));
+                start += length;
+            }
+            (leaves, start)
+        };
+        let before = std::mem::take(&mut self.cut);
+        let (hashed, (leaves, start)) = hash_beside(profile, before, cut);
+        hashed.into_iter().for_each(|leaf| self.add_hashed(leaf, blocks));
+        self.cut = leaves;
+        if start < buffer.len() {
+            self.buffer = self.spare.take();
+            self.buffer.extend_from_slice(&buffer[start..]);
         }
-        self.buffer = buffer;
-        self.buffer.drain(..start);
     }
 
     fn add_leaf(&mut self, data: Bytes, blocks: &mut Vec<Block>) {
-        let file_size = data.len() as u64;
-        let block = if self.profile.has_raw_leaves() {
-            self.profile.block(Codec::Raw, data)
-        } else {
-            let message = PbUnixFs {
-                data: (!data.is_empty()).then(|| data.to_vec()),
-                file_size: Some(file_size),
-                ..PbUnixFs::new(PbKind::File)
-            };
-            self.node(Vec::new(), &message)
-        };
-        let total_size = block.data().len() as u64;
-        self.add(0, Part { cid: *block.cid(), file_size, total_size }, block, blocks);
+        self.add_hashed(Leaf::hash(self.profile, data), blocks);
+    }
+
+    fn add_hashed(&mut self, leaf: Leaf, blocks: &mut Vec<Block>) {
+        if !self.profile.has_raw_leaves() {
+            self.last_node = Some(leaf.block.clone());
+        }
+        let total_size = leaf.block.data().len() as u64;
+        let part = Part { cid: *leaf.block.cid(), file_size: leaf.file_size, total_size };
+        self.add(0, part, leaf.block, blocks);
     }
 
     fn add(&mut self, level: usize, part: Part, block: Block, blocks: &mut Vec<Block>) {
@@ -191,8 +240,7 @@ impl FileBuilder {
     }
 
     fn node(&mut self, links: Vec<PbLink>, message: &PbUnixFs) -> Block {
-        let data = PbNode { links, data: Some(message.encode()) }.encode();
-        let block = self.profile.block(Codec::DagPb, data.into());
+        let block = node(self.profile, links, message);
         self.last_node = Some(block.clone());
         block
     }
@@ -227,6 +275,113 @@ impl FileBuilder {
         blocks.push(block);
         part
     }
+}
+
+/// Buffers whose leaves are all stored.
+#[derive(Debug, Default)]
+struct Spare {
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        let mut buffer = self.buffers().pop().unwrap_or_default();
+        buffer.reserve_exact(BUFFER_SIZE);
+        buffer
+    }
+
+    /// Gives bytes away, whose buffer comes back when the last leaf of it is dropped.
+    fn lend(self: &Arc<Spare>, buffer: Vec<u8>) -> Bytes {
+        if buffer.len() < BUFFER_SIZE {
+            return buffer.into();
+        }
+        Bytes::from_owner(Lent { buffer, to: self.clone() })
+    }
+
+    fn buffers(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A full buffer that leaves refer to.
+struct Lent {
+    buffer: Vec<u8>,
+    to: Arc<Spare>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut buffers = self.to.buffers();
+        if buffers.len() < SPARE_BUFFERS {
+            buffers.push(buffer);
+        }
+    }
+}
+
+/// A leaf as a block.
+struct Leaf {
+    block: Block,
+    file_size: u64,
+}
+
+impl Leaf {
+    fn hash(profile: Profile, data: Bytes) -> Leaf {
+        let file_size = data.len() as u64;
+        let block = if profile.has_raw_leaves() {
+            profile.block(Codec::Raw, data)
+        } else {
+            let message = PbUnixFs {
+                data: (!data.is_empty()).then(|| data.to_vec()),
+                file_size: Some(file_size),
+                ..PbUnixFs::new(PbKind::File)
+            };
+            node(profile, Vec::new(), &message)
+        };
+        Leaf { block, file_size }
+    }
+}
+
+fn node(profile: Profile, links: Vec<PbLink>, message: &PbUnixFs) -> Block {
+    let data = PbNode { links, data: Some(message.encode()) }.encode();
+    profile.block(Codec::DagPb, data.into())
+}
+
+/// Hashes leaves while `work` is done: on another thread, and on this one once it is done.
+fn hash_beside<T>(profile: Profile, leaves: Vec<Bytes>, work: impl FnOnce() -> T) -> (Vec<Leaf>, T) {
+    if leaves.is_empty() {
+        return (Vec::new(), work());
+    }
+    let next = AtomicUsize::new(0);
+    let hash = || {
+        let mut hashed = Vec::new();
+        while let at = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(leaf) = leaves.get(at)
+        {
+            hashed.push((at, Leaf::hash(profile, leaf.clone())));
+        }
+        hashed
+    };
+    thread::scope(|threads| {
+        // Where there can be no thread, this one does all of it.
+        let beside = thread::Builder::new().spawn_scoped(threads, hash).ok();
+        let done = work();
+        let mut hashed = hash();
+        match beside.map(thread::ScopedJoinHandle::join) {
+            Some(Ok(others)) => hashed.extend(others),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => {}
+        }
+        hashed.sort_unstable_by_key(|(at, _)| *at);
+        (hashed.into_iter().map(|(_, leaf)| leaf).collect(), done)
+    })
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ async fn import_file(bytes: u64) -> Result<Row> {
         ratio: format!("{ratio:.2} ×"),
         goal: "≥ 0.8 ×".into(),
         reached: Some(ratio >= 0.8),
-        bound: format!("the disk, and chunking and hashing of {blocks} blocks in one thread"),
+        bound: format!("the disk, and cutting {blocks} blocks in one thread; they are hashed beside it"),
     })
 }
 

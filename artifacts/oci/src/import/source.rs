@@ -52,6 +52,14 @@ impl Source {
         }
     }
 
+    /// Returns the name under which an archive has the content of a file; `None` where there is none.
+    pub(crate) fn place(&self, name: &str) -> Option<Vec<u8>> {
+        match self {
+            Source::Archive(archive) => archive.find(plain_name(name)?.into_bytes()).map(|(name, _)| name),
+            Source::Dir(_) => None,
+        }
+    }
+
     /// Reads a small file.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ImportError> {
         let Some(blob) = self.open(name)? else { return Ok(None) };
@@ -134,14 +142,17 @@ impl Archive {
     }
 
     fn open(&self, name: Vec<u8>) -> Option<Blob> {
-        let mut name = &name;
+        let (_, (at, size)) = self.find(name)?;
+        let reader = Section { file: self.file.clone(), at, left: size };
+        Some(Blob { reader: Box::new(reader), size })
+    }
+
+    /// Follows links to a content; returns its name, where it is, and its size.
+    fn find(&self, mut name: Vec<u8>) -> Option<(Vec<u8>, (u64, u64))> {
         for _ in 0..=MAX_LINKS {
-            match self.entries.get(name)? {
-                Located::Link(target) => name = target,
-                Located::At { offset, size } => {
-                    let reader = Section { file: self.file.clone(), at: *offset, left: *size };
-                    return Some(Blob { reader: Box::new(reader), size: *size });
-                }
+            match self.entries.get(&name)? {
+                Located::Link(target) => name.clone_from(target),
+                Located::At { offset, size } => return Some((name, (*offset, *size))),
             }
         }
         None
@@ -162,9 +173,10 @@ fn follow(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     Some(parts.join(&b'/'))
 }
 
+/// Takes headers alone.
 #[derive(Default)]
-struct Index {
-    entry: Option<Entry>,
+pub(crate) struct Index {
+    pub(crate) entry: Option<Entry>,
 }
 
 impl Sink for Index {
