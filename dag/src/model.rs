@@ -39,7 +39,7 @@ pub use plan::{
     Affinity, Case, Comparison, Count, Engine, GroupSpec, ParamKind, ParamSpec, Plan, Requirements, Resources,
     Statistic, Subject, Threshold, Value, Workload, WorkloadKind,
 };
-pub use receipt::{CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage};
+pub use receipt::{Adopted, CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage};
 pub use result::{Attestation, Distortion, LabletRecord, ResultNode, ResultVerdict};
 pub use run::{GroupRun, LossPolicy, Network, Run};
 pub use signed::Signed;

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, Affinity, Assignment, Attestation, Case, CellNetworkUse, Comparison, Container, Count, Counts,
-    DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault, FaultSchedule,
-    FaultTarget, GatewayModel, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId,
-    InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossPolicy,
-    Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan, PortsModel,
-    Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run, ScheduledFault,
-    Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload,
-    WorkloadKind,
+    AccessClass, Adopted, Affinity, Assignment, Attestation, Case, CellNetworkUse, Comparison, Container, Count,
+    Counts, DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault,
+    FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image,
+    InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse,
+    LossPolicy, Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan,
+    PortsModel, Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run,
+    ScheduledFault, Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value,
+    Verdict, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -35,6 +35,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("placement-child".into(), placement(Some(cid(placement(None)))).into()),
         ("receipts".into(), receipts().into()),
         ("receipts-of-networked-containers".into(), networked_receipts().into()),
+        ("receipts-of-adopted-containers".into(), adopted_receipts().into()),
         ("receipts-reported".into(), reported().into()),
         ("outcome".into(), outcome(Verdict::Pass).into()),
         ("outcome-failed".into(), outcome(Verdict::Fail).into()),
@@ -345,6 +346,7 @@ fn receipts_of(exits: Vec<Exit>) -> ReceiptShard {
             limits_met: Vec::new(),
             interventions: Vec::new(),
             network: None,
+            adopted: None,
         })
     };
     ReceiptShard { receipts: (0..).zip(exits).map(receipt).collect() }
@@ -388,6 +390,15 @@ fn touched_receipts() -> ReceiptShard {
     let mut shard = contained_receipts();
     for intervention in shard.receipts.iter_mut().flat_map(|signed| &mut signed.body.interventions) {
         intervention.exit = Some(137);
+    }
+    shard
+}
+
+/// Containers whose lablet was started again while they ran.
+fn adopted_receipts() -> ReceiptShard {
+    let mut shard = contained_receipts();
+    for (signed, sync_lost) in shard.receipts.iter_mut().zip([false, true]) {
+        signed.body.adopted = Some(Adopted { at_ms: vec![1_790_000_000_600, 1_790_000_000_900], sync_lost });
     }
     shard
 }

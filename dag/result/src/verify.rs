@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use iptl_dag::model::signed::signing_bytes;
 use iptl_dag::model::{
-    Attestation, Counts, Execution, Fact, InstanceId, Intervention, Outcome, Placement, Receipt, ReceiptShard,
+    Adopted, Attestation, Counts, Execution, Fact, InstanceId, Intervention, Outcome, Placement, Receipt, ReceiptShard,
     ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
 };
 use iptl_dag::{Cid, PeerId};
@@ -63,6 +63,8 @@ pub struct Verification {
     pub lablets: BTreeMap<PeerId, LabletCount>,
     /// Commands that people executed in instances, as the receipts that count say, by instance.
     pub interventions: Vec<(InstanceId, Intervention)>,
+    /// Instances whose lablet was started again while they ran, as the receipts that count say, by instance.
+    pub adopted: Vec<(InstanceId, Adopted)>,
     /// Everything that is wrong, for people; empty where the result is what it says.
     pub problems: Vec<String>,
 }
@@ -135,6 +137,11 @@ pub fn verify(
         .flat_map(|signed| signed.body.interventions.iter().map(|done| (signed.body.instance.clone(), done.clone())))
         .collect();
     interventions.sort_by(|a, b| (&a.0, a.1.at_ms).cmp(&(&b.0, b.1.at_ms)));
+    let mut adopted: Vec<_> = receipts
+        .iter()
+        .filter_map(|signed| Some((signed.body.instance.clone(), signed.body.adopted.clone()?)))
+        .collect();
+    adopted.sort_by(|a, b| a.0.cmp(&b.0));
     check.leader(&receipts);
     let facts = check.log();
     let assembled = check.assemble_again(receipts, &outcome);
@@ -157,6 +164,7 @@ pub fn verify(
         placements: placements.len() as u64,
         lablets,
         interventions,
+        adopted,
         problems: problems.into_list(),
     })
 }

@@ -136,6 +136,7 @@ impl World {
             samples: None,
             limits_met: Vec::new(),
             interventions: Vec::new(),
+            adopted: None,
             network: None,
         }
     }

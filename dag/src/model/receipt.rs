@@ -56,6 +56,26 @@ pub struct Receipt {
     /// What the lab network did to its packets; none where its packets are not carried as such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkUse>,
+    /// Its lablet was started again while it ran; none where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// That a lablet which was started again took an instance over that had run on meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adopted {
+    /// Wall times at which it did, in milliseconds since 1970, in their order: the first
+    /// [`MAX_ADOPTED`](Adopted::MAX_ADOPTED) of them.
+    pub at_ms: Vec<u64>,
+    /// Whether it was connected with sync when the lablet ended, and did not connect again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sync_lost: bool,
+}
+
+impl Adopted {
+    /// Times that are told: a lablet that is started again and again would make receipts without a bound.
+    pub const MAX_ADOPTED: usize = 16;
 }
 
 /// What the lab network did to the packets of an instance, and how well the lab kept to its model.
@@ -258,6 +278,11 @@ pub struct Usage {
     /// Bytes that it wrote to disk.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub written_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]

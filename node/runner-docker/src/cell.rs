@@ -163,6 +163,7 @@ pub(crate) fn not_started(reason: String) -> Box<Ended> {
         ended_ms: wall_ms(),
         left: iptl_runner::files::LeftFiles::default(),
         limits_met: Vec::new(),
+        adopted: None,
         network: None,
     })
 }

@@ -4,6 +4,10 @@ use iptl_dag::model::Exit;
 
 use crate::protocol::{End, Sample};
 
+/// What became of an instance that does not connect to sync again.
+pub(crate) const SYNC_LOST: &str =
+    "its connection to sync had ended with its lablet's process, and it did not connect again";
+
 /// Why the lab ended an instance; the first reason counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -48,6 +52,28 @@ pub(crate) fn of_workload(ending: Option<&Ending>, end: End, last: &Sample, cpu_
         End::Signalled(signal) => Exit::Signalled { signal: signal_name(signal) },
         End::Exited(code) => Exit::Exited { code },
     }
+}
+
+/// Says how an instance ended that lost its connection to sync with an earlier life of the lablet and did not connect
+/// again. What succeeds without it succeeds; anything else may well be the lab's doing.
+pub(crate) fn without_sync(exit: Exit) -> Exit {
+    let how = match &exit {
+        Exit::Exited { code: 0 } | Exit::Reported { failure: None, .. } => return exit,
+        Exit::Exited { code } => format!("it ended with status {code}"),
+        Exit::Reported { failure: Some(failure), .. } => format!("it ended with failure ({failure})"),
+        Exit::Signalled { signal } => format!("it was ended by {signal}"),
+        Exit::Unwell { reason } => format!("it was unwell ({reason})"),
+        Exit::OutOfTime {} => "its time was over".to_owned(),
+        Exit::Trapped { .. }
+        | Exit::StackOverflow {}
+        | Exit::OutOfMemory {}
+        | Exit::OutOfCpu {}
+        | Exit::TooMuchOutput { .. }
+        | Exit::Stopped { .. }
+        | Exit::WorkerDied { .. }
+        | Exit::NotStarted { .. } => return exit,
+    };
+    Exit::WorkerDied { reason: format!("{how} after {SYNC_LOST}") }
 }
 
 /// Says how an instance ended whose container is gone without a word.

@@ -1,39 +1,36 @@
 //! The life of one instance, from a held container to its receipt.
 //!
-//! [`set_up`] makes and starts the container, whose init holds the workload; [`Instance::live`] is a task that waits
-//! for the start, listens to init, ends the workload where it meets a limit, and in the end takes what it left. What
+//! Its container is made and started before (`set_up.rs`), and init holds the workload; [`Instance::live`] is a task
+//! that waits for the start, listens to init, ends the workload where it meets a limit, and in the end takes what it left. What
 //! it writes is read beside it (`output.rs`), its calls to the lab are answered beside it (`iptl-testground`), so that
 //! a slow reader of the one holds up nothing of the other.
 
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use iptl_dag::model::{Exit, InstanceId, NetworkUse, Usage};
+use iptl_dag::model::{Adopted, Exit, InstanceId, NetworkUse, Usage};
 use iptl_runner::files::{CellFiles, check_artifact_path};
 use iptl_runner::usage::cpu_milli;
 use iptl_runner::{CellEvent, Ended, InstanceSpec, SyncReply};
-use iptl_testground::{Journal, SyncServer};
+use iptl_testground::{Journal, Seen, Stake, SyncServer};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant as Deadline;
 
 use crate::cell::{Cell, Phase, wall_ms};
 use crate::engine;
-use crate::exit::{self, Ending};
+use crate::exit::{self, Ending, SYNC_LOST};
 use crate::faults::{self, Acts, Doing};
 use crate::link::{Door, Greeting, Link};
-use crate::network::{CellNetwork, Place};
+
 use crate::output::{Exceeded, Output, write_records};
 use crate::protocol::{self, End, FromInit, Sample, ToInit};
 use crate::runner::Reservation;
+use crate::set_up::Outputs;
 use crate::settings::Wanted;
-use crate::state::InstanceDir;
-
-/// Time that init has to connect once its container was started; a machine that swaps takes its time.
-const CONNECT: Duration = Duration::from_secs(60);
+use crate::state::{InstanceDir, StakeNote};
 
 /// Time that init has to connect again where its container runs; it tries four times a second.
 const RECONNECT: Duration = Duration::from_secs(20);
@@ -49,6 +46,10 @@ const DISK_LOOK: Duration = Duration::from_secs(1);
 
 /// Time that an ended instance's connections to the sync service have to hand over what they sent.
 const SYNC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time in which a program that waits for an answer of sync has to connect again, where the lablet was started again.
+/// One that does not look after its connection would wait for ever.
+const SYNC_AGAIN: Duration = Duration::from_secs(10);
 
 /// Time that init has to hand over artifacts without saying anything.
 const COLLECT: Duration = Duration::from_secs(30);
@@ -77,93 +78,6 @@ pub(crate) struct Instance {
     pub(crate) acts: Acts,
 }
 
-/// What comes with init's connection, until it is in use.
-pub(crate) struct Outputs {
-    pub(crate) listener: TcpListener,
-    pub(crate) out: OwnedFd,
-    pub(crate) err: OwnedFd,
-}
-
-/// Why a container does not hold a workload that could be started.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// For this instance alone.
-    NotStarted(String),
-    /// The engine does not answer.
-    Engine(io::Error),
-}
-
-/// Makes the container, starts it, and waits until its init holds the workload.
-///
-/// Dropped half-way it may leave a container, which the caller removes once nothing is being made any more.
-pub(crate) async fn set_up(
-    cell: &Cell,
-    network: &CellNetwork,
-    instance: &InstanceId,
-    name: &str,
-    wanted: &Wanted,
-    dir: &InstanceDir,
-    allow_root: bool,
-) -> Result<(String, Link, Outputs), Failure> {
-    let io = |what: &'static str| move |e: io::Error| Failure::NotStarted(format!("{what}: {e}"));
-    let door = Door::open(&dir.lab()).map_err(io("its socket cannot be opened"))?;
-    let failed = |e: bollard::errors::Error| match engine::is_away(&e) {
-        true => Failure::Engine(io::Error::other(engine::said(&e))),
-        false => Failure::NotStarted(format!("the container engine refuses it: {}", engine::said(&e))),
-    };
-    let (engine, named, body) = (cell.engine.clone(), name.to_owned(), wanted.body.clone());
-    let making = async move {
-        let id = engine.create(&named, &body).await?;
-        engine.start(&id).await.map(|()| id)
-    };
-    // Not dropped with this: the engine would go on, and nobody would know when it is done.
-    let made = cell.making.spawn(making).await.map_err(|e| Failure::Engine(io::Error::other(e)))?;
-    let id = made.map_err(failed)?;
-    let greeted = tokio::time::timeout(CONNECT, door.accept([0; 16])).await;
-    let (mut link, greeting) = match greeted {
-        Ok(greeted) => greeted.map_err(io("its init cannot be heard"))?,
-        Err(_) => {
-            let state = cell.engine.state(&id).await.ok().flatten().unwrap_or_default();
-            let status = state.exit_code.map_or_else(String::new, |code| format!(", status {code}"));
-            return Err(Failure::NotStarted(format!("its init did not answer within {} s{status}", CONNECT.as_secs())));
-        }
-    };
-    let Greeting { uid, listener, out, err, .. } = greeting;
-    if uid == 0 && !allow_root {
-        return Err(Failure::NotStarted(
-            "its user is root in this image, and the owner does not allow that".to_owned(),
-        ));
-    }
-    link.send(&ToInit::Order(wanted.order.clone())).await.map_err(io("its init does not listen"))?;
-    match tokio::time::timeout(CONNECT, link.receive()).await {
-        Ok(Ok(Some(FromInit::Ready))) => {
-            // Init has answered: it is the process that the engine names, and lives.
-            let place = Place {
-                engine: &cell.engine,
-                wanted: &wanted.body,
-                name,
-                container: &id,
-                pid: 0,
-                lab: &dir.lab(),
-                making: &cell.making,
-            };
-            connect(network, instance, place).await?;
-            Ok((id, link, Outputs { listener, out, err }))
-        }
-        Ok(Ok(_)) | Err(_) => Err(Failure::NotStarted("its init does not understand its order".to_owned())),
-        Ok(Err(e)) => Err(io("its init broke off")(e)),
-    }
-}
-
-/// Gives an instance its place in the lab network.
-async fn connect(network: &CellNetwork, instance: &InstanceId, place: Place<'_>) -> Result<(), Failure> {
-    let state = place.engine.state(place.container).await;
-    let state = state.map_err(|e| Failure::Engine(io::Error::other(engine::said(&e))))?;
-    let pid = state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
-    let Some(pid) = pid else { return Err(Failure::NotStarted("its container ended before it began".to_owned())) };
-    network.connect(instance, &Place { pid, ..place }).await.map_err(Failure::NotStarted)
-}
-
 /// Where an instance stands while its task runs.
 struct Life {
     ending: Option<Ending>,
@@ -179,7 +93,18 @@ struct Life {
     wall_at: Option<Deadline>,
     heard_at: Deadline,
     disk_at: Option<Deadline>,
+    /// What is done to it on purpose.
     doing: Doing,
+    /// It lost a connection to sync with an earlier life of the lablet; set once it has another.
+    sync_lost: Option<Arc<AtomicBool>>,
+    /// When it has to have another, where it waits for something.
+    sync_at: Option<Deadline>,
+}
+
+impl Life {
+    fn is_without_sync(&self) -> bool {
+        self.sync_lost.as_ref().is_some_and(|again| !again.load(Ordering::Relaxed))
+    }
 }
 
 /// How the loop over a running workload ended.
@@ -204,6 +129,8 @@ impl Instance {
             heard_at: Deadline::now(),
             disk_at: None,
             doing: Doing { crashes: self.crashes_before(), ..Doing::default() },
+            sync_lost: None,
+            sync_at: None,
         };
         if let Err(ending) = self.wait_for_start(&mut phases).await {
             self.end_unstarted(ending.clone().into_exit()).await;
@@ -309,12 +236,27 @@ impl Instance {
     ) -> Option<JoinHandle<()>> {
         let Outputs { listener, out, err } = self.outputs.take()?;
         let (dir, heard) = (self.dir.clone(), Arc::clone(journal));
-        let observer = move |event: &str| {
-            let at_us = u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX);
-            if let Err(e) = dir.add_published(event) {
-                tracing::warn!(error = %e, "an event of an instance will be forgotten by a restart");
+        let stake = self.dir.stake().inspect_err(|e| tracing::warn!(error = %e, "what is at stake is not noted")).ok();
+        let lost = stake.as_ref().map_or(Stake::Nothing, StakeNote::read);
+        let again = Arc::new(AtomicBool::new(false));
+        if self.adopted.is_some() && lost != Stake::Nothing {
+            life.sync_lost = Some(Arc::clone(&again));
+            life.sync_at = (lost == Stake::Answers).then(|| Deadline::now() + SYNC_AGAIN);
+        }
+        let observer = move |seen: Seen<'_>| match seen {
+            Seen::Event(event) => {
+                let at_us = u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+                if let Err(e) = dir.add_published(event) {
+                    tracing::warn!(error = %e, "an event of an instance will be forgotten by a restart");
+                }
+                lock(&heard).published(at_us, event);
             }
-            lock(&heard).published(at_us, event);
+            Seen::AtStake(at_stake) => {
+                again.store(true, Ordering::Relaxed);
+                if let Some(Err(e)) = stake.as_ref().map(|stake| stake.write(at_stake)) {
+                    tracing::warn!(error = %e, "what is at stake is not noted");
+                }
+            }
         };
         let identity = iptl_testground::environment::identity(&self.cell.spec, &self.wanted.setting);
         match SyncServer::start(listener, self.id.clone(), identity, self.events.clone(), observer) {
@@ -414,6 +356,13 @@ impl Instance {
                 if self.wanted.disk_bytes.is_some_and(|limit| written > limit) {
                     life.disk_at = None;
                     self.end(life, Ending::TooMuch("disk")).await;
+                }
+                None
+            }
+            () = tokio::time::sleep_until(life.sync_at.unwrap_or(far)), if life.sync_at.is_some() => {
+                life.sync_at = None;
+                if life.is_without_sync() {
+                    self.end(life, Ending::Failed(format!("it waited for sync, but {SYNC_LOST}"))).await;
                 }
                 None
             }
@@ -610,6 +559,7 @@ impl Instance {
             Over::Container { oom_killed, reason } => exit::of_container(ending.as_ref(), oom_killed, reason),
         };
         let exit = lock(journal).exit(exit);
+        let exit = if life.is_without_sync() { exit::without_sync(exit) } else { exit };
         let limits_met = exit::limits_met(&last, links, &exit);
         let started_ms = if matches!(exit, Exit::NotStarted { .. }) { 0 } else { started_ms };
         let usage = usage(&last, life.peak);
@@ -619,7 +569,9 @@ impl Instance {
             None => None,
         };
         let network = network.map(|network| Box::new(NetworkUse { crashes: life.doing.crashes, ..network }));
-        self.tell(Ended { exit, usage, started_ms, ended_ms, left, limits_met, network }).await;
+        let at_ms = self.dir.adoptions();
+        let adopted = (!at_ms.is_empty()).then(|| Box::new(Adopted { at_ms, sync_lost: life.is_without_sync() }));
+        self.tell(Ended { exit, usage, started_ms, ended_ms, left, limits_met, network, adopted }).await;
     }
 
     /// Has init hand over the artifacts.
@@ -691,6 +643,7 @@ impl Instance {
             left,
             limits_met: Vec::new(),
             network: None,
+            adopted: None,
         };
         self.tell(ended).await;
     }

@@ -8,7 +8,7 @@
 //!
 //! [`config`] is what an owner decides and why an engine cannot be used; [`engine`] asks the engine for things;
 //! [`archive`] reads the files that images come as; [`settings`] makes the container that a plan asks for within what
-//! its owner allows; [`link`] is the connection with an init, [`network`] the one between containers, [`output`] the lines that a workload writes; [`instance`]
+//! its owner allows; [`set_up`] makes a container whose init holds its workload; [`link`] is the connection with an init, [`network`] the one between containers, [`output`] the lines that a workload writes; [`instance`]
 //! is the life of one instance, [`cell`] that of a cell; [`state`] is what must outlive a lablet. [`images`] is for those who publish.
 //!
 //! Nothing that a workload or its init says is trusted for more than a workload's word. Start reading at
@@ -32,6 +32,7 @@ mod output;
 #[expect(dead_code, reason = "each end uses its half")]
 mod protocol;
 mod runner;
+mod set_up;
 mod settings;
 mod state;
 #[cfg(test)]

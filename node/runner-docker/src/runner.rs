@@ -24,9 +24,10 @@ use crate::cell::{Cell, Control, EVENT_QUEUE, Handle, Member, Phase, follow, not
 use crate::config::{DockerConfig, Unusable};
 use crate::engine::{Engine, Image, ImageError, LABLET, said};
 use crate::faults::{self, Acts, Targets, Told};
-use crate::instance::{Failure, Instance, set_up};
+use crate::instance::Instance;
 use crate::network::{self, CellNetwork, Maker};
 use crate::protocol;
+use crate::set_up::{Failure, set_up};
 use crate::settings::{self, Place, Wanted};
 use crate::state::{CellDir, InstanceDir, Store};
 
@@ -681,6 +682,7 @@ impl Inner {
                 ended_ms: wall_ms(),
                 left: cell.files.left(&id),
                 limits_met: Vec::new(),
+                adopted: None,
                 network: None,
             }),
         };
@@ -718,6 +720,9 @@ impl Inner {
         {
             let _ = self.engine.remove(&container.id).await;
             return gone(&reason);
+        }
+        if let Err(e) = dir.add_adoption(wall_ms()) {
+            tracing::warn!(error = %e, instance = %id, "its receipt will not say that it was adopted");
         }
         // Without a connection: its task opens the door and waits for init, or sees that the container is over.
         let phase = if started.is_some() { protocol::Phase::Running } else { protocol::Phase::Held };

@@ -11,18 +11,22 @@
 //!     lab/            mounted into the container, with the socket in it
 //!     token           what its init shows when it connects again
 //!     published       events that it published for the run, one on a line
+//!     adopted         wall times at which a lablet that was started again found it running, one on a line
+//!     stake           what it loses of sync where the lablet ends, as one byte
 //!     ended           how it ended, once that is known
 //! ```
 //!
 //! What is written here reaches the kernel before anything depends on it: it survives the lablet, not the machine,
 //! which no container survives either.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use iptl_dag::model::Adopted;
 use iptl_runner::{Ended, Origin};
+use iptl_testground::Stake;
 
 use crate::INIT;
 use crate::protocol::Token;
@@ -187,6 +191,24 @@ impl InstanceDir {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Notes that a lablet which was started again found it running.
+    pub(crate) fn add_adoption(&self, wall_ms: u64) -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(self.0.join("adopted"))?;
+        file.write_all(format!("{wall_ms}\n").as_bytes())
+    }
+
+    /// Returns when lablets found it running.
+    pub(crate) fn adoptions(&self) -> Vec<u64> {
+        let text = fs::read_to_string(self.0.join("adopted")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).take(Adopted::MAX_ADOPTED).collect()
+    }
+
+    /// Opens the note of what it loses where this lablet ends, which says what it said.
+    pub(crate) fn stake(&self) -> io::Result<StakeNote> {
+        let path = self.0.join("stake");
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path).map(StakeNote)
+    }
+
     /// Notes how it ended.
     pub(crate) fn set_ended(&self, ended: &Ended) -> io::Result<()> {
         let bytes = serde_json::to_vec(ended).map_err(io::Error::other)?;
@@ -196,6 +218,32 @@ impl InstanceDir {
     /// Returns how it ended, where that is known.
     pub(crate) fn ended(&self) -> Option<Ended> {
         serde_json::from_slice(&fs::read(self.0.join("ended")).ok()?).ok()
+    }
+}
+
+/// What an instance loses where the lablet ends, kept up to date: one byte, so that it is whole whenever that is.
+#[derive(Debug)]
+pub(crate) struct StakeNote(File);
+
+impl StakeNote {
+    /// Returns what was written last.
+    pub(crate) fn read(&self) -> Stake {
+        let mut byte = [0];
+        match self.0.read_at(&mut byte, 0) {
+            Ok(1) if byte[0] == b'c' => Stake::Connection,
+            Ok(1) if byte[0] == b'a' => Stake::Answers,
+            Ok(_) | Err(_) => Stake::Nothing,
+        }
+    }
+
+    /// Writes what is so now.
+    pub(crate) fn write(&self, stake: Stake) -> io::Result<()> {
+        let byte = match stake {
+            Stake::Nothing => b'n',
+            Stake::Connection => b'c',
+            Stake::Answers => b'a',
+        };
+        self.0.write_all_at(&[byte], 0)
     }
 }
 

@@ -96,6 +96,8 @@ async fn running_containers_are_found_again_and_nothing_is_run_twice() {
     assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 });
     assert_eq!(outcome.ended[&instance(1)], first[&instance(1)], "what was told once is told again as it was");
     assert_eq!(outcome.exit(2), &Exit::Stopped { reason: "enough".to_owned() });
+    let adopted_at = |index| outcome.ended[&instance(index)].adopted.clone().map(|told| told.at_ms.len());
+    assert_eq!((adopted_at(0), adopted_at(1), adopted_at(2)), (Some(1), None, Some(1)));
     let log = std::fs::read_to_string(outcome.ended[&instance(0)].left.logs.as_ref().unwrap()).unwrap();
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let told: Vec<String> = lines.iter().map(|line| line["line"].as_str().unwrap().to_owned()).collect();
@@ -104,6 +106,98 @@ async fn running_containers_are_found_again_and_nothing_is_run_twice() {
     let times: Vec<u64> = lines.iter().map(|line| line["t"].as_u64().unwrap()).collect();
     assert!(times.is_sorted(), "{times:?}");
     assert_eq!(outcome.lines(0, OutputStream::Out).first().map(String::as_str), Some("step 4"));
+    drop(adopted.control);
+    bench.close().await;
+}
+
+/// Returns what the lablet has noted of what an instance would lose of sync.
+fn stake(bench: &Bench, ordinal: u32) -> Option<String> {
+    let cells = std::fs::read_dir(bench.dir.path().join("lablet/cells")).ok()?;
+    let mut notes = cells
+        .flatten()
+        .filter_map(|cell| std::fs::read_to_string(cell.path().join(ordinal.to_string()).join("stake")).ok());
+    notes.next()
+}
+
+#[tokio::test]
+async fn program_that_lost_sync_with_its_lablet_says_so_rather_than_hang() {
+    let mut bench = engine!();
+    let given = bench.dir.path().join("given");
+    std::fs::create_dir_all(&given).unwrap();
+    ask(bench.dir.path(), 0);
+    let args: &[&[&str]] = &[
+        &["wait"],
+        &["wait-and-hang"],
+        &["signal-and-step", "/given/steps"],
+        &["signal-and-step", "/given/steps", "and signal"],
+        &["steps", "/given/steps"],
+    ];
+    let mut spec = bench.cell(&Container::usual(), args);
+    for instance in &mut spec.instances {
+        let mut container = plain(Container::usual());
+        container.files.insert("/given".to_owned(), given.clone());
+        instance.container = Some(container);
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let runner = bench.again().await;
+                let mut lab = Lab::prepare(&runner, spec.clone()).await;
+                lab.control.start().await;
+                ask(bench.dir.path(), 1);
+                until(&mut lab, "the first step of three", |outcome| {
+                    (2..5).all(|index| wrote(index, "step 1")(outcome))
+                })
+                .await;
+                // Two wait for what never comes, and two have their answer.
+                let noted = || (0..4).map(|index| stake(&bench, index).unwrap_or_default()).collect::<String>();
+                let stepping = async { while lab.step().await {} };
+                let noting = async {
+                    while noted() != "aacc" {
+                        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    }
+                };
+                let noted_in_time = async {
+                    tokio::select! {
+                        () = stepping => panic!("the cell is over"),
+                        () = noting => {}
+                    }
+                };
+                tokio::time::timeout(std::time::Duration::from_secs(60), noted_in_time)
+                    .await
+                    .unwrap_or_else(|_| panic!("{}", noted()));
+                abandon(lab);
+                std::mem::forget(runner);
+            });
+            runtime.shutdown_background();
+        });
+    });
+    bench.runner = bench.again().await;
+    let adopted = bench.runner.adopt(spec.clone()).await.unwrap().unwrap();
+    ask(bench.dir.path(), 100);
+    let mut outcome = Outcome::default();
+    let mut events = adopted.events;
+    while let Some(event) = events.recv().await {
+        if let CellEvent::Ended { id, ended } = event {
+            outcome.ended.insert(id, ended);
+        }
+    }
+    let reason = |index| match outcome.exit(index) {
+        Exit::WorkerDied { reason } => reason.clone(),
+        other => panic!("{index} ended as {other:?}"),
+    };
+    let lost = "its connection to sync had ended with its lablet's process, and it did not connect again";
+    assert_eq!(reason(0), format!("it was ended by SIGABRT after {lost}"));
+    assert_eq!(reason(1), format!("it waited for sync, but {lost}"));
+    assert_eq!(outcome.exit(2), &Exit::Exited { code: 0 }, "it needed no more of sync");
+    assert_eq!(reason(3), format!("it was ended by SIGABRT after {lost}"));
+    assert_eq!(outcome.exit(4), &Exit::Exited { code: 0 });
+    for index in 0..5 {
+        let told = outcome.ended[&instance(index)].adopted.clone().unwrap();
+        assert_eq!((told.at_ms.len(), told.sync_lost), (1, index < 4), "{index}");
+        assert!(told.at_ms[0] > outcome.ended[&instance(index)].started_ms);
+    }
     drop(adopted.control);
     bench.close().await;
 }

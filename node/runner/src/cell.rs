@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use iptl_dag::Cid;
 use iptl_dag::model::{
-    Container, Exit, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources, Usage, WorkloadKind,
+    Adopted, Container, Exit, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources, Usage, WorkloadKind,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -282,4 +282,7 @@ pub struct Ended {
     /// What the lab network did to its packets, where the runner carries packets.
     #[serde(default)]
     pub network: Option<Box<NetworkUse>>,
+    /// Its lablet was started again while it ran.
+    #[serde(default)]
+    pub adopted: Option<Box<Adopted>>,
 }

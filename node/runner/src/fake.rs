@@ -278,7 +278,16 @@ impl Actor {
         };
         let left = self.files.left(&self.id);
         let usage = Usage { cpu_us: self.at_us(), memory_bytes: 1 << 20, ..Usage::default() };
-        let ended = Ended { exit, usage, started_ms, ended_ms: wall_ms(), left, limits_met: Vec::new(), network: None };
+        let ended = Ended {
+            exit,
+            usage,
+            started_ms,
+            ended_ms: wall_ms(),
+            left,
+            limits_met: Vec::new(),
+            network: None,
+            adopted: None,
+        };
         let _ = self.events.send(CellEvent::Ended { id: self.id, ended }).await;
     }
 

@@ -708,6 +708,7 @@ fn died() -> Ended {
         ended_ms: clock::wall().0,
         left: LeftFiles::default(),
         limits_met: Vec::new(),
+        adopted: None,
         network: None,
     }
 }

@@ -96,6 +96,7 @@ impl Sealer {
             limits_met: how.limits_met.clone(),
             interventions: Vec::new(),
             network: how.network.as_deref().cloned(),
+            adopted: how.adopted.as_deref().cloned(),
         })
     }
 

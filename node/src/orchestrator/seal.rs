@@ -317,6 +317,7 @@ mod tests {
             samples: None,
             limits_met: Vec::new(),
             interventions: Vec::new(),
+            adopted: None,
             network: None,
         };
         Assembly {

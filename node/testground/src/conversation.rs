@@ -152,6 +152,17 @@ impl Conversation {
             && self.queued_replies < MAX_UNANSWERED + MAX_WAITING
     }
 
+    /// Returns whether the client is owed something that it could not know to be lost: an answer, or messages.
+    pub fn owes(&self) -> bool {
+        let asked = |open: &Open| !matches!(open.kind, Kind::Own);
+        !self.frames.is_empty() || !self.paused.is_empty() || self.open.values().any(asked)
+    }
+
+    /// Returns whether the client connects again by itself where its connection ends.
+    pub fn comes_again(&self) -> bool {
+        self.dialect == Dialect::Lab
+    }
+
     /// Takes a message of the client.
     ///
     /// # Errors

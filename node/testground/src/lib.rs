@@ -37,7 +37,7 @@ pub use journal::Journal;
 pub use keys::Identity;
 pub use outputs::read_outputs;
 pub use reply::Dialect;
-pub use server::SyncServer;
+pub use server::{Seen, Stake, SyncServer};
 
 /// Name by which instances look for the sync service; the published Rust crate knows no other.
 pub const SYNC_HOST: &str = "testground-sync-service";

@@ -18,6 +18,8 @@ pub enum Dialect {
     Go,
     /// Built on the Rust SDK: it parses the text of an error as JSON.
     Rust,
+    /// The lab's own SDK: it connects again by itself where its connection ends.
+    Lab,
     /// Any other.
     #[default]
     Other,
@@ -66,7 +68,7 @@ pub fn write(id: &str, answer: Answer<'_>, dialect: Dialect) -> String {
                 quoted = text(reason);
                 reply.error = &quoted;
             }
-            Dialect::Go | Dialect::Other => reply.error = reason,
+            Dialect::Go | Dialect::Lab | Dialect::Other => reply.error = reason,
         },
     }
     serde_json::to_string(&reply).expect("keys are strings and it goes to memory")

@@ -65,8 +65,28 @@ pub struct SyncServer {
     calling: JoinSet<()>,
 }
 
-/// Looks at each event that the program publishes for the run, as JSON text.
-type Observer = Box<dyn Fn(&str) + Send + Sync>;
+/// What a runner is shown of the clients of its instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// An event that the program publishes for the run, as JSON text, before the call that publishes it leaves.
+    Event(&'a str),
+    /// What would be lost now is something else than before.
+    AtStake(Stake),
+}
+
+/// What is lost where the server ends now. Clients that connect again by themselves lose nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stake {
+    /// No client that would notice.
+    #[default]
+    Nothing,
+    /// A connection on which nothing is waited for.
+    Connection,
+    /// An answer, or messages of a subscription, that a client waits for.
+    Answers,
+}
+
+type Observer = Box<dyn Fn(Seen<'_>) + Send + Sync>;
 
 struct Shared {
     identity: Arc<Identity>,
@@ -94,6 +114,8 @@ struct State {
     served: u64,
     left_over: VecDeque<SyncCall>,
     over: bool,
+    /// What the observer knows.
+    at_stake: Stake,
 }
 
 #[derive(Debug)]
@@ -114,8 +136,7 @@ struct Wake {
 impl SyncServer {
     /// Serves an instance on a listener; must be called within a tokio runtime.
     ///
-    /// Calls go into `events`. `observer` sees every event that the program publishes for the run, before the call
-    /// that publishes it leaves.
+    /// Calls go into `events`. `observer` is shown what happens, and is not to wait.
     ///
     /// # Errors
     ///
@@ -125,7 +146,7 @@ impl SyncServer {
         instance: InstanceId,
         identity: Identity,
         events: mpsc::Sender<CellEvent>,
-        observer: impl Fn(&str) + Send + Sync + 'static,
+        observer: impl Fn(Seen<'_>) + Send + Sync + 'static,
     ) -> io::Result<SyncServer> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
@@ -152,6 +173,7 @@ impl SyncServer {
         connection.conversation.reply(reply);
         connection.wake.writer.notify_one();
         connection.wake.reader.notify_one();
+        self.shared.show_stake(&mut state);
         drop(state);
         self.shared.calls.notify_one();
     }
@@ -188,10 +210,13 @@ impl Shared {
         let conversation = Conversation::new(number, Arc::clone(&self.identity), dialect);
         let wake = Arc::new(Wake::default());
         state.connections.insert(number.into(), Connection { conversation, wake: Arc::clone(&wake) });
+        self.show_stake(&mut state);
         (number.into(), wake)
     }
 
-    fn close(&self, number: u64) {
+    /// Ends a conversation. Where the client did not end it, the server does, and what is at stake is lost: that stays
+    /// what the observer knows.
+    fn close(&self, number: u64, by_client: bool) {
         let mut state = self.state();
         if let Some(mut connection) = state.connections.remove(&number) {
             connection.conversation.close();
@@ -199,8 +224,23 @@ impl Shared {
                 state.left_over.push_back(call);
             }
         }
+        if by_client {
+            self.show_stake(&mut state);
+        }
         drop(state);
         self.calls.notify_one();
+    }
+
+    /// Shows the observer what is at stake, where that is something else than it knows; in the order in which it was.
+    fn show_stake(&self, state: &mut State) {
+        let clients = state.connections.values().map(|connection| &connection.conversation);
+        let at_stake = clients.filter(|client| !client.comes_again()).fold(Stake::Nothing, |at_stake, client| {
+            if client.owes() || at_stake == Stake::Answers { Stake::Answers } else { Stake::Connection }
+        });
+        if at_stake != state.at_stake {
+            state.at_stake = at_stake;
+            (self.observer)(Seen::AtStake(at_stake));
+        }
     }
 
     /// Returns the next call of any connection, each in its turn, and wakes its reader.
@@ -283,18 +323,21 @@ async fn converse(shared: Arc<Shared>, stream: TcpStream) {
     let Ok(Ok(socket)) = tokio::time::timeout(HANDSHAKE_TIME, handshake).await else { return };
     let (number, wake) = shared.open(dialect);
     // Closes the conversation whatever happens to this task.
-    let _open = Closer { shared: &shared, number };
+    let mut open = Closer { shared: &shared, number, by_client: false };
     talk(&shared, number, &wake, socket).await;
+    open.by_client = true;
 }
 
 struct Closer<'a> {
     shared: &'a Shared,
     number: u64,
+    /// Rather than by whoever dropped the task.
+    by_client: bool,
 }
 
 impl Drop for Closer<'_> {
     fn drop(&mut self) {
-        self.shared.close(self.number);
+        self.shared.close(self.number, self.by_client);
     }
 }
 
@@ -340,6 +383,7 @@ async fn talk(shared: &Shared, number: u64, wake: &Wake, socket: WebSocketStream
             if sink.flush().await.is_err() {
                 return;
             }
+            shared.show_stake(&mut shared.state());
             wake.writer.notified().await;
         }
     };
@@ -367,16 +411,19 @@ fn receive(shared: &Shared, number: u64, message: &[u8]) -> Result<(), Close> {
         received
     });
     for event in &events {
-        (shared.observer)(event);
+        (shared.observer)(Seen::Event(event));
     }
+    shared.show_stake(&mut shared.state());
     received.unwrap_or(Ok(()))
 }
 
-/// Tells clients apart by what they say when they connect: the Go SDK by its library, the Rust SDK by a host that is
+/// Tells clients apart by what they say when they connect: the lab's SDK by its name, the Go SDK by its library, the Rust SDK by a host that is
 /// none.
 fn dialect_of(headers: &HeaderMap) -> Dialect {
     let starts = |name: &str, with: &str| headers.get(name).is_some_and(|v| v.as_bytes().starts_with(with.as_bytes()));
-    if starts("user-agent", "Go-http-client") {
+    if starts("user-agent", "iptl-sdk/") {
+        Dialect::Lab
+    } else if starts("user-agent", "Go-http-client") {
         Dialect::Go
     } else if starts("host", "...") {
         Dialect::Rust

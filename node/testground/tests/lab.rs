@@ -10,7 +10,7 @@ use iptl_dag::PeerId;
 use iptl_dag::model::{Exit, InstanceId};
 use iptl_runner::{CellEvent, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Reply, RunSync, SyncOp};
-use iptl_testground::{Identity, Journal, SyncServer};
+use iptl_testground::{Identity, Journal, Seen, SyncServer};
 use tokio::sync::{Notify, mpsc};
 
 /// How long a test waits for what must come.
@@ -95,7 +95,8 @@ impl Lab {
         let address = listener.local_addr().unwrap();
         let journal = Arc::new(Mutex::new(Journal::new(1 << 20)));
         let (published, inner) = (Arc::clone(&journal), Arc::clone(&self.inner));
-        let observe = move |event: &str| {
+        let observe = move |seen: Seen<'_>| {
+            let Seen::Event(event) = seen else { return };
             let at_us = inner.started.elapsed().as_micros() as u64;
             published.lock().unwrap().published(at_us, event);
             inner.news.notify_waiters();

@@ -344,6 +344,7 @@ impl Life {
                 ended_ms: wall_ms(),
                 left,
                 limits_met: Vec::new(),
+                adopted: None,
                 network: None,
             };
             let _ = self.events.send(CellEvent::Ended { id, ended }).await;

@@ -295,6 +295,7 @@ fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
         ended_ms: wall_ms(),
         left,
         limits_met: Vec::new(),
+        adopted: None,
         network: network.map(Box::new),
     };
     cell.instance_ended(instance.id.clone(), ended);

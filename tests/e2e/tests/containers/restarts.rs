@@ -86,7 +86,17 @@ fn a_lablet_killed_in_mid_run_takes_its_containers_up_again_and_nothing_runs_twi
     let again = Foreground::again(&lab.lablets[0].home, &[]);
     assert_eq!(containers(&execution), before, "they are the same when it is there again");
     let last = passed_once(&lab, &execution);
-    // What the lab did to the run stands in its result.
+    // What the lab did to the run stands in its result, and in the receipts of those that ran on.
+    let result = last["result"].as_str().unwrap();
+    let shown = lab.run(&["show", result, "--json"]).exits(0).json();
+    let adopted = shown["adopted"].as_array().unwrap();
+    assert!(!adopted.is_empty() && (adopted.len() as u64) < INSTANCES, "{shown}");
+    for told in adopted {
+        assert_eq!(told["at_ms"].as_array().unwrap().len(), 1, "{told}");
+        assert_eq!(told["sync_lost"], false, "programs on our SDK connect again: {told}");
+    }
+    let said = lab.run(&["show", result]).exits(0).stdout;
+    assert!(said.contains("its lablet was started again, and had it back at"), "{said}");
     let told = lab.run(&["dag", "get", &format!("{}/attestation/body", last["result"].as_str().unwrap())]).exits(0);
     assert!(told.stdout.contains("no session with the orchestrator for"), "{}", told.stdout);
     until("the end of all containers", || containers(&execution).is_empty().then_some(()));

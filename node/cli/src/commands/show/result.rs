@@ -1,7 +1,7 @@
 //! A result: everything under it fetched, verified, and said in lines.
 
 use iptl_dag::Cid;
-use iptl_dag::model::{self, Intervention, Node, Plan, ResultNode, ResultVerdict, Run};
+use iptl_dag::model::{self, Adopted, Intervention, Node, Plan, ResultNode, ResultVerdict, Run};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -52,6 +52,13 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 })
             })
             .collect();
+        let adopted: Vec<Value> = verified
+            .adopted
+            .iter()
+            .map(|(instance, how)| {
+                json!({"instance": instance.to_string(), "at_ms": how.at_ms, "sync_lost": how.sync_lost})
+            })
+            .collect();
         ctx.answer_json(
             "show",
             json!({
@@ -65,7 +72,7 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 "verified": sound, "problems": verified.problems, "signatures": verified.signatures_good,
                 "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
                 "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
-                "files_equal": verified.files_equal, "interventions": interventions,
+                "files_equal": verified.files_equal, "interventions": interventions, "adopted": adopted,
                 "fetch": fetch::report_json(&report),
             }),
         );
@@ -116,6 +123,12 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         if verified.interventions.len() > MAX_TOUCHED {
             ctx.answer(format!("touched   and {} more times", verified.interventions.len() - MAX_TOUCHED));
         }
+        for (instance, how) in verified.adopted.iter().take(MAX_TOUCHED) {
+            ctx.answer(format!("adopted   {instance}: {}", adoption(how, body.started_ms)));
+        }
+        if verified.adopted.len() > MAX_TOUCHED {
+            ctx.answer(format!("adopted   and {} more instances", verified.adopted.len() - MAX_TOUCHED));
+        }
         for reason in &body.inconclusive {
             ctx.answer(format!("unclear   {reason}"));
         }
@@ -149,6 +162,13 @@ fn intervention(done: &Intervention, started_ms: u64) -> String {
     let exit = done.exit.map_or("its end is not known".to_owned(), |code| format!("exit {code}"));
     let at = ui::clock(done.at_ms.saturating_sub(started_ms));
     format!("{} executed {} at {at}, {exit}", done.by.short(), command.join(" "))
+}
+
+/// Says when of the run the lablet of an instance was there again, and what that cost it.
+fn adoption(how: &Adopted, started_ms: u64) -> String {
+    let at: Vec<String> = how.at_ms.iter().map(|at_ms| ui::clock(at_ms.saturating_sub(started_ms))).collect();
+    let cost = if how.sync_lost { "; its connection to sync was lost" } else { "" };
+    format!("its lablet was started again, and had it back at {}{cost}", at.join(", "))
 }
 
 fn not_valid(why: impl std::fmt::Display) -> Error {

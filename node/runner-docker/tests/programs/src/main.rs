@@ -35,6 +35,20 @@ fn main() -> ExitCode {
             lab.signal_and_wait("ready", number("IPTL_TOTAL"));
             println!("open");
         }
+        "wait" => sync::Sync::connect().signal_and_wait("never", 1 << 40),
+        "wait-and-hang" => {
+            let mut lab = sync::Sync::connect();
+            lab.wait_blindly("never", 1 << 40);
+            park();
+        }
+        "signal-and-step" => {
+            let mut lab = sync::Sync::connect();
+            lab.signal("begun");
+            steps(&args[1]);
+            if args.len() > 2 {
+                lab.signal("done");
+            }
+        }
         "barriers" => barriers(args[1].parse().unwrap()),
         "gossip" => {
             let mut lab = sync::Sync::connect();

@@ -30,12 +30,23 @@ impl Sync {
         format!("run:{run}:plan:{plan}:case:{case}:{kind}:{name}")
     }
 
-    pub(crate) fn signal_and_wait(&mut self, state: &str, target: u64) {
+    pub(crate) fn signal(&mut self, state: &str) {
         let key = Sync::key("states", state);
         self.ask(&format!("\"signal_entry\":{{\"state\":\"{key}\"}}"));
         self.answer();
+    }
+
+    pub(crate) fn signal_and_wait(&mut self, state: &str, target: u64) {
+        self.signal(state);
+        let key = Sync::key("states", state);
         self.ask(&format!("\"barrier\":{{\"state\":\"{key}\",\"target\":{target}}}"));
         self.answer();
+    }
+
+    /// Waits as a library that says nothing of a connection that ended: the answer is not looked for.
+    pub(crate) fn wait_blindly(&mut self, state: &str, target: u64) {
+        let key = Sync::key("states", state);
+        self.ask(&format!("\"barrier\":{{\"state\":\"{key}\",\"target\":{target}}}"));
     }
 
     pub(crate) fn publish(&mut self, topic: &str, payload: &str) {
