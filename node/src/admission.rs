@@ -142,7 +142,7 @@ impl Admission {
         let expires = lapse();
         let certificate = iptl_trust::issue_certificate(&key, peer.clone(), name.to_owned(), expires, private);
         let token = iptl_trust::issue_token(&key, peer.clone(), Role::Orchestrator, expires);
-        home.set_membership(&Membership { certificate: certificate.clone(), token, addrs: Vec::new() })?;
+        home.set_membership(&Membership { certificate: certificate.clone(), token, addrs: Vec::new(), own: None })?;
         let state = State {
             certificate: certificate.clone(),
             open,
@@ -311,9 +311,18 @@ impl Admission {
             None => Vec::new(),
         };
         let token = iptl_trust::issue_token(&self.key, peer.clone(), role, lapse());
+        let own = (role == Role::Orchestrator).then(|| self.second(peer));
+        let orchestrators = self.members.orchestrators();
         tracing::info!(%peer, %role, "let a peer in");
-        framed::write(&mut stream, &JoinAnswer::Joined { certificate: self.certificate.clone(), token, addrs }).await?;
+        let certificate = self.certificate.clone();
+        framed::write(&mut stream, &JoinAnswer::Joined { certificate, token, addrs, own, orchestrators }).await?;
         tokio::io::AsyncWriteExt::shutdown(&mut stream).await
+    }
+
+    /// Makes another peer an orchestrator of the lab.
+    fn second(&self, peer: &PeerId) -> Signed<Certificate> {
+        let Certificate { name, private, .. } = &self.certificate.body;
+        iptl_trust::issue_certificate(&self.key, peer.clone(), name.clone(), lapse(), *private)
     }
 
     /// Lets a peer in by ticket.

@@ -25,6 +25,7 @@ use crate::framed;
 use crate::gate::Gate;
 use crate::links::Duplex;
 use crate::node::Node;
+use crate::orchestrator::Stopped;
 
 /// Streams of one peer that have not shown a membership.
 const MAX_STRANGERS_PER_PEER: usize = 16;
@@ -205,6 +206,7 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         Request::Join { target, name, role } => lab::join(node, caller, &target, &name, role, talk).await,
         Request::Approve { peer } => lab::approve(node, caller, &peer).await,
         Request::Revoke { peer } => lab::revoke(node, caller, &peer).await,
+        Request::HandOver { to } => lab::hand_over(node, caller, to, talk).await,
         Request::Leave {} => lab::leave(node, caller).await,
         Request::Shutdown { finish } => lab::shutdown(node, caller, finish).await,
     }
@@ -212,6 +214,11 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
 
 pub(crate) fn failure(kind: FailureKind, code: &str, message: String, help: &str) -> Failure {
     Failure { kind, code: code.to_owned(), message, help: help.to_owned() }
+}
+
+/// The orchestrator does not lead, or no longer: whoever asked may ask another one.
+fn stopped(_: Stopped) -> Failure {
+    remote::elsewhere()
 }
 
 /// Makes a failure of the node's own.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind};
-use iptl_dag::{Block, Cid, Codec};
+use iptl_dag::{Block, Cid, Codec, PeerId};
 use iptl_scheduler::log::{self, Chain, Tail};
 use iptl_trust::Keypair;
 
@@ -46,15 +46,36 @@ pub enum LogError {
     },
 }
 
+/// Why a fact of another orchestrator is not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// It is none.
+    #[error("what came is no fact: {reason}")]
+    NoFact {
+        /// What is wrong.
+        reason: String,
+    },
+    /// It does not fit to the log that is here.
+    #[error(transparent)]
+    Misfit(#[from] log::Misfit),
+    /// The log cannot be written.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
 /// The logs of all executions of an orchestrator.
 pub struct Logs {
     dir: PathBuf,
     key: Arc<Keypair>,
+    /// Other orchestrators that may have written them.
+    others: Vec<PeerId>,
     open: BTreeMap<ExecutionId, Log>,
 }
 
 struct Log {
     file: File,
+    /// What the next fact must fit to, where another orchestrator writes it.
+    chain: Chain,
     path: PathBuf,
     next: u64,
     head: Option<Cid>,
@@ -67,7 +88,26 @@ struct Log {
 impl Logs {
     /// Opens the logs in `dir`; facts are signed by `key`.
     pub fn new(dir: PathBuf, key: Arc<Keypair>) -> Logs {
-        Logs { dir, key, open: BTreeMap::new() }
+        Logs { dir, key, others: Vec::new(), open: BTreeMap::new() }
+    }
+
+    /// Accepts facts of these orchestrators of the lab too.
+    pub fn with_writers(self, others: Vec<PeerId>) -> Logs {
+        Logs { others, ..self }
+    }
+
+    /// Accepts facts of one more orchestrator from here on.
+    pub fn add_writers(&mut self, writers: Vec<PeerId>) {
+        if self.others != writers {
+            for log in self.open.values_mut() {
+                log.chain.add_writers(writers.iter().cloned());
+            }
+            self.others = writers;
+        }
+    }
+
+    fn writers(&self) -> impl Iterator<Item = PeerId> {
+        std::iter::once(self.key.peer().clone()).chain(self.others.iter().cloned())
     }
 
     /// Reads the facts of all executions back, oldest first within each; cuts torn tails off.
@@ -101,15 +141,15 @@ impl Logs {
                 break;
             }
         }
-        let Some(path) = segments.last() else { return Ok(Vec::new()) };
-        let facts = follow(path, &blocks, &self.key)?;
+        let Some(path) = segments.last().filter(|_| !blocks.is_empty()) else { return Ok(Vec::new()) };
+        let (chain, facts) = follow(path, &blocks, self.writers())?;
         let head = blocks.last().map(|block| *block.cid());
         let (Some(last), Some(path)) = (facts.last(), segments.last()) else { return Ok(Vec::new()) };
         let (execution, next, epoch) = (last.execution, last.seq + 1, last.epoch.clone());
         let snapshot = facts.iter().rposition(|f| matches!(f.kind, FactKind::Snapshot { last: true, .. }));
         let fresh = (facts.len() - snapshot.map_or(0, |at| at + 1)) as u64;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| io_error(path, e))?;
-        let log = Log { file, path: path.clone(), next, head, epoch, dirty: false, fresh };
+        let log = Log { file, chain, path: path.clone(), next, head, epoch, dirty: false, fresh };
         self.open.insert(execution, log);
         Ok(log::resume(facts))
     }
@@ -121,16 +161,66 @@ impl Logs {
         epoch: Epoch,
         kind: FactKind,
         at_ms: u64,
-    ) -> Result<Cid, LogError> {
-        if !self.open.contains_key(&execution) {
-            let path = self.dir.join(format!("{execution}.log"));
-            let file = self.create(&path)?;
-            let log = Log { file, path, next: 0, head: None, epoch: epoch.clone(), dirty: false, fresh: 0 };
-            self.open.insert(execution, log);
-        }
+    ) -> Result<Block, LogError> {
+        self.begin(execution, &epoch)?;
         let log = self.open.get_mut(&execution).expect("it was inserted above");
         let fact = Fact { execution, seq: log.next, prev: log.head, epoch: epoch.clone(), at_ms, kind };
         let block = model::to_block(iptl_trust::sign(&self.key, fact));
+        self.write(execution, epoch, &block)?;
+        Ok(block)
+    }
+
+    fn begin(&mut self, execution: ExecutionId, epoch: &Epoch) -> Result<(), LogError> {
+        if !self.open.contains_key(&execution) {
+            let path = self.dir.join(format!("{execution}.log"));
+            let file = self.create(&path)?;
+            let chain = Chain::new(execution, self.writers());
+            let log = Log { file, chain, path, next: 0, head: None, epoch: epoch.clone(), dirty: false, fresh: 0 };
+            self.open.insert(execution, log);
+        }
+        Ok(())
+    }
+
+    /// Appends a fact that another orchestrator wrote, once it fits; durable only after [`Logs::commit`].
+    pub fn append_followed(&mut self, block: &Block) -> Result<Fact, FollowError> {
+        let signed: model::Signed<Fact> =
+            model::from_bytes(block.data()).map_err(|e| FollowError::NoFact { reason: e.to_string() })?;
+        let (execution, epoch) = (signed.body.execution, signed.body.epoch.clone());
+        let is_new = !self.open.contains_key(&execution);
+        if is_new {
+            // Nothing is made for a fact that does not fit.
+            Chain::new(execution, self.writers()).follow(block)?;
+            self.begin(execution, &epoch)?;
+        }
+        let log = self.open.get_mut(&execution).expect("it was inserted above");
+        let fact = log.chain.follow(block)?.body;
+        self.write(execution, epoch, block)?;
+        Ok(fact)
+    }
+
+    /// Returns the last fact of every log that is open, by its position.
+    pub fn heads(&self) -> Vec<(ExecutionId, u64, Cid)> {
+        self.open.iter().filter_map(|(id, log)| Some((*id, log.next.checked_sub(1)?, log.head?))).collect()
+    }
+
+    /// Returns the last fact of a log that is open.
+    pub fn head(&self, execution: &ExecutionId) -> Option<Cid> {
+        self.open.get(execution)?.head
+    }
+
+    /// Returns the executions whose logs are open.
+    pub fn executions(&self) -> Vec<ExecutionId> {
+        self.open.keys().copied().collect()
+    }
+
+    /// Lays a log aside that another orchestrator's replaces. It is not read again, and is not lost.
+    pub fn lay_aside(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+        self.set_aside(execution, &format!("aside/{at}"))
+    }
+
+    fn write(&mut self, execution: ExecutionId, epoch: Epoch, block: &Block) -> Result<(), LogError> {
+        let Some(log) = self.open.get_mut(&execution) else { return Ok(()) };
         let mut record = Vec::with_capacity(log::HEADER_SIZE + block.data().len());
         log::append_record(&mut record, block.data());
         log.file.write_all(&record).map_err(|e| io_error(&log.path, e))?;
@@ -139,7 +229,7 @@ impl Logs {
         log.head = Some(*block.cid());
         log.epoch = epoch;
         log.dirty = true;
-        Ok(*block.cid())
+        Ok(())
     }
 
     fn create(&self, path: &Path) -> Result<File, LogError> {
@@ -160,24 +250,25 @@ impl Logs {
         Ok(())
     }
 
-    /// Begins a new file with a snapshot for every log that has grown long since its last one.
-    pub fn snapshot_long(&mut self, at_ms: u64) -> Result<(), LogError> {
+    /// Begins a new file with a snapshot for every log that has grown long since its last one; returns the facts.
+    pub fn snapshot_long(&mut self, at_ms: u64) -> Result<Vec<Block>, LogError> {
         let long: Vec<ExecutionId> =
             self.open.iter().filter(|(_, log)| log.fresh >= SNAPSHOT_FACTS).map(|(id, _)| *id).collect();
+        let mut written = Vec::new();
         for execution in long {
-            self.snapshot(execution, at_ms)?;
+            written.extend(self.snapshot(execution, at_ms)?);
         }
-        Ok(())
+        Ok(written)
     }
 
-    fn snapshot(&mut self, execution: ExecutionId, at_ms: u64) -> Result<(), LogError> {
+    fn snapshot(&mut self, execution: ExecutionId, at_ms: u64) -> Result<Vec<Block>, LogError> {
         let mut facts = Vec::new();
         for block in self.blocks(&execution)? {
             let signed: model::Signed<Fact> =
                 model::from_bytes(block.data()).map_err(|e| damaged(&self.dir, facts.len() as u64, &e.to_string()))?;
             facts.push(signed.body);
         }
-        let Some(log) = self.open.get(&execution) else { return Ok(()) };
+        let Some(log) = self.open.get(&execution) else { return Ok(Vec::new()) };
         let (next, epoch) = (log.next, log.epoch.clone());
         let path = self.dir.join(format!("{execution}.{next}.log"));
         let file = self.create(&path)?;
@@ -187,13 +278,15 @@ impl Logs {
             log.file = file;
             log.path = path;
         }
+        let mut written = Vec::new();
         for part in log::snapshot(&facts) {
-            self.append(execution, epoch.clone(), part, at_ms)?;
+            written.push(self.append(execution, epoch.clone(), part, at_ms)?);
         }
         if let Some(log) = self.open.get_mut(&execution) {
             log.fresh = 0;
         }
-        self.commit()
+        self.commit()?;
+        Ok(written)
     }
 
     /// Returns the facts of an execution as blocks, oldest first.
@@ -224,8 +317,12 @@ impl Logs {
 
     /// Lays the log of an execution aside that is over, and is recorded as such: it is not read at the next start.
     pub fn close(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
+        self.set_aside(execution, OVER)
+    }
+
+    fn set_aside(&mut self, execution: &ExecutionId, folder: &str) -> Result<(), LogError> {
         self.open.remove(execution);
-        let over = self.dir.join(OVER);
+        let over = self.dir.join(folder);
         fs::create_dir_all(&over).map_err(|e| io_error(&over, e))?;
         for path in segments(&self.dir, execution)? {
             let Some(name) = path.file_name() else { continue };
@@ -235,7 +332,7 @@ impl Logs {
     }
 
     /// Removes the log of an execution.
-    pub fn forget(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
+    pub fn remove(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
         self.open.remove(execution);
         for path in segments(&self.dir, execution)? {
             fs::remove_file(&path).map_err(|e| io_error(&path, e))?;
@@ -303,10 +400,15 @@ fn begins_whole(blocks: &[Block]) -> bool {
 /// Checks how the facts of a log hang together, from its beginning or from a snapshot on.
 ///
 /// Each fact names the one before it by hash, so the signature of the last one is enough for all of them.
-fn follow(path: &Path, blocks: &[Block], key: &Keypair) -> Result<Vec<Fact>, LogError> {
-    let Some(first) = blocks.first() else { return Ok(Vec::new()) };
+fn follow(
+    path: &Path,
+    blocks: &[Block],
+    writers: impl Iterator<Item = PeerId>,
+) -> Result<(Chain, Vec<Fact>), LogError> {
+    let nothing = || damaged(path, 0, "it holds no fact");
+    let first = blocks.first().ok_or_else(nothing)?;
     let first: model::Signed<Fact> = model::from_bytes(first.data()).map_err(|e| damaged(path, 0, &e.to_string()))?;
-    let (execution, writers) = (first.body.execution, [key.peer().clone()]);
+    let (execution, writers) = (first.body.execution, writers.collect::<Vec<_>>());
     let mut chain =
         Chain::at_snapshot(execution, writers.clone(), &first.body).unwrap_or_else(|| Chain::new(execution, writers));
     let mut facts = Vec::with_capacity(blocks.len());
@@ -319,7 +421,7 @@ fn follow(path: &Path, blocks: &[Block], key: &Keypair) -> Result<Vec<Fact>, Log
         }
         facts.push(signed.body);
     }
-    Ok(facts)
+    Ok((chain, facts))
 }
 
 fn damaged(path: &Path, seq: u64, reason: &str) -> LogError {

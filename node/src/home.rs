@@ -8,9 +8,11 @@
 //! admission.cbor tickets, peers that ask, peers that were let in; where this node made the lab
 //! state.cbor     what the node remembers for itself: ports
 //! revoked.cbor   peers that are members no more
+//! orchestrators.cbor  orchestrators of the lab, where there are several, and the claim to lead
+//! office.cbor    what an orchestrator must not forget of who leads: terms, lablets
 //! store/         blocks          pins.cbor   roots that are kept
 //! public         index of the blocks that strangers may read
-//! log/           one file of facts for each execution
+//! log/           one file of facts for each execution; `aside/` logs that another orchestrator's replaced
 //! runs/          one record for each execution that ended
 //! docker/        what is known of running containers, and the sockets to them
 //! cache/         compiled code and artifacts as files; may be deleted
@@ -199,6 +201,9 @@ pub struct Membership {
     pub token: Signed<MemberToken>,
     /// Addresses of the orchestrator.
     pub addrs: Vec<String>,
+    /// What makes this node an orchestrator of the lab, where it joined as one beside the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Signed<Certificate>>,
 }
 
 impl Membership {
@@ -210,6 +215,11 @@ impl Membership {
     /// Returns the orchestrator.
     pub fn orchestrator(&self) -> &PeerId {
         &self.certificate.body.orchestrator
+    }
+
+    /// Returns what makes this node an orchestrator of the lab, where it is one.
+    pub fn own_certificate(&self) -> &Signed<Certificate> {
+        self.own.as_ref().unwrap_or(&self.certificate)
     }
 
     /// Returns the role.

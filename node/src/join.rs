@@ -6,6 +6,7 @@ use iptl_dag::PeerId;
 use iptl_trust::{Ticket, TicketError};
 use iptl_wire::control::{Failure, FailureKind};
 use iptl_wire::lab::{JOIN_PROTOCOL, JoinAnswer, JoinRequest, MAX_JOIN_SIZE, Role};
+use iptl_wire::takeover::Orchestrators;
 
 use crate::clock;
 use crate::framed;
@@ -62,7 +63,7 @@ impl Target {
     }
 }
 
-/// Asks to be let in and waits for the answer; `note` tells what it waits for.
+/// Asks to be let in and waits for the answer, with the orchestrators that were named; `note` tells what it waits for.
 ///
 /// Cancel safe: the lab keeps the question, and asking again goes on with it.
 pub async fn join(
@@ -71,7 +72,7 @@ pub async fn join(
     name: &str,
     role: Role,
     mut note: impl FnMut(String),
-) -> Result<Membership, Failure> {
+) -> Result<(Membership, Orchestrators), Failure> {
     let (peer, addrs, lab, request) = match target {
         Target::Ticket(ticket) => {
             let request = JoinRequest::Ticket {
@@ -99,13 +100,16 @@ pub async fn join(
                     links.peer()
                 ));
             }
-            JoinAnswer::Joined { certificate, token, addrs } => {
+            JoinAnswer::Joined { certificate, token, addrs, own, orchestrators } => {
                 check_lab(links, &certificate, &peer, lab.as_ref())?;
                 iptl_trust::check_token(&token, &certificate.body.lab, links.peer(), clock::wall()).map_err(|e| {
                     let help = "the lab answered with a membership that does not hold; tell its owner";
                     failure(FailureKind::Denied, "join.bad-token", e.to_string(), help)
                 })?;
-                return Ok(Membership { certificate, token, addrs });
+                if let Some(own) = &own {
+                    check_lab(links, own, links.peer(), Some(&certificate.body.lab))?;
+                }
+                return Ok((Membership { certificate, token, addrs, own }, orchestrators));
             }
             JoinAnswer::Refused { code, reason } => {
                 let help = match code.as_str() {

@@ -40,9 +40,9 @@ pub(crate) enum Command {
     /// Asks for hello as it would be said now.
     Hello { answer: oneshot::Sender<Box<Hello>> },
     /// The orchestrator answered hello.
-    Up { hello_at: Timestamp, welcome: Welcome, out: mpsc::Sender<ToOrchestrator> },
-    /// The session ended.
-    Down,
+    Up { orchestrator: PeerId, hello_at: Timestamp, welcome: Welcome, out: mpsc::Sender<ToOrchestrator> },
+    /// The session with it ended.
+    Down { orchestrator: PeerId },
     /// The orchestrator said something.
     Message { from: PeerId, message: ToLablet },
     /// Sync for a cell.

@@ -4,6 +4,8 @@
 //! it asks somebody for blocks. That stream also carries the lab's list of revocations, whose newest version so reaches
 //! everybody that speaks with anybody who has it.
 
+mod seats;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use iptl_dag::{PeerId, codec};
 use iptl_wire::lab::{
     Introduction, IntroductionAnswer, MAX_MEMBER_SIZE, MEMBER_PROTOCOL, MemberToken, Revocations, Role,
 };
+use iptl_wire::takeover::{Claim, Orchestrators, Seat};
 use iptl_wire::{Timestamp, WallTime};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
@@ -22,9 +25,13 @@ use crate::framed;
 use crate::gate::Gate;
 use crate::home::{Home, HomeError, Membership};
 use crate::links::{LinkError, Links, Stream};
+use seats::Seats;
 
 /// Part of the home that holds the newest list of revocations.
 const STATE: &str = "revoked.cbor";
+
+/// Part of the home that holds the orchestrators of the lab, where there are several.
+const ORCHESTRATORS: &str = "orchestrators.cbor";
 
 /// Streams that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
@@ -59,6 +66,8 @@ struct Inner {
     introduced: Mutex<Introduced>,
     /// Serial of the list of revocations.
     serial: watch::Sender<u64>,
+    /// Rises with everything that is learned of orchestrators.
+    learned: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -68,6 +77,8 @@ struct Known {
     shown: BTreeMap<PeerId, WallTime>,
     revocations: Option<Signed<Revocations>>,
     revoked: BTreeMap<PeerId, WallTime>,
+    /// The orchestrators of the lab.
+    seats: Seats,
 }
 
 impl Members {
@@ -79,12 +90,16 @@ impl Members {
                 known: RwLock::default(),
                 introduced: Mutex::default(),
                 serial: watch::Sender::new(0),
+                learned: watch::Sender::new(0),
             }),
         };
         members.set_own(home.membership()?);
         if let Some(list) = home.read::<Signed<Revocations>>(STATE)? {
             // One of a lab that was left means nothing any more.
             let _other_lab = members.take(list);
+        }
+        if let Some(known) = home.read::<Orchestrators>(ORCHESTRATORS)? {
+            members.take_orchestrators(known);
         }
         Ok(members)
     }
@@ -107,9 +122,93 @@ impl Members {
         self.read().own.as_ref().is_some_and(|own| own.certificate.body.private)
     }
 
-    /// Returns the lab's orchestrator with its addresses, where this node is in a lab.
-    pub fn orchestrator(&self) -> Option<(PeerId, Vec<String>)> {
-        self.read().own.as_ref().map(|own| (own.orchestrator().clone(), own.addrs.clone()))
+    /// Returns who leads the lab as far as this node knows, with its addresses.
+    pub fn leader(&self) -> Option<(PeerId, Vec<String>)> {
+        self.candidates().into_iter().next()
+    }
+
+    /// Returns the lab's orchestrators with their addresses: first who leads, then whom to ask when that one is gone.
+    pub fn candidates(&self) -> Vec<(PeerId, Vec<String>)> {
+        let known = self.read();
+        let Some(own) = &known.own else { return Vec::new() };
+        let leader = known.seats.leader().unwrap_or(own.orchestrator()).clone();
+        let mut all: Vec<_> = known.seats.iter().map(|(peer, seat)| (peer.clone(), seat.addrs.clone())).collect();
+        if known.seats.get(own.orchestrator()).is_none() {
+            all.push((own.orchestrator().clone(), Vec::new()));
+        }
+        for (peer, addrs) in &mut all {
+            // What it was told when it joined is a last resort.
+            addrs.extend(own.addrs.iter().filter(|_| peer == own.orchestrator()).cloned());
+            addrs.dedup();
+        }
+        let now = clock::wall();
+        all.retain(|(peer, _)| !known.is_revoked(peer, now));
+        all.sort_by_key(|(peer, _)| *peer != leader);
+        all
+    }
+
+    /// Returns the addresses of an orchestrator, as far as they are known.
+    pub fn addrs_of(&self, orchestrator: &PeerId) -> Vec<String> {
+        self.candidates().into_iter().find(|(peer, _)| peer == orchestrator).map(|(_, addrs)| addrs).unwrap_or_default()
+    }
+
+    /// Returns the claim of the highest term that was heard of.
+    pub fn claim(&self) -> Option<Signed<Claim>> {
+        self.read().seats.claim().cloned()
+    }
+
+    /// Returns all that is known of the lab's orchestrators, to be passed on; nothing where there is only one.
+    pub fn orchestrators(&self) -> Orchestrators {
+        self.read().seats.all()
+    }
+
+    /// Returns the orchestrators in the order of their certificates.
+    pub fn ranking(&self) -> Vec<PeerId> {
+        self.read().seats.ranking()
+    }
+
+    /// Returns who may have written a log of this lab: every orchestrator that was ever heard of.
+    pub fn writers(&self) -> Vec<PeerId> {
+        let known = self.read();
+        let first = known.own.iter().map(|own| own.orchestrator().clone());
+        first.chain(known.seats.iter().map(|(peer, _)| peer.clone())).collect()
+    }
+
+    /// Says whether a peer is an orchestrator of this node's lab.
+    pub fn is_orchestrator(&self, peer: &PeerId) -> bool {
+        let known = self.read();
+        let now = clock::wall();
+        let Some(own) = &known.own else { return false };
+        let first = own.orchestrator() == peer && now < own.certificate.body.expires;
+        let other = known.seats.get(peer).is_some_and(|seat| now < seat.certificate.body.expires);
+        (first || other) && !known.is_revoked(peer, now)
+    }
+
+    /// Takes in what somebody says of the lab's orchestrators, as far as the lab's signatures hold.
+    pub fn learn_orchestrators(&self, said: Orchestrators) {
+        if !said.is_empty() && self.take_orchestrators(said) {
+            let known = self.orchestrators();
+            if let Err(error) = self.inner.home.write(ORCHESTRATORS, &codec::encode(&known)) {
+                tracing::error!(%error, "what is known of orchestrators is not written down");
+            }
+            self.inner.learned.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Takes in where an orchestrator is that was met.
+    pub fn learn_seat(&self, seat: Seat) {
+        self.learn_orchestrators(Orchestrators { claim: None, seats: vec![seat] });
+    }
+
+    /// Returns what changes whenever something is learned of orchestrators.
+    pub fn learned(&self) -> watch::Receiver<u64> {
+        self.inner.learned.subscribe()
+    }
+
+    fn take_orchestrators(&self, said: Orchestrators) -> bool {
+        let mut known = self.inner.known.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(lab) = known.own.as_ref().map(|own| own.lab().clone()) else { return false };
+        known.seats.learn(&lab, said, clock::wall())
     }
 
     /// Says whether a peer is a member of this node's lab.
@@ -121,7 +220,8 @@ impl Members {
             return false;
         }
         let orchestrates = own.orchestrator() == peer && now < own.certificate.body.expires;
-        orchestrates || known.shown.get(peer).is_some_and(|until| now < *until)
+        let seated = known.seats.get(peer).is_some_and(|seat| now < seat.certificate.body.expires);
+        orchestrates || seated || known.shown.get(peer).is_some_and(|until| now < *until)
     }
 
     /// Says whether a peer was a member and is one no more.
@@ -209,7 +309,8 @@ impl Members {
             Ok(_) => {
                 let known = self.read();
                 let revocations = known.revocations.clone().filter(|list| list.body.serial > serial);
-                IntroductionAnswer::Known { token: own.token, serial: known.serial(), revocations }
+                let orchestrators = known.seats.all();
+                IntroductionAnswer::Known { token: own.token, serial: known.serial(), revocations, orchestrators }
             }
             Err(reason) => {
                 tracing::info!(%peer, reason, "a peer that is no member introduced itself");
@@ -247,6 +348,12 @@ impl Members {
         introduced.insert(peer.clone(), (clock::now(), lasts));
     }
 
+    /// Makes this node known to a peer again, which tells what it knows of orchestrators and revocations now.
+    pub(crate) async fn ask_again(&self, links: &Links, peer: &PeerId, addrs: &[String]) {
+        self.introduced().remove(peer);
+        self.introduce(links, peer, addrs).await;
+    }
+
     /// Tells all who are connected of the newest list of revocations.
     pub(crate) async fn spread(&self, links: &Links) {
         let Some(net) = links.net() else { return };
@@ -273,7 +380,8 @@ impl Members {
         let mut stream = links.open(peer, addrs, MEMBER_PROTOCOL).await?;
         framed::write(&mut stream, &Introduction::Member { token, serial }).await?;
         match framed::expect(&mut stream, MAX_MEMBER_SIZE).await? {
-            IntroductionAnswer::Known { token, serial: theirs, revocations } => {
+            IntroductionAnswer::Known { token, serial: theirs, revocations, orchestrators } => {
+                self.learn_orchestrators(orchestrators);
                 if let Some(list) = revocations {
                     self.learn(&list).map_err(Meeting::Refused)?;
                 }

@@ -15,6 +15,7 @@ use iptl_runner_wasm::{WasmConfig, WasmRunner};
 use iptl_trust::Keypair;
 use iptl_wire::lab::Role;
 use iptl_wire::offer::Offer;
+use iptl_wire::takeover::Orchestrators;
 use tokio::io::DuplexStream;
 use tokio::net::UnixListener;
 use tokio::sync::{broadcast, watch};
@@ -302,8 +303,13 @@ impl Node {
         self.read_roles().admission.clone()
     }
 
-    /// Returns the orchestrator, where this node is one.
+    /// Returns the orchestrator, where this node is the one that leads.
     pub(crate) fn orchestrator(&self) -> Option<OrchestratorHandle> {
+        self.candidate().filter(OrchestratorHandle::leads)
+    }
+
+    /// Returns the orchestrator, where this node is one, whether or not it leads.
+    pub(crate) fn candidate(&self) -> Option<OrchestratorHandle> {
         self.read_roles().orchestrator.clone()
     }
 
@@ -335,17 +341,23 @@ impl Node {
     }
 
     /// Takes up the role of a new member.
-    pub(crate) async fn joined(self: &Arc<Node>, membership: Membership, name: &str) -> Result<(), StartError> {
+    pub(crate) async fn joined(
+        self: &Arc<Node>,
+        membership: Membership,
+        name: &str,
+        orchestrators: Orchestrators,
+    ) -> Result<(), StartError> {
         let mut config = self.home.config()?;
         if config.name.is_empty() {
             name.clone_into(&mut config.name);
             self.home.set_config(&config)?;
         }
         self.home.set_membership(&membership)?;
+        self.members.set_own(Some(membership.clone()));
+        self.members.learn_orchestrators(orchestrators);
         if self.options.roles {
             self.play(Some(membership)).await
         } else {
-            self.members.set_own(Some(membership.clone()));
             self.write_roles(|roles| roles.membership = Some(membership));
             Ok(())
         }
@@ -365,13 +377,15 @@ impl Node {
             let handle = orchestrator::start(orchestrator::Parts {
                 home: self.home.clone(),
                 key: self.key.clone(),
-                certificate: membership.certificate.clone(),
+                certificate: membership.own_certificate().clone(),
+                is_first: membership.own.is_none(),
                 links: self.links.clone(),
                 members: self.members.clone(),
                 store: self.store.clone(),
                 fetcher: self.fetcher.clone(),
                 keeper: self.keeper.clone(),
                 offers: self.offers.clone(),
+                health: Arc::default(),
                 canary: self.home.config()?.health.canary(),
                 stop: self.stop.clone(),
             })
@@ -410,6 +424,7 @@ impl Node {
             key: self.key.clone(),
             membership,
             links: self.links.clone(),
+            members: self.members.clone(),
             store: self.store.clone(),
             fetcher: self.fetcher.clone(),
             keeper: self.keeper.clone(),
@@ -529,12 +544,13 @@ fn with_ports(addrs: &[String]) -> Vec<String> {
 /// Time between two looks at whether the orchestrator knows this node, and this node the newest list of revocations.
 const KNOWN_PAUSE: Duration = Duration::from_secs(60);
 
-/// Keeps this node known to its orchestrator, and its list of revocations new, until the node stops.
+/// Keeps this node known to the orchestrators of its lab, and what it knows of them and of revocations new, until the
+/// node stops.
 async fn keep_known(members: Members, links: Links, stop: CancellationToken) {
     loop {
-        if let Some((orchestrator, addrs)) = members.orchestrator() {
-            members.introduce(&links, &orchestrator, &addrs).await;
-        }
+        let candidates = members.candidates();
+        let asking = candidates.iter().map(|(orchestrator, addrs)| members.ask_again(&links, orchestrator, addrs));
+        futures::future::join_all(asking).await;
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(KNOWN_PAUSE) => {}

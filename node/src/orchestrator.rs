@@ -1,32 +1,50 @@
 //! The orchestrator of a node: one task owns the scheduler's core and everything that belongs to it.
 //!
-//! [`driver`] is that task; `sessions` brings lablets to it, [`registry`] remembers what is told about executions,
-//! `seal` fetches receipts and makes results, `locate` and `top` answer who looks into a run, `health` remembers what was
-//! seen to work, and `canary` sees to it where nobody executes. Everybody else talks to it by [`OrchestratorHandle`].
+//! `candidacy` decides whether this node leads its lab or follows who does. Where it leads, [`driver`] is the task that
+//! owns the core; `sessions` brings lablets to it, `lead` the orchestrators that follow (to whom
+//! `replicate` tells all facts, and `leave` hands over), [`registry`] remembers what is
+//! told about executions, `seal` fetches receipts and makes results, `replay` begins with what logs say, `locate` and
+//! `top` answer who looks into a run, `health` remembers what was seen to work, and `canary` sees to it where nobody
+//! executes. Where it does not lead, `follow` keeps the logs of who leads, and `wants` what they name.
+//! Everybody else talks to it by [`OrchestratorHandle`].
 
 mod canary;
+mod candidacy;
 mod driver;
+mod follow;
 mod health;
+mod lead;
+mod leave;
 mod locate;
 mod registry;
+mod replay;
+mod replicate;
 mod seal;
+mod sealed;
 mod sessions;
 mod top;
+mod wants;
 
 use std::sync::Arc;
 
-use iptl_dag::model::{Execution, ExecutionId, InstanceId};
+use iptl_dag::model::{Epoch, Execution, ExecutionId, InstanceId};
 use iptl_dag::{Block, Cid, PeerId};
 use iptl_scheduler::log::Tail;
 use iptl_scheduler::{AssembledResult, Placed, ReceiptSummary};
-use iptl_wire::control::{Failure, Top};
+use iptl_wire::control::{Event, Failure, FollowerRow, Top};
 use iptl_wire::session::{Hello, Inventory, KnownRun, OutputLine, ToOrchestrator};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use iptl_wire::takeover::ToFollower;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-pub(crate) use driver::{OrchestratorError, Parts, start};
+pub(crate) use candidacy::start;
+pub(crate) use driver::{OrchestratorError, Parts};
+use follow::Progress;
 pub(crate) use health::Health;
 pub(crate) use registry::{RunRecord, Watching};
 use sessions::Outbox;
+
+/// Number of a follow stream.
+pub(crate) type Number = u64;
 
 /// Commands that wait for the driver; whoever has more waits with them.
 const COMMAND_QUEUE: usize = 4096;
@@ -48,6 +66,16 @@ pub(crate) enum Command {
     Assembled { execution: ExecutionId, result: Box<AssembledResult> },
     /// A result could not be made.
     AssembleFailed { execution: ExecutionId, reason: String },
+    /// Another orchestrator follows; it has these facts and what is before them.
+    Followed { peer: PeerId, number: Number, heads: Vec<(ExecutionId, u64, Cid)>, outbox: mpsc::Sender<ToFollower> },
+    /// It has everything up to a beat.
+    Has { peer: PeerId, number: Number, beat: u64, missing: u32 },
+    /// Its stream ended.
+    Unfollowed { peer: PeerId, number: Number },
+    /// It was asked who leads, and what it said is known; or it did not answer.
+    Answered { peer: PeerId },
+    /// The result of an execution that another orchestrator ended is here, or what is told instead of it.
+    Adopted { execution: ExecutionId, last: Box<Event> },
     /// Somebody asks something.
     Ask(Ask),
 }
@@ -104,6 +132,15 @@ pub(crate) enum Ask {
     Lablets {
         answer: oneshot::Sender<Vec<LabletRow>>,
     },
+    /// Another orchestrator is to lead: this one, or the first in rank that has everything. Answered with its term.
+    HandOver {
+        to: Option<PeerId>,
+        answer: oneshot::Sender<Result<Epoch, Failure>>,
+    },
+    /// How far those are that follow.
+    Followers {
+        answer: oneshot::Sender<Vec<FollowerRow>>,
+    },
 }
 
 /// A log as it is on disk.
@@ -152,21 +189,33 @@ pub(crate) struct LabletRow {
 /// The way to a node's orchestrator.
 #[derive(Clone)]
 pub(crate) struct OrchestratorHandle {
-    commands: mpsc::Sender<Command>,
+    driver: watch::Receiver<Option<mpsc::Sender<Command>>>,
+    progress: watch::Receiver<Progress>,
     /// What was seen to work.
     pub(crate) health: Arc<Health>,
 }
 
-/// The orchestrator's task has ended: its log cannot be written, or the node stops.
+/// The orchestrator does not lead, or no longer: its log cannot be written, the node stops, or another one leads.
 #[derive(Debug, thiserror::Error)]
-#[error("the orchestrator has stopped")]
+#[error("this orchestrator does not lead the lab")]
 pub(crate) struct Stopped;
 
 impl OrchestratorHandle {
+    /// Whether it leads the lab.
+    pub(crate) fn leads(&self) -> bool {
+        self.driver.borrow().is_some()
+    }
+
+    /// Returns how far it follows, where it does not lead.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
     /// Asks and waits for the answer. Cancel safe: a question whose answer nobody waits for is answered all the same.
     pub(crate) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Stopped> {
         let (answer, received) = oneshot::channel();
-        self.commands.send(Command::Ask(question(answer))).await.map_err(|_| Stopped)?;
+        let driver = self.driver.borrow().clone().ok_or(Stopped)?;
+        driver.send(Command::Ask(question(answer))).await.map_err(|_| Stopped)?;
         received.await.map_err(|_| Stopped)
     }
 }

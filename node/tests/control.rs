@@ -139,7 +139,7 @@ async fn a_request_that_is_not_understood_is_answered() {
 async fn member(lab: &Node, seed: u8, role: Role) -> (Stranger, Membership) {
     let stranger = Stranger::new(seed).await;
     let target = Target::parse(&lab.invite(role, HOUR_MS).await).unwrap();
-    let membership = join(&stranger.links, target, "stranger", role, |_| {}).await.unwrap();
+    let (membership, _) = join(&stranger.links, target, "stranger", role, |_| {}).await.unwrap();
     assert_eq!((membership.role(), membership.orchestrator()), (role, &lab.peer()));
     let peer: &PeerId = stranger.net.peer();
     assert_eq!(membership.token.body.member, *peer);

@@ -57,6 +57,8 @@ pub enum CandidateInput {
     },
     /// The time that `poll_timeout` named has come.
     Timeout,
+    /// This process stood still for a while: that nobody was heard meanwhile says nothing of who leads.
+    StoodStill,
 }
 
 /// One thing for the driver to do, in order.
@@ -108,6 +110,14 @@ impl Candidate {
         self.term.as_ref()
     }
 
+    /// Says which place among the candidates this one has now: orchestrators come, and who led leads no more.
+    pub fn set_rank(&mut self, now: Timestamp, rank: u32) {
+        if rank != self.config.rank {
+            self.config.rank = rank;
+            self.claim_at = now.after(wait(&self.config));
+        }
+    }
+
     /// Whether this orchestrator leads, as far as it knows.
     pub fn leads(&self) -> bool {
         self.leading
@@ -137,6 +147,7 @@ impl Candidate {
                     self.lead(false);
                 }
             }
+            CandidateInput::StoodStill => self.claim_at = now.after(wait(&self.config)),
         }
     }
 

@@ -161,7 +161,8 @@ impl Lablet {
             | ToLablet::Turned(_)
             | ToLablet::Sync(..)
             | ToLablet::Follow(..)
-            | ToLablet::Gauge(_) => {}
+            | ToLablet::Gauge(_)
+            | ToLablet::Orchestrators(_) => {}
         }
     }
 

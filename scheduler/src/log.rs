@@ -205,6 +205,11 @@ impl Chain {
         }
     }
 
+    /// Accepts facts of these orchestrators too.
+    pub fn add_writers(&mut self, writers: impl IntoIterator<Item = PeerId>) {
+        self.writers.extend(writers);
+    }
+
     /// Begins at a snapshot: what comes before its first part is not at hand, and who signs it vouches for that.
     pub fn at_snapshot(
         execution: ExecutionId,

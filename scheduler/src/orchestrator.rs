@@ -38,7 +38,9 @@ use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::session::{CellRef, ToLablet, ToOrchestrator};
 use iptl_wire::{Timestamp, Verified};
 
-pub use api::{AssembledResult, AssemblyOrder, Effect, Input, OrchestratorConfig, ReceiptSummary, Submission};
+pub use api::{
+    AssembledResult, AssemblyOrder, Effect, FOLLOWED_LEASES, Input, OrchestratorConfig, ReceiptSummary, Submission,
+};
 use state::{Exec, LabletState, Stage};
 use takeover::Reconcile;
 pub use view::{ExecutionView, LabletView, Remembered, RememberedCell};
@@ -69,6 +71,8 @@ pub struct Orchestrator {
     reconcile: Option<Reconcile>,
     /// Another orchestrator leads: nothing is done any more.
     deposed: bool,
+    /// Another orchestrator follows this one.
+    is_followed: bool,
 }
 
 impl Orchestrator {
@@ -86,6 +90,7 @@ impl Orchestrator {
             replan: false,
             reconcile: None,
             deposed: false,
+            is_followed: false,
         }
     }
 
@@ -135,6 +140,13 @@ impl Orchestrator {
             Input::Wall { unix_us } => self.wall = (now, unix_us),
             // Nothing is decided while logs are read: time and other inputs come after `Replayed`.
             Input::Replay { fact, submission } => return self.replay(now, *fact, submission.map(|s| *s)),
+            Input::Over { execution, result } => {
+                if !self.over.contains_key(&execution) {
+                    self.remember(execution, result);
+                }
+                return;
+            }
+            Input::Followed { is_followed } => self.is_followed = is_followed,
             Input::Replayed => self.replayed(now),
             Input::TakeOver { term, lablets, handed_over } => self.take_over(now, term, lablets, handed_over),
             Input::Timeout => {}

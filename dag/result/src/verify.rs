@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use iptl_dag::model::signed::signing_bytes;
 use iptl_dag::model::{
-    Adopted, Attestation, Counts, Execution, Fact, InstanceId, Intervention, Outcome, Placement, Receipt, ReceiptShard,
-    ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
+    Adopted, Attestation, Counts, Execution, Fact, FactKind, InstanceId, Intervention, Outcome, Placement, Receipt,
+    ReceiptShard, ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
 };
 use iptl_dag::{Cid, PeerId};
 
@@ -142,8 +142,8 @@ pub fn verify(
         .filter_map(|signed| Some((signed.body.instance.clone(), signed.body.adopted.clone()?)))
         .collect();
     adopted.sort_by(|a, b| a.0.cmp(&b.0));
-    check.leader(&receipts);
-    let facts = check.log();
+    let (facts, successors) = check.log();
+    check.leader(&receipts, &successors);
     let assembled = check.assemble_again(receipts, &outcome);
 
     let Check { result, run, attestation, problems, good, bad, lablets, .. } = check;
@@ -369,16 +369,19 @@ impl Check<'_> {
         (counting, missing)
     }
 
-    /// Checks that the attestation is by the orchestrator, or by a successor under whom lablets worked.
-    fn leader(&mut self, receipts: &[Signed<Receipt>]) {
+    /// Checks that the attestation is by the orchestrator, or by a successor: one under whom lablets worked, or that
+    /// took the log over.
+    fn leader(&mut self, receipts: &[Signed<Receipt>], successors: &BTreeSet<PeerId>) {
         let signer = &self.attestation.signer;
-        if *signer != self.execution.orchestrator && !receipts.iter().any(|r| r.body.epoch.peer == *signer) {
+        let led = *signer == self.execution.orchestrator || successors.contains(signer);
+        if !led && !receipts.iter().any(|r| r.body.epoch.peer == *signer) {
             self.problems.add(format!("the attestation is signed by {signer}, who did not lead the execution"));
         }
     }
 
-    /// Follows the log from its end to its first fact.
-    fn log(&mut self) -> u64 {
+    /// Follows the log from its end to its first fact; returns the number of facts, and who took over in it.
+    fn log(&mut self) -> (u64, BTreeSet<PeerId>) {
+        let mut successors = BTreeSet::new();
         let mut next = self.attestation.body.log;
         let mut expected_seq = None;
         let mut facts = 0;
@@ -404,10 +407,13 @@ impl Check<'_> {
                 self.problems.add(format!("fact {} does not fit into the log", body.seq));
                 break;
             }
+            if matches!(body.kind, FactKind::TakenOver { .. }) {
+                successors.insert(fact.signer.clone());
+            }
             expected_seq = body.seq.checked_sub(1);
             next = body.prev;
         }
-        facts
+        (facts, successors)
     }
 
     fn assemble_again(&mut self, receipts: Vec<Signed<Receipt>>, outcome: &Outcome) -> Option<Assembled> {

@@ -13,6 +13,7 @@ pub mod exec;
 pub mod explain;
 pub mod gc;
 pub mod get;
+pub mod handover;
 pub mod import;
 pub mod invite;
 pub mod join;

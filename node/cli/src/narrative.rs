@@ -77,7 +77,7 @@ pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
 
 /// Whether an error says that a node went away, which may come back.
 fn is_away(error: &Error) -> bool {
-    ["node.gone", "node.not-running", "lab.offline"].contains(&error.code.as_str())
+    ["node.gone", "node.not-running", "lab.offline", "lab.elsewhere"].contains(&error.code.as_str())
 }
 
 /// Looks for a node that went away until it answers about the execution.

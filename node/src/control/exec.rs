@@ -6,7 +6,7 @@ use iptl_dag::model::InstanceId;
 use iptl_wire::control::{Failure, FailureKind, Request};
 use iptl_wire::exec::{ExecOrder, MAX_COMMAND_SIZE, PROTOCOL, Window};
 
-use super::{Caller, Talk, broken, failure, remote};
+use super::{Caller, Talk, failure, remote, stopped};
 use crate::framed;
 use crate::node::Node;
 use crate::orchestrator::Ask;
@@ -25,8 +25,8 @@ pub(super) async fn exec(node: &Arc<Node>, caller: &Caller, wanted: Wanted, talk
     let Wanted { execution, instance, command, terminal } = wanted;
     let Some(lab) = node.orchestrator() else {
         let request = Request::Exec { execution, instance, command, terminal };
-        let stream = remote::ask(node, caller, &request).await?;
-        return remote::relay(talk, stream).await;
+        let answer = remote::ask(node, caller, &request).await?;
+        return remote::relay(talk, answer).await;
     };
     let by = match caller {
         Caller::Owner => None,
@@ -34,7 +34,7 @@ pub(super) async fn exec(node: &Arc<Node>, caller: &Caller, wanted: Wanted, talk
     };
     let wanted = instance.clone();
     let (id, lablet) =
-        lab.ask(|answer| Ask::Locate { name: execution, instance: wanted, by, answer }).await.map_err(broken)??;
+        lab.ask(|answer| Ask::Locate { name: execution, instance: wanted, by, answer }).await.map_err(stopped)??;
     let away = |reason: String| {
         let message = format!("the lablet of {instance} is away: {reason}");
         failure(FailureKind::LabUnable, "exec.unreachable", message, "see `iptl ls lablets`, and try again")
@@ -43,7 +43,7 @@ pub(super) async fn exec(node: &Arc<Node>, caller: &Caller, wanted: Wanted, talk
     let mut stream = node.links.open_connected(&lablet, PROTOCOL).await.map_err(|e| away(e.to_string()))?;
     let order = ExecOrder { execution: id, instance: instance.clone(), command, terminal, by: caller.peer(node) };
     framed::write(&mut stream, &order).await.map_err(|e| away(e.to_string()))?;
-    remote::relay(talk, stream).await
+    remote::relay(talk, remote::Answer::of(stream).await?).await
 }
 
 /// Refuses what is no command, or one that no receipt could hold.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_dag::PeerId;
-use iptl_wire::control::{Failure, FailureKind, Reply, RunningRow, Status};
+use iptl_wire::control::{Failure, FailureKind, FollowerRow, Leads, Reply, RunningRow, Status};
 use iptl_wire::lab::Role;
+use iptl_wire::takeover::MAX_ORCHESTRATORS;
 
-use super::{Caller, Talk, broken, failure};
+use super::{Caller, Talk, broken, failure, stopped};
 use crate::admission::{Admission, ApproveError, RevokeError};
 use crate::join::{Target, join as ask_to_join};
 use crate::node::Node;
@@ -26,6 +27,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         Some(net) => (net.addrs().await, u32::try_from(net.peers().await.len()).unwrap_or(u32::MAX)),
         None => (Vec::new(), 0),
     };
+    let leads = leads(node).await;
     let mut status = Status {
         peer: node.links.peer().clone(),
         addrs,
@@ -42,6 +44,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         running: Vec::new(),
         offline_reason: node.waiting.borrow().clone(),
         asking: node.admission().map(|admission| admission.asking()).unwrap_or_default(),
+        leads,
         health: None,
     };
     if let Some(lablet) = node.lablet()
@@ -61,7 +64,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
             .collect();
     }
     if let Some(lab) = node.orchestrator() {
-        let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(broken)?;
+        let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(stopped)?;
         let ready = || lablets.iter().filter(|l| l.ready);
         let trouble = lab.health.trouble();
         status.online = trouble.is_none();
@@ -75,7 +78,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
             let sum = status.slots.entry(*kind).or_default();
             *sum = [*sum, *slots].iter().sum();
         }
-        let runs = lab.ask(|answer| Ask::Runs { answer }).await.map_err(broken)?;
+        let runs = lab.ask(|answer| Ask::Runs { answer }).await.map_err(stopped)?;
         status.running = runs
             .into_iter()
             .filter_map(|row| match row {
@@ -85,13 +88,49 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
                 RunRow::Ended(_) => None,
             })
             .collect();
-    } else if let (Some(membership), None) = (&membership, node.lablet()) {
-        // A developer's node is online where its orchestrator is connected.
+    } else if let Some(candidate) = node.candidate() {
+        status.online = candidate.progress().leader.is_some();
+    } else if let (Some((leader, addrs)), None) = (node.members.leader(), node.lablet()) {
+        // A developer's node is online where who leads is connected.
         if let Some(net) = node.links.net() {
-            status.online = net.connect(membership.orchestrator(), &membership.addrs).await.is_ok();
+            status.online = net.connect(&leader, &addrs).await.is_ok();
         }
     }
     talk.say(Reply::Status(status)).await
+}
+
+/// Returns who leads the lab as far as this node knows, and who follows.
+async fn leads(node: &Node) -> Option<Leads> {
+    let (leader, _) = node.members.leader()?;
+    let term = node.members.claim().map_or(0, |claim| claim.body.term.counter);
+    let followers = match node.candidate() {
+        Some(lab) if lab.leads() => lab.ask(|answer| Ask::Followers { answer }).await.unwrap_or_default(),
+        Some(candidate) => {
+            let progress = candidate.progress();
+            let in_contact = progress.leader.is_some();
+            let peer = node.links.peer().clone();
+            vec![FollowerRow { peer, in_contact, behind: 0, missing: progress.missing }]
+        }
+        None => Vec::new(),
+    };
+    Some(Leads { leader, term, followers })
+}
+
+/// Has another orchestrator lead the lab.
+pub(super) async fn hand_over(
+    node: &Node,
+    caller: &Caller,
+    to: Option<PeerId>,
+    talk: &mut Talk,
+) -> Result<(), Failure> {
+    caller.owner()?;
+    let Some(lab) = node.orchestrator() else {
+        let message = "this node does not lead a lab".to_owned();
+        let help = "run this on the node that leads: `iptl status` says which one that is";
+        return Err(failure(FailureKind::Denied, "handover.not-leading", message, help));
+    };
+    let term = lab.ask(|answer| Ask::HandOver { to, answer }).await.map_err(stopped)??;
+    talk.say(Reply::HandedOver { to: term.peer, term: term.counter }).await
 }
 
 pub(super) async fn init(
@@ -116,9 +155,10 @@ pub(super) async fn invite(
 ) -> Result<(), Failure> {
     caller.owner()?;
     let admission = door(node)?;
-    if role == Role::Orchestrator {
-        let help = "invite a lablet or a developer";
-        return Err(failure(FailureKind::Usage, "invite.role", "an orchestrator joins by no ticket".to_owned(), help));
+    if role == Role::Orchestrator && node.members.ranking().len() >= MAX_ORCHESTRATORS {
+        let message = format!("the lab has {MAX_ORCHESTRATORS} orchestrators, and may not have more");
+        let help = "two or three are enough: each can go on where another is gone";
+        return Err(failure(FailureKind::Usage, "invite.orchestrators", message, help));
     }
     let addrs = match node.links.net() {
         Some(net) => net.addrs().await,
@@ -144,7 +184,7 @@ pub(super) async fn join(
         let _gone = notes.send(note);
     });
     tokio::pin!(joining);
-    let membership = loop {
+    let (membership, orchestrators) = loop {
         tokio::select! {
             joined = &mut joining => break joined?,
             Some(text) = told.recv() => talk.say(Reply::Note { text }).await?,
@@ -155,7 +195,7 @@ pub(super) async fn join(
         name: membership.certificate.body.name.clone(),
         role: membership.role(),
     };
-    node.joined(membership, name).await.map_err(broken)?;
+    node.joined(membership, name, orchestrators).await.map_err(broken)?;
     talk.say(reply).await
 }
 

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::content::fetch_failure;
-use super::{Caller, Talk, broken, failure, remote};
+use super::{Caller, Talk, broken, failure, remote, stopped};
 use crate::fetch::Wanted;
 use crate::node::Node;
 use crate::orchestrator::{Ask, LabletRow, OrchestratorHandle, RunRecord, RunRow};
@@ -68,7 +68,7 @@ pub(super) async fn submit(
     let execution = Execution { run, orchestrator: node.links.peer().clone(), nonce };
     node.store.put(vec![model::to_block(execution.clone())]).await.map_err(broken)?;
     let by = caller.peer(node);
-    let id = lab.ask(|answer| Ask::Submit { execution, run: Box::new(known), by, answer }).await.map_err(broken)?;
+    let id = lab.ask(|answer| Ask::Submit { execution, run: Box::new(known), by, answer }).await.map_err(stopped)?;
     talk.say(Reply::Submitted { execution: id.0, alias: id.alias() }).await
 }
 
@@ -84,7 +84,7 @@ pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &
     let wanted = Wanted { root: run, from, timeout: SUBMIT_TIMEOUT, shallow: true };
     node.fetcher.fetch(&wanted, |_| {}).await.map_err(fetch_failure)?;
     let known = read_run(node, run).await?;
-    let dry = lab.ask(|answer| Ask::DryRun { run: Box::new(known), answer }).await.map_err(broken)?;
+    let dry = lab.ask(|answer| Ask::DryRun { run: Box::new(known), answer }).await.map_err(stopped)?;
     let name = |peer: &PeerId| dry.names.get(peer).cloned().unwrap_or_else(|| peer.short());
     let rows = dry
         .placed
@@ -112,7 +112,7 @@ pub(super) async fn watch(
     let Some(lab) = orchestrator(node) else {
         return remote::forward(node, caller, Request::Watch { execution }, talk).await;
     };
-    let (id, watching) = lab.ask(|answer| Ask::Watch { name: execution, answer }).await.map_err(broken)??;
+    let (id, watching) = lab.ask(|answer| Ask::Watch { name: execution, answer }).await.map_err(stopped)??;
     let mut over = false;
     for event in watching.history {
         over |= is_last(&event);
@@ -129,7 +129,7 @@ pub(super) async fn watch(
             Err(RecvError::Closed) => {
                 // The end was told between the history and the subscription, or the node stops.
                 let name = id.to_string();
-                let again = lab.ask(|answer| Ask::Watch { name, answer }).await.map_err(broken)??.1;
+                let again = lab.ask(|answer| Ask::Watch { name, answer }).await.map_err(stopped)??.1;
                 for event in again.history.into_iter().filter(is_last) {
                     talk.say(Reply::Event(event)).await?;
                 }
@@ -155,7 +155,7 @@ pub(super) async fn cancel(
         return remote::forward(node, caller, Request::Cancel { execution }, talk).await;
     };
     let by = caller.peer(node);
-    lab.ask(|answer| Ask::Cancel { name: execution, by, answer }).await.map_err(broken)??;
+    lab.ask(|answer| Ask::Cancel { name: execution, by, answer }).await.map_err(stopped)??;
     Ok(())
 }
 
@@ -169,7 +169,7 @@ pub(super) async fn audit(
     let Some(lab) = orchestrator(node) else {
         return remote::forward(node, caller, Request::Audit { execution }, talk).await;
     };
-    let log = lab.ask(|answer| Ask::Audit { name: execution, answer }).await.map_err(broken)??;
+    let log = lab.ask(|answer| Ask::Audit { name: execution, answer }).await.map_err(stopped)??;
     let tail = match log.tail {
         Tail::Clean => LogTail::Clean,
         Tail::Torn => LogTail::Torn,
@@ -190,7 +190,7 @@ pub(super) async fn resolve(node: &Arc<Node>, caller: &Caller, name: String, tal
         return remote::forward(node, caller, Request::Resolve { name }, talk).await;
     };
     let shown = name.clone();
-    let (id, record) = lab.ask(|answer| Ask::Find { name, answer }).await.map_err(broken)??;
+    let (id, record) = lab.ask(|answer| Ask::Find { name, answer }).await.map_err(stopped)??;
     match record.and_then(|record| record.result()) {
         Some((cid, ..)) => talk.say(Reply::Resolved { cid }).await,
         None => Err(failure(
@@ -222,14 +222,14 @@ pub(super) async fn logs(node: &Arc<Node>, caller: &Caller, of: LogsOf, talk: &m
         return remote::forward(node, caller, Request::Logs { execution, group, index, follow }, talk).await;
     };
     let name = of.execution.clone();
-    let (id, record) = lab.ask(|answer| Ask::Find { name, answer }).await.map_err(broken)??;
+    let (id, record) = lab.ask(|answer| Ask::Find { name, answer }).await.map_err(stopped)??;
     if let Some(record) = record {
         return match record.result() {
             Some((result, ..)) => logs_of_result(node, result, &of, talk).await,
             None => Ok(()),
         };
     }
-    let Some(mut lines) = lab.ask(|answer| Ask::Follow { id, answer }).await.map_err(broken)? else { return Ok(()) };
+    let Some(mut lines) = lab.ask(|answer| Ask::Follow { id, answer }).await.map_err(stopped)? else { return Ok(()) };
     loop {
         let next = if of.follow {
             lines.recv().await
@@ -292,10 +292,10 @@ pub(super) async fn list(node: &Arc<Node>, caller: &Caller, what: ListKind, talk
                 return remote::forward(node, caller, Request::List { what }, talk).await;
             };
             if what == ListKind::Lablets {
-                let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(broken)?;
+                let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(stopped)?;
                 lablets.iter().map(lablet_row).collect()
             } else {
-                let runs = lab.ask(|answer| Ask::Runs { answer }).await.map_err(broken)?;
+                let runs = lab.ask(|answer| Ask::Runs { answer }).await.map_err(stopped)?;
                 runs.iter().filter_map(|row| run_row(row, what)).collect()
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iptl_wire::control::{Failure, Reply, Request, Top};
 
-use super::{Caller, Talk, broken, remote};
+use super::{Caller, Talk, remote, stopped};
 use crate::node::Node;
 use crate::orchestrator::{Ask, OrchestratorHandle};
 
@@ -57,5 +57,5 @@ pub(super) async fn top(
 }
 
 async fn look(lab: &OrchestratorHandle, name: String) -> Result<Top, Failure> {
-    lab.ask(|answer| Ask::Top { name, answer }).await.map_err(broken)?
+    lab.ask(|answer| Ask::Top { name, answer }).await.map_err(stopped)?
 }

@@ -17,6 +17,7 @@ use iptl_wire::control::Failure;
 use iptl_wire::exec::ExecOrder;
 use iptl_wire::offer::{self, MAX_OFFER_SIZE, Offer};
 use iptl_wire::session::{CellRef, Grant, Hello, Inventory, Slots, ToLablet, ToOrchestrator};
+use iptl_wire::takeover::{Claim, MAX_CLAIM_SIZE, Orchestrators};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ use crate::fetch::Fetcher;
 use crate::home::{Config, Home, HomeError, Membership};
 use crate::keeper::{Holder, Keeper};
 use crate::links::Links;
+use crate::members::Members;
 
 /// Commands that wait for the driver.
 const COMMAND_QUEUE: usize = 4096;
@@ -58,6 +60,7 @@ pub(crate) struct Parts {
     pub(crate) key: Arc<Keypair>,
     pub(crate) membership: Membership,
     pub(crate) links: Links,
+    pub(crate) members: Members,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) fetcher: Fetcher,
     pub(crate) keeper: Arc<Keeper>,
@@ -89,7 +92,8 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     hear_offers(&parts, commands.clone()).await;
     let keeper = SessionKeeper {
         links: parts.links.clone(),
-        membership: parts.membership.clone(),
+        lab: parts.membership.lab().clone(),
+        members: parts.members.clone(),
         lablet: commands.clone(),
         stop: parts.stop.clone(),
         state: parts.waiting.clone(),
@@ -121,8 +125,8 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     }
     driver.act();
     tokio::spawn(keeper.run());
-    let orchestrator = driver.parts.membership.orchestrator().clone();
-    tokio::spawn(exec::serve(driver.parts.links.clone(), orchestrator, commands.clone(), driver.parts.stop.clone()));
+    let (links, members, stop) = (driver.parts.links.clone(), driver.parts.members.clone(), driver.parts.stop.clone());
+    tokio::spawn(exec::serve(links, members, commands.clone(), stop));
     tokio::spawn(driver.run(queue));
     Ok(LabletHandle { commands })
 }
@@ -182,12 +186,15 @@ impl Driver {
         let stop = self.parts.stop.clone();
         let mut inventory = tokio::time::interval(INVENTORY_TICK);
         inventory.reset();
+        let mut learned = self.parts.members.learned();
+        self.hear_claim();
         let mut batch = Vec::with_capacity(MAX_COMMANDS_AT_ONCE);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 taken = queue.recv_many(&mut batch, MAX_COMMANDS_AT_ONCE) => if taken == 0 { break },
                 () = clock::sleep_until(self.core.poll_timeout()) => self.input(LabletInput::Timeout),
+                _ = learned.changed() => self.hear_claim(),
                 _ = inventory.tick() => {
                     self.take_inventory().await;
                     self.input(LabletInput::Wall { unix_us: clock::wall_us() });
@@ -213,10 +220,17 @@ impl Driver {
         self.core.handle(clock::now(), input);
     }
 
+    /// Hears of the highest term that anybody claimed, whoever told this node of it.
+    fn hear_claim(&mut self) {
+        if let Some(claim) = self.parts.members.claim() {
+            self.input(LabletInput::Claim(Verified::vouch(claim)));
+            self.act();
+        }
+    }
+
     fn command(&mut self, command: Command) {
         match command {
-            Command::Up { hello_at, mut welcome, out } => {
-                let orchestrator = self.parts.membership.orchestrator().clone();
+            Command::Up { orchestrator, hello_at, mut welcome, out } => {
                 welcome.offers.retain(|offer| {
                     offer.signer == orchestrator && iptl_trust::verify_by(offer, &orchestrator).is_ok()
                 });
@@ -227,9 +241,8 @@ impl Driver {
             Command::Hello { answer } => {
                 let _gone = answer.send(Box::new(self.hello()));
             }
-            Command::Down => {
+            Command::Down { orchestrator } => {
                 self.uplink.send_replace(None);
-                let orchestrator = self.parts.membership.orchestrator().clone();
                 self.input(LabletInput::SessionDown { orchestrator });
             }
             Command::Message { from, message } => self.message(from, message),
@@ -243,8 +256,14 @@ impl Driver {
                 }
             }
             Command::Offer(signed) => {
-                let orchestrator = self.parts.membership.orchestrator();
-                match iptl_trust::verify_by(&signed, orchestrator) {
+                // What one signed that leads no longer is passed over by the core.
+                match iptl_trust::verify(&signed) {
+                    Ok(())
+                        if !self.parts.members.is_orchestrator(&signed.signer)
+                            || signed.signer != signed.body.epoch.peer =>
+                    {
+                        tracing::warn!(signer = %signed.signer, "refused an offer of somebody who is no orchestrator");
+                    }
                     Ok(()) => self.input(LabletInput::Offer(Verified::vouch(signed.body))),
                     Err(error) => tracing::warn!(signer = %signed.signer, %error, "refused an offer"),
                 }
@@ -326,12 +345,18 @@ impl Driver {
         while let Some(effect) = self.core.poll_effect() {
             self.carry_out(effect);
         }
-        let orchestrator = self.parts.membership.orchestrator();
+        let leader = self.leader();
         if !self.cells.is_empty()
-            && let Some(until) = self.core.leased_until(orchestrator)
+            && let Some(until) = self.core.leased_until(&leader)
         {
-            self.lease.write(orchestrator, until);
+            self.lease.write(&leader, until);
         }
+    }
+
+    /// Returns who leads, as far as was promised.
+    fn leader(&self) -> PeerId {
+        let promised = self.core.promised_term().map(|claim| claim.body.term.peer.clone());
+        promised.unwrap_or_else(|| self.parts.membership.orchestrator().clone())
     }
 
     fn hello(&self) -> Hello {
@@ -439,7 +464,9 @@ impl Driver {
 
     fn prepare(&mut self, cell: CellRef, grant: Grant) {
         let preparer = preparer(&self.parts, &self.artifacts);
-        let orchestrator = (self.parts.membership.orchestrator().clone(), self.parts.membership.addrs.clone());
+        // Who granted it has all of it; the one before may have it too.
+        let granted_by = &grant.cell.epoch.peer;
+        let orchestrator = (granted_by.clone(), self.parts.members.addrs_of(granted_by));
         let commands = self.commands.clone();
         let (name, job) = (cell.clone(), grant.clone());
         let task = tokio::spawn(async move {
@@ -467,7 +494,7 @@ impl Driver {
     /// Goes on with a cell that outlived an earlier life of the lablet.
     fn adopt(&mut self, found: Found) {
         let Found { cell, grant, run, prepared, sealed, gone } = found;
-        let leased_until = self.lease.read(&cell.epoch.peer);
+        let leased_until = self.lease.read(&cell.epoch.peer).max(self.lease.read(&self.leader()));
         self.cells.insert(cell.clone(), Cell { sealed: sealed.clone(), ..Cell::new(&self.parts.home, grant) });
         if let Err(error) = self.run_cell(&cell, Box::new(run), prepared, gone.clone()) {
             // It was in order when the cell was prepared. Dropping the cell has stopped it.
@@ -664,17 +691,18 @@ async fn hear_offers(parts: &Parts, commands: mpsc::Sender<Command>) {
         }
     });
     let Some(net) = parts.links.net() else { return };
-    let orchestrator = parts.membership.orchestrator().clone();
-    let lab = parts.membership.lab().clone();
+    let (members, lab) = (parts.members.clone(), parts.membership.lab().clone());
     let validate = {
-        let lab = lab.clone();
-        Arc::new(move |signer: &PeerId, data: &[u8]| judge(&orchestrator, &lab, signer, data))
+        let (members, lab) = (members.clone(), lab.clone());
+        Arc::new(move |signer: &PeerId, data: &[u8]| judge(&members, &lab, signer, data))
     };
     match net.subscribe(&offer::topic(&lab), validate).await {
         Ok(mut heard) => {
             tokio::spawn(async move {
                 while let Some(message) = heard.recv().await {
-                    if let Ok(offer) = iptl_dag::decode::<Signed<Offer>>(&message.data)
+                    if let Ok(claim) = iptl_dag::decode::<Signed<Claim>>(&message.data) {
+                        members.learn_orchestrators(Orchestrators { claim: Some(claim), seats: Vec::new() });
+                    } else if let Ok(offer) = iptl_dag::decode::<Signed<Offer>>(&message.data)
                         && commands.send(Command::Offer(offer)).await.is_err()
                     {
                         return;
@@ -687,15 +715,29 @@ async fn hear_offers(parts: &Parts, commands: mpsc::Sender<Command>) {
 }
 
 /// Decides whether gossip is passed on, cheapest checks first.
-fn judge(orchestrator: &PeerId, lab: &PeerId, signer: &PeerId, data: &[u8]) -> iptl_net::GossipVerdict {
-    if data.len() > MAX_OFFER_SIZE || signer != orchestrator {
-        return iptl_net::GossipVerdict::Reject;
+fn judge(members: &Members, lab: &PeerId, signer: &PeerId, data: &[u8]) -> iptl_net::GossipVerdict {
+    use iptl_net::GossipVerdict::{Accept, Ignore, Reject};
+    if data.len() > MAX_OFFER_SIZE.max(MAX_CLAIM_SIZE) {
+        return Reject;
+    }
+    let now = clock::wall();
+    if let Ok(claim) = iptl_dag::codec::decode_canonical::<Signed<Claim>>(data) {
+        // Whoever claims proves by its certificate that it may; it need not be known yet.
+        let holds = data.len() <= MAX_CLAIM_SIZE && claim.signer == *signer;
+        return match holds && iptl_trust::check_claim(&claim, lab, now).is_ok() {
+            true if members.is_revoked(signer) => Reject,
+            true => Accept,
+            false => Reject,
+        };
+    }
+    if data.len() > MAX_OFFER_SIZE || !members.is_orchestrator(signer) {
+        return Reject;
     }
     match iptl_dag::codec::decode_canonical::<Signed<Offer>>(data) {
-        Ok(offer) if offer.body.lab != *lab => iptl_net::GossipVerdict::Reject,
-        Ok(offer) if offer.body.expires < clock::wall() => iptl_net::GossipVerdict::Ignore,
-        Ok(offer) if iptl_trust::verify_by(&offer, orchestrator).is_ok() => iptl_net::GossipVerdict::Accept,
-        Ok(_) | Err(_) => iptl_net::GossipVerdict::Reject,
+        Ok(offer) if offer.body.lab != *lab => Reject,
+        Ok(offer) if offer.body.expires < now => Ignore,
+        Ok(offer) if iptl_trust::verify_by(&offer, signer).is_ok() => Accept,
+        Ok(_) | Err(_) => Reject,
     }
 }
 

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iptl_dag::PeerId;
 use iptl_dag::model::Intervention;
 use iptl_runner::OutputStream;
 use iptl_runner::{CellControl, ExecError, ExecInput as Told, ExecOrder as Order, ExecOutput as Said, ExecStream};
@@ -19,6 +18,7 @@ use super::interventions::{Interventions, NotBegun};
 use crate::clock;
 use crate::framed;
 use crate::links::{Links, Stream};
+use crate::members::Members;
 
 /// Streams that wait to be accepted.
 const ACCEPT_QUEUE: usize = 16;
@@ -38,13 +38,13 @@ pub(crate) struct Permit {
     pub(super) interventions: Interventions,
 }
 
-/// Accepts the orchestrator's streams until the node stops.
-pub(super) async fn serve(links: Links, orchestrator: PeerId, lablet: mpsc::Sender<Command>, stop: CancellationToken) {
+/// Accepts streams of who leads until the node stops.
+pub(super) async fn serve(links: Links, members: Members, lablet: mpsc::Sender<Command>, stop: CancellationToken) {
     let mut incoming = links.accept(PROTOCOL, ACCEPT_QUEUE).await;
     let places = Arc::new(Semaphore::new(MAX_AT_ONCE));
     while let Some((peer, stream)) = incoming.recv().await {
-        if peer != orchestrator {
-            tracing::warn!(%peer, "refused a command of somebody who is not the orchestrator");
+        if members.leader().is_none_or(|(leader, _)| peer != leader) {
+            tracing::warn!(%peer, "refused a command of somebody who does not lead the lab");
             continue;
         }
         let (lablet, stop, place) = (lablet.clone(), stop.clone(), places.clone().try_acquire_owned());

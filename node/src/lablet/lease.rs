@@ -43,9 +43,9 @@ impl LeaseFile {
         }
     }
 
-    /// Writes the lease down where it is another than before.
+    /// Writes the lease down where it lasts longer than the one before, whoever gave that.
     pub(super) fn write(&mut self, orchestrator: &PeerId, until: Timestamp) {
-        if self.written == Some(until) {
+        if self.written >= Some(until) {
             return;
         }
         self.written = Some(until);

@@ -6,15 +6,16 @@ use std::time::Duration;
 use iptl_dag::PeerId;
 use iptl_wire::Timestamp;
 use iptl_wire::session::{MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::takeover::Orchestrators;
 use tokio::io::{BufReader, ReadHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Command;
 use crate::clock;
 use crate::framed;
-use crate::home::Membership;
 use crate::links::{Links, Stream};
+use crate::members::Members;
 
 /// Messages that wait to be written.
 const OUT_QUEUE: usize = 4096;
@@ -38,10 +39,12 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 /// Patience with an attempt, as a multiple of the pause before it; the way through a relay takes some seconds.
 const PATIENCE_PER_PAUSE: u32 = 5;
 
-/// Keeps a session with an orchestrator.
+/// Keeps a session with the orchestrator that leads.
 pub(super) struct SessionKeeper {
     pub(super) links: Links,
-    pub(super) membership: Membership,
+    pub(super) lab: PeerId,
+    /// Who leads, as far as is known; and whom to ask where that one is gone.
+    pub(super) members: Members,
     pub(super) lablet: mpsc::Sender<Command>,
     pub(super) stop: CancellationToken,
     /// Why there is no session; empty where there is one.
@@ -50,34 +53,45 @@ pub(super) struct SessionKeeper {
 
 impl SessionKeeper {
     /// Runs until the node stops.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
         let mut pause = FIRST_PAUSE;
         let stop = self.stop.clone();
+        let mut learned = self.members.learned();
+        // Tries since the last session: the others are asked in turn with who leads.
+        let mut tries = 0;
         loop {
+            let candidates = self.members.candidates();
+            let Some((orchestrator, addrs)) = candidates.get(tries % candidates.len().max(1)).cloned() else {
+                tracing::error!("a lablet without a lab");
+                return;
+            };
+            let leader = candidates.into_iter().next().map(|(peer, _)| peer);
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.session(FIRST_PATIENCE.max(pause * PATIENCE_PER_PAUSE)) => ended,
+                ended = self.session(&orchestrator, &addrs, FIRST_PATIENCE.max(pause * PATIENCE_PER_PAUSE)) => ended,
+                () = another_leads(&self.members, &mut learned, leader.as_ref()) => Ok(()),
             };
-            let _gone = self.lablet.send(Command::Down).await;
+            let _gone = self.lablet.send(Command::Down { orchestrator: orchestrator.clone() }).await;
             match ended {
-                Ok(()) => pause = FIRST_PAUSE,
+                Ok(()) => (pause, tries) = (FIRST_PAUSE, 0),
                 Err(reason) => {
-                    tracing::info!(reason, retry_ms = pause.as_millis(), "no session with the orchestrator");
+                    tracing::info!(%orchestrator, reason, retry_ms = pause.as_millis(), "no session");
                     self.state.send_replace(reason);
                     pause = (pause * 2).min(LAST_PAUSE);
+                    tries += 1;
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = another_leads(&self.members, &mut learned, leader.as_ref()) => (pause, tries) = (FIRST_PAUSE, 0),
                 () = tokio::time::sleep(jitter(pause)) => {}
             }
         }
     }
 
     /// One session, from hello to its end.
-    async fn session(&mut self, patience: Duration) -> Result<(), String> {
-        let orchestrator = self.membership.orchestrator().clone();
-        let opening = self.links.open(&orchestrator, &self.membership.addrs, PROTOCOL);
+    async fn session(&self, orchestrator: &PeerId, addrs: &[String], patience: Duration) -> Result<(), String> {
+        let opening = self.links.open(orchestrator, addrs, PROTOCOL);
         let stream = tokio::time::timeout(patience, opening)
             .await
             .map_err(|_| format!("cannot reach {} within {} s", orchestrator.short(), patience.as_secs()))?
@@ -89,13 +103,17 @@ impl SessionKeeper {
         let mut reader = BufReader::with_capacity(64 << 10, reader);
         let hello_at = clock::now();
         framed::write(&mut writer, &ToOrchestrator::Hello(*hello)).await.map_err(|e| e.to_string())?;
-        let welcome = tokio::time::timeout(WELCOME_TIMEOUT, self.welcome(&mut reader, &orchestrator))
+        let welcome = tokio::time::timeout(WELCOME_TIMEOUT, self.welcome(&mut reader, orchestrator))
             .await
             .map_err(|_| "the orchestrator did not answer hello".to_owned())??;
         self.state.send_replace(String::new());
         let (out, queue) = mpsc::channel(OUT_QUEUE);
-        let writing = tokio::spawn(framed::write_queue(writer, queue, stamp));
-        self.pump(&mut reader, orchestrator, hello_at, welcome, out).await;
+        let mut writing = tokio::spawn(framed::write_queue(writer, queue, stamp));
+        tokio::select! {
+            () = self.pump(&mut reader, orchestrator.clone(), hello_at, welcome, out) => {}
+            // The lablet turned to another orchestrator.
+            _ = &mut writing => {}
+        }
         writing.abort();
         Ok(())
     }
@@ -107,11 +125,12 @@ impl SessionKeeper {
     ) -> Result<Welcome, String> {
         match framed::expect(reader, MAX_MESSAGE_SIZE).await.map_err(|e| e.to_string())? {
             ToLablet::Welcome(welcome) => {
-                iptl_trust::check_certificate(&welcome.certificate, self.membership.lab(), orchestrator, clock::wall())
+                iptl_trust::check_certificate(&welcome.certificate, &self.lab, orchestrator, clock::wall())
                     .map_err(|e| e.to_string())?;
                 if let Some(claim) = &welcome.claim {
-                    iptl_trust::check_claim(claim, self.membership.lab(), clock::wall())
+                    iptl_trust::check_claim(claim, &self.lab, clock::wall())
                         .map_err(|e| format!("the claim to lead: {e}"))?;
+                    self.members.learn_orchestrators(Orchestrators { claim: Some(claim.clone()), seats: Vec::new() });
                 }
                 Ok(welcome)
             }
@@ -129,7 +148,8 @@ impl SessionKeeper {
         out: mpsc::Sender<ToOrchestrator>,
     ) {
         let mut heartbeat_ms = welcome.heartbeat_ms;
-        if self.lablet.send(Command::Up { hello_at, welcome, out }).await.is_err() {
+        let up = Command::Up { orchestrator: orchestrator.clone(), hello_at, welcome, out };
+        if self.lablet.send(up).await.is_err() {
             return;
         }
         loop {
@@ -146,6 +166,10 @@ impl SessionKeeper {
                 heartbeat_ms = renewal.heartbeat_ms;
             }
             let command = match read {
+                Ok(Some(ToLablet::Orchestrators(known))) => {
+                    self.members.learn_orchestrators(known);
+                    continue;
+                }
                 Ok(Some(ToLablet::Sync(execution, down))) => Command::Sync { execution, down },
                 Ok(Some(message)) => Command::Message { from: orchestrator.clone(), message },
                 Ok(None) => return,
@@ -157,6 +181,15 @@ impl SessionKeeper {
             if self.lablet.send(command).await.is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// Returns once another orchestrator is known to lead. Cancel safe.
+async fn another_leads(members: &Members, learned: &mut watch::Receiver<u64>, leader: Option<&PeerId>) {
+    while members.leader().as_ref().map(|(peer, _)| peer) == leader {
+        if learned.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 }

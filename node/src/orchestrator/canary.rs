@@ -7,20 +7,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use iptl_artifacts::{BlobStore, StoreError};
+use iptl_artifacts::StoreError;
 use iptl_dag::model::{
     self, Affinity, Case, Count, Engine, Execution, ExecutionId, GroupRun, GroupSpec, LossPolicy, Network, Plan,
     Requirements, Resources, Run, Workload, WorkloadKind,
 };
-use iptl_dag::{Block, Cid, Codec, PeerId};
+use iptl_dag::{Block, Cid, Codec};
 use iptl_wire::control::Event;
 use iptl_wire::session::KnownRun;
 use tokio::sync::broadcast::error::RecvError;
-use tokio_util::sync::CancellationToken;
 
-use super::health::{Health, Need};
+use super::driver::Parts;
+use super::health::Need;
 use super::{Ask, OrchestratorHandle, RunRow, Stopped};
-use crate::keeper::Keeper;
 
 /// The component, 194 bytes; `canary.wat` beside it is its text.
 const COMPONENT: &[u8] = include_bytes!("canary.wasm");
@@ -37,13 +36,9 @@ const SOONER: u32 = 4;
 /// The canary of a lab.
 pub(super) struct Canary {
     pub(super) lab: OrchestratorHandle,
-    pub(super) health: Arc<Health>,
-    pub(super) store: Arc<dyn BlobStore>,
-    pub(super) keeper: Arc<Keeper>,
-    pub(super) own: PeerId,
+    pub(super) parts: Arc<Parts>,
     /// Time without a sign of health after which it runs.
     pub(super) pause: Duration,
-    pub(super) stop: CancellationToken,
 }
 
 /// Why a canary could not be tried.
@@ -59,19 +54,22 @@ impl Canary {
     /// Executes whenever nothing was seen of the lab's health for the pause, until the node stops.
     pub(super) async fn watch(self) {
         loop {
-            let pause = if self.health.trouble().is_some() { self.pause / SOONER } else { self.pause };
+            let pause = if self.parts.health.trouble().is_some() { self.pause / SOONER } else { self.pause };
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.parts.stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
-            if self.health.trouble().is_none() && self.health.age().is_some_and(|age| age < self.pause) {
+            if self.parts.health.trouble().is_none() && self.parts.health.age().is_some_and(|age| age < self.pause) {
+                continue;
+            }
+            if !self.lab.leads() {
                 continue;
             }
             match self.try_once().await {
                 Ok(()) => {}
-                Err(Unable::Stopped(_)) => return,
+                Err(Unable::Stopped(_)) => tracing::debug!("this orchestrator leads no longer"),
                 Err(Unable::Store(error)) => {
-                    self.health.fails(Need::Place, format!("the orchestrator's store: {error}"))
+                    self.parts.health.fails(Need::Place, format!("the orchestrator's store: {error}"))
                 }
             }
         }
@@ -80,7 +78,7 @@ impl Canary {
     async fn try_once(&self) -> Result<(), Unable> {
         let lablets = self.lab.ask(|answer| Ask::Lablets { answer }).await?;
         if !lablets.iter().any(|lablet| lablet.ready) {
-            self.health.fails(Need::Place, "no lablet is here".to_owned());
+            self.parts.health.fails(Need::Place, "no lablet is here".to_owned());
             return Ok(());
         }
         let runs = self.lab.ask(|answer| Ask::Runs { answer }).await?;
@@ -88,14 +86,14 @@ impl Canary {
             return Ok(());
         }
         // Until the execution holds it itself.
-        let _grace = self.keeper.grace();
+        let _grace = self.parts.keeper.grace();
         let (run, blocks) = content();
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).expect("the kernel gives random bytes");
-        let execution = Execution { run: run.cid, orchestrator: self.own.clone(), nonce };
-        self.store.put(blocks).await?;
-        self.store.put(vec![model::to_block(execution.clone())]).await?;
-        let by = self.own.clone();
+        let execution = Execution { run: run.cid, orchestrator: self.parts.links.peer().clone(), nonce };
+        self.parts.store.put(blocks).await?;
+        self.parts.store.put(vec![model::to_block(execution.clone())]).await?;
+        let by = self.parts.links.peer().clone();
         let id = self.lab.ask(|answer| Ask::Submit { execution, run: Box::new(run), by, answer }).await?;
         self.follow(id).await
     }
@@ -117,8 +115,8 @@ impl Canary {
                     Ok(Err(RecvError::Lagged(_))) => continue,
                     Ok(Err(RecvError::Closed)) => return Ok(()),
                     Err(_) => {
-                        self.health.fails(stage.0, format!("{} within {} s", stage.1, LIMIT.as_secs()));
-                        let (name, by) = (id.to_string(), self.own.clone());
+                        self.parts.health.fails(stage.0, format!("{} within {} s", stage.1, LIMIT.as_secs()));
+                        let (name, by) = (id.to_string(), self.parts.links.peer().clone());
                         let _gone_meanwhile = self.lab.ask(|answer| Ask::Cancel { name, by, answer }).await?;
                         return Ok(());
                     }
@@ -133,12 +131,12 @@ impl Canary {
                 Event::Finished { counts, failures, .. } => {
                     if counts.ok == 0 {
                         let why = failures.into_iter().next().map_or_else(|| "it did not end well".to_owned(), |f| f.1);
-                        self.health.fails(Need::Run, format!("an instance that ends at once: {why}"));
+                        self.parts.health.fails(Need::Run, format!("an instance that ends at once: {why}"));
                     }
                     return Ok(());
                 }
                 Event::Failed { failure, .. } => {
-                    self.health.fails(stage.0, failure.message);
+                    self.parts.health.fails(stage.0, failure.message);
                     return Ok(());
                 }
                 Event::Submitted { .. }
@@ -152,10 +150,10 @@ impl Canary {
     }
 }
 
-/// Tells whether a plan is the canary's.
-pub(super) fn is_canary(plan: &Cid) -> bool {
-    static PLAN: LazyLock<Cid> = LazyLock::new(|| content().0.run.plan);
-    *plan == *PLAN
+/// Tells whether a run is the canary's.
+pub(super) fn is_canary(run: &Cid) -> bool {
+    static RUN: LazyLock<Cid> = LazyLock::new(|| content().0.cid);
+    *run == *RUN
 }
 
 /// Returns the run with all that it leads to.

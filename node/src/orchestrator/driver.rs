@@ -4,27 +4,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iptl_artifacts::{BlobStore, StoreError, read_block};
-use iptl_dag::model::{self, Epoch, Execution, ExecutionId, FactKind, Run, Signed};
+use iptl_artifacts::{BlobStore, StoreError};
+use iptl_dag::model::{self, Epoch, ExecutionId, FactKind, Signed};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::orchestrator::ExecutionView;
-use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig, Submission};
+use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig};
 use iptl_sync::{MissingCell, RunSync};
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
 use iptl_wire::control::{Event, Failure, FailureKind, Top, TopBarrier};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{self, Offer};
-use iptl_wire::session::{KnownRun, MAX_BUSIEST, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{MAX_BUSIEST, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::takeover::Claim;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::canary::Canary;
+use super::candidacy::Note;
 use super::health::Health;
+use super::lead::Followers;
+use super::leave::Leaving;
 use super::registry::{Active, Registry};
+use super::replicate::Newcomer;
 use super::seal::Sealer;
-use super::sessions::{self, Outbox};
-use super::{Ask, COMMAND_QUEUE, Command, DryRun, LabletRow, OrchestratorHandle, ReadLog, RunRow};
+use super::sessions::Outbox;
+use super::{Ask, COMMAND_QUEUE, Command, DryRun, LabletRow, ReadLog, RunRow};
 use super::{locate, top};
 use crate::clock;
 use crate::facts::{LogError, Logs};
@@ -52,6 +57,12 @@ const RECOVERY_LOOKS: u32 = 15;
 
 /// Time between two readings of the wall clock.
 const WALL_TICK: Duration = Duration::from_secs(30);
+
+/// Time between two claims by gossip, as between two offers: who comes later hears the next one.
+const CLAIM_PAUSE: Duration = Duration::from_secs(2);
+
+/// Time between two beats to those who follow: a heartbeat.
+const BEAT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why an orchestrator cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +97,8 @@ pub(crate) struct Parts {
     pub(crate) home: Home,
     pub(crate) key: Arc<Keypair>,
     pub(crate) certificate: Signed<Certificate>,
+    /// It is the one that the lab was made with: it leads where nobody ever claimed to.
+    pub(crate) is_first: bool,
     pub(crate) links: Links,
     pub(crate) members: Members,
     pub(crate) store: Arc<dyn BlobStore>,
@@ -93,24 +106,49 @@ pub(crate) struct Parts {
     pub(crate) keeper: Arc<Keeper>,
     /// Offers for a lablet on the same node.
     pub(crate) offers: broadcast::Sender<Signed<Offer>>,
+    /// What was seen to work.
+    pub(crate) health: Arc<Health>,
     /// Time without a sign of the lab's health after which its canary runs; none where there is no canary.
     pub(crate) canary: Option<Duration>,
     pub(crate) stop: CancellationToken,
 }
 
-/// Starts the orchestrator of a node: replays its logs, then serves.
-pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, OrchestratorError> {
+/// How an orchestrator begins to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// As in its earlier life.
+    Resume,
+    /// After another one.
+    TakeOver { handed_over: bool },
+}
+
+/// What the driver is told when it begins.
+pub(super) struct Post {
+    /// Claim of the term; none in a lab that never had a second orchestrator lead.
+    pub(super) claim: Option<Signed<Claim>>,
+    pub(super) how: How,
+    /// Lablets that may hold something.
+    pub(super) lablets: BTreeSet<PeerId>,
+    pub(super) notes: mpsc::Sender<Note>,
+    /// Somebody else leads, or the node ends.
+    pub(super) stop: CancellationToken,
+}
+
+/// Begins to lead: replays the logs, then serves.
+pub(super) async fn start(
+    parts: Arc<Parts>,
+    post: Post,
+) -> Result<(mpsc::Sender<Command>, JoinHandle<()>), OrchestratorError> {
     let peer = parts.links.peer().clone();
     let lab = parts.certificate.body.lab.clone();
-    let mut logs = Logs::new(parts.home.path("log"), parts.key.clone());
-    let facts = logs.replay()?;
+    let mut logs = Logs::new(parts.home.path("log"), parts.key.clone()).with_writers(parts.members.writers());
+    let facts = tokio::task::block_in_place(|| logs.replay())?;
     let mut config = OrchestratorConfig::new(peer, lab.clone(), parts.certificate.body.name.clone());
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).expect("the kernel gives random bytes");
     config.seed = u64::from_le_bytes(seed);
+    config.term = post.claim.as_ref().map(|claim| claim.body.term.clone());
     let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
-    let health = Arc::new(Health::default());
-    let handle = OrchestratorHandle { commands: commands.clone(), health: health.clone() };
     let sealer = Sealer {
         lab,
         key: parts.key.clone(),
@@ -120,8 +158,9 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
         driver: commands.clone(),
     };
     let mut driver = Driver {
+        followers: Followers::new(parts.clone(), commands.clone(), config.term.clone()),
         core: Orchestrator::new(config),
-        registry: Registry::open(parts.home.clone(), health.clone())?,
+        registry: Registry::open(parts.home.clone(), parts.health.clone())?,
         logs,
         sealer,
         sessions: BTreeMap::new(),
@@ -133,47 +172,52 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
         looks: 0,
         promised: Vec::new(),
         spoken: BTreeSet::new(),
+        commands: commands.clone(),
+        leaving: None,
+        newly_followed: Vec::new(),
+        ticks: 1,
+        is_followed: false,
+        post,
         parts,
     };
     driver.replay(facts).await?;
     driver.act().await?;
-    tokio::spawn(sessions::accept(driver.parts.links.clone(), driver.parts.members.clone(), commands.clone()));
-    if let Some(pause) = driver.parts.canary {
-        let canary = Canary {
-            lab: handle.clone(),
-            health,
-            store: driver.parts.store.clone(),
-            keeper: driver.parts.keeper.clone(),
-            own: driver.parts.links.peer().clone(),
-            pause,
-            stop: driver.parts.stop.clone(),
-        };
-        tokio::spawn(canary.watch());
-    }
-    tokio::spawn(driver.run(queue));
-    Ok(handle)
+    let task = tokio::spawn(driver.run(queue));
+    Ok((commands, task))
 }
 
-struct Session {
+pub(super) struct Session {
     number: u64,
     outbox: Outbox,
 }
 
-struct Driver {
-    parts: Parts,
-    core: Orchestrator,
-    registry: Registry,
-    logs: Logs,
+pub(super) struct Driver {
+    pub(super) parts: Arc<Parts>,
+    pub(super) post: Post,
+    pub(super) core: Orchestrator,
+    pub(super) registry: Registry,
+    pub(super) logs: Logs,
     sealer: Sealer,
+    pub(super) followers: Followers,
+    /// To whom it hands over: nothing new is decided meanwhile.
+    pub(super) leaving: Option<Leaving>,
+    /// Orchestrators that follow from now on.
+    pub(super) newly_followed: Vec<Newcomer>,
+    /// Whether one that follows is in contact, as the core was told.
+    pub(super) is_followed: bool,
+    /// Beats so far.
+    pub(super) ticks: u64,
+    /// The way back to this task.
+    pub(super) commands: mpsc::Sender<Command>,
     /// Current session of each lablet.
-    sessions: BTreeMap<PeerId, Session>,
+    pub(super) sessions: BTreeMap<PeerId, Session>,
     /// Sessions that the core has not answered yet.
     newcomers: BTreeMap<(PeerId, u64), Outbox>,
-    syncs: BTreeMap<ExecutionId, RunSync>,
+    pub(super) syncs: BTreeMap<ExecutionId, RunSync>,
     /// Software of each lablet that was here.
     versions: BTreeMap<PeerId, String>,
     /// Executions whose output somebody follows.
-    following: BTreeSet<ExecutionId>,
+    pub(super) following: BTreeSet<ExecutionId>,
     /// Barriers at the last look: their counts, and looks since the count moved.
     barriers: BTreeMap<(ExecutionId, String, u64), (u64, u32)>,
     /// Looks at barriers since the start.
@@ -186,14 +230,18 @@ struct Driver {
 
 /// An answer about an execution, held back until its facts are durable: who was told of an execution finds it after a
 /// crash.
-enum Promised {
+pub(super) enum Promised {
     Submitted(oneshot::Sender<ExecutionId>, ExecutionId),
     Cancelled(oneshot::Sender<Result<ExecutionId, Failure>>, Result<ExecutionId, Failure>),
 }
 
 impl Driver {
     async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
-        let stop = self.parts.stop.clone();
+        let (stop, post) = (self.parts.stop.clone(), self.post.stop.clone());
+        let mut learned = self.parts.members.learned();
+        let mut claims = tokio::time::interval(CLAIM_PAUSE);
+        let mut beats = tokio::time::interval(BEAT_PAUSE);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut barriers = tokio::time::interval(BARRIER_TICK);
         barriers.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut wall = tokio::time::interval(WALL_TICK);
@@ -201,7 +249,11 @@ impl Driver {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = post.cancelled() => return,
                 taken = queue.recv_many(&mut batch, MAX_COMMANDS_AT_ONCE) => if taken == 0 { return },
+                _ = learned.changed() => self.name_orchestrators(),
+                _ = claims.tick() => self.publish_claim(),
+                _ = beats.tick() => self.beat(),
                 () = clock::sleep_until(self.core.poll_timeout()) => self.input(Input::Timeout),
                 _ = barriers.tick() => self.tell_barriers(),
                 _ = wall.tick() => self.input(Input::Wall { unix_us: clock::wall_us() }),
@@ -213,7 +265,15 @@ impl Driver {
             for execution in std::mem::take(&mut self.spoken) {
                 self.send_sync(execution);
             }
-            if let Err(error) = self.act().await {
+            if self.followers.in_contact() != self.is_followed {
+                self.is_followed = !self.is_followed;
+                self.input(Input::Followed { is_followed: self.is_followed });
+            }
+            let acted = match self.act().await {
+                Ok(()) => self.hand_over().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = acted {
                 // Without its log it can promise nothing: it stops, and the next start goes on from what is durable.
                 tracing::error!(%error, "the orchestrator stops");
                 stop.cancel();
@@ -222,12 +282,25 @@ impl Driver {
         }
     }
 
-    fn input(&mut self, input: Input) {
-        self.core.handle(clock::now(), input);
+    pub(super) fn input(&mut self, input: Input) {
+        match &mut self.leaving {
+            None => self.core.handle(clock::now(), input),
+            Some(leaving) => leaving.deferred.push(input),
+        }
     }
 
     fn command(&mut self, command: Command) {
         match command {
+            Command::Followed { peer, number, heads, outbox } => {
+                self.newly_followed.push((peer, number, heads, outbox))
+            }
+            Command::Has { peer, number, beat, missing } => self.followers.has(&peer, number, beat, missing),
+            Command::Unfollowed { peer, number } => self.followers.gone(&peer, number),
+            Command::Answered { peer } => self.followers.answered(&peer),
+            Command::Adopted { execution, last } => {
+                self.registry.notify(execution, *last, clock::wall().0);
+                self.forget(&execution);
+            }
             Command::Hello { from, session, hello, outbox } => {
                 self.newcomers.insert((from.clone(), session), outbox);
                 self.versions.insert(from.clone(), hello.version.clone());
@@ -354,8 +427,12 @@ impl Driver {
         }
     }
 
-    /// Carries out what the core wants: blocks, then facts, both durable, then everything else in order.
+    /// Carries out what the core wants: blocks, then facts, both durable, here and at those who follow, then everything
+    /// else in order.
     async fn act(&mut self) -> Result<(), OrchestratorError> {
+        for newcomer in std::mem::take(&mut self.newly_followed) {
+            self.admit(newcomer).await?;
+        }
         let mut effects = Vec::new();
         while let Some(effect) = self.core.poll_effect() {
             effects.push(effect);
@@ -377,15 +454,25 @@ impl Driver {
                 _ => None,
             })
             .collect();
-        self.write(facts).await?;
-        for promised in std::mem::take(&mut self.promised) {
-            let _gone = match promised {
-                Promised::Submitted(answer, id) => answer.send(id).is_ok(),
-                Promised::Cancelled(answer, found) => answer.send(found).is_ok(),
-            };
+        if !facts.is_empty() {
+            self.write(facts).await?;
+            self.followers.beat(None);
         }
-        for effect in effects {
-            self.carry_out(effect);
+        let promised = std::mem::take(&mut self.promised);
+        self.followers.hold(promised, effects);
+        while let Some(batch) = self.followers.next_ready() {
+            for promised in batch.promised {
+                let _gone = match promised {
+                    Promised::Submitted(answer, id) => answer.send(id).is_ok(),
+                    Promised::Cancelled(answer, found) => answer.send(found).is_ok(),
+                };
+            }
+            for effect in batch.effects {
+                self.carry_out(effect);
+            }
+        }
+        for (lablet, renewal) in self.followers.take_renewals() {
+            send(&mut self.sessions, &lablet, renewal);
         }
         Ok(())
     }
@@ -395,9 +482,6 @@ impl Driver {
     /// Facts that were decided in the same moment become durable together, before the first of them is acted on:
     /// a fact that is durable early is a promise not yet kept, which a restart keeps.
     async fn write(&mut self, facts: Vec<(ExecutionId, Epoch, FactKind)>) -> Result<(), OrchestratorError> {
-        if facts.is_empty() {
-            return Ok(());
-        }
         if facts.iter().any(|(_, _, kind)| names_new_blocks(kind)) {
             self.parts.store.flush().await?;
         }
@@ -405,13 +489,16 @@ impl Driver {
             self.hold_named(*execution, kind);
         }
         let at_ms = clock::wall().0;
-        tokio::task::block_in_place(|| {
+        let written = tokio::task::block_in_place(|| {
+            let mut written = Vec::with_capacity(facts.len());
             for (execution, epoch, kind) in &facts {
-                self.logs.append(*execution, epoch.clone(), kind.clone(), at_ms)?;
+                written.push(self.logs.append(*execution, epoch.clone(), kind.clone(), at_ms)?);
             }
             self.logs.commit()?;
-            self.logs.snapshot_long(at_ms)
+            written.extend(self.logs.snapshot_long(at_ms)?);
+            Ok::<_, LogError>(written)
         })?;
+        self.tell_followers(&written).await?;
         for (execution, _, kind) in facts {
             self.note(execution, &kind, false);
         }
@@ -419,7 +506,7 @@ impl Driver {
     }
 
     /// Holds the blocks that a fact names until the execution is over.
-    fn hold_named(&self, execution: ExecutionId, kind: &FactKind) {
+    pub(super) fn hold_named(&self, execution: ExecutionId, kind: &FactKind) {
         let hold = |root: &Cid| self.parts.keeper.hold(execution, Holder::Orchestrator, *root);
         match kind {
             FactKind::Submitted { execution, run, .. } => [execution, run].into_iter().for_each(hold),
@@ -441,7 +528,7 @@ impl Driver {
     }
 
     /// Keeps who takes part in an execution, for sync; a `replayed` fact's cells have contributed before.
-    fn note(&mut self, execution: ExecutionId, kind: &FactKind, replayed: bool) {
+    pub(super) fn note(&mut self, execution: ExecutionId, kind: &FactKind, replayed: bool) {
         let Some(active) = self.registry.active.get_mut(&execution) else { return };
         match kind {
             FactKind::Granted { lablet, assignments, .. } | FactKind::Recovered { lablet, assignments, .. } => {
@@ -449,7 +536,10 @@ impl Driver {
                 *active.lablets.entry(lablet.clone()).or_default() += instances;
                 if !replayed {
                     let sync = self.syncs.entry(execution).or_insert_with(|| RunSync::new([]));
-                    sync.add_cell(lablet.clone(), instances);
+                    match kind {
+                        FactKind::Recovered { .. } => sync.recover_cell(lablet.clone(), instances),
+                        _ => sync.add_cell(lablet.clone(), instances),
+                    }
                 }
             }
             FactKind::Refused { lablet, .. } => {
@@ -489,13 +579,18 @@ impl Driver {
                 send(&mut self.sessions, &to, ToLablet::Grant(grant));
             }
             Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers, term: _ } => {
+                // The term is that of the claim, with which this driver began.
                 let Some(outbox) = self.newcomers.remove(&(to.clone(), session)) else { return };
                 self.sessions.insert(to.clone(), Session { number: session, outbox });
                 let offers = offers.into_iter().map(|offer| iptl_trust::sign(&self.parts.key, offer)).collect();
                 let certificate = self.parts.certificate.clone();
-                // This node leads from the first start of its lab on, and claims no term.
-                let welcome = Welcome { certificate, heartbeat_ms, lease_ms, offers, claim: None };
+                let claim = self.post.claim.clone();
+                let welcome = Welcome { certificate, heartbeat_ms, lease_ms, offers, claim };
                 send(&mut self.sessions, &to, ToLablet::Welcome(welcome));
+                let orchestrators = self.parts.members.orchestrators();
+                if !orchestrators.is_empty() {
+                    send(&mut self.sessions, &to, ToLablet::Orchestrators(orchestrators));
+                }
                 for execution in self.following.clone() {
                     send(&mut self.sessions, &to, ToLablet::Follow(execution, true));
                 }
@@ -519,26 +614,18 @@ impl Driver {
                 let canary = self.registry.active.get(&execution).is_some_and(|active| active.canary);
                 self.registry.notify(execution, event, clock::wall().0);
                 if over {
-                    self.syncs.remove(&execution);
-                    self.following.remove(&execution);
-                    if canary {
-                        self.forget(&execution)
-                    } else {
-                        self.lay_aside(&execution)
-                    }
-                    // A sealed result is pinned by itself; of a failed execution nothing is kept.
-                    self.parts.keeper.release(&execution, Holder::Orchestrator);
+                    if canary { self.erase(&execution) } else { self.forget(&execution) }
                 }
             }
             Effect::Close { lablet, reason } => {
                 tracing::info!(%lablet, reason, "closed a session");
                 self.sessions.remove(&lablet);
             }
-            Effect::Adopt { execution, .. } => self.lay_aside(&execution),
-            Effect::Reconciled => {}
+            Effect::Adopt { execution, result } => self.adopt(execution, result),
+            Effect::Reconciled => self.reconciled(),
             Effect::StepDown { term } => {
-                let (counter, leader) = (term.counter, term.peer);
-                tracing::error!(counter, %leader, "another orchestrator leads this lab; this one does nothing any more");
+                // The claim that the lablet showed is known already: this task is stopped because of it.
+                tracing::debug!(counter = term.counter, leader = %term.peer, "a lablet has promised a later term");
                 self.sessions.clear();
             }
         }
@@ -559,85 +646,11 @@ impl Driver {
         }
     }
 
-    /// Lays the log of an execution aside whose end is recorded; one that stays is read at the next start, and no harm.
-    fn lay_aside(&mut self, execution: &ExecutionId) {
-        if let Err(error) = tokio::task::block_in_place(|| self.logs.close(execution)) {
-            tracing::warn!(%execution, %error, "the log of an execution that is over could not be laid aside");
-        }
-    }
-
-    /// Removes the log of an execution of which nothing is kept.
-    fn forget(&mut self, execution: &ExecutionId) {
-        if let Err(error) = tokio::task::block_in_place(|| self.logs.forget(execution)) {
-            tracing::warn!(%execution, %error, "the log of the lab's canary could not be removed");
-        }
-    }
-
-    async fn replay(&mut self, facts: Vec<model::Fact>) -> Result<(), OrchestratorError> {
-        self.input(Input::Wall { unix_us: clock::wall_us() });
-        let over: BTreeSet<ExecutionId> = facts
-            .iter()
-            .filter(|fact| matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. }))
-            .map(|fact| fact.execution)
-            .filter(|execution| self.registry.ended(execution).is_some())
-            .collect();
-        for execution in &over {
-            self.lay_aside(execution);
-        }
-        for fact in facts.into_iter().filter(|fact| !over.contains(&fact.execution)) {
-            self.hold_named(fact.execution, &fact.kind);
-            let submission = match &fact.kind {
-                FactKind::Submitted { execution, run, by } => {
-                    let submission = self.submission(execution, run).await?;
-                    let run_node = &submission.run.run;
-                    self.registry.begin(fact.execution, *run, run_node, by.clone(), fact.at_ms);
-                    let event = Event::Submitted {
-                        execution: fact.execution.0,
-                        alias: fact.execution.alias(),
-                        run: *run,
-                        lab: self.parts.certificate.body.name.clone(),
-                        groups: run_node.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
-                    };
-                    self.registry.notify(fact.execution, event, fact.at_ms);
-                    Some(Box::new(submission))
-                }
-                kind => {
-                    self.note(fact.execution, kind, true);
-                    if let (FactKind::Started {}, Some(active)) = (kind, self.registry.active.get(&fact.execution)) {
-                        let event = Event::Started { after_ms: fact.at_ms.saturating_sub(active.submitted_ms) };
-                        self.registry.notify(fact.execution, event, fact.at_ms);
-                    }
-                    None
-                }
-            };
-            self.input(Input::Replay { fact: Box::new(fact), submission });
-        }
-        for (execution, active) in &self.registry.active {
-            if !active.lablets.is_empty() {
-                let cells = active.lablets.iter().map(|(lablet, instances)| (lablet.clone(), *instances));
-                self.syncs.insert(*execution, RunSync::recovering(cells));
-            }
-        }
-        self.input(Input::Replayed);
-        Ok(())
-    }
-
-    async fn submission(&self, execution: &Cid, run: &Cid) -> Result<Submission, OrchestratorError> {
-        let execution: Execution = self.node(execution).await?;
-        let cid = *run;
-        let run: Run = self.node(run).await?;
-        Ok(Submission { execution, run: KnownRun { cid, run } })
-    }
-
-    async fn node<T>(&self, cid: &Cid) -> Result<T, OrchestratorError>
-    where
-        T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
-    {
-        let block = read_block(&*self.parts.store, cid).await?.ok_or(OrchestratorError::Missing { cid: *cid })?;
-        model::from_bytes(block.data()).map_err(|e| OrchestratorError::Damaged { cid: *cid, reason: e.to_string() })
-    }
-
     fn answer(&mut self, ask: Ask) {
+        if self.leaving.is_some() && matches!(ask, Ask::Submit { .. } | Ask::Cancel { .. }) {
+            // The heir is asked instead: whoever asks hears that this one does not lead.
+            return;
+        }
         match ask {
             Ask::Submit { execution, run, by, answer } => {
                 let id = execution.id();
@@ -689,7 +702,7 @@ impl Driver {
                         message: error.to_string(),
                         help: "look at the orchestrator's disk with `iptl doctor`".to_owned(),
                     })?;
-                    Ok(ReadLog { id, writers: vec![self.parts.key.peer().clone()], blocks, tail })
+                    Ok(ReadLog { id, writers: self.parts.members.writers(), blocks, tail })
                 });
                 let _gone = answer.send(found);
             }
@@ -703,6 +716,10 @@ impl Driver {
             Ask::Lablets { answer } => {
                 let rows = self.lablets();
                 let _gone = answer.send(rows);
+            }
+            Ask::HandOver { to, answer } => self.leave_to(to, answer),
+            Ask::Followers { answer } => {
+                let _gone = answer.send(self.followers.rows());
             }
         }
     }
@@ -784,7 +801,7 @@ fn missing(cell: &MissingCell) -> Vec<String> {
 }
 
 /// Hands a message to a lablet's session; one whose queue is full is cut off and comes back with a new one.
-fn send(sessions: &mut BTreeMap<PeerId, Session>, to: &PeerId, message: ToLablet) {
+pub(super) fn send(sessions: &mut BTreeMap<PeerId, Session>, to: &PeerId, message: ToLablet) {
     let Some(session) = sessions.get(to) else { return };
     if session.outbox.try_send(message).is_err() {
         tracing::warn!(lablet = %to, "a lablet takes its messages too slowly and is cut off");

@@ -136,7 +136,7 @@ impl Registry {
             lablets: BTreeMap::new(),
             usage: BTreeMap::new(),
             replaces: run.loss.max_attempts > 1,
-            canary: canary::is_canary(&run.plan),
+            canary: canary::is_canary(&run_cid),
             history: Vec::new(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             output: broadcast::Sender::new(OUTPUT_QUEUE),

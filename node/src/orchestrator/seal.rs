@@ -163,7 +163,7 @@ impl Work {
         let all = log.into_iter().chain(assembled.blocks).chain(sealed).collect();
         self.store.put(all).await?;
         self.store.flush().await?;
-        if !canary::is_canary(&order.run.run.plan) {
+        if !canary::is_canary(&order.run.cid) {
             self.keeper.keep(root, PinKind::Result, &order.execution.alias(), None).await?;
         }
         self.keeper.release(&order.execution, Holder::Orchestrator);

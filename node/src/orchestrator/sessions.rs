@@ -5,8 +5,9 @@ use std::time::Duration;
 use iptl_dag::PeerId;
 use iptl_wire::lab::Role;
 use iptl_wire::session::{Hello, MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator};
+use iptl_wire::takeover::Orchestrators;
 use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Command;
 use crate::clock;
@@ -31,7 +32,7 @@ const OUT_QUEUE: usize = 4096;
 pub(super) type Outbox = mpsc::Sender<ToLablet>;
 
 /// Accepts sessions until the node ends.
-pub(super) async fn accept(links: Links, members: Members, driver: mpsc::Sender<Command>) {
+pub(super) async fn accept(links: Links, members: Members, driver: watch::Receiver<Option<mpsc::Sender<Command>>>) {
     let mut incoming = links.accept(PROTOCOL, ACCEPT_QUEUE).await;
     let gate = Gate::new(MAX_GREETING_PER_PEER);
     let mut number = 0;
@@ -51,7 +52,7 @@ async fn serve(
     place: Place,
     session: u64,
     members: Members,
-    driver: mpsc::Sender<Command>,
+    driver: watch::Receiver<Option<mpsc::Sender<Command>>>,
 ) {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(64 << 10, reader);
@@ -69,6 +70,13 @@ async fn serve(
         }
     };
     drop(place);
+    let Some(driver) = driver.borrow().clone() else {
+        let leader = members.leader().map_or_else(|| "nobody".to_owned(), |(peer, _)| peer.to_string());
+        let reason = format!("another orchestrator leads the lab: {leader}");
+        let _gone = framed::write(&mut writer, &ToLablet::Turned(reason)).await;
+        let _gone = writer.shutdown().await;
+        return;
+    };
     let (outbox, queue) = mpsc::channel(OUT_QUEUE);
     let writing = tokio::spawn(framed::write_queue(writer, queue, stamp));
     if driver.send(Command::Hello { from: peer.clone(), session, hello: Box::new(hello), outbox }).await.is_err() {
@@ -112,6 +120,7 @@ async fn hello(
                 // Its token is one of this lab, which was checked a moment ago.
                 let lab = &hello.token.body.lab;
                 iptl_trust::check_claim(claim, lab, clock::wall()).map_err(|e| format!("what was promised: {e}"))?;
+                members.learn_orchestrators(Orchestrators { claim: Some(claim.clone()), seats: Vec::new() });
             }
             match role {
                 Role::Lablet | Role::Orchestrator => Ok(hello),

@@ -12,6 +12,10 @@ use iptl_wire::control::Event;
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{Grant, Hello, KnownRun, ToLablet, ToOrchestrator};
 
+/// How much longer leases last where another orchestrator follows: a candidate claims after a lease of silence, one that is
+/// ranked behind it after one and a half, and lablets need a moment to turn.
+pub const FOLLOWED_LEASES: u32 = 2;
+
 /// Names, times and bounds of an orchestrator; all times in milliseconds.
 #[derive(Clone, Debug)]
 pub struct OrchestratorConfig {
@@ -182,6 +186,20 @@ pub enum Input {
         fact: Box<Fact>,
         /// What a `Submitted` fact links; none with all others.
         submission: Option<Box<Submission>>,
+    },
+    /// An execution is over whose log is laid aside, of this orchestrator or of one before: whoever asks is told. Between
+    /// `Replay` and `Replayed`.
+    Over {
+        /// Execution.
+        execution: ExecutionId,
+        /// Its result; none where it ended without one.
+        result: Option<Cid>,
+    },
+    /// Other orchestrators follow from now on, or none does. Where one does, leases last [`FOLLOWED_LEASES`] times as
+    /// long: who takes over is heard before they run out, and what runs goes on.
+    Followed {
+        /// Whether one does.
+        is_followed: bool,
     },
     /// All logs were replayed: go on from here.
     Replayed,

@@ -6,6 +6,7 @@ use iptl_wire::control::Event;
 use iptl_wire::session::{CellPhase, CellStatus, Heartbeat, Hello, Inventory, LeaseRenewal, ToLablet};
 use iptl_wire::{Timestamp, WallTime};
 
+use super::api::FOLLOWED_LEASES;
 use super::state::{LabletState, Pull, UNKNOWN_BOOT};
 use super::{Effect, Orchestrator, cell_ref, ms};
 
@@ -138,14 +139,18 @@ impl Orchestrator {
         let mut draw = [0; 4];
         draw.copy_from_slice(&hasher.finalize().as_bytes()[..4]);
         let heartbeat = base - base / 10 + u32::from_le_bytes(draw) % (base / 5 + 1);
-        (heartbeat, base.saturating_mul(self.config.lease_heartbeats))
+        (heartbeat, base.saturating_mul(self.lease_heartbeats()))
+    }
+
+    fn lease_heartbeats(&self) -> u32 {
+        self.config.lease_heartbeats.saturating_mul(if self.is_followed { FOLLOWED_LEASES } else { 1 })
     }
 
     /// Longest lease that a lablet may hold, in milliseconds.
     pub(super) fn lease_ms(&self) -> u64 {
         let lablets = self.lablets.len() as u64;
         let scaled = lablets * 1000 / u64::from(self.config.heartbeats_per_s.max(1));
-        scaled.max(u64::from(self.config.heartbeat_ms)) * u64::from(self.config.lease_heartbeats)
+        scaled.max(u64::from(self.config.heartbeat_ms)) * u64::from(self.lease_heartbeats())
     }
 
     /// Compares what a lablet holds with what it should hold, and says again what it has not heard.

@@ -218,6 +218,16 @@ impl RunSync {
         cell.instances = cell.instances.saturating_add(instances);
     }
 
+    /// Adds a cell that worked before under another orchestrator, which told nothing of it: it is asked for what it
+    /// contributed, as all cells of [`recovering`](RunSync::recovering) are.
+    pub fn recover_cell(&mut self, lablet: PeerId, instances: u64) {
+        self.add_cell(lablet.clone(), instances);
+        if let Some(cell) = self.cells.get_mut(&lablet) {
+            cell.restored = false;
+            self.recovering = true;
+        }
+    }
+
     /// A cell is gone and nothing replaces it: what it contributed stays counted.
     pub fn drop_cell(&mut self, lablet: &PeerId) {
         if let Some(cell) = self.take_cell(lablet) {

@@ -184,6 +184,13 @@ pub enum Request {
         /// Peer.
         peer: PeerId,
     },
+    /// Has another orchestrator lead the lab: the peer, or the first in rank that has everything. Answer: `HandedOver`,
+    /// then `End`.
+    HandOver {
+        /// Who.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<PeerId>,
+    },
     /// Leaves the lab. Answer: `End`.
     Leave {},
     /// Stops the node. Answer: `End`, before it stops.
@@ -293,6 +300,13 @@ pub enum Reply {
     Top(Box<Top>),
     /// One thing of a list: columns by name.
     Row(BTreeMap<String, String>),
+    /// Another orchestrator leads from now on.
+    HandedOver {
+        /// Who.
+        to: PeerId,
+        /// Counter of its term.
+        term: u64,
+    },
     /// CID behind a name.
     Resolved {
         /// The CID.
@@ -442,9 +456,38 @@ pub struct Status {
     pub offline_reason: String,
     /// Peers that ask to join.
     pub asking: Vec<(PeerId, String)>,
+    /// Who leads the lab, as far as this node knows; none without a lab.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leads: Option<Leads>,
     /// What users need of the lab, on its orchestrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+}
+
+/// Who leads a lab, and who follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Leads {
+    /// Who leads.
+    pub leader: PeerId,
+    /// Counter of its term; zero in a lab that never had a second orchestrator lead.
+    pub term: u64,
+    /// The others, as who leads sees them; as an orchestrator that follows sees itself.
+    pub followers: Vec<FollowerRow>,
+}
+
+/// An orchestrator that does not lead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FollowerRow {
+    /// Who.
+    pub peer: PeerId,
+    /// Whether it is in contact: everything that is acted on is on its disk before.
+    pub in_contact: bool,
+    /// Beats that it has not answered yet, each with the facts before it.
+    pub behind: u64,
+    /// Runs, receipts and results that it does not have yet.
+    pub missing: u32,
 }
 
 /// What users need of a lab, each as it was seen last; none where it was not seen since the orchestrator's start.

@@ -4,6 +4,7 @@ use iptl_dag::PeerId;
 use iptl_dag::model::signed::{Signable, Signed};
 use serde::{Deserialize, Serialize};
 
+use crate::takeover::Orchestrators;
 use crate::time::WallTime;
 
 /// Protocol ID of the stream on which a peer asks to join, one request and its answers.
@@ -136,6 +137,9 @@ pub enum IntroductionAnswer {
         /// That list, where it is newer than the asker's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         revocations: Option<Signed<Revocations>>,
+        /// The orchestrators of the lab, where there are several.
+        #[serde(default, skip_serializing_if = "Orchestrators::is_empty")]
+        orchestrators: Orchestrators,
     },
     /// It is a stranger.
     Unknown {
@@ -182,8 +186,14 @@ pub enum JoinAnswer {
         certificate: Signed<Certificate>,
         /// Membership.
         token: Signed<MemberToken>,
-        /// Addresses of the lab's orchestrators.
+        /// Addresses of the orchestrator.
         addrs: Vec<String>,
+        /// What makes the one who joins an orchestrator too, where its role is that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        own: Option<Signed<Certificate>>,
+        /// The orchestrators of the lab, where there are several.
+        #[serde(default, skip_serializing_if = "Orchestrators::is_empty")]
+        orchestrators: Orchestrators,
     },
     /// Not let in.
     Refused {

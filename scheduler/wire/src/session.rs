@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::{Certificate, MemberToken};
 use crate::offer::Offer;
-use crate::takeover::{Claim, Finished};
+use crate::takeover::{Claim, Finished, Orchestrators};
 
 /// Protocol ID of the session stream.
 pub const PROTOCOL: &str = "/iptl/session/1";
@@ -80,6 +80,8 @@ pub enum ToLablet {
     Follow(ExecutionId, bool),
     /// Say what the cell's instances use now; answered at most once in a second.
     Gauge(ExecutionId),
+    /// The orchestrators of the lab, where there are several: whom to turn to when this one is gone.
+    Orchestrators(Orchestrators),
 }
 
 /// Most instances of a cell that are named with what they use.

@@ -46,6 +46,44 @@ impl Signable for Claim {
     const DOMAIN: &'static str = "iptl/claim/1";
 }
 
+/// Most orchestrators of a lab: each is told of the others, and who leads waits for each that is in contact.
+pub const MAX_ORCHESTRATORS: usize = 16;
+
+/// Most addresses of an orchestrator that are passed on.
+pub const MAX_ADDRS: usize = 16;
+
+/// Longest address that is passed on, in bytes.
+pub const MAX_ADDR_SIZE: usize = 256;
+
+/// An orchestrator of the lab, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seat {
+    /// What makes it an orchestrator of the lab.
+    pub certificate: Signed<Certificate>,
+    /// Its addresses; at most [`MAX_ADDRS`], each of at most [`MAX_ADDR_SIZE`] bytes.
+    pub addrs: Vec<String>,
+}
+
+/// The orchestrators of a lab, as far as who says it knows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Orchestrators {
+    /// Claim of the highest term; none where the lab never had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Signed<Claim>>,
+    /// All of them; at most [`MAX_ORCHESTRATORS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seats: Vec<Seat>,
+}
+
+impl Orchestrators {
+    /// Whether nothing is known, so that nothing need be said.
+    pub fn is_empty(&self) -> bool {
+        self.claim.is_none() && self.seats.is_empty()
+    }
+}
+
 /// An execution that is over, as a lablet was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,20 +95,32 @@ pub struct Finished {
 }
 
 /// What a follower says on a follow stream.
+#[expect(clippy::large_enum_variant, reason = "the large one comes once on a stream")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ToLeader {
-    /// First message: the highest term that it knows, and how far it has each log.
+    /// First message: who it is, whom it knows, and how far it has each log.
     Follow {
-        /// Highest term; none where there never was one.
-        term: Option<Epoch>,
+        /// Itself: its certificate and where it is.
+        seat: Seat,
+        /// All that it knows, with the claim of the highest term.
+        known: Orchestrators,
         /// Last fact of each execution that is not over, by its position.
         heads: Vec<(ExecutionId, u64, Cid)>,
+    },
+    /// First message of who only wants to know who leads: it is told, and the stream ends.
+    Ask {
+        /// Itself.
+        seat: Seat,
+        /// All that it knows.
+        known: Orchestrators,
     },
     /// It has everything up to the beat of this number on its disk.
     Has {
         /// Number of the beat.
         beat: u64,
+        /// Things named by facts that it does not have yet: runs with their programs, receipts, results.
+        missing: u32,
     },
 }
 
@@ -78,6 +128,16 @@ pub enum ToLeader {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ToFollower {
+    /// First message of who leads, and repeated when it changes: the orchestrators, with the claim to lead.
+    Orchestrators(Orchestrators),
+    /// A small block that the next facts name: execution, run or placement.
+    Block {
+        /// Its CID.
+        cid: Cid,
+        /// Its bytes.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
     /// A fact, as its block; the facts of an execution come in their order.
     Fact {
         /// The block.
@@ -90,8 +150,9 @@ pub enum ToFollower {
         beat: u64,
         /// Its term.
         term: Option<Epoch>,
-        /// Lablets that it granted something to, or may; at most [`MAX_NAMED`].
-        lablets: Vec<PeerId>,
+        /// Lablets that it granted something to, or may; at most [`MAX_NAMED`]. None where they are as before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lablets: Option<Vec<PeerId>>,
     },
     /// The one who is named is to lead: everything was said, and nothing is done any more in the old term.
     HandOver {
@@ -100,9 +161,6 @@ pub enum ToFollower {
         /// Who leads next.
         to: PeerId,
     },
-    /// Somebody else leads.
-    Elsewhere {
-        /// In this term.
-        term: Epoch,
-    },
+    /// Who answers does not lead.
+    Elsewhere(Orchestrators),
 }

@@ -2,7 +2,7 @@
 //!
 //! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
-//! [`alone`] about what needs no lab, [`crowds`] about size, [`health`] about a lab that looks after itself. All run plans of [`Plan`], but [`random_deaths`].
+//! [`takeover`] about labs of two orchestrators, [`alone`] about what needs no lab, [`crowds`] about size, [`health`] about a lab that looks after itself. All run plans of [`Plan`], but [`random_deaths`].
 
 mod alone;
 mod crowds;
@@ -13,6 +13,7 @@ mod health;
 mod members;
 mod random_deaths;
 mod stops;
+mod takeover;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -104,6 +105,17 @@ impl Plan {
     }
 }
 
+/// Where command lines are run.
+trait Asks {
+    fn ask(&self, args: &[&str]) -> Output;
+}
+
+impl Asks for Lab {
+    fn ask(&self, args: &[&str]) -> Output {
+        self.run(args)
+    }
+}
+
 /// Returns the program of a plan that ships; `cargo xtask setup` builds it.
 fn program_of(plan: &str) -> PathBuf {
     repository().join(format!("plans/{plan}/target/wasm32-wasip2/release/{plan}.wasm"))
@@ -149,15 +161,15 @@ struct Receipt {
 
 /// Verifies a result and returns its receipts by instance; fails the test where an instance has two.
 #[track_caller]
-fn receipts(lab: &Lab, result: &Value) -> BTreeMap<String, Receipt> {
+fn receipts(lab: &impl Asks, result: &Value) -> BTreeMap<String, Receipt> {
     let result = result.as_str().expect("a result");
-    let shown = lab.run(&["show", result, "--json"]).exits(0).json();
+    let shown = lab.ask(&["show", result, "--json"]).exits(0).json();
     assert_eq!(shown["verified"], true, "{shown}");
     assert_eq!(shown["outcome_equal"], true, "{shown}");
-    let shards = lab.run(&["dag", "get", &format!("{result}/attestation/body/receipts")]).exits(0).json();
+    let shards = lab.ask(&["dag", "get", &format!("{result}/attestation/body/receipts")]).exits(0).json();
     let mut receipts = BTreeMap::new();
     for shard in shards.as_array().expect("a list of links") {
-        let node = lab.run(&["dag", "get", &format!("{}/receipts", shard["/"].as_str().unwrap())]).exits(0).json();
+        let node = lab.ask(&["dag", "get", &format!("{}/receipts", shard["/"].as_str().unwrap())]).exits(0).json();
         for signed in node.as_array().expect("a list of receipts") {
             let body = &signed["body"];
             let instance = format!("{}/{}", body["instance"]["group"].as_str().unwrap(), body["instance"]["index"]);
@@ -176,7 +188,7 @@ fn receipts(lab: &Lab, result: &Value) -> BTreeMap<String, Receipt> {
 
 /// Asserts that a run passed with a receipt for each instance, each at its first attempt.
 #[track_caller]
-fn passed_once(lab: &Lab, output: Output, instances: u64) -> BTreeMap<String, Receipt> {
+fn passed_once(lab: &impl Asks, output: Output, instances: u64) -> BTreeMap<String, Receipt> {
     let last = output.exits(0).last_json();
     assert_eq!((last["verdict"].as_str(), last["lost"].as_u64()), (Some("pass"), Some(0)), "{last}");
     let receipts = receipts(lab, &last["result"]);

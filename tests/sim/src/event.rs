@@ -139,6 +139,7 @@ fn down_kind(message: &ToLablet) -> u64 {
         ToLablet::Sync(..) => 10,
         ToLablet::Follow(..) => 11,
         ToLablet::Gauge(_) => 12,
+        ToLablet::Orchestrators(_) => 13,
     }
 }
 

@@ -13,7 +13,9 @@ use crate::{node, ui};
 
 /// Makes a ticket that lets one machine join.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  iptl invite\n  iptl invite --role developer --ttl 7d")]
+#[command(
+    after_help = "Examples:\n  iptl invite\n  iptl invite --role developer --ttl 7d\n  iptl invite --role orchestrator"
+)]
 pub struct Args {
     /// What the one who joins may do
     #[arg(long, value_enum, default_value = "lablet")]
@@ -30,6 +32,8 @@ pub enum RoleArg {
     Lablet,
     /// Submits runs
     Developer,
+    /// Follows the one that leads the lab, and leads on where that one is gone
+    Orchestrator,
 }
 
 impl From<RoleArg> for Role {
@@ -37,6 +41,7 @@ impl From<RoleArg> for Role {
         match role {
             RoleArg::Lablet => Role::Lablet,
             RoleArg::Developer => Role::Developer,
+            RoleArg::Orchestrator => Role::Orchestrator,
         }
     }
 }

@@ -1,9 +1,9 @@
-//! `iptl lab`: makes a lab, lets peers in and takes memberships away.
+//! `iptl lab`: makes a lab, lets peers in, takes memberships away and hands over.
 
 use iptl_wire::control::Request;
 use serde_json::json;
 
-use super::{approve, revoke, status};
+use super::{approve, handover, revoke, status};
 use crate::context::Context;
 use crate::exit::{Exit, Result};
 use crate::node;
@@ -17,6 +17,8 @@ pub enum Command {
     Approve(approve::Args),
     /// Take a member's membership away
     Revoke(revoke::Args),
+    /// Have another orchestrator lead the lab
+    Handover(handover::Args),
 }
 
 /// Makes a lab; the node of this home becomes its orchestrator.
@@ -40,6 +42,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result {
         Command::Init(args) => init(ctx, args).await,
         Command::Approve(args) => approve::run(ctx, args).await,
         Command::Revoke(args) => revoke::run(ctx, args).await,
+        Command::Handover(args) => handover::run(ctx, args).await,
     }
 }
 

@@ -78,6 +78,18 @@ pub fn lines(status: &Status) -> Vec<String> {
         Some(Role::Developer) | None => {}
     }
     lines.extend(status.health.iter().map(|health| format!("health  {}", health_line(health))));
+    if let Some(leads) = status.leads.as_ref().filter(|leads| leads.term > 0 || !leads.followers.is_empty()) {
+        let who = if leads.leader == status.peer { "this node".to_owned() } else { leads.leader.short() };
+        lines.push(format!("leads   {who:<14} term {}", leads.term));
+        for follower in &leads.followers {
+            let how = match (follower.in_contact, follower.missing) {
+                (false, _) => "out of contact".to_owned(),
+                (true, 0) => "has everything".to_owned(),
+                (true, missing) => format!("lacks {}", ui::count(u64::from(missing), "thing")),
+            };
+            lines.push(format!("follows {:<14} {how}", follower.peer.short()));
+        }
+    }
     let runs: Vec<String> = status
         .running
         .iter()
@@ -138,6 +150,18 @@ pub fn to_json(status: &Status) -> Value {
         .as_ref()
         .map(|health| json!({"place": sign(&health.place), "run": sign(&health.run), "seal": sign(&health.seal)}));
     let sum: Slots = status.slots.values().sum();
+    let leads = status.leads.as_ref().map(|leads| {
+        let followers: Vec<Value> = leads
+            .followers
+            .iter()
+            .map(|f| {
+                json!({
+                    "peer": f.peer.to_string(), "in_contact": f.in_contact, "behind": f.behind, "missing": f.missing,
+                })
+            })
+            .collect();
+        json!({"leader": leads.leader.to_string(), "term": leads.term, "followers": followers})
+    });
     let by_kind: Map<String, Value> = status
         .slots
         .iter()
@@ -148,7 +172,7 @@ pub fn to_json(status: &Status) -> Value {
         "uptime_ms": status.uptime_ms, "role": status.role.map(|r| role_word(Some(r))),
         "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online, "offline_reason": status.offline_reason,
         "peers": status.peers, "lablets": status.lablets, "lablets_ready": status.lablets_ready,
-        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking, "health": health,
+        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking, "leads": leads, "health": health,
     })
 }
 

@@ -1,0 +1,278 @@
+//! Following who leads: its logs and what they name are kept here, so that this orchestrator can lead on.
+//!
+//! Facts come as blocks in the order of each log and are checked as an audit checks them before they are kept. What a fact
+//! names and is large (a run with its programs, receipts, a result) is fetched beside that, and is not waited for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iptl_dag::model::{self, ExecutionId, Fact, FactKind};
+use iptl_dag::{Block, Cid, PeerId};
+use iptl_wire::takeover::{FOLLOW_PROTOCOL, MAX_FOLLOW_SIZE, ToFollower, ToLeader};
+use tokio::io::BufReader;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::canary;
+use super::candidacy::{Note, seat};
+use super::driver::Parts;
+use super::wants::{Done, Want, Wants};
+use crate::facts::{FollowError, LogError, Logs};
+use crate::framed;
+
+/// Longest wait for a stream to who leads.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Silence after which the stream is made anew: three beats. A machine that lost its power says no goodbye.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// Pause after nobody was found who leads.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How far this follower is, for people.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// Who leads and is followed now.
+    pub leader: Option<PeerId>,
+    /// What facts name and is not here yet.
+    pub missing: u32,
+}
+
+/// Why who leads is followed no longer.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("{0}")]
+    Link(String),
+    #[error("it is silent")]
+    Silent,
+    #[error("it does not lead")]
+    Elsewhere,
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] iptl_artifacts::StoreError),
+}
+
+/// Follows whoever leads until it is told to stop.
+pub(super) async fn run(
+    parts: Arc<Parts>,
+    notes: mpsc::Sender<Note>,
+    progress: watch::Sender<Progress>,
+    stop: CancellationToken,
+) {
+    let logs = Logs::new(parts.home.path("log"), parts.key.clone()).with_writers(parts.members.writers());
+    let wants = Wants::new(parts.clone());
+    let mut follower = Follower { wants, parts, logs, notes, progress, unflushed: false, canaries: BTreeSet::new() };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = follower.run() => {}
+    }
+    let _gone = follower.progress.send_replace(Progress::default());
+}
+
+struct Follower {
+    parts: Arc<Parts>,
+    logs: Logs,
+    wants: Wants,
+    notes: mpsc::Sender<Note>,
+    progress: watch::Sender<Progress>,
+    /// Blocks came that the store may not have on the disk yet.
+    unflushed: bool,
+    /// Executions that are the lab's canary.
+    canaries: BTreeSet<ExecutionId>,
+}
+
+impl Follower {
+    async fn run(&mut self) {
+        match tokio::task::block_in_place(|| self.logs.replay()) {
+            Ok(facts) => facts.iter().for_each(|fact| self.want(fact)),
+            Err(error) => {
+                // It would neither lead nor follow with a log that is not what was written.
+                tracing::error!(%error, "the orchestrator stops");
+                return self.parts.stop.cancel();
+            }
+        }
+        loop {
+            for (peer, addrs) in self.parts.members.candidates() {
+                if peer == *self.parts.links.peer() {
+                    continue;
+                }
+                let ended = self.follow(&peer, &addrs).await;
+                self.progress.send_replace(Progress::default());
+                if let Err(error) = ended {
+                    tracing::info!(%peer, %error, "does not follow");
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn follow(&mut self, peer: &PeerId, addrs: &[String]) -> Result<(), Ended> {
+        let parts = self.parts.clone();
+        let opening = parts.links.open(peer, addrs, FOLLOW_PROTOCOL);
+        let stream = tokio::time::timeout(OPEN_TIMEOUT, opening)
+            .await
+            .map_err(|_| Ended::Silent)?
+            .map_err(|e| Ended::Link(e.to_string()))?;
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = BufReader::with_capacity(256 << 10, reader);
+        let known = parts.members.orchestrators();
+        framed::write(&mut writer, &ToLeader::Follow { seat: seat(&parts).await, known, heads: self.logs.heads() })
+            .await?;
+        // What was not named up to the first beat is known to nobody who leads.
+        let mut unnamed: BTreeSet<ExecutionId> = self.logs.executions().into_iter().collect();
+        loop {
+            let reading = framed::read::<ToFollower>(&mut reader, MAX_FOLLOW_SIZE);
+            tokio::pin!(reading);
+            let message = loop {
+                tokio::select! {
+                    read = tokio::time::timeout(SILENCE, &mut reading) => break read,
+                    done = self.wants.done() => self.done(done).await?,
+                }
+            };
+            let message = match message {
+                Ok(message) => message?,
+                Err(_) => {
+                    if let Some(net) = parts.links.net() {
+                        net.disconnect(peer).await;
+                    }
+                    return Err(Ended::Silent);
+                }
+            };
+            match message {
+                None => return Ok(()),
+                Some(ToFollower::Orchestrators(known)) => {
+                    parts.members.learn_orchestrators(known);
+                    self.logs.add_writers(parts.members.writers());
+                    self.wants.ask(peer);
+                    self.progress.send_modify(|progress| progress.leader = Some(peer.clone()));
+                }
+                Some(ToFollower::Elsewhere(known)) => {
+                    parts.members.learn_orchestrators(known);
+                    return Err(Ended::Elsewhere);
+                }
+                Some(ToFollower::Block { cid, data }) => {
+                    let block = Block::verify(cid, data).map_err(|e| Ended::Link(e.to_string()))?;
+                    parts.store.put(vec![block]).await?;
+                    self.unflushed = true;
+                }
+                Some(ToFollower::Fact { block }) => {
+                    if std::mem::take(&mut self.unflushed) {
+                        parts.store.flush().await?;
+                    }
+                    let execution = self.fact(block)?;
+                    unnamed.remove(&execution);
+                }
+                Some(ToFollower::Beat { beat, term, lablets }) => {
+                    for execution in std::mem::take(&mut unnamed) {
+                        tracing::warn!(execution = %execution.alias(), "laid aside: who leads knows nothing of it");
+                        self.logs.lay_aside(&execution)?;
+                    }
+                    tokio::task::block_in_place(|| self.logs.commit())?;
+                    let _stopping = self.notes.send(Note::Beat { from: peer.clone(), term, lablets }).await;
+                    let missing = self.wants.missing();
+                    self.progress.send_modify(|progress| progress.missing = missing);
+                    framed::write(&mut writer, &ToLeader::Has { beat, missing }).await?;
+                }
+                Some(ToFollower::HandOver { from, to }) => {
+                    if to == *parts.links.peer() {
+                        let _stopping = self.notes.send(Note::HandedOver { from: peer.clone(), term: from }).await;
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Keeps a fact where it fits; returns its execution.
+    fn fact(&mut self, data: Vec<u8>) -> Result<ExecutionId, Ended> {
+        let no_fact = |e: iptl_dag::DecodeError| FollowError::NoFact { reason: e.to_string() };
+        let signed: model::Signed<Fact> = model::from_bytes(&data).map_err(no_fact)?;
+        let execution = signed.body.execution;
+        let block = Block::new(iptl_dag::Codec::DagCbor, data);
+        if self.logs.head(&execution) == Some(*block.cid()) {
+            // It names where the two logs agree.
+            return Ok(execution);
+        }
+        let kept = tokio::task::block_in_place(|| self.logs.append_followed(&block));
+        let fact = match kept {
+            Ok(fact) => fact,
+            Err(FollowError::Misfit(misfit)) => {
+                tracing::warn!(execution = %execution.alias(), %misfit, "laid aside: who leads has another log");
+                self.logs.lay_aside(&execution)?;
+                // Where it is the first of the whole log that follows, it is kept; else all is asked for again.
+                tokio::task::block_in_place(|| self.logs.append_followed(&block))?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.want(&fact);
+        let is_over = matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. });
+        if is_over && self.canaries.remove(&execution) {
+            self.wants.release(&execution);
+            tokio::task::block_in_place(|| self.logs.remove(&execution))?;
+        }
+        Ok(execution)
+    }
+
+    /// Wants what a fact names.
+    fn want(&mut self, fact: &Fact) {
+        let execution = fact.execution;
+        match &fact.kind {
+            FactKind::Submitted { run, execution: node, .. } => {
+                if canary::is_canary(run) {
+                    self.canaries.insert(execution);
+                }
+                self.wants.hold(execution, *node);
+                self.wants.want(execution, Want::Root(*run));
+            }
+            FactKind::Placed { placement } => self.wants.hold(execution, *placement),
+            FactKind::Received { shard, .. } => self.wants.want(execution, Want::Root(*shard)),
+            // Nothing of the lab's canary is kept.
+            FactKind::Sealed { .. } | FactKind::Failed { .. } if self.canaries.contains(&execution) => {}
+            FactKind::Sealed { result } => self.wants.want(execution, Want::Result(*result)),
+            FactKind::Failed { reason } => self.wants.want(execution, Want::Failure(reason.clone())),
+            FactKind::Snapshot { facts, .. } => {
+                for recorded in facts {
+                    let kind = recorded.kind.clone();
+                    let (epoch, at_ms) = (recorded.epoch.clone(), recorded.at_ms);
+                    self.want(&Fact { execution, seq: fact.seq, prev: fact.prev, epoch, at_ms, kind });
+                }
+            }
+            FactKind::Granted { .. }
+            | FactKind::Accepted { .. }
+            | FactKind::Refused { .. }
+            | FactKind::Started {}
+            | FactKind::Lost { .. }
+            | FactKind::Cancelled { .. }
+            | FactKind::TimedOut {}
+            | FactKind::TakenOver { .. }
+            | FactKind::Recovered { .. } => {}
+        }
+    }
+
+    /// Something that was wanted is here.
+    async fn done(&mut self, done: Done) -> Result<(), Ended> {
+        if let Done::Over { execution, last } = done {
+            let blocks = tokio::task::block_in_place(|| self.logs.blocks(&execution))?;
+            if let Some((submitted, run)) = submitted(&blocks) {
+                self.wants.record(execution, run, submitted, last).await;
+            }
+            self.logs.close(&execution)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns when an execution was submitted, and its run.
+fn submitted(blocks: &[Block]) -> Option<(u64, Cid)> {
+    let fact: model::Signed<Fact> = model::from_bytes(blocks.first()?.data()).ok()?;
+    match fact.body.kind {
+        FactKind::Submitted { run, .. } => Some((fact.body.at_ms, run)),
+        _ => None,
+    }
+}

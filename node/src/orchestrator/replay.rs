@@ -1,0 +1,200 @@
+//! How an orchestrator begins: with what its logs say, its own or those that it followed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use iptl_artifacts::read_block;
+use iptl_dag::Cid;
+use iptl_dag::model::{self, Execution, ExecutionId, FactKind, Run};
+use iptl_scheduler::{Input, Submission};
+use iptl_sync::RunSync;
+use iptl_wire::control::Event;
+use iptl_wire::session::KnownRun;
+use iptl_wire::takeover::MAX_FINISHED;
+
+use super::candidacy::Note;
+use super::driver::{Driver, How, OrchestratorError};
+use super::wants::failed;
+use super::{Command, sealed};
+use crate::clock;
+use crate::fetch::Wanted;
+use crate::keeper::Holder;
+
+/// A result that another orchestrator sealed is looked for so long at a time.
+const RESULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Pause between two searches for it.
+const RESULT_PAUSE: Duration = Duration::from_secs(5);
+
+impl Driver {
+    /// Lays the log of an execution aside whose end is recorded; one that stays is read at the next start, and no harm.
+    pub(super) fn lay_aside(&mut self, execution: &ExecutionId) {
+        if let Err(error) = tokio::task::block_in_place(|| self.logs.close(execution)) {
+            tracing::warn!(%execution, %error, "the log of an execution that is over could not be laid aside");
+        }
+    }
+
+    pub(super) async fn replay(&mut self, facts: Vec<model::Fact>) -> Result<(), OrchestratorError> {
+        self.input(Input::Wall { unix_us: clock::wall_us() });
+        let over: BTreeSet<ExecutionId> = facts
+            .iter()
+            .filter(|fact| matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. }))
+            .map(|fact| fact.execution)
+            .filter(|execution| self.registry.ended(execution).is_some())
+            .collect();
+        for execution in &over {
+            self.lay_aside(execution);
+        }
+        let mut unrecorded = Vec::new();
+        for fact in facts.into_iter().filter(|fact| !over.contains(&fact.execution)) {
+            self.hold_named(fact.execution, &fact.kind);
+            let submission = match &fact.kind {
+                FactKind::Submitted { execution, run, by } => {
+                    let submission = self.submission(execution, run).await?;
+                    let run_node = &submission.run.run;
+                    self.registry.begin(fact.execution, *run, run_node, by.clone(), fact.at_ms);
+                    let event = Event::Submitted {
+                        execution: fact.execution.0,
+                        alias: fact.execution.alias(),
+                        run: *run,
+                        lab: self.parts.certificate.body.name.clone(),
+                        groups: run_node.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
+                    };
+                    self.registry.notify(fact.execution, event, fact.at_ms);
+                    Some(Box::new(submission))
+                }
+                FactKind::Sealed { result } => {
+                    unrecorded.push((fact.execution, Ok(*result)));
+                    None
+                }
+                FactKind::Failed { reason } => {
+                    unrecorded.push((fact.execution, Err(reason.clone())));
+                    None
+                }
+                kind => {
+                    self.note(fact.execution, kind, true);
+                    if let (FactKind::Started {}, Some(active)) = (kind, self.registry.active.get(&fact.execution)) {
+                        let event = Event::Started { after_ms: fact.at_ms.saturating_sub(active.submitted_ms) };
+                        self.registry.notify(fact.execution, event, fact.at_ms);
+                    }
+                    None
+                }
+            };
+            self.input(Input::Replay { fact: Box::new(fact), submission });
+        }
+        // What was told to be over in an earlier life, or by another orchestrator, is over whoever asks.
+        let ended: Vec<_> = self.registry.records().into_iter().rev().take(MAX_FINISHED).collect();
+        let ended: Vec<_> = ended.iter().map(|r| (r.execution, r.result().map(|(result, ..)| result))).collect();
+        for (execution, result) in ended {
+            self.input(Input::Over { execution, result });
+        }
+        for (execution, active) in &self.registry.active {
+            if !active.lablets.is_empty() {
+                let cells = active.lablets.iter().map(|(lablet, instances)| (lablet.clone(), *instances));
+                self.syncs.insert(*execution, RunSync::recovering(cells));
+            }
+        }
+        match (self.post.how, self.post.claim.as_ref().map(|claim| claim.body.term.clone())) {
+            (How::TakeOver { handed_over }, Some(term)) => {
+                let lablets = std::mem::take(&mut self.post.lablets);
+                self.input(Input::TakeOver { term, lablets, handed_over });
+            }
+            (How::TakeOver { .. }, None) | (How::Resume, _) => self.input(Input::Replayed),
+        }
+        for (execution, how) in unrecorded {
+            if self.registry.active.get(&execution).is_some_and(|active| active.canary) {
+                self.registry.active.remove(&execution);
+                self.erase(&execution);
+                continue;
+            }
+            match how {
+                Ok(result) => self.adopt(execution, Some(result)),
+                Err(reason) => {
+                    self.registry.notify(execution, failed(execution, reason), clock::wall().0);
+                    self.forget(&execution);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn submission(&self, execution: &Cid, run: &Cid) -> Result<Submission, OrchestratorError> {
+        let execution: Execution = self.node(execution).await?;
+        let cid = *run;
+        let run: Run = self.node(run).await?;
+        Ok(Submission { execution, run: KnownRun { cid, run } })
+    }
+
+    async fn node<T>(&self, cid: &Cid) -> Result<T, OrchestratorError>
+    where
+        T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
+    {
+        let block = read_block(&*self.parts.store, cid).await?.ok_or(OrchestratorError::Missing { cid: *cid })?;
+        model::from_bytes(block.data()).map_err(|e| OrchestratorError::Damaged { cid: *cid, reason: e.to_string() })
+    }
+
+    /// Lets go of an execution that is over.
+    pub(super) fn forget(&mut self, execution: &ExecutionId) {
+        self.lay_aside(execution);
+        self.let_go(execution);
+    }
+
+    /// Lets go of the lab's canary, of which nothing is kept.
+    pub(super) fn erase(&mut self, execution: &ExecutionId) {
+        if let Err(error) = tokio::task::block_in_place(|| self.logs.remove(execution)) {
+            tracing::warn!(%execution, %error, "the log of the lab's canary could not be removed");
+        }
+        self.let_go(execution);
+    }
+
+    fn let_go(&mut self, execution: &ExecutionId) {
+        self.syncs.remove(execution);
+        self.following.remove(execution);
+        // A sealed result is pinned by itself; of a failed execution nothing is kept.
+        self.parts.keeper.release(execution, Holder::Orchestrator);
+    }
+
+    /// An execution is over that another orchestrator ended: its result is looked for until it is here, and is told then.
+    pub(super) fn adopt(&mut self, execution: ExecutionId, result: Option<Cid>) {
+        let (parts, commands) = (self.parts.clone(), self.commands.clone());
+        let stop = self.post.stop.clone();
+        let looking = async move {
+            let Some(result) = result else {
+                return failed(execution, "the orchestrator before ended it without a result".to_owned());
+            };
+            parts.keeper.hold(execution, Holder::Orchestrator, result);
+            loop {
+                let wanted = Wanted { root: result, from: Vec::new(), timeout: RESULT_TIMEOUT, shallow: false };
+                if parts.fetcher.fetch(&wanted, |_| {}).await.is_ok()
+                    && let Ok(last) = sealed::told(&*parts.store, result).await
+                {
+                    let kind = iptl_artifacts::PinKind::Result;
+                    if let Err(error) = parts.keeper.keep(result, kind, &execution.alias(), None).await {
+                        tracing::error!(%error, "a result is not kept");
+                    }
+                    return last;
+                }
+                tracing::warn!(execution = %execution.alias(), %result, "its result is nowhere to be found yet");
+                tokio::time::sleep(RESULT_PAUSE).await;
+            }
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                last = looking => {
+                    let _stopping = commands.send(Command::Adopted { execution, last: Box::new(last) }).await;
+                }
+            }
+        });
+    }
+
+    /// Every lablet was asked what it holds: a later life in this term need not ask again.
+    pub(super) fn reconciled(&self) {
+        let Some(claim) = &self.post.claim else { return };
+        let (notes, term) = (self.post.notes.clone(), claim.body.term.clone());
+        tracing::info!(counter = term.counter, "what lablets hold is known");
+        tokio::spawn(async move {
+            let _stopping = notes.send(Note::Reconciled { term }).await;
+        });
+    }
+}
