@@ -132,7 +132,7 @@ pub(crate) enum Ask {
     Lablets {
         answer: oneshot::Sender<Vec<LabletRow>>,
     },
-    /// Another orchestrator is to lead: this one, or the first in rank that has everything. Answered with its term.
+    /// Another orchestrator is to lead: this one, or the first in rank that follows. Answered with its term.
     HandOver {
         to: Option<PeerId>,
         answer: oneshot::Sender<Result<Epoch, Failure>>,

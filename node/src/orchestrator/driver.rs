@@ -284,8 +284,8 @@ impl Driver {
 
     pub(super) fn input(&mut self, input: Input) {
         match &mut self.leaving {
-            None => self.core.handle(clock::now(), input),
-            Some(leaving) => leaving.deferred.push(input),
+            Some(leaving) if leaving.is_frozen => leaving.deferred.push(input),
+            Some(_) | None => self.core.handle(clock::now(), input),
         }
     }
 
@@ -647,7 +647,7 @@ impl Driver {
     }
 
     fn answer(&mut self, ask: Ask) {
-        if self.leaving.is_some() && matches!(ask, Ask::Submit { .. } | Ask::Cancel { .. }) {
+        if self.leaving.as_ref().is_some_and(|leaving| leaving.is_frozen) && matches!(ask, Ask::Submit { .. } | Ask::Cancel { .. }) {
             // The heir is asked instead: whoever asks hears that this one does not lead.
             return;
         }

@@ -314,13 +314,17 @@ impl Followers {
         self.doubted.remove(peer);
     }
 
-    /// Returns the follower that is to lead next: the one that is named, or the first in rank that has everything.
+    /// Returns the follower that is to lead next: the one that is named, or the first in rank; in contact.
     pub(super) fn heir(&self, named: Option<&PeerId>) -> Option<PeerId> {
         let ranking = self.parts.members.ranking();
-        let mut ready = ranking.into_iter().filter(|peer| {
-            self.streams.get(peer).is_some_and(|follower| follower.has.is_some() && follower.missing == 0)
-        });
+        let in_contact = |peer: &PeerId| self.streams.get(peer).is_some_and(|follower| follower.has.is_some());
+        let mut ready = ranking.into_iter().filter(in_contact);
         ready.find(|peer| named.is_none_or(|named| named == peer))
+    }
+
+    /// Whether a follower has fetched all that facts name.
+    pub(super) fn lacks_nothing(&self, peer: &PeerId) -> bool {
+        self.streams.get(peer).is_some_and(|follower| follower.has.is_some() && follower.missing == 0)
     }
 
     /// Whether a follower has everything that was said.

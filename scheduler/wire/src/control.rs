@@ -184,7 +184,7 @@ pub enum Request {
         /// Peer.
         peer: PeerId,
     },
-    /// Has another orchestrator lead the lab: the peer, or the first in rank that has everything. Answer: `HandedOver`,
+    /// Has another orchestrator lead the lab: the peer, or the first in rank that follows. Answer: `HandedOver`,
     /// then `End`.
     HandOver {
         /// Who.

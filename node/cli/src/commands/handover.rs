@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Has another orchestrator lead the lab; runs go on. Run it on the node that leads.
 ///
-/// The other one is the first in rank that follows and has everything, or the one that is named. This node follows from
+/// The other one is the first in rank that follows, or the one that is named; it fetches what it lacks first. This node follows from
 /// then on, and can be stopped.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  iptl lab handover\n  iptl lab handover 12D3KooW…")]
