@@ -464,13 +464,13 @@ impl Driver {
 
     fn prepare(&mut self, cell: CellRef, grant: Grant) {
         let preparer = preparer(&self.parts, &self.artifacts);
-        // Who granted it has all of it; the one before may have it too.
-        let granted_by = &grant.cell.epoch.peer;
-        let orchestrator = (granted_by.clone(), self.parts.members.addrs_of(granted_by));
+        // Who granted it has all of it; where that one dies meanwhile, those who followed it have it too.
+        let mut orchestrators = self.parts.members.candidates();
+        orchestrators.sort_by_key(|(peer, _)| *peer != grant.cell.epoch.peer);
         let commands = self.commands.clone();
         let (name, job) = (cell.clone(), grant.clone());
         let task = tokio::spawn(async move {
-            let command = match preparer.prepare(orchestrator, &job).await {
+            let command = match preparer.prepare(orchestrators, &job).await {
                 Ok(done) => Command::Prepared { cell: name, run: Box::new(done.run), prepared: done.cell },
                 Err(error) => {
                     Command::PrepareFailed { cell: name, reason: describe(&error), unfit: error.lies_in_the_workload() }

@@ -114,8 +114,8 @@ impl Preparer {
     /// Fetches what a grant names and lets the runner prepare its cell.
     ///
     /// Safe to drop: the runner gives the cell up, blocks that arrived stay.
-    pub(super) async fn prepare(&self, orchestrator: Source, grant: &Grant) -> Result<Prepared, CellError> {
-        let sources = sources(orchestrator, grant);
+    pub(super) async fn prepare(&self, orchestrators: Vec<Source>, grant: &Grant) -> Result<Prepared, CellError> {
+        let sources = sources(orchestrators, grant);
         let run: Run = self.node(&grant.run, &sources, true).await?;
         let scratch = self.scratch(grant)?;
         let (mut artifacts, mut containers) = (BTreeMap::new(), BTreeMap::new());
@@ -269,8 +269,8 @@ fn given(scratch: &Path, group: &str, number: usize) -> PathBuf {
     scratch.join(FILES_DIR).join(group).join(number.to_string())
 }
 
-fn sources(orchestrator: Source, grant: &Grant) -> Vec<Source> {
-    let mut sources = vec![orchestrator];
+fn sources(orchestrators: Vec<Source>, grant: &Grant) -> Vec<Source> {
+    let mut sources = orchestrators;
     for (peer, addrs) in &grant.roster {
         if let Ok(peer) = peer.parse::<PeerId>()
             && peer != grant.lablet

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use iptl_e2e::beside::{self, Beside};
-use iptl_e2e::{Foreground, Home, Lab, Node, Output, run, until};
+use iptl_e2e::{Foreground, Home, Lab, Output, repository, run, until};
 use serde_json::Value;
 
 use super::{Plan, passed_once, reaches, row, submit, watch};
@@ -136,6 +136,38 @@ fn an_orchestrator_that_stood_still_does_nothing_that_counts_and_follows() {
     assert_eq!(facts.iter().filter(lost).count(), 0, "{facts:?}");
     assert_eq!(leads(&pair.lab.orchestrator.home).unwrap()["term"], 1);
     assert_eq!(row(&pair.lab, &execution).unwrap()["verdict"], "pass");
+}
+
+#[test]
+fn an_execution_that_was_named_survives_the_death_of_who_led() {
+    let pair = Pair::start(2);
+    let plan = Plan::new(4).quick(96);
+    let folder = plan.write(&pair.lab);
+    // The successor has the programs from an earlier run.
+    let before = submit(&pair.lab, &folder, "100ms");
+    passed_once(&pair.lab, watch(&pair.lab, &before), plan.instances());
+    pair.follows(&pair.lab.orchestrator.home);
+    // Whoever was told its name finds it at the successor, whatever lablets were told.
+    let execution = submit(&pair.lab, &folder, "1s");
+    pair.lab.orchestrator.kill();
+    pair.second_leads();
+    passed_once(&pair.second, pair.second.run(&["watch", &execution, "--json"]), plan.instances());
+    log_holds(&pair.second, &execution);
+}
+
+#[test]
+fn barriers_and_topics_go_on_under_a_successor() {
+    let pair = Pair::start(3);
+    let plan = repository().join("plans/storm").display().to_string();
+    let args = ["-g", "node=12", "-p", "barriers=1000", "-p", "publishes=20", "--no-build", "--detach"];
+    let execution = pair.lab.run(&[&["run", &plan], &args[..]].concat()).exits(0).word();
+    reaches(&pair.lab, &execution, "running");
+    pair.lab.orchestrator.kill();
+    pair.second_leads();
+    let last = pair.second.run(&["watch", &execution, "--json"]).last_json();
+    // How long barriers took is not what is asked here: each was passed by all, once, and each message was seen by all.
+    assert_eq!((last["ok"].as_u64(), last["failed"].as_u64(), last["lost"].as_u64()), (Some(12), Some(0), Some(0)), "{last}");
+    log_holds(&pair.second, &execution);
 }
 
 #[test]
