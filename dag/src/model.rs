@@ -11,6 +11,7 @@ pub mod execution;
 pub mod fact;
 pub mod fault;
 pub mod image;
+pub mod loss;
 pub mod network;
 pub mod outcome;
 pub mod placement;
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod receipt;
 pub mod result;
 pub mod run;
+pub mod series;
 pub mod signed;
 
 use serde::{Deserialize, Serialize};
@@ -27,12 +29,13 @@ pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
 pub use fact::{Fact, FactKind, Recorded};
 pub use fault::{Fault, FaultSchedule, FaultTarget, ScheduledFault};
 pub use image::{Image, Layer, LayerPage};
+pub use loss::{BarrierLoss, GroupLoss, LossPolicy, MaxLost, Placing};
 pub use network::{
     AccessClass, DependenceModel, GatewayModel, GroupNetwork, JitterModel, LinkModel, NetworkModel, PortsModel,
     SiteShare,
 };
 pub use outcome::{
-    Counts, GroupOutcome, InstanceOutcome, Outcome, OutcomeShard, Termination, ThresholdOutcome, Verdict,
+    Counts, GroupOutcome, InstanceOutcome, LossOutcome, Outcome, OutcomeShard, Termination, ThresholdOutcome, Verdict,
 };
 pub use placement::{Assignment, Placement, Refusal};
 pub use plan::{
@@ -41,7 +44,8 @@ pub use plan::{
 };
 pub use receipt::{Adopted, CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage};
 pub use result::{Attestation, Distortion, LabletRecord, ResultNode, ResultVerdict};
-pub use run::{GroupRun, LossPolicy, Network, Run};
+pub use run::{GroupRun, Network, Run};
+pub use series::{Series, SeriesExecution};
 pub use signed::Signed;
 
 use crate::codec::DecodeError;
@@ -116,6 +120,8 @@ nodes! {
     Network(NetworkModel) = "iptl.network/1";
     /// A schedule of faults.
     Faults(FaultSchedule) = "iptl.faults/1";
+    /// Executions that were submitted together.
+    Series(Series) = "iptl.series/1";
 }
 
 impl Node {
@@ -139,7 +145,8 @@ impl Node {
             | Node::Layer(_)
             | Node::LayerPage(_)
             | Node::Network(_)
-            | Node::Faults(_) => false,
+            | Node::Faults(_)
+            | Node::Series(_) => false,
         }
     }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, Adopted, Affinity, Assignment, Attestation, Case, CellNetworkUse, Comparison, Container, Count,
-    Counts, DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault,
-    FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image,
-    InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse,
-    LossPolicy, Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Plan,
-    PortsModel, Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Run,
-    ScheduledFault, Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value,
-    Verdict, Workload, WorkloadKind,
+    AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, Case, CellNetworkUse, Comparison, Container,
+    Count, Counts, DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault,
+    FaultSchedule, FaultTarget, GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health,
+    Image, InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse,
+    LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind,
+    ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources,
+    ResultNode, ResultVerdict, Run, ScheduledFault, Series, SeriesExecution, Signed, SiteShare, Statistic, Subject,
+    Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -51,6 +51,12 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("faults-that-pause".into(), pauses().into()),
         ("plan-with-faults".into(), plan_with_faults().into()),
         ("receipts-of-networked-components".into(), networked_components().into()),
+        ("plan-with-losses".into(), lossy_plan().into()),
+        ("run-with-losses".into(), lossy_run(BarrierLoss::Release).into()),
+        ("run-that-waits".into(), lossy_run(BarrierLoss::Wait).into()),
+        ("outcome-with-losses".into(), lossy_outcome().into()),
+        ("attestation-with-attempts".into(), sign(lossy_attestation()).into()),
+        ("series".into(), series().into()),
     ];
     for (name, verdict) in [
         ("result", ResultVerdict::Pass),
@@ -150,6 +156,7 @@ fn plan() -> Plan {
         resources: Resources::default(),
         requires: Requirements { labels: map([("zone", "home".to_owned())]), affinity, max_per_lablet: 5 },
         container: None,
+        loss: None,
     };
     let param = |kind, default| ParamSpec { kind, default, description: "what it does".into() };
     let params = [
@@ -170,6 +177,9 @@ fn plan() -> Plan {
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
+        max_lost: None,
+        barriers: BarrierLoss::Fail,
+        placing: Placing::default(),
     };
     Plan {
         name: "ping".into(),
@@ -215,6 +225,7 @@ fn run() -> Run {
         resources: Resources::default(),
         requires: Requirements::default(),
         container: None,
+        loss: None,
     };
     Run {
         plan: cid(plan()),
@@ -230,10 +241,71 @@ fn run() -> Run {
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
-        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        loss: LossPolicy::default(),
         thresholds: thresholds(),
         timeout_ms: 60_000,
+        placing: Placing::default(),
     }
+}
+
+fn policies() -> [GroupLoss; 2] {
+    [
+        GroupLoss { rerun: 2, max_lost: Some(MaxLost::Count(1)), fail_fast: true },
+        GroupLoss { rerun: 0, max_lost: Some(MaxLost::Share(50_000)), fail_fast: false },
+    ]
+}
+
+/// A plan that says what is to happen to what is lost.
+fn lossy_plan() -> Plan {
+    let mut plan = plan();
+    for case in plan.cases.values_mut() {
+        case.max_lost = Some(3);
+        case.barriers = BarrierLoss::Release;
+        case.placing = Placing { dedicated: true, within_ms: Some(60_000) };
+        for (group, loss) in case.groups.values_mut().zip(policies()) {
+            group.loss = Some(loss);
+        }
+    }
+    plan
+}
+
+fn lossy_run(barriers: BarrierLoss) -> Run {
+    let mut run = run();
+    run.loss = LossPolicy { max_lost: Some(3), barriers, ..LossPolicy::default() };
+    run.placing.dedicated = barriers == BarrierLoss::Wait;
+    run.placing.within_ms = (barriers == BarrierLoss::Release).then_some(60_000);
+    for group in run.groups.values_mut() {
+        group.loss = Some(GroupLoss::default());
+    }
+    run
+}
+
+fn lossy_outcome() -> Outcome {
+    let loss = LossOutcome { lost: 1, max_lost: MaxLost::Count(1), accepted: true };
+    let too_much = LossOutcome { lost: 2, max_lost: MaxLost::Share(50_000), accepted: false };
+    let losses = map([("spread", loss), ("packed", too_much)]);
+    Outcome { losses, fail_fast: Some("spread".into()), ..outcome(Verdict::Fail) }
+}
+
+fn lossy_attestation() -> Attestation {
+    Attestation {
+        attempts: map([("spread/3-4", 2)]),
+        ended_early: Some("spread/7 failed: exit 1".into()),
+        ..attestation(None)
+    }
+}
+
+fn series() -> Series {
+    let execution = |repetition, result: Option<ResultVerdict>| SeriesExecution {
+        execution: execution_id().0,
+        run: cid(run()),
+        choices: map([("rounds", "5".to_owned())]),
+        repetition,
+        result: result.map(|verdict| cid(self::result(verdict))),
+        verdict: result,
+        failure: result.is_none().then(|| "no lablets to run this".to_owned()),
+    };
+    Series { executions: vec![execution(1, Some(ResultVerdict::Pass)), execution(2, None)] }
 }
 
 fn execution() -> Execution {
@@ -265,7 +337,7 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
     let lablet = peer(2);
     let reason = || "why".to_owned();
     vec![
-        ("submitted", FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4) }),
+        ("submitted", FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: 0 }),
         ("placed", FactKind::Placed { placement: cid(placement(None)) }),
         ("granted", FactKind::Granted { lablet: lablet.clone(), assignments: assignments(), attempt: 1 }),
         ("accepted", FactKind::Accepted { lablet: lablet.clone() }),
@@ -291,6 +363,11 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
                 facts: vec![Recorded { epoch: epoch(), at_ms: 1, kind: FactKind::Started {} }],
             },
         ),
+        (
+            "submitted-before-others",
+            FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: -3 },
+        ),
+        ("ended-early", FactKind::EndedEarly { reason: reason() }),
     ]
 }
 
@@ -486,7 +563,14 @@ fn outcome(verdict: Verdict) -> Outcome {
         .enumerate()
         .map(|(i, threshold)| ThresholdOutcome { threshold, measured: (i > 0).then_some(1.25), holds: i > 0 })
         .collect();
-    Outcome { run: cid(run()), groups: map([("spread", group)]), thresholds, verdict }
+    Outcome {
+        run: cid(run()),
+        groups: map([("spread", group)]),
+        thresholds,
+        verdict,
+        losses: BTreeMap::new(),
+        fail_fast: None,
+    }
 }
 
 fn outcome_shard() -> OutcomeShard {
@@ -524,6 +608,8 @@ fn attestation(log: Option<Cid>) -> Attestation {
         missing: map([("spread/20-29", "lablet lost".to_owned())]),
         distortions: vec![Distortion { place: "attic".into(), what: "overloaded for 2 s".into() }],
         inconclusive: vec!["the run was cancelled".into()],
+        attempts: BTreeMap::new(),
+        ended_early: None,
     }
 }
 

@@ -255,6 +255,9 @@ fn has_typed_keys(at: &str) -> bool {
         "histograms",
         "regions",
         "access",
+        "max_lost",
+        "choices",
+        "losses",
     ];
     let of_containers = ["files", "tmpfs"];
     typed.contains(&last) || of_containers.contains(&last) || at.ends_with("/params")

@@ -69,6 +69,7 @@ impl Schemas {
             include_str!("../schemas/image.ipldsch"),
             include_str!("../schemas/network.ipldsch"),
             include_str!("../schemas/fault.ipldsch"),
+            include_str!("../schemas/series.ipldsch"),
         ];
         let mut definitions = BTreeMap::new();
         for source in sources {

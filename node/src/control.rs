@@ -186,8 +186,8 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         Request::Collect {} => keep::collect(node, caller, talk).await,
         Request::Check { repair } => keep::check(node, caller, repair, talk).await,
         Request::Resolve { name } => runs::resolve(node, caller, name, talk).await,
-        Request::Submit { run, source, source_addrs } => {
-            runs::submit(node, caller, run, source, source_addrs, talk).await
+        Request::Submit { run, source, source_addrs, priority } => {
+            runs::submit(node, caller, run, source, source_addrs, priority, talk).await
         }
         Request::DryRun { run } => runs::dry_run(node, caller, run, talk).await,
         Request::Watch { execution } => runs::watch(node, caller, execution, talk).await,
@@ -253,7 +253,7 @@ mod tests {
         let member = Caller::Member { peer: PeerId::from_ed25519(&[7; 32]), role: Role::Developer };
         let run = iptl_dag::codec::cid_of(&"run");
         for request in [
-            Request::Submit { run, source: None, source_addrs: Vec::new() },
+            Request::Submit { run, source: None, source_addrs: Vec::new(), priority: 0 },
             Request::DryRun { run },
             Request::Cancel { execution: "last".to_owned() },
             Request::Watch { execution: "last".to_owned() },

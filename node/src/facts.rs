@@ -450,7 +450,7 @@ mod tests {
 
     fn submitted() -> FactKind {
         let by = epoch().peer;
-        FactKind::Submitted { execution: execution().0, run: iptl_dag::codec::cid_of(&"run"), by }
+        FactKind::Submitted { execution: execution().0, run: iptl_dag::codec::cid_of(&"run"), by, priority: 0 }
     }
 
     fn cancelled() -> FactKind {

@@ -86,6 +86,7 @@ pub(crate) enum Ask {
         execution: Execution,
         run: Box<KnownRun>,
         by: PeerId,
+        priority: i32,
         answer: oneshot::Sender<ExecutionId>,
     },
     DryRun {

@@ -42,7 +42,7 @@ async fn who_lends_a_machine_may_look_but_not_run() {
     let lab = lab(false).await;
     let (lablet, membership) = member(&lab, 52, Role::Lablet).await;
     let run = *Dag::new(1, 1, 100).cid();
-    let submit = Request::Submit { run, source: None, source_addrs: vec![] };
+    let submit = Request::Submit { run, source: None, source_addrs: vec![], priority: 0 };
     for request in [submit.clone(), Request::Cancel { execution: "last".to_owned() }] {
         let failure = asked(&lablet, &lab, &membership, request).await.unwrap_err();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Denied, "control.denied"));
@@ -91,7 +91,7 @@ async fn a_node_without_a_lab_runs_nothing() {
     let node = bystander().await;
     let run = *Dag::new(1, 1, 100).cid();
     let requests = [
-        Request::Submit { run, source: None, source_addrs: vec![] },
+        Request::Submit { run, source: None, source_addrs: vec![], priority: 0 },
         Request::DryRun { run },
         Request::Watch { execution: "last".to_owned() },
         Request::List { what: ListKind::Runs },
@@ -107,7 +107,7 @@ async fn what_is_submitted_must_be_a_run() {
     let lab = lab(false).await;
     let block = Block::new(Codec::Raw, "no run");
     lab.put(std::slice::from_ref(&block)).await;
-    let submit = Request::Submit { run: *block.cid(), source: None, source_addrs: vec![] };
+    let submit = Request::Submit { run: *block.cid(), source: None, source_addrs: vec![], priority: 0 };
     let failure = lab.ask(submit).await.unwrap_err();
     assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Usage, "node.kind"));
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use iptl_dag::model::{
-    self, Counts, Engine, GroupRun, LossPolicy, Network, Plan, Requirements, Resources, ResultVerdict, Run, Workload,
-    WorkloadKind,
+    self, Counts, Engine, GroupRun, LossPolicy, Network, Placing, Plan, Requirements, Resources, ResultVerdict, Run,
+    Workload, WorkloadKind,
 };
 use iptl_dag::walk::{Limits, Walk};
 use iptl_dag::{Block, Cid, Codec};
@@ -90,6 +90,7 @@ async fn publish(node: &Node) -> Cid {
         resources: Resources::default(),
         requires: Requirements::default(),
         container: None,
+        loss: None,
     };
     let run = model::to_block(Run {
         plan: *plan.cid(),
@@ -100,9 +101,10 @@ async fn publish(node: &Node) -> Cid {
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
-        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        loss: LossPolicy::default(),
         thresholds: Vec::new(),
         timeout_ms: 10_000,
+        placing: Placing::default(),
     });
     let cid = *run.cid();
     node.put(&[program, workload, plan, run]).await;
@@ -110,7 +112,7 @@ async fn publish(node: &Node) -> Cid {
 }
 
 async fn submit(node: &Node, run: Cid) -> String {
-    match &node.ask(Request::Submit { run, source: None, source_addrs: vec![] }).await.unwrap()[..] {
+    match &node.ask(Request::Submit { run, source: None, source_addrs: vec![], priority: 0 }).await.unwrap()[..] {
         [Reply::Submitted { alias, .. }] => alias.clone(),
         other => panic!("a submission was answered by {other:?}"),
     }

@@ -7,6 +7,7 @@
 mod case;
 mod container;
 mod group;
+mod loss;
 mod param;
 mod threshold;
 mod workload;

@@ -72,9 +72,15 @@ pub fn make_run(
         engine: case.engine,
         network: options.network.clone().unwrap_or_else(|| case.network.clone()),
         faults: case.faults.clone(),
-        loss: LossPolicy { max_attempts: 1, max_lost_ppm: case.max_lost_ppm },
+        loss: LossPolicy {
+            max_lost_ppm: case.max_lost_ppm,
+            max_lost: case.max_lost,
+            barriers: case.barriers,
+            ..LossPolicy::default()
+        },
         thresholds: case.thresholds.clone(),
         timeout_ms: case.timeout_ms,
+        placing: case.placing,
     };
     match run.instances() {
         0 => Err(vec![
@@ -187,6 +193,7 @@ fn groups(
                     WorkloadKind::Wasm => None,
                     WorkloadKind::Docker => Some(spec.container.clone().unwrap_or_else(Container::usual)),
                 },
+                loss: spec.loss,
             },
         );
     }

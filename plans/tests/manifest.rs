@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    Affinity, Comparison, Container, Count, Health, ParamKind, Resources, Statistic, Subject, Value,
+    Affinity, BarrierLoss, Comparison, Container, Count, GroupLoss, Health, MaxLost, ParamKind, Placing, Resources,
+    Statistic, Subject, Value,
 };
 use iptl_dag::{Block, Codec};
 use iptl_plans::{ImageSource, ToPlanError, WorkloadSource, parse};
@@ -42,6 +43,20 @@ resources = { memory = "32MiB", cpu = "10s", wall = "2m", output = "1KiB", recor
 [cases.mesh.groups.peer]
 workload = "old"
 count = 5
+rerun = 2
+max_lost = 1
+fail_fast = true
+
+[cases.careful]
+max_lost = 3
+barriers = "release"
+dedicated = true
+start_within = "90s"
+
+[cases.careful.groups.node]
+workload = "node"
+count = 9
+max_lost = "10%"
 
 [cases.mesh.params.pause]
 type = "duration"
@@ -99,6 +114,47 @@ fn every_key_ends_up_in_the_plan() {
     assert_eq!((rtt.comparison, rtt.value, rtt.unit.as_str()), (Comparison::Less, 50.0, "ms"));
     assert_eq!(rtt.group.as_deref(), Some("node"));
     assert_eq!((rate.comparison, rate.value, rate.group.as_deref()), (Comparison::AtLeast, 0.995, None));
+}
+
+#[test]
+fn what_is_said_of_losses_and_machines_ends_up_in_the_plan() {
+    let manifest = parse(FULL, "plan.toml").expect("it has no mistakes");
+    let cid = "bafyr4ifkgnumvzf6goyb2uxa2ge2sq4z6vsa2cpgc5dcq6y4erhs3n44pq".parse().expect("a CID");
+    let plan =
+        manifest.to_plan(&BTreeMap::from([("node".to_owned(), cid)]), &BTreeMap::new(), None).expect("CIDs for all");
+    let (mesh, careful) = (&plan.cases["mesh"], &plan.cases["careful"]);
+    assert_eq!(mesh.groups["node"].loss, None);
+    assert_eq!((mesh.max_lost, mesh.barriers, mesh.placing), (None, BarrierLoss::Fail, Placing::default()));
+    let loss = GroupLoss { rerun: 2, max_lost: Some(MaxLost::Count(1)), fail_fast: true };
+    assert_eq!(mesh.groups["peer"].loss, Some(loss));
+    assert_eq!((careful.max_lost, careful.max_lost_ppm), (Some(3), 0));
+    assert_eq!(careful.barriers, BarrierLoss::Release);
+    assert_eq!(careful.placing, Placing { dedicated: true, within_ms: Some(90_000) });
+    let loss = GroupLoss { max_lost: Some(MaxLost::Share(100_000)), ..GroupLoss::default() };
+    assert_eq!(careful.groups["node"].loss, Some(loss));
+}
+
+#[test]
+fn mistakes_in_what_is_said_of_losses_are_named_where_they_stand() {
+    let rows = [
+        ("fail_fast = true", "fail_fast = 1", "E0203", "`cases.mesh.groups.peer.fail_fast` must be true or false"),
+        ("rerun = 2", "rerun = 21", "E0207", "`cases.mesh.groups.peer.rerun` is out of range"),
+        ("rerun = 2", "rerun = -1", "E0207", "`cases.mesh.groups.peer.rerun` is out of range"),
+        ("max_lost = 1", "max_lost = -1", "E0207", "`cases.mesh.groups.peer.max_lost` is out of range"),
+        ("max_lost = 1", "max_lost = 1.5", "E0203", "`cases.mesh.groups.peer.max_lost` must be a number or a share"),
+        ("max_lost = 1", "max_lost = \"101%\"", "E0206", "`cases.mesh.groups.peer.max_lost` is not a share"),
+        ("\"release\"", "\"releases\"", "E0205", "`cases.careful.barriers` cannot be `releases`"),
+        ("dedicated = true", "dedicated = \"yes\"", "E0203", "`cases.careful.dedicated` must be true or false"),
+        ("\"90s\"", "90", "E0203", "`cases.careful.start_within` must be a duration in a string"),
+        ("\"90s\"", "\"8d\"", "E0207", "`cases.careful.start_within` is out of range"),
+        ("dedicated = true", "dedicate = true", "E0201", "`cases.careful` has no key `dedicate`"),
+    ];
+    for (right, wrong, code, message) in rows {
+        let text = FULL.replacen(right, wrong, 1);
+        let found = parse(&text, "plan.toml").expect_err(wrong);
+        assert_eq!((found.len(), found[0].code, found[0].message.as_str()), (1, code, message), "{wrong}");
+        assert!(wrong.contains(&text[found[0].span.clone()]), "{wrong}: {:?}", &text[found[0].span.clone()]);
+    }
 }
 
 #[test]

@@ -365,6 +365,7 @@ impl Chain {
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
+            | FactKind::EndedEarly { .. }
             | FactKind::TakenOver { .. }
             | FactKind::Snapshot { .. } => {}
         }
@@ -449,6 +450,7 @@ pub fn compact(facts: impl IntoIterator<Item = Recorded>) -> Vec<Recorded> {
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
+            | FactKind::EndedEarly { .. }
             | FactKind::Sealed { .. }
             | FactKind::Failed { .. }
             | FactKind::TakenOver { .. }

@@ -1,8 +1,8 @@
 //! The orchestrator core: from a submitted run to an order for its result.
 //!
 //! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission,
-//! placement and bids · [`queue`] who is placed next · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
-//! lablets hand in, and what is lost · [`seal`] the end · [`cancel`] ends that someone or the clock asks for ·
+//! placement and bids · [`queue`] who is placed next, [`room`] where there is room · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
+//! lablets hand in, and what is lost · [`seal`] the end · [`rerun`] further attempts · [`cancel`] ends that someone or the clock asks for, [`early`] those that the plan does ·
 //! [`fold`] what facts make of an execution · [`replay`] the state as a fold over facts · [`takeover`] going
 //! on with what another orchestrator began · [`view`] what people may see. [`state`] holds the types, [`api`] what
 //! goes in and out.
@@ -16,12 +16,15 @@
 
 mod api;
 mod cancel;
+mod early;
 mod fold;
 mod grant;
 mod offer;
 mod queue;
 mod receipts;
 mod replay;
+mod rerun;
+mod room;
 mod seal;
 mod session;
 mod start;
@@ -29,7 +32,7 @@ mod state;
 mod takeover;
 mod view;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use iptl_dag::model::{Epoch, ExecutionId, FactKind};
@@ -62,6 +65,8 @@ pub struct Orchestrator {
     /// Executions that are over, with their results.
     over: BTreeMap<ExecutionId, Option<Cid>>,
     over_order: VecDeque<ExecutionId>,
+    /// Those of them that had their lablets for themselves: what of them still runs is left alone.
+    over_alone: BTreeSet<ExecutionId>,
     effects: VecDeque<Effect>,
     /// Rises with every submission: the order of the queue.
     submissions: u64,
@@ -85,6 +90,7 @@ impl Orchestrator {
             executions: BTreeMap::new(),
             over: BTreeMap::new(),
             over_order: VecDeque::new(),
+            over_alone: BTreeSet::new(),
             effects: VecDeque::new(),
             submissions: 0,
             replan: false,
@@ -124,7 +130,7 @@ impl Orchestrator {
             return;
         }
         match input {
-            Input::Submit { execution, run, by } => self.submit(now, execution, run, by),
+            Input::Submit { execution, run, by, priority } => self.submit(now, execution, run, by, priority),
             Input::Hello { from, session, hello } => self.hello(now, from, session, hello.into_inner()),
             Input::Gone { from, session } => self.gone(from, session),
             Input::Message { from, message } => self.message(now, from, message),
@@ -142,7 +148,7 @@ impl Orchestrator {
             Input::Replay { fact, submission } => return self.replay(now, *fact, submission.map(|s| *s)),
             Input::Over { execution, result } => {
                 if !self.over.contains_key(&execution) {
-                    self.remember(execution, result);
+                    self.remember(execution, result, false);
                 }
                 return;
             }
@@ -252,23 +258,27 @@ impl Orchestrator {
     /// Lets go of an execution that is over and tells its lablets.
     fn finish(&mut self, execution: ExecutionId, result: Option<Cid>) {
         let Some(exec) = self.executions.remove(&execution) else { return };
-        let holders: std::collections::BTreeSet<_> = exec.cells.into_keys().chain(exec.former).collect();
+        let holders: BTreeSet<_> = exec.cells.into_keys().chain(exec.former).collect();
         for lablet in &holders {
             self.send(lablet, ToLablet::Finished(execution, result));
         }
         for lablet in exec.bids.into_keys().filter(|l| !holders.contains(l)) {
             self.send(&lablet, ToLablet::NotNeeded(execution));
         }
-        self.remember(execution, result);
+        self.remember(execution, result, exec.run.run.placing.dedicated);
         self.replan = true;
     }
 
-    fn remember(&mut self, execution: ExecutionId, result: Option<Cid>) {
+    fn remember(&mut self, execution: ExecutionId, result: Option<Cid>, alone: bool) {
         self.over.insert(execution, result);
         self.over_order.push_back(execution);
+        if alone {
+            self.over_alone.insert(execution);
+        }
         while self.over_order.len() > MAX_REMEMBERED {
             if let Some(oldest) = self.over_order.pop_front() {
                 self.over.remove(&oldest);
+                self.over_alone.remove(&oldest);
             }
         }
     }
@@ -283,7 +293,11 @@ impl Orchestrator {
             .collect();
         for id in due {
             self.retry_pulls(now, id);
-            let Some(exec) = self.executions.get(&id).filter(|e| !self.undecided(e)) else { continue };
+            if self.executions.get(&id).is_none_or(|e| self.undecided(e)) {
+                continue;
+            }
+            self.expire_start(now, id);
+            let Some(exec) = self.executions.get(&id) else { continue };
             match &exec.stage {
                 Stage::Waiting => self.expire_waiting(now, id),
                 Stage::Offered { .. } => self.expire_bids(now, id),

@@ -193,6 +193,11 @@ fn mismatch(group: &GroupRun, inventory: &Inventory) -> Option<String> {
     })
 }
 
+/// Whether a lablet has labels with these values.
+pub(crate) fn labelled(labels: &BTreeMap<String, String>, inventory: &Inventory) -> bool {
+    labels.iter().all(|(key, want)| inventory.labels.get(key) == Some(want))
+}
+
 /// Says that a lablet has no runner for a kind.
 pub(crate) fn no_runner(kind: WorkloadKind) -> String {
     format!("has no {} runner", kind.name())

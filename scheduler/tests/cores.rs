@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{
     Counts, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GroupRun, InstanceId, LossPolicy, Network,
-    Requirements, Resources, ResultVerdict, Run, WorkloadKind,
+    Placing, Requirements, Resources, ResultVerdict, Run, WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::{
@@ -33,6 +33,7 @@ pub(crate) fn group(count: u32) -> GroupRun {
         resources: Resources::default(),
         requires: Requirements::default(),
         container: None,
+        loss: None,
     }
 }
 
@@ -46,9 +47,10 @@ pub(crate) fn run(groups: &[(&str, u32)]) -> Run {
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
-        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        loss: LossPolicy::default(),
         thresholds: Vec::new(),
         timeout_ms: 10_000,
+        placing: Placing::default(),
     }
 }
 
@@ -174,7 +176,7 @@ impl Bench {
         let known = KnownRun { cid: codec::cid_of(&run), run };
         let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [nonce; 16] };
         let id = node.id();
-        (id, self.give(Input::Submit { execution: node, run: known, by: peer(by) }))
+        (id, self.give(Input::Submit { execution: node, run: known, by: peer(by), priority: 0 }))
     }
 
     fn submit(&mut self, run: Run) -> (ExecutionId, Vec<Effect>) {
@@ -182,7 +184,7 @@ impl Bench {
         let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [7; 16] };
         let id = node.id();
         self.submission = Some(Submission { execution: node.clone(), run: known.clone() });
-        let effects = self.give(Input::Submit { execution: node, run: known, by: peer(202) });
+        let effects = self.give(Input::Submit { execution: node, run: known, by: peer(202), priority: 0 });
         (id, effects)
     }
 
@@ -321,6 +323,7 @@ pub(crate) fn result() -> AssembledResult {
         thresholds: Vec::new(),
         inconclusive: Vec::new(),
         failures: Vec::new(),
+        notes: Vec::new(),
     }
 }
 

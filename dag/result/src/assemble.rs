@@ -120,9 +120,16 @@ pub fn assemble(input: &Assembly, read: &mut dyn FnMut(&Cid) -> Option<Bytes>) -
 
     let Assembler { mut blocks, files, groups, counts, summaries, missing } = assembler;
     let thresholds = judge::thresholds(&run.thresholds, &counts, &metrics);
-    let verdict = judge::verdict(&counts, &thresholds);
+    let verdict = judge::verdict(run, &counts, &thresholds);
     let total = judge::total(&counts);
-    let outcome = Outcome { run: input.run_cid, groups, thresholds: thresholds.clone(), verdict };
+    let outcome = Outcome {
+        run: input.run_cid,
+        groups,
+        thresholds: thresholds.clone(),
+        verdict,
+        losses: judge::losses(run, &counts),
+        fail_fast: judge::failed_fast(run, &counts).map(ToOwned::to_owned),
+    };
     let outcome_block = try_to_block(outcome).map_err(|size| AssembleError::OutcomeTooLarge { size })?;
     let outcome = *outcome_block.cid();
     blocks.push(outcome_block);
@@ -138,7 +145,7 @@ pub fn assemble(input: &Assembly, read: &mut dyn FnMut(&Cid) -> Option<Bytes>) -
     let files = files.finish(&summary, &mut blocks)?.cid;
     let mut seen = BTreeSet::new();
     blocks.retain(|block| seen.insert(*block.cid()));
-    let inconclusive = judge::inconclusive(run, &total, input.cancelled, input.timed_out);
+    let inconclusive = judge::inconclusive(run, &counts, input.cancelled, input.timed_out);
     let result_verdict = judge::result_verdict(verdict, &inconclusive);
     Ok(Assembled {
         blocks,

@@ -13,23 +13,22 @@ const MAX_CAUSE_BYTES: usize = 200;
 ///
 /// Reasons that a lablet words by itself stay in the receipt: the outcome holds only what another lablet would say too.
 pub(crate) fn termination(exit: &Exit) -> Termination {
-    let failed =
-        |cause: &str| Termination::Failed { cause: cause[..cause.floor_char_boundary(MAX_CAUSE_BYTES)].to_owned() };
+    if let Some(cause) = exit.failure() {
+        return Termination::Failed { cause: cause[..cause.floor_char_boundary(MAX_CAUSE_BYTES)].to_owned() };
+    }
     match exit {
-        Exit::Exited { code: 0 } => Termination::Ok {},
-        Exit::Exited { code } => failed(&format!("exit {code}")),
-        Exit::Reported { code: _, failure: None } => Termination::Ok {},
-        Exit::Reported { code: _, failure: Some(reason) } => failed(reason),
-        Exit::Trapped { trap } => failed(&format!("trap {trap}")),
-        Exit::Signalled { signal } => failed(&format!("signal {signal}")),
-        Exit::Unwell { reason: _ } => failed("unwell"),
-        Exit::StackOverflow {} => failed("stack overflow"),
-        Exit::OutOfMemory {} => failed("out of memory"),
-        Exit::OutOfCpu {} => failed("out of cpu time"),
-        Exit::OutOfTime {} => failed("out of time"),
-        Exit::TooMuchOutput { what } => failed(&format!("too much {what}")),
-        Exit::NotStarted { reason: _ } => failed("not started"),
-        Exit::Stopped { reason: _ } | Exit::WorkerDied { reason: _ } => Termination::Lost {},
+        Exit::Stopped { .. } | Exit::WorkerDied { .. } => Termination::Lost {},
+        Exit::Exited { .. }
+        | Exit::Reported { .. }
+        | Exit::Trapped { .. }
+        | Exit::Signalled { .. }
+        | Exit::Unwell { .. }
+        | Exit::StackOverflow {}
+        | Exit::OutOfMemory {}
+        | Exit::OutOfCpu {}
+        | Exit::OutOfTime {}
+        | Exit::TooMuchOutput { .. }
+        | Exit::NotStarted { .. } => Termination::Ok {},
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    Comparison, Counts, ResultVerdict, Run, Subject, Termination, Threshold, ThresholdOutcome, Verdict,
+    Comparison, Counts, LossOutcome, MaxLost, ResultVerdict, Run, Subject, Termination, Threshold, ThresholdOutcome,
+    Verdict,
 };
 
 use crate::metrics::Collector;
@@ -67,7 +68,7 @@ fn holds(comparison: Comparison, measured: f64, value: f64) -> bool {
 }
 
 /// Judges the software under test.
-pub(crate) fn verdict(groups: &BTreeMap<String, Counts>, thresholds: &[ThresholdOutcome]) -> Verdict {
+pub(crate) fn verdict(run: &Run, groups: &BTreeMap<String, Counts>, thresholds: &[ThresholdOutcome]) -> Verdict {
     let all = total(groups);
     let something_ran = all.ok + all.failed > 0;
     let failures_are_judged = |group: &str| {
@@ -76,11 +77,35 @@ pub(crate) fn verdict(groups: &BTreeMap<String, Counts>, thresholds: &[Threshold
         })
     };
     let unforgiven = groups.iter().any(|(group, counts)| counts.failed > 0 && !failures_are_judged(group));
-    if something_ran && !unforgiven && thresholds.iter().all(|t| t.holds) { Verdict::Pass } else { Verdict::Fail }
+    let fine = !unforgiven && failed_fast(run, groups).is_none() && thresholds.iter().all(|t| t.holds);
+    if something_ran && fine { Verdict::Pass } else { Verdict::Fail }
+}
+
+/// Returns the group whose failure ends the run, where one did: the first by name.
+pub(crate) fn failed_fast<'r>(run: &'r Run, groups: &BTreeMap<String, Counts>) -> Option<&'r str> {
+    let failed = |name: &str| groups.get(name).is_some_and(|counts| counts.failed > 0);
+    run.groups
+        .iter()
+        .find(|(name, group)| group.loss.is_some_and(|loss| loss.fail_fast) && failed(name))
+        .map(|(name, _)| name.as_str())
+}
+
+/// Says of every group with a bound of its own what was lost of it; nothing of those that lost nothing.
+pub(crate) fn losses(run: &Run, groups: &BTreeMap<String, Counts>) -> BTreeMap<String, LossOutcome> {
+    let mut losses = BTreeMap::new();
+    for (name, group) in &run.groups {
+        let Some(max_lost) = group.loss.and_then(|loss| loss.max_lost) else { continue };
+        let lost = groups.get(name).map_or(0, |counts| counts.lost);
+        if lost > 0 {
+            let accepted = max_lost.allows(lost, u64::from(group.count));
+            losses.insert(name.clone(), LossOutcome { lost, max_lost, accepted });
+        }
+    }
+    losses
 }
 
 /// Says why a verdict is inconclusive, by what the lab did; empty where it is not.
-pub fn inconclusive(run: &Run, counts: &Counts, cancelled: bool, timed_out: bool) -> Vec<String> {
+pub fn inconclusive(run: &Run, groups: &BTreeMap<String, Counts>, cancelled: bool, timed_out: bool) -> Vec<String> {
     let mut reasons = Vec::new();
     if cancelled {
         reasons.push("the run was cancelled".to_owned());
@@ -88,21 +113,42 @@ pub fn inconclusive(run: &Run, counts: &Counts, cancelled: bool, timed_out: bool
     if timed_out {
         reasons.push(format!("the run was not over after {} ms", run.timeout_ms));
     }
-    reasons.extend(lost_too_many(run, counts));
+    // What a failure had stopped was not lost by the lab: the plan wants it so.
+    if failed_fast(run, groups).is_none() {
+        reasons.extend(lost_too_many(run, groups));
+    }
     reasons
 }
 
-/// Returns the reason where more instances were lost than the run allows.
-pub(crate) fn lost_too_many(run: &Run, counts: &Counts) -> Option<String> {
-    let all = u128::from(counts.ok) + u128::from(counts.failed) + u128::from(counts.lost);
-    let allowed = run.loss.max_lost_ppm;
-    (u128::from(counts.lost) * 1_000_000 > all * u128::from(allowed)).then(|| {
-        format!(
-            "the lab lost {} of {all} instances, more than {} % may be lost",
-            counts.lost,
-            f64::from(allowed) / 10_000.0
-        )
-    })
+/// Returns the reasons where more instances were lost than the run allows, or one of its groups.
+fn lost_too_many(run: &Run, groups: &BTreeMap<String, Counts>) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let mut rest = Counts::default();
+    for (name, counts) in groups {
+        let own = run.groups.get(name).and_then(|group| group.loss).and_then(|loss| loss.max_lost);
+        let all = counts.ok + counts.failed + counts.lost;
+        match own {
+            Some(max_lost) if !max_lost.allows(counts.lost, all) => {
+                let lost = counts.lost;
+                reasons.push(format!(
+                    "the lab lost {lost} of {all} instances of {name}, more than {max_lost} may be lost"
+                ));
+            }
+            Some(_) => {}
+            None => {
+                rest.ok += counts.ok;
+                rest.failed += counts.failed;
+                rest.lost += counts.lost;
+            }
+        }
+    }
+    let all = rest.ok + rest.failed + rest.lost;
+    let allowed = run.loss.max_lost.map_or(MaxLost::Share(run.loss.max_lost_ppm), MaxLost::Count);
+    if !allowed.allows(rest.lost, all) {
+        let lost = rest.lost;
+        reasons.push(format!("the lab lost {lost} of {all} instances, more than {allowed} may be lost"));
+    }
+    reasons
 }
 
 /// Joins the verdict of the software with what the lab did.

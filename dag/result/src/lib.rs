@@ -14,9 +14,12 @@
 //!   rank, instances that were lost left out. A threshold with nothing to measure does not hold.
 //! * *Verdict of the outcome.* It passes when at least one instance ended well or badly by itself, all thresholds
 //!   hold, and no instance failed. Failed instances are forgiven only where a success-rate threshold of their group,
-//!   or of all groups, says how many may fail.
-//! * *Verdict of the result.* It is inconclusive when the run was cancelled or timed out, or when a larger share of
-//!   instances was lost than the run allows; else it is the verdict of the outcome.
+//!   or of all groups, says how many may fail. A group that fails fast is forgiven nothing.
+//! * *Verdict of the result.* It is inconclusive when the run was cancelled or timed out, or when more instances were
+//!   lost than the run allows, or than a group with a bound of its own does; else it is the verdict of the outcome. Where
+//!   a group that fails fast has failed, the plan itself had the others stopped, and they are not held against the lab.
+//! * *Attempts.* No receipt is of an attempt beyond what the run allows, and the attempts that are attested are those
+//!   of which log and receipts tell.
 //!
 //! Nothing here touches a file, a socket or a clock; signatures are checked by a function that the caller gives.
 

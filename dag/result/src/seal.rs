@@ -36,6 +36,10 @@ pub struct AttestationRecord {
     pub ended_ms: u64,
     /// What the lab itself did to the figures.
     pub distortions: Vec<Distortion>,
+    /// Last attempt of every instance that was granted more than once after the start.
+    pub attempts: BTreeMap<InstanceId, u32>,
+    /// Why the plan had it ended before it was over.
+    pub ended_early: Option<String>,
 }
 
 /// Why a result could not be sealed.
@@ -65,9 +69,11 @@ pub fn attestation(assembly: &Assembly, assembled: &Assembled, record: Attestati
         submitted_ms: record.submitted_ms,
         started_ms: record.started_ms,
         ended_ms: record.ended_ms,
-        missing: missing_ranges(&assembled.missing),
+        missing: ranges(&assembled.missing),
         distortions,
         inconclusive: assembled.inconclusive.clone(),
+        attempts: ranges(&record.attempts),
+        ended_early: record.ended_early,
     }
 }
 
@@ -170,10 +176,10 @@ pub fn seal(
     Ok((node, vec![execution, attestation, root]))
 }
 
-/// Joins neighbours that are missing for the same reason: `group/4`, `group/6-9`.
-pub(crate) fn missing_ranges(missing: &BTreeMap<InstanceId, String>) -> BTreeMap<String, String> {
+/// Joins neighbours of which the same is said: `group/4`, `group/6-9`.
+pub(crate) fn ranges<T: Clone + PartialEq>(said: &BTreeMap<InstanceId, T>) -> BTreeMap<String, T> {
     let mut ranges = BTreeMap::new();
-    let mut rest = missing.iter().peekable();
+    let mut rest = said.iter().peekable();
     while let Some((first, reason)) = rest.next() {
         let mut last = first.index;
         while let Some((next, _)) =
@@ -187,8 +193,8 @@ pub(crate) fn missing_ranges(missing: &BTreeMap<InstanceId, String>) -> BTreeMap
     ranges
 }
 
-/// Reads a key of the missing: a group and a range of indices, both ends included.
-pub(crate) fn parse_missing(key: &str) -> Option<(&str, RangeInclusive<u32>)> {
+/// Reads a key of such ranges: a group and a range of indices, both ends included.
+pub(crate) fn parse_range(key: &str) -> Option<(&str, RangeInclusive<u32>)> {
     let (group, indices) = key.rsplit_once('/')?;
     let (first, last) = indices.split_once('-').unwrap_or((indices, indices));
     Some((group, first.parse().ok()?..=last.parse().ok()?))

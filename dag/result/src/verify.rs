@@ -6,15 +6,15 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use iptl_dag::model::signed::signing_bytes;
 use iptl_dag::model::{
-    Adopted, Attestation, Counts, Execution, Fact, FactKind, InstanceId, Intervention, Outcome, Placement, Receipt,
-    ReceiptShard, ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
+    Adopted, Assignment, Attestation, Counts, Execution, Fact, FactKind, InstanceId, Intervention, Outcome, Placement,
+    Receipt, ReceiptShard, ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
 };
 use iptl_dag::{Cid, PeerId};
 
 use crate::assemble::{Assembled, Assembly, MAX_INSTANCES, assemble, chain};
 use crate::choose::{is_instance, termination};
 use crate::judge;
-use crate::seal::parse_missing;
+use crate::seal::{parse_range, ranges};
 use crate::source::{Source, SourceError};
 
 /// Checks an ed25519 signature: signer, signed bytes, signature.
@@ -127,6 +127,7 @@ pub fn verify(
         good: 0,
         bad: 0,
         lablets: BTreeMap::new(),
+        attempts: BTreeMap::new(),
     };
     check.nodes(&outcome);
     let placements = check.placements();
@@ -144,6 +145,7 @@ pub fn verify(
     adopted.sort_by(|a, b| a.0.cmp(&b.0));
     let (facts, successors) = check.log();
     check.leader(&receipts, &successors);
+    check.attempts();
     let assembled = check.assemble_again(receipts, &outcome);
 
     let Check { result, run, attestation, problems, good, bad, lablets, .. } = check;
@@ -208,6 +210,8 @@ struct Check<'a> {
     good: u64,
     bad: u64,
     lablets: BTreeMap<PeerId, LabletCount>,
+    /// Last attempt of instances that were granted more than once, as facts and receipts tell.
+    attempts: BTreeMap<InstanceId, u32>,
 }
 
 impl Check<'_> {
@@ -320,6 +324,7 @@ impl Check<'_> {
             (workload == Some(body.workload), "is of another workload"),
             (lablet_known, "is by a lablet that took no part"),
             (was_placed, "is by a lablet that it was not placed on"),
+            ((1..=self.run.attempts_of(&body.instance.group)).contains(&body.attempt), "is of an attempt too many"),
         ];
         let mut counts = true;
         for (holds, problem) in rows {
@@ -328,10 +333,49 @@ impl Check<'_> {
                 counts = false;
             }
         }
+        if counts {
+            self.tried(body.instance.clone(), body.attempt);
+        }
         let lablet = self.lablets.entry(body.lablet.clone()).or_default();
         lablet.receipts += 1;
         judge::count(&mut lablet.counts, &termination(&body.exit));
         counts
+    }
+
+    fn tried(&mut self, instance: InstanceId, attempt: u32) {
+        if attempt > 1 && self.attempts.len() < MAX_INSTANCES as usize {
+            let last = self.attempts.entry(instance).or_default();
+            *last = (*last).max(attempt);
+        }
+    }
+
+    /// Takes in what a grant of the log says of attempts; the bound of each group holds for all of them.
+    fn granted(&mut self, assignments: &[Assignment], attempt: u32) {
+        if attempt <= 1 {
+            return;
+        }
+        for assignment in assignments {
+            if attempt > self.run.attempts_of(&assignment.group) {
+                self.problems.add(format!("the log grants attempt {attempt} of {assignment}, which is one too many"));
+            }
+            let size = self.run.groups.get(&assignment.group).map_or(0, |group| group.count);
+            for instance in assignment.instances().take_while(|instance| instance.index < size) {
+                self.tried(instance, attempt);
+            }
+        }
+    }
+
+    /// Checks that the attempts which are attested are those that log and receipts tell of.
+    fn attempts(&mut self) {
+        let told = ranges(&self.attempts);
+        if told != self.attestation.body.attempts {
+            let count = |of: &BTreeMap<String, u32>| of.len();
+            self.problems.add(format!(
+                "log and receipts tell of further attempts in {} ranges of instances, and the attestation of {} or others",
+                count(&told),
+                count(&self.attestation.body.attempts)
+            ));
+        }
     }
 
     /// Checks that whoever has no receipt is listed as missing. Returns the receipts that are left without those of
@@ -339,7 +383,7 @@ impl Check<'_> {
     fn missing(&mut self, receipts: Vec<Signed<Receipt>>) -> (Vec<Signed<Receipt>>, u64) {
         let mut listed: BTreeMap<String, Vec<RangeInclusive<u32>>> = BTreeMap::new();
         for key in self.attestation.body.missing.keys() {
-            match parse_missing(key) {
+            match parse_range(key) {
                 Some((group, range)) if self.run.groups.get(group).is_some_and(|g| *range.end() < g.count) => {
                     listed.entry(group.to_owned()).or_default().push(range);
                 }
@@ -412,6 +456,25 @@ impl Check<'_> {
             }
             expected_seq = body.seq.checked_sub(1);
             next = body.prev;
+            match &body.kind {
+                FactKind::Granted { assignments, attempt, .. } | FactKind::Recovered { assignments, attempt, .. } => {
+                    self.granted(assignments, *attempt);
+                }
+                FactKind::Submitted { .. }
+                | FactKind::Placed { .. }
+                | FactKind::Accepted { .. }
+                | FactKind::Refused { .. }
+                | FactKind::Started {}
+                | FactKind::Received { .. }
+                | FactKind::Lost { .. }
+                | FactKind::Cancelled { .. }
+                | FactKind::TimedOut {}
+                | FactKind::EndedEarly { .. }
+                | FactKind::Sealed { .. }
+                | FactKind::Failed { .. }
+                | FactKind::TakenOver { .. }
+                | FactKind::Snapshot { .. } => {}
+            }
         }
         (facts, successors)
     }

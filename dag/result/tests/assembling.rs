@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    self, Comparison, Counts, Epoch, Exit, GroupOutcome, Outcome, OutcomeShard, Receipt, ResultVerdict, Statistic,
-    Subject, Termination, Threshold, Verdict,
+    self, Comparison, Counts, Epoch, Exit, GroupLoss, GroupOutcome, MaxLost, Outcome, OutcomeShard, Receipt,
+    ResultVerdict, Statistic, Subject, Termination, Threshold, Verdict,
 };
 use iptl_dag::path::{Resolve, Step, Target};
 use iptl_dag::unixfs::{DirectoryBuilder, FileReader, UnixFs};
@@ -91,6 +91,75 @@ fn verdicts_follow_failures_losses_and_thresholds() {
         assert_eq!(assembled.result_verdict, verdict, "{name}: {:?}", assembled.inconclusive);
         assert_eq!(verdict == Inconclusive, !assembled.inconclusive.is_empty(), "{name}");
     }
+}
+
+/// Ends instances of groups `a` and `b`, two each: `o` ended well, `f` failed, `l` was lost.
+fn ended(a: Option<GroupLoss>, b: Option<GroupLoss>, max_lost: Option<u32>, how: [&str; 2]) -> World {
+    let mut world = World::new(&[("a", 2), ("b", 2)], Vec::new());
+    world.run.loss.max_lost = max_lost;
+    for ((name, loss), how) in [("a", a), ("b", b)].into_iter().zip(how) {
+        world.run.groups.get_mut(name).expect("it is there").loss = loss;
+        for (index, how) in (0..).zip(how.chars()) {
+            match how {
+                'o' => world.end(name, index, Exit::Exited { code: 0 }),
+                'f' => world.end(name, index, Exit::Exited { code: 1 }),
+                _ => {}
+            }
+        }
+    }
+    world
+}
+
+#[test]
+fn losses_of_groups_are_accepted_as_the_plan_says_and_the_outcome_tells() {
+    let most = |max_lost| Some(GroupLoss { max_lost: Some(max_lost), ..GroupLoss::default() });
+    let one = || most(MaxLost::Count(1));
+    use ResultVerdict::{Inconclusive, Pass};
+    type Row = (&'static str, [Option<GroupLoss>; 2], Option<u32>, [&'static str; 2], ResultVerdict, usize);
+    let rows: [Row; 8] = [
+        ("nothing lost", [one(), None], None, ["oo", "oo"], Pass, 0),
+        ("as many as may be", [one(), None], None, ["ol", "oo"], Pass, 1),
+        ("one more", [one(), None], None, ["ll", "oo"], Inconclusive, 1),
+        ("half of it", [most(MaxLost::Share(500_000)), None], None, ["ol", "oo"], Pass, 1),
+        ("less than that", [most(MaxLost::Share(499_999)), None], None, ["ol", "oo"], Inconclusive, 1),
+        ("of the group without a bound", [one(), None], None, ["oo", "ol"], Inconclusive, 0),
+        ("which the run has", [one(), None], Some(1), ["ol", "ol"], Pass, 1),
+        ("and that is no bound of the other", [one(), None], Some(4), ["ll", "oo"], Inconclusive, 1),
+    ];
+    for (name, [a, b], max_lost, how, verdict, told) in rows {
+        let assembled = ended(a, b, max_lost, how).assemble();
+        assert_eq!(assembled.result_verdict, verdict, "{name}: {:?}", assembled.inconclusive);
+        let outcome: Outcome = outcome_of(&assembled);
+        assert_eq!(outcome.losses.len(), told, "{name}");
+        assert!(outcome.losses.values().all(|loss| loss.accepted == (verdict == Pass)), "{name}");
+    }
+}
+
+#[test]
+fn a_group_that_fails_fast_fails_the_run_whatever_was_stopped_then() {
+    let fast = || Some(GroupLoss { fail_fast: true, ..GroupLoss::default() });
+    use ResultVerdict::{Fail, Inconclusive, Pass};
+    let rows = [
+        ("all well", fast(), ["oo", "oo"], Pass, None),
+        ("one failed and all others were stopped", fast(), ["fl", "ll"], Fail, Some("a")),
+        ("a failure of another group", fast(), ["ol", "fl"], Inconclusive, None),
+        ("lost is not failed", fast(), ["ol", "oo"], Inconclusive, None),
+        ("nobody fails fast", None, ["fl", "ll"], Inconclusive, None),
+    ];
+    for (name, a, how, verdict, group) in rows {
+        let mut world = ended(a, None, None, how);
+        let assembled = world.assemble();
+        assert_eq!(assembled.result_verdict, verdict, "{name}: {:?}", assembled.inconclusive);
+        assert_eq!(outcome_of(&assembled).fail_fast.as_deref(), group, "{name}");
+        // Not even a rate of success that holds takes it back.
+        world.run.thresholds = vec![threshold(Subject::SuccessRate {}, 0.0)];
+        assert_eq!(world.assemble().result_verdict == Fail, verdict == Fail, "{name}");
+    }
+}
+
+fn outcome_of(assembled: &Assembled) -> Outcome {
+    let block = assembled.blocks.iter().find(|block| *block.cid() == assembled.outcome).expect("it is made");
+    model::from_bytes(block.data()).expect("it is an outcome")
 }
 
 #[test]

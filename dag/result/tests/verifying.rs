@@ -1,6 +1,10 @@
 //! Results verified from their CID, and results that are not what they say.
 
-use iptl_dag::model::{self, CellNetworkUse, Exit, NetworkUse, Node, Receipt, ResultNode, ResultVerdict, Signed};
+use std::collections::BTreeMap;
+
+use iptl_dag::model::{
+    self, CellNetworkUse, Exit, GroupLoss, NetworkUse, Node, Receipt, ResultNode, ResultVerdict, Signed,
+};
 use iptl_dag::{Block, Cid, Codec};
 use iptl_result::{
     AssembleError, AttestationRecord, SealError, SourceError, VerifyError, attestation, give_up_unreadable, seal,
@@ -281,6 +285,8 @@ fn attestation_that_exceeds_a_block_is_an_error_and_not_a_panic() {
         started_ms: 0,
         ended_ms: 0,
         distortions: Vec::new(),
+        attempts: BTreeMap::new(),
+        ended_early: None,
     };
     let body = attestation(&assembly, &assembled, record);
     let signed = Signed { body, signer: peer(9), signature: vec![0; 64] };
@@ -321,4 +327,30 @@ fn lab_network_that_did_not_keep_to_its_model_is_named_by_lablet() {
 
 fn world_cid() -> Cid {
     *Block::new(Codec::Raw, "x").cid()
+}
+
+#[test]
+fn attempts_are_counted_again_and_none_is_beyond_the_bound() {
+    let mut world = World::new(&[("a", 3)], Vec::new());
+    let loss = GroupLoss { rerun: 1, ..GroupLoss::default() };
+    world.run.groups.get_mut("a").expect("it is there").loss = Some(loss);
+    world.execution.run = *model::to_block(world.run.clone()).cid();
+    for placement in &mut world.placements {
+        placement.execution = world.execution.id();
+    }
+    for (index, attempt) in [(0, 1), (1, 2), (2, 2)] {
+        world.add(Receipt { attempt, ..world.receipt(id("a", index), Exit::Exited { code: 0 }) });
+    }
+    world.attempts = BTreeMap::from([(id("a", 1), 2), (id("a", 2), 2)]);
+    let result = world.seal(|attestation| assert_eq!(attestation.attempts, BTreeMap::from([("a/1-2".to_owned(), 2)])));
+    assert_eq!(world.verify(&result).problems, Vec::<String>::new());
+
+    let hidden = world.seal(|attestation| attestation.attempts.clear());
+    let problems = world.verify(&hidden).problems;
+    assert!(problems[0].contains("further attempts"), "{problems:?}");
+
+    world.add(Receipt { attempt: 3, ..world.receipt(id("a", 0), Exit::Exited { code: 0 }) });
+    let beyond = world.seal(|_| {});
+    let problems = world.verify(&beyond).problems;
+    assert!(problems[0].contains("a/0 is of an attempt too many"), "{problems:?}");
 }

@@ -27,6 +27,8 @@ pub(crate) struct World {
     pub(crate) attested: Option<Vec<Signed<Receipt>>>,
     /// Who signs the attestation.
     pub(crate) leader: PeerId,
+    /// Last attempt of instances that were granted more than once.
+    pub(crate) attempts: BTreeMap<InstanceId, u32>,
 }
 
 pub(crate) fn peer(number: u8) -> PeerId {
@@ -63,6 +65,7 @@ impl World {
             resources: Resources::default(),
             requires: Default::default(),
             container: None,
+            loss: None,
         };
         let run = Run {
             plan: *Block::new(Codec::Raw, "plan").cid(),
@@ -73,9 +76,10 @@ impl World {
             engine: Engine::Live,
             network: Network::Clean,
             faults: Vec::new(),
-            loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+            loss: LossPolicy::default(),
             thresholds,
             timeout_ms: 60_000,
+            placing: Default::default(),
         };
         let execution =
             Execution { run: model::to_block(run.clone()).cid().to_owned(), orchestrator: peer(9), nonce: [0; 16] };
@@ -89,6 +93,7 @@ impl World {
             timed_out: false,
             attested: None,
             leader: peer(9),
+            attempts: BTreeMap::new(),
         };
         let assignments = groups
             .iter()
@@ -204,6 +209,8 @@ impl World {
             started_ms: 2,
             ended_ms: 3,
             distortions: Vec::new(),
+            attempts: self.attempts.clone(),
+            ended_early: None,
         };
         let mut body = attestation(&assembly, &assembled, record);
         edit(&mut body);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::execution::{Epoch, ExecutionId, InstanceId};
+use crate::model::loss::is_default;
 use crate::model::placement::Assignment;
 use crate::model::signed::Signable;
 use crate::{Cid, PeerId};
@@ -42,6 +43,9 @@ pub enum FactKind {
         run: Cid,
         /// Who asked.
         by: PeerId,
+        /// Its place before others: the higher goes first.
+        #[serde(default, skip_serializing_if = "is_default")]
+        priority: i32,
     },
     /// Instances were placed; links the Placement.
     Placed {
@@ -96,6 +100,11 @@ pub enum FactKind {
     },
     /// The wall time of the run was over.
     TimedOut {},
+    /// An instance failed, or more were lost than may be, and the plan wants the run ended then.
+    EndedEarly {
+        /// Which, and how.
+        reason: String,
+    },
     /// The result was sealed.
     Sealed {
         /// The result.

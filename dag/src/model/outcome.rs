@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Cid;
+use crate::model::loss::MaxLost;
 use crate::model::plan::Threshold;
 
 /// What the software under test did.
@@ -18,6 +19,23 @@ pub struct Outcome {
     pub thresholds: Vec<ThresholdOutcome>,
     /// Pass or fail by the thresholds.
     pub verdict: Verdict,
+    /// What was lost of groups with a bound of their own, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub losses: BTreeMap<String, LossOutcome>,
+    /// The group whose failure ends the run, where one did: the first by name of those with `fail_fast` that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fail_fast: Option<String>,
+}
+
+/// What was lost of a group, beside what may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossOutcome {
+    /// Instances that were lost.
+    pub lost: u64,
+    /// What the plan accepts.
+    pub max_lost: MaxLost,
+    /// Whether it was accepted.
+    pub accepted: bool,
 }
 
 /// What one group did.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Cid;
 use crate::model::container::Container;
+use crate::model::loss::{BarrierLoss, GroupLoss, Placing, is_default};
 use crate::model::run::Network;
 
 /// A test plan.
@@ -81,6 +82,15 @@ pub struct Case {
     /// Faults that are injected; each links a [`FaultSchedule`](crate::model::FaultSchedule) node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Cid>,
+    /// Number of instances that may be lost, which then counts instead of the share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lost: Option<u32>,
+    /// What becomes of barriers when instances are lost.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub barriers: BarrierLoss,
+    /// What it wants of machines and of its start.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placing: Placing,
 }
 
 /// Engine class: what kind of time a run has.
@@ -109,6 +119,9 @@ pub struct GroupSpec {
     /// Settings of its containers; only where the workload is an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// What happens to instances that are lost or fail; none is as the case says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<GroupLoss>,
 }
 
 /// Bounds of a group's size.

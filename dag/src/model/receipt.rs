@@ -260,6 +260,27 @@ pub enum Exit {
     },
 }
 
+impl Exit {
+    /// Says how the software failed; none where it ended well, or where the lab ended it. What an outcome says of it.
+    pub fn failure(&self) -> Option<String> {
+        Some(match self {
+            Exit::Exited { code: 0 } | Exit::Reported { failure: None, .. } => return None,
+            Exit::Stopped { .. } | Exit::WorkerDied { .. } => return None,
+            Exit::Exited { code } => format!("exit {code}"),
+            Exit::Reported { failure: Some(reason), .. } => reason.clone(),
+            Exit::Trapped { trap } => format!("trap {trap}"),
+            Exit::Signalled { signal } => format!("signal {signal}"),
+            Exit::Unwell { reason: _ } => "unwell".to_owned(),
+            Exit::StackOverflow {} => "stack overflow".to_owned(),
+            Exit::OutOfMemory {} => "out of memory".to_owned(),
+            Exit::OutOfCpu {} => "out of cpu time".to_owned(),
+            Exit::OutOfTime {} => "out of time".to_owned(),
+            Exit::TooMuchOutput { what } => format!("too much {what}"),
+            Exit::NotStarted { reason: _ } => "not started".to_owned(),
+        })
+    }
+}
+
 /// What an instance used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

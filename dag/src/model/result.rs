@@ -84,6 +84,13 @@ pub struct Attestation {
     pub distortions: Vec<Distortion>,
     /// Why the verdict is inconclusive; empty where it is not.
     pub inconclusive: Vec<String>,
+    /// Instances that were granted more than once after the start, with the number of their last attempt:
+    /// `group/index` or `group/first-last`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attempts: BTreeMap<String, u32>,
+    /// Why the plan had the execution ended before it was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_early: Option<String>,
 }
 
 impl Signable for Attestation {

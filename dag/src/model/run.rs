@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Cid;
 use crate::model::container::Container;
+use crate::model::loss::{GroupLoss, LossPolicy, MAX_RERUNS, Placing, is_default};
 use crate::model::plan::{Engine, Requirements, Resources, Threshold, Value, WorkloadKind};
 
 /// One experiment: no time, no name of a machine, no nonce, so that equal runs have equal CIDs.
@@ -33,6 +34,9 @@ pub struct Run {
     pub thresholds: Vec<Threshold>,
     /// Longest wall time from start, in milliseconds.
     pub timeout_ms: u64,
+    /// What it wants of machines and of its start.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placing: Placing,
 }
 
 /// One group of a run.
@@ -55,6 +59,9 @@ pub struct GroupRun {
     /// Settings of its containers; only where `kind` is Docker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// What happens to instances that are lost or fail; none is as the run says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<GroupLoss>,
 }
 
 /// Network between instances.
@@ -68,19 +75,21 @@ pub enum Network {
     Model(Cid),
 }
 
-/// What happens when instances are lost with their lablet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LossPolicy {
-    /// Attempts per instance, the first included; 1 is at-most-once.
-    pub max_attempts: u32,
-    /// Share of instances that may be lost before the verdict is inconclusive, in parts per million.
-    pub max_lost_ppm: u32,
-}
-
 impl Run {
     /// Returns the number of instances over all groups.
     pub fn instances(&self) -> u64 {
         self.groups.values().map(|g| u64::from(g.count)).sum()
+    }
+
+    /// Returns how often an instance of a group may be started at most, the first time included.
+    pub fn attempts_of(&self, group: &str) -> u32 {
+        let reruns = self.groups.get(group).and_then(|g| g.loss).map_or(0, |loss| loss.rerun.min(MAX_RERUNS));
+        self.loss.max_attempts.max(1).max(reruns + 1)
+    }
+
+    /// Returns the most attempts that any group allows.
+    pub fn most_attempts(&self) -> u32 {
+        self.groups.keys().map(|group| self.attempts_of(group)).max().unwrap_or(1)
     }
 
     /// Returns the number of instances of each kind; kinds of which there are none are absent.

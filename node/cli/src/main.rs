@@ -15,6 +15,7 @@ mod narrative;
 mod node;
 mod plan;
 mod remote;
+mod series;
 mod terminal;
 mod ui;
 mod workload;

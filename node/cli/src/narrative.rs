@@ -32,6 +32,27 @@ const SECOND_INTERRUPT: Duration = Duration::from_secs(2);
 ///
 /// Ctrl-C detaches: the execution goes on. Where the node dies it is looked for again: the execution outlives it.
 pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
+    let mut last = None;
+    follow(ctx, client, execution, Telling::All, &mut last).await
+}
+
+/// How much of what happens is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// All of it, up to the result.
+    All,
+    /// What it waits for and what becomes of lablets, by its alias: it is one of several.
+    Briefly,
+}
+
+/// Follows an execution as [`attach`] does; its last event goes to `last`. An end without a result is an error.
+pub async fn follow(
+    ctx: &Context,
+    client: &Client,
+    execution: &str,
+    telling: Telling,
+    last: &mut Option<Event>,
+) -> Result {
     let mut replies = client.call(Request::Watch { execution: execution.to_owned() }).await?.into_channel();
     let mut teller = Teller {
         ctx,
@@ -41,6 +62,7 @@ pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
         last_wait: String::new(),
         last_progress: None,
         told: Vec::new(),
+        telling,
     };
     let mut heard = Instant::now();
     loop {
@@ -49,6 +71,9 @@ pub async fn attach(ctx: &Context, client: &Client, execution: &str) -> Result {
                 heard = Instant::now();
                 match reply.transpose() {
                     Ok(Some(Reply::Event(event))) => {
+                        if matches!(event, Event::Finished { .. } | Event::Failed { .. }) {
+                            *last = Some(event.clone());
+                        }
                         if let Some(exit) = teller.tell(event)? {
                             return Ok(exit);
                         }
@@ -160,6 +185,7 @@ struct Teller<'a> {
     last_progress: Option<Instant>,
     /// What happens once and is told from the start to whoever attaches, again too.
     told: Vec<Event>,
+    telling: Telling,
 }
 
 impl Teller<'_> {
@@ -185,7 +211,9 @@ impl Teller<'_> {
             | Event::Finished { .. }
             | Event::Failed { .. } => {}
         }
-        if self.ctx.json {
+        if self.telling == Telling::Briefly {
+            self.brief_line(&event);
+        } else if self.ctx.json {
             let finished = matches!(event, Event::Finished { .. });
             let body = to_json(&event);
             self.ctx.answer_json(if finished { "result" } else { "event" }, body);
@@ -194,7 +222,7 @@ impl Teller<'_> {
         }
         match event {
             Event::Finished { verdict, result, .. } => {
-                if !self.ctx.json {
+                if !self.ctx.json && self.telling == Telling::All {
                     let prefix = if std::io::stdout().is_terminal() && !self.ctx.quiet { "result    " } else { "" };
                     self.ctx.answer(format!("{prefix}{result}"));
                     if !self.own_home {
@@ -217,6 +245,20 @@ impl Teller<'_> {
             | Event::Progress { .. }
             | Event::Barrier { .. }
             | Event::Lablet { .. } => Ok(None),
+        }
+    }
+
+    fn brief_line(&mut self, event: &Event) {
+        let alias = &self.alias;
+        match event {
+            Event::Waiting { reason } if *reason != self.last_wait && !self.ctx.json => {
+                self.ctx.say(format!("    {alias} {reason}"));
+                self.last_wait.clone_from(reason);
+            }
+            Event::Lablet { lablet, what } if !self.ctx.json => {
+                self.ctx.say(format!("    {alias}: lablet {lablet} {what}"))
+            }
+            _ => {}
         }
     }
 
@@ -274,7 +316,7 @@ impl Teller<'_> {
                 ctx.say(format!("    {}  barrier \"{state}\"  {count}/{target}{missing}", ui::clock(*after_ms)));
             }
             Event::Lablet { lablet, what } => ctx.say(format!("    lablet {lablet} {what}")),
-            Event::Finished { verdict, counts, thresholds, inconclusive, failures, after_ms, .. } => {
+            Event::Finished { verdict, counts, thresholds, inconclusive, failures, notes, after_ms, .. } => {
                 let (style, word) = match verdict {
                     ResultVerdict::Pass => ("1;32", "PASS"),
                     ResultVerdict::Fail => ("1;31", "FAIL"),
@@ -291,6 +333,9 @@ impl Teller<'_> {
                 ctx.say(format!("    instances   {} ok · {} lost · {} failed", counts.ok, counts.lost, counts.failed));
                 for (instance, cause) in failures {
                     ctx.say(format!("      {instance}: {cause}"));
+                }
+                for note in notes {
+                    ctx.say(format!("    {note}"));
                 }
                 for reason in inconclusive {
                     ctx.say(format!("    cannot tell: {reason}"));
@@ -349,7 +394,18 @@ pub fn to_json(event: &Event) -> Value {
             "after_ms": after_ms,
         }),
         Event::Lablet { lablet, what } => json!({"event": "lablet", "lablet": lablet, "what": what}),
-        Event::Finished { run, execution, result, verdict, counts, thresholds, inconclusive, failures, after_ms } => {
+        Event::Finished {
+            run,
+            execution,
+            result,
+            verdict,
+            counts,
+            thresholds,
+            inconclusive,
+            failures,
+            notes,
+            after_ms,
+        } => {
             let thresholds: Vec<Value> = thresholds
                 .iter()
                 .map(|(text, measured, holds)| json!({"threshold": text, "measured": measured, "holds": holds}))
@@ -358,7 +414,7 @@ pub fn to_json(event: &Event) -> Value {
                 "run": run.to_string(), "execution": execution.to_string(), "result": result.to_string(),
                 "verdict": verdict_word(*verdict), "ok": counts.ok, "failed": counts.failed, "lost": counts.lost,
                 "thresholds": thresholds, "inconclusive": inconclusive,
-                "failures": pairs("instance", "cause", failures), "after_ms": after_ms,
+                "failures": pairs("instance", "cause", failures), "notes": notes, "after_ms": after_ms,
             })
         }
         Event::Failed { execution, failure } => json!({

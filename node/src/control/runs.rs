@@ -9,7 +9,7 @@ use iptl_dag::model::{self, Attestation, Execution, InstanceId, ReceiptShard, Re
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::log::Tail;
-use iptl_wire::control::{Event, Failure, FailureKind, ListKind, LogTail, PlacementRow, Reply, Request};
+use iptl_wire::control::{Event, Failure, FailureKind, ListKind, LogTail, MAX_PRIORITY, PlacementRow, Reply, Request};
 use iptl_wire::session::{KnownRun, OutputLine};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
@@ -45,15 +45,20 @@ pub(super) async fn submit(
     run: Cid,
     source: Option<PeerId>,
     source_addrs: Vec<String>,
+    priority: i32,
     talk: &mut Talk,
 ) -> Result<(), Failure> {
     caller.developer()?;
+    if !(-MAX_PRIORITY..=MAX_PRIORITY).contains(&priority) {
+        let message = format!("a priority of {priority}; there is -{MAX_PRIORITY} to {MAX_PRIORITY}");
+        return Err(failure(FailureKind::Usage, "run.priority", message, "leave it out, or take one within"));
+    }
     let Some(lab) = orchestrator(node) else {
         let source_addrs = match node.links.net() {
             Some(net) => net.addrs().await,
             None => Vec::new(),
         };
-        let request = Request::Submit { run, source: Some(node.links.peer().clone()), source_addrs };
+        let request = Request::Submit { run, source: Some(node.links.peer().clone()), source_addrs, priority };
         return remote::forward(node, caller, request, talk).await;
     };
     let from = source.into_iter().map(|peer| (peer, source_addrs.clone())).collect();
@@ -68,7 +73,10 @@ pub(super) async fn submit(
     let execution = Execution { run, orchestrator: node.links.peer().clone(), nonce };
     node.store.put(vec![model::to_block(execution.clone())]).await.map_err(broken)?;
     let by = caller.peer(node);
-    let id = lab.ask(|answer| Ask::Submit { execution, run: Box::new(known), by, answer }).await.map_err(stopped)?;
+    let id = lab
+        .ask(|answer| Ask::Submit { execution, run: Box::new(known), by, priority, answer })
+        .await
+        .map_err(stopped)?;
     talk.say(Reply::Submitted { execution: id.0, alias: id.alias() }).await
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use iptl_artifacts::StoreError;
 use iptl_dag::model::{
-    self, Affinity, Case, Count, Engine, Execution, ExecutionId, GroupRun, GroupSpec, LossPolicy, Network, Plan,
-    Requirements, Resources, Run, Workload, WorkloadKind,
+    self, Affinity, BarrierLoss, Case, Count, Engine, Execution, ExecutionId, GroupRun, GroupSpec, LossPolicy, Network,
+    Placing, Plan, Requirements, Resources, Run, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec};
 use iptl_wire::control::Event;
@@ -94,7 +94,7 @@ impl Canary {
         self.parts.store.put(blocks).await?;
         self.parts.store.put(vec![model::to_block(execution.clone())]).await?;
         let by = self.parts.links.peer().clone();
-        let id = self.lab.ask(|answer| Ask::Submit { execution, run: Box::new(run), by, answer }).await?;
+        let id = self.lab.ask(|answer| Ask::Submit { execution, run: Box::new(run), by, priority: 0, answer }).await?;
         self.follow(id).await
     }
 
@@ -175,6 +175,7 @@ fn content() -> (KnownRun, Vec<Block>) {
         resources,
         requires: requires.clone(),
         container: None,
+        loss: None,
     };
     let timeout_ms = 20_000;
     let case = Case {
@@ -184,6 +185,9 @@ fn content() -> (KnownRun, Vec<Block>) {
         thresholds: Vec::new(),
         timeout_ms,
         max_lost_ppm: 0,
+        max_lost: None,
+        barriers: BarrierLoss::default(),
+        placing: Placing::default(),
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
@@ -205,6 +209,7 @@ fn content() -> (KnownRun, Vec<Block>) {
         resources,
         requires,
         container: None,
+        loss: None,
     };
     let run = Run {
         plan: *plan.cid(),
@@ -215,7 +220,8 @@ fn content() -> (KnownRun, Vec<Block>) {
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
-        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+        loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0, max_lost: None, barriers: BarrierLoss::default() },
+        placing: Placing::default(),
         thresholds: Vec::new(),
         timeout_ms,
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iptl_artifacts::{BlobStore, StoreError};
-use iptl_dag::model::{self, Epoch, ExecutionId, FactKind, Signed};
+use iptl_dag::model::{self, Assignment, Epoch, ExecutionId, FactKind, InstanceId, Signed};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::orchestrator::ExecutionView;
 use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig};
@@ -522,6 +522,7 @@ impl Driver {
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
+            | FactKind::EndedEarly { .. }
             | FactKind::Sealed { .. }
             | FactKind::Failed { .. } => {}
         }
@@ -531,15 +532,30 @@ impl Driver {
     pub(super) fn note(&mut self, execution: ExecutionId, kind: &FactKind, replayed: bool) {
         let Some(active) = self.registry.active.get_mut(&execution) else { return };
         match kind {
-            FactKind::Granted { lablet, assignments, .. } | FactKind::Recovered { lablet, assignments, .. } => {
+            FactKind::Granted { lablet, assignments, attempt }
+            | FactKind::Recovered { lablet, assignments, attempt, .. } => {
                 let instances = assignments.iter().map(|a| u64::from(a.count)).sum();
                 *active.lablets.entry(lablet.clone()).or_default() += instances;
-                if !replayed {
-                    let sync = self.syncs.entry(execution).or_insert_with(|| RunSync::new([]));
-                    match kind {
-                        FactKind::Recovered { .. } => sync.recover_cell(lablet.clone(), instances),
-                        _ => sync.add_cell(lablet.clone(), instances),
+                active.attempt.insert(lablet.clone(), *attempt);
+                if replayed {
+                    for instance in assignments.iter().flat_map(Assignment::instances) {
+                        active.lost_before.remove(&instance);
                     }
+                    return;
+                }
+                let barriers = active.barriers;
+                let sync = self.syncs.entry(execution).or_insert_with(|| {
+                    let mut sync = RunSync::new([]);
+                    sync.on_loss(barriers);
+                    sync
+                });
+                if matches!(kind, FactKind::Recovered { .. }) {
+                    sync.recover_cell(lablet.clone(), instances);
+                } else if *attempt > 1 {
+                    let again: Vec<_> = assignments.iter().flat_map(Assignment::instances).collect();
+                    sync.add_cell_again(lablet.clone(), &again);
+                } else {
+                    sync.add_cell(lablet.clone(), instances);
                 }
             }
             FactKind::Refused { lablet, .. } => {
@@ -548,11 +564,28 @@ impl Driver {
                     sync.replace_cell(lablet);
                 }
             }
-            FactKind::Lost { lablet: Some(lablet), .. } => {
-                let replaces = active.replaces;
+            FactKind::Lost { lablet: Some(lablet), instances, .. } => {
                 active.lablets.remove(lablet);
+                let attempt = active.attempt.get(lablet).copied().unwrap_or(1);
+                let allowed = |i: &InstanceId| active.attempts.get(&i.group).is_some_and(|most| attempt < *most);
+                // The core knows better than the bound: after a takeover nothing may be granted anew.
+                let runs_again = |i: &InstanceId| allowed(i) && (replayed || self.core.runs_again(&execution, i));
+                let (again, for_good): (Vec<_>, Vec<_>) = instances.iter().cloned().partition(runs_again);
+                if replayed {
+                    let lost = instances.iter().map(|i| (i.clone(), (lablet.clone(), for_good.contains(i))));
+                    active.lost_before.extend(lost);
+                } else if let Some(sync) = self.syncs.get_mut(&execution) {
+                    sync.lose_cell(lablet, &again, &for_good);
+                }
+            }
+            FactKind::Lost { lablet: None, instances, .. } => {
+                for instance in instances {
+                    if let Some((_, for_good)) = active.lost_before.get_mut(instance) {
+                        *for_good = true;
+                    }
+                }
                 if let Some(sync) = self.syncs.get_mut(&execution) {
-                    if replaces { sync.replace_cell(lablet) } else { sync.drop_cell(lablet) }
+                    sync.give_up(instances);
                 }
             }
             FactKind::Submitted { .. }
@@ -560,9 +593,9 @@ impl Driver {
             | FactKind::Accepted { .. }
             | FactKind::Started {}
             | FactKind::Received { .. }
-            | FactKind::Lost { lablet: None, .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
+            | FactKind::EndedEarly { .. }
             | FactKind::Sealed { .. }
             | FactKind::Failed { .. }
             | FactKind::TakenOver { .. }
@@ -647,15 +680,17 @@ impl Driver {
     }
 
     fn answer(&mut self, ask: Ask) {
-        if self.leaving.as_ref().is_some_and(|leaving| leaving.is_frozen) && matches!(ask, Ask::Submit { .. } | Ask::Cancel { .. }) {
+        if self.leaving.as_ref().is_some_and(|leaving| leaving.is_frozen)
+            && matches!(ask, Ask::Submit { .. } | Ask::Cancel { .. })
+        {
             // The heir is asked instead: whoever asks hears that this one does not lead.
             return;
         }
         match ask {
-            Ask::Submit { execution, run, by, answer } => {
+            Ask::Submit { execution, run, by, priority, answer } => {
                 let id = execution.id();
                 self.registry.begin(id, run.cid, &run.run, by.clone(), clock::wall().0);
-                self.input(Input::Submit { execution, run: *run, by });
+                self.input(Input::Submit { execution, run: *run, by, priority });
                 self.promised.push(Promised::Submitted(answer, id));
             }
             Ask::DryRun { run, answer } => {
@@ -822,6 +857,7 @@ fn names_new_blocks(kind: &FactKind) -> bool {
         | FactKind::Lost { .. }
         | FactKind::Cancelled { .. }
         | FactKind::TimedOut {}
+        | FactKind::EndedEarly { .. }
         | FactKind::Failed { .. }
         | FactKind::TakenOver { .. }
         | FactKind::Recovered { .. }

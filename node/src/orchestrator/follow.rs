@@ -250,6 +250,7 @@ impl Follower {
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
+            | FactKind::EndedEarly { .. }
             | FactKind::TakenOver { .. }
             | FactKind::Recovered { .. } => {}
         }

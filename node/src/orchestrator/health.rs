@@ -117,6 +117,7 @@ mod tests {
             thresholds: Vec::new(),
             inconclusive: Vec::new(),
             failures: Vec::new(),
+            notes: Vec::new(),
             after_ms: 0,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use iptl_dag::model::{Counts, ExecutionId, ResultVerdict, Run};
+use iptl_dag::model::{BarrierLoss, Counts, ExecutionId, InstanceId, ResultVerdict, Run};
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::session::{CellUsage, OutputLine};
@@ -65,8 +65,14 @@ pub(super) struct Active {
     pub(super) lablets: BTreeMap<PeerId, u64>,
     /// What lablets said that their instances use, and when.
     pub(super) usage: BTreeMap<PeerId, (Instant, CellUsage)>,
-    /// Lost instances begin anew elsewhere.
-    pub(super) replaces: bool,
+    /// Attempts that each group allows.
+    pub(super) attempts: BTreeMap<String, u32>,
+    /// Attempt of what each lablet was granted last.
+    pub(super) attempt: BTreeMap<PeerId, u32>,
+    /// What becomes of barriers that cannot be reached any more.
+    pub(super) barriers: BarrierLoss,
+    /// Instances that were lost before the orchestrator was started: with which lablet, and whether for good.
+    pub(super) lost_before: BTreeMap<InstanceId, (PeerId, bool)>,
     /// It is the lab's canary: it stands in no list, and nothing of it is kept.
     pub(super) canary: bool,
     history: Vec<Event>,
@@ -135,7 +141,10 @@ impl Registry {
             by,
             lablets: BTreeMap::new(),
             usage: BTreeMap::new(),
-            replaces: run.loss.max_attempts > 1,
+            attempts: run.groups.keys().map(|name| (name.clone(), run.attempts_of(name))).collect(),
+            attempt: BTreeMap::new(),
+            barriers: run.loss.barriers,
+            lost_before: BTreeMap::new(),
             canary: canary::is_canary(&run_cid),
             history: Vec::new(),
             events: broadcast::Sender::new(EVENT_QUEUE),

@@ -49,7 +49,7 @@ impl Driver {
         for fact in facts.into_iter().filter(|fact| !over.contains(&fact.execution)) {
             self.hold_named(fact.execution, &fact.kind);
             let submission = match &fact.kind {
-                FactKind::Submitted { execution, run, by } => {
+                FactKind::Submitted { execution, run, by, .. } => {
                     let submission = self.submission(execution, run).await?;
                     let run_node = &submission.run.run;
                     self.registry.begin(fact.execution, *run, run_node, by.clone(), fact.at_ms);
@@ -91,7 +91,14 @@ impl Driver {
         for (execution, active) in &self.registry.active {
             if !active.lablets.is_empty() {
                 let cells = active.lablets.iter().map(|(lablet, instances)| (lablet.clone(), *instances));
-                self.syncs.insert(*execution, RunSync::recovering(cells));
+                let mut sync = RunSync::recovering(cells);
+                sync.on_loss(active.barriers);
+                for (instance, (lablet, for_good)) in &active.lost_before {
+                    let one = std::slice::from_ref(instance);
+                    let (again, for_good) = if *for_good { (&[][..], one) } else { (one, &[][..]) };
+                    sync.lost_before(lablet, again, for_good);
+                }
+                self.syncs.insert(*execution, sync);
             }
         }
         match (self.post.how, self.post.claim.as_ref().map(|claim| claim.body.term.clone())) {

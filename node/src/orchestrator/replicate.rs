@@ -133,6 +133,7 @@ fn named(kind: &FactKind) -> Vec<Cid> {
         | FactKind::Lost { .. }
         | FactKind::Cancelled { .. }
         | FactKind::TimedOut {}
+        | FactKind::EndedEarly { .. }
         | FactKind::Sealed { .. }
         | FactKind::Failed { .. }
         | FactKind::TakenOver { .. }

@@ -155,11 +155,13 @@ impl Work {
             started_ms: order.started_ms,
             ended_ms: order.ended_ms,
             distortions: order.distortions.clone(),
+            attempts: order.attempts.clone(),
+            ended_early: order.ended_early.clone(),
         };
         let attestation = iptl_trust::sign(&self.key, iptl_result::attestation(&assembly, &assembled, record));
         let (_, sealed) = iptl_result::seal(&assembly, &assembled, &order.node, attestation)?;
         let root = *sealed.last().ok_or_else(|| anyhow::anyhow!("a result has a root"))?.cid();
-        let told = told(&assembly, &assembled, root);
+        let told = AssembledResult { notes: notes(&order, &assembled), ..told(&assembly, &assembled, root) };
         let all = log.into_iter().chain(assembled.blocks).chain(sealed).collect();
         self.store.put(all).await?;
         self.store.flush().await?;
@@ -213,7 +215,25 @@ fn told(assembly: &Assembly, assembled: &Assembled, cid: Cid) -> AssembledResult
         thresholds: assembled.thresholds.iter().map(|t| (t.threshold.to_string(), t.measured, t.holds)).collect(),
         inconclusive: assembled.inconclusive.clone(),
         failures,
+        notes: Vec::new(),
     }
+}
+
+/// Says what else is to be known of a result.
+fn notes(order: &AssemblyOrder, assembled: &Assembled) -> Vec<String> {
+    let blocks = &assembled.blocks;
+    let outcome = blocks.iter().find(|block| *block.cid() == assembled.outcome);
+    let outcome = outcome.and_then(|block| model::from_bytes::<Outcome>(block.data()).ok());
+    let mut notes: Vec<String> = order.ended_early.iter().map(|why| format!("the plan had it ended: {why}")).collect();
+    for (group, loss) in outcome.iter().flat_map(|outcome| &outcome.losses).filter(|(_, loss)| loss.accepted) {
+        notes.push(format!("{} of {group} lost, which the plan accepts: {} may be", loss.lost, loss.max_lost));
+    }
+    if let Some(most) = order.attempts.values().max() {
+        let further: u64 = order.attempts.values().map(|attempt| u64::from(attempt - 1)).sum();
+        let instances = order.attempts.len();
+        notes.push(format!("{instances} began anew: {further} further attempts, {most} in all for one at most"));
+    }
+    notes
 }
 
 /// Says how the lab lost an instance that left a receipt.
@@ -276,7 +296,7 @@ fn failures(assembly: &Assembly, assembled: &Assembled) -> Vec<(String, String)>
 mod tests {
     use iptl_artifacts::MemStore;
     use iptl_dag::Codec;
-    use iptl_dag::model::{Engine, Epoch, Execution, Exit, LossPolicy, Network, Receipt, Run, Signed, Usage};
+    use iptl_dag::model::{Engine, Epoch, Execution, Exit, LossPolicy, Network, Placing, Receipt, Run, Signed, Usage};
 
     use super::*;
 
@@ -292,9 +312,10 @@ mod tests {
             engine: Engine::Live,
             network: Network::Clean,
             faults: Vec::new(),
-            loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0 },
+            loss: LossPolicy::default(),
             thresholds: Vec::new(),
             timeout_ms: 1,
+            placing: Placing::default(),
         };
         let run_cid = iptl_dag::codec::cid_of(&run);
         let execution = Execution { run: run_cid, orchestrator: peer.clone(), nonce: [0; 16] }.id();

@@ -42,6 +42,8 @@ pub(super) async fn told(store: &dyn BlobStore, result: Cid) -> anyhow::Result<E
         thresholds: outcome.thresholds.iter().map(|t| (t.threshold.to_string(), t.measured, t.holds)).collect(),
         inconclusive: attestation.inconclusive,
         failures,
+        // The orchestrator that sealed it told them; they can be read out of the result.
+        notes: Vec::new(),
         after_ms: attestation.ended_ms.saturating_sub(attestation.submitted_ms),
     })
 }

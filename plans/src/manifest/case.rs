@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Case, Engine, Network};
+use iptl_dag::model::{Case, Engine, MaxLost, Network};
 
-use super::{MAX_INSTANCES, WorkloadDef, empty, group, param, threshold};
+use super::loss::CaseLoss;
+use super::{MAX_INSTANCES, WorkloadDef, empty, group, loss, param, threshold};
 use crate::codes;
 use crate::diagnostic::Diagnostic;
-use crate::section::{Section, Sink, quantity};
-use crate::units;
+use crate::section::{Section, Sink};
 
 /// Longest wall time where the case does not say, in milliseconds: what an instance gets at most by default.
 const DEFAULT_TIMEOUT_MS: u64 = 300_000;
 
 /// Longest wall time that a case may ask for, in milliseconds: a week.
-const MAX_TIMEOUT_MS: u64 = 7 * 24 * 3_600_000;
+pub(super) const MAX_TIMEOUT_MS: u64 = 7 * 24 * 3_600_000;
 
 /// Reads a case; the files of its containers go to `files`, by group.
 pub(super) fn read(
@@ -25,13 +25,15 @@ pub(super) fn read(
 ) -> Case {
     section.only(
         sink,
-        &["description", "timeout", "max_lost", "engine", "groups", "params", "thresholds", "network", "faults"],
+        &[
+            &["description", "timeout", "engine", "groups", "params", "thresholds", "network", "faults"][..],
+            loss::CASE_KEYS,
+        ]
+        .concat(),
     );
     let description = section.text(sink, "description");
     let timeout = section.duration_ms(sink, "timeout", 1, MAX_TIMEOUT_MS);
-    let max_lost = section
-        .get("max_lost")
-        .and_then(|node| quantity(sink, &section.path_of("max_lost"), node, "a share", "5%", units::share_ppm));
+    let CaseLoss { max_lost, barriers, placing } = loss::of_case(sink, section);
     let engine = section.word(sink, "engine", &[("live", Engine::Live)]);
 
     let mut groups = BTreeMap::new();
@@ -68,9 +70,18 @@ pub(super) fn read(
         params,
         thresholds,
         timeout_ms: timeout.map_or(DEFAULT_TIMEOUT_MS, |timeout| timeout.value),
-        max_lost_ppm: max_lost.map_or(0, |share| share.value),
+        max_lost_ppm: match max_lost {
+            Some(MaxLost::Share(ppm)) => ppm,
+            Some(MaxLost::Count(_)) | None => 0,
+        },
         engine: engine.map_or(Engine::Live, |engine| engine.value),
         network: Network::Clean,
         faults: Vec::new(),
+        max_lost: match max_lost {
+            Some(MaxLost::Count(most)) => Some(most),
+            Some(MaxLost::Share(_)) | None => None,
+        },
+        barriers,
+        placing,
     }
 }

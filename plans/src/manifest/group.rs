@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use iptl_dag::model::{Affinity, Count, GroupSpec, Requirements, Resources, WorkloadKind};
 use toml::de::DeValue;
 
-use super::{MAX_INSTANCES, WorkloadDef, container};
+use super::{MAX_INSTANCES, WorkloadDef, container, loss};
 use crate::codes;
 use crate::diagnostic::{Diagnostic, quote, suggestion};
 use crate::section::{Located, Section, Sink, check_text, string};
@@ -18,7 +18,11 @@ pub(super) fn read(
 ) -> (GroupSpec, BTreeMap<String, String>) {
     section.only(
         sink,
-        &["workload", "count", "args", "env", "labels", "affinity", "max_per_lablet", "resources", "container"],
+        &[
+            &["workload", "count", "args", "env", "labels", "affinity", "max_per_lablet", "resources", "container"][..],
+            loss::GROUP_KEYS,
+        ]
+        .concat(),
     );
     let workload = workload(sink, section, workloads);
     let kind = workloads.get(&workload).map(|def| def.kind);
@@ -42,6 +46,7 @@ pub(super) fn read(
             max_per_lablet: narrow(section.integer(sink, "max_per_lablet", 0, i64::from(MAX_INSTANCES)), 0),
         },
         container: container.settings.filter(|_| kind == Some(WorkloadKind::Docker)),
+        loss: loss::of_group(sink, section),
     };
     (spec, container.files)
 }

@@ -68,13 +68,13 @@ impl Cell {
         self.phase != CellPhase::Ended
     }
 
-    /// Whether a grant of a later term may take its place: it was never started, or died with an earlier life of the
-    /// lablet and left nothing that the orchestrator does not have.
+    /// Whether a grant of a later term may take its place: it was never started, or has ended and left nothing that the
+    /// orchestrator does not have.
     pub(super) fn replaceable(&self) -> bool {
         match self.phase {
             CellPhase::Preparing | CellPhase::Prepared => true,
             CellPhase::Running => false,
-            CellPhase::Ended => self.restored && self.all_kept(),
+            CellPhase::Ended => self.all_kept(),
         }
     }
 
@@ -152,7 +152,7 @@ impl Lablet {
             return Err("the grant names no instances, or some twice".into());
         };
         if self.cells.get(&id).is_some_and(|old| !old.replaceable()) {
-            return Err("holds a cell of this execution that was started".into());
+            return Err("holds a cell of this execution that has not ended, or not handed in all of it".into());
         }
         let slots: u64 = grant.slots.values().map(|n| u64::from(*n)).sum();
         if slots != u64::from(instances) {

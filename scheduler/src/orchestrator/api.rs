@@ -45,6 +45,10 @@ pub struct OrchestratorConfig {
     pub capacity_timeout_ms: u64,
     /// Time that lost instances may wait for another lablet, where the run allows another attempt.
     pub replace_timeout_ms: u64,
+    /// Time before the second attempt of an instance; twice as long before each further one.
+    pub rerun_backoff_ms: u64,
+    /// Longest time before another attempt.
+    pub max_backoff_ms: u64,
     /// Time that stopped cells have to hand in their receipts.
     pub stop_grace_ms: u64,
     /// Time between attempts to pull receipts or to assemble a result.
@@ -75,7 +79,9 @@ impl OrchestratorConfig {
             accept_timeout_ms: 5_000,
             prepare_timeout_ms: 120_000,
             capacity_timeout_ms: 30_000,
-            replace_timeout_ms: 10_000,
+            replace_timeout_ms: 30_000,
+            rerun_backoff_ms: 1_000,
+            max_backoff_ms: 30_000,
             stop_grace_ms: 5_000,
             retry_ms: 1_000,
             max_rounds: 5,
@@ -106,6 +112,8 @@ pub enum Input {
         run: KnownRun,
         /// Who asks.
         by: PeerId,
+        /// Its place before others: the higher goes first.
+        priority: i32,
     },
     /// A lablet opened a session and was found to be a member; the claim that it promised was checked.
     Hello {
@@ -245,6 +253,8 @@ pub struct AssembledResult {
     pub inconclusive: Vec<String>,
     /// Instances that failed or were lost, at most twenty, with their causes.
     pub failures: Vec<(String, String)>,
+    /// What else is to be known: losses that the plan accepts, further attempts, an early end.
+    pub notes: Vec<String>,
 }
 
 /// One thing to do. Effects are carried out in order; an effect after a `Persist` waits until that fact is durable.
@@ -378,4 +388,8 @@ pub struct AssemblyOrder {
     pub cancelled: Option<PeerId>,
     /// Whether the run's time was over.
     pub timed_out: bool,
+    /// Why the plan had it ended before it was over.
+    pub ended_early: Option<String>,
+    /// Last attempt of every instance that was granted more than once after the start.
+    pub attempts: BTreeMap<InstanceId, u32>,
 }

@@ -57,6 +57,8 @@ impl Orchestrator {
         }
         let reason = if exec.timed_out {
             "no receipt in time after the run's time was over"
+        } else if exec.ended_early.is_some() {
+            "no receipt in time after the plan had it ended"
         } else {
             "no receipt in time after it was cancelled"
         };

@@ -22,17 +22,17 @@ pub(super) struct Taken {
 
 impl Exec {
     /// Takes in receipts of a chunk that `lablet` handed in.
-    pub(super) fn take_receipts(&mut self, lablet: &PeerId, receipts: &[ReceiptSummary]) -> Taken {
-        let several_attempts = self.run.run.loss.max_attempts > 1;
+    pub(super) fn take_receipts(&mut self, lablet: &PeerId, shard: &Cid, receipts: &[ReceiptSummary]) -> Taken {
+        let several_attempts = self.run.run.most_attempts() > 1;
         let mut taken = Taken::default();
-        let Some(cell) = self.cells.get(lablet) else { return taken };
+        let Some(cell) = self.cell_of_shard(lablet, shard) else { return taken };
         let attempt = cell.attempt;
-        let valid: Vec<(InstanceId, bool)> = receipts
+        let valid: Vec<(InstanceId, &Exit)> = receipts
             .iter()
             .filter(|r| r.epoch == cell.epoch && r.attempt == attempt && cell.holds(&r.instance))
-            .map(|r| (r.instance.clone(), by_itself(&r.exit)))
+            .map(|r| (r.instance.clone(), &r.exit))
             .collect();
-        for (instance, by_itself) in valid {
+        for (instance, exit) in valid {
             if self.received.contains_key(&instance) {
                 continue;
             }
@@ -40,11 +40,14 @@ impl Exec {
             // gives way to that attempt, and counts where that one is lost too.
             let replaced =
                 several_attempts && self.cells.values().any(|c| !c.over && c.attempt > attempt && c.holds(&instance));
-            if replaced && !by_itself {
+            if replaced && !by_itself(exit) {
                 self.evidence.insert(instance, (lablet.clone(), attempt));
             } else {
                 self.lost.remove(&instance);
                 self.replace.remove(&instance);
+                if let Some(cause) = exit.failure() {
+                    self.failed.entry(instance.group.clone()).or_insert_with(|| (instance.clone(), cause));
+                }
                 self.received.insert(instance, (lablet.clone(), attempt));
             }
         }
@@ -71,9 +74,9 @@ impl Exec {
         let next = cell.attempt + 1;
         let attempt = cell.attempt;
         let instances: Vec<InstanceId> = cell.instances().filter(|i| !self.received.contains_key(i)).collect();
-        let again = again && next <= self.run.run.loss.max_attempts;
         let mut lost = Vec::new();
         for instance in instances {
+            let again = again && next <= self.run.run.attempts_of(&instance.group);
             let newer = self.cells.values().any(|c| !c.over && c.attempt > attempt && c.holds(&instance));
             if newer {
                 // Another attempt has it already.
@@ -142,7 +145,9 @@ impl Exec {
     pub(super) fn rebuild(&mut self) {
         let steps = std::mem::take(&mut self.steps);
         let receipts: BTreeMap<(PeerId, Cid), Vec<ReceiptSummary>> = std::mem::take(&mut self.recalled);
-        let mut cells: BTreeMap<PeerId, Cell> = std::mem::take(&mut self.cells);
+        let mut cells: Vec<(PeerId, Cell)> = std::mem::take(&mut self.past);
+        cells.extend(std::mem::take(&mut self.cells));
+        self.failed.clear();
         self.received.clear();
         self.evidence.clear();
         self.lost.clear();
@@ -152,22 +157,30 @@ impl Exec {
         let mut ending = false;
         for step in steps {
             match step {
-                FactKind::Granted { lablet, .. } | FactKind::Recovered { lablet, .. } => {
-                    if let Some(mut cell) = cells.remove(&lablet) {
+                FactKind::Granted { lablet, assignments, attempt }
+                | FactKind::Recovered { lablet, assignments, attempt, .. } => {
+                    // After the start an instance is granted once for each attempt, which tells two cells apart.
+                    let same = |(holder, cell): &(PeerId, Cell)| {
+                        *holder == lablet && cell.attempt == attempt && cell.assignments == assignments
+                    };
+                    if let Some(at) = cells.iter().position(same) {
+                        let (_, mut cell) = cells.remove(at);
                         cell.over = false;
                         for instance in cell.instances() {
                             self.lost.remove(&instance);
                             self.replace.remove(&instance);
                         }
-                        self.cells.insert(lablet, cell);
+                        if let Some(before) = self.cells.insert(lablet.clone(), cell) {
+                            self.past.push((lablet, before));
+                        }
                     }
                 }
                 FactKind::Received { lablet, shard, .. } => {
-                    let good = self.cells.get(&lablet).and_then(|c| c.shards.get(&shard));
+                    let good = self.cell_of_shard(&lablet, &shard).and_then(|c| c.shards.get(&shard));
                     if good.is_some_and(|s| s.state == Pull::Kept)
                         && let Some(receipts) = receipts.get(&(lablet.clone(), shard))
                     {
-                        self.take_receipts(&lablet, receipts);
+                        self.take_receipts(&lablet, &shard, receipts);
                     }
                 }
                 FactKind::Lost { lablet: Some(lablet), reason, .. } => {
@@ -187,7 +200,7 @@ impl Exec {
                     }
                 }
                 FactKind::TakenOver { .. } => taken_over = true,
-                FactKind::Cancelled { .. } | FactKind::TimedOut {} => {
+                FactKind::Cancelled { .. } | FactKind::TimedOut {} | FactKind::EndedEarly { .. } => {
                     ending = true;
                     self.give_up_replacement();
                 }

@@ -52,7 +52,7 @@ impl Orchestrator {
             let Some(exec) = self.executions.get_mut(&id) else { return };
             exec.records.insert(lablet.clone(), record);
             let epoch = Epoch { counter: exec.epoch, peer: me.clone() };
-            exec.cells.insert(lablet.clone(), Cell::new(now, epoch, assignments.clone(), attempt));
+            exec.hold(lablet.clone(), Cell::new(now, epoch, assignments.clone(), attempt));
             self.persist(id, FactKind::Granted { lablet: lablet.clone(), assignments: assignments.clone(), attempt });
         }
         for (lablet, _) in &parts {
@@ -213,36 +213,6 @@ impl Orchestrator {
         }
         self.record_placement(now, id, placed);
         self.grant_round(now, id);
-    }
-
-    /// Places lost instances for another attempt, on lablets that have had no part in the execution.
-    pub(super) fn place_replacements(&mut self, now: Timestamp, id: ExecutionId) {
-        let Some(exec) = self.executions.get(&id) else { return };
-        let Some(attempt) = exec.replace.values().min().copied() else { return };
-        let due: std::collections::BTreeSet<_> =
-            exec.replace.iter().filter(|(_, a)| **a == attempt).map(|(i, _)| i.clone()).collect();
-        let kept = without(&exec.assignments, &due);
-        let mut excluded = bans(exec, now);
-        excluded.extend(exec.cells.keys().map(|l| (l.clone(), "had a part in this execution".into())));
-        let placed = placement(&exec.run.run, &self.available(Some(id), &BTreeMap::new()), &kept, &excluded);
-        if placed.missing() > 0 {
-            return;
-        }
-        let parts: Vec<_> =
-            parts(&placed.assignments).into_iter().filter(|(l, _)| !exec.cells.contains_key(l)).collect();
-        let others: Vec<PeerId> = exec.live_cells().map(|(l, _)| l.clone()).collect();
-        if let Some(exec) = self.executions.get_mut(&id) {
-            exec.epoch += 1;
-            for instance in &due {
-                exec.replace.remove(instance);
-                exec.lost.remove(instance);
-            }
-        }
-        self.record_placement(now, id, placed);
-        self.grant_cells(now, id, parts, attempt);
-        for lablet in others {
-            self.send_directory(id, &lablet);
-        }
     }
 
     /// Gives up on grants that nobody took, and on cells that do not get prepared.

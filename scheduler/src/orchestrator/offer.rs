@@ -3,24 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Assignment, Execution, ExecutionId, FactKind, Placement, WorkloadKind};
+use iptl_dag::model::{Execution, ExecutionId, FactKind, Placement, WorkloadKind};
 use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::offer::{Offer, Wanted};
-use iptl_wire::session::{Bid, Inventory, KnownRun, ToLablet};
+use iptl_wire::session::{Bid, KnownRun, ToLablet};
 use iptl_wire::{Timestamp, WallTime};
 
 use super::grant::parts;
-use super::state::{Bids, Exec, Stage, kinds_of, memory_of, slots_of};
-use super::{Effect, NOTICE_INTERVAL, Orchestrator, cell_ref, lab_unable, ms};
-use crate::placement::{Placed, placement, slot_name, unmatched};
+use super::state::{Exec, Stage, kinds_of, slots_of};
+use super::{Effect, NOTICE_INTERVAL, Orchestrator, lab_unable, ms};
+use crate::placement::{Placed, placement};
 
 impl Orchestrator {
-    pub(super) fn submit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId) {
+    pub(super) fn submit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId, priority: i32) {
         let id = node.id();
         if self.executions.contains_key(&id) || self.over.contains_key(&id) {
             return;
         }
-        let fact = FactKind::Submitted { execution: id.0, run: run.cid, by: by.clone() };
+        let fact = FactKind::Submitted { execution: id.0, run: run.cid, by: by.clone(), priority };
         let groups = run.run.groups.iter().map(|(name, g)| (name.clone(), g.count)).collect();
         let event = Event::Submitted {
             execution: id.0,
@@ -30,7 +30,7 @@ impl Orchestrator {
             groups,
         };
         let instances = run.run.instances();
-        self.admit(now, node, run, by, self.wall_ms(now));
+        self.admit(now, node, run, by, priority, self.wall_ms(now));
         self.persist(id, fact);
         self.notify(id, event);
         if instances == 0 {
@@ -43,7 +43,15 @@ impl Orchestrator {
     }
 
     /// Takes an execution into the state.
-    pub(super) fn admit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId, submitted_ms: u64) {
+    pub(super) fn admit(
+        &mut self,
+        now: Timestamp,
+        node: Execution,
+        run: KnownRun,
+        by: PeerId,
+        priority: i32,
+        submitted_ms: u64,
+    ) {
         self.submissions += 1;
         let id = node.id();
         let leader = self.config.peer.clone();
@@ -67,12 +75,17 @@ impl Orchestrator {
                 losers_told: false,
                 banned: BTreeMap::new(),
                 cells: BTreeMap::new(),
+                past: Vec::new(),
                 former: BTreeSet::new(),
                 received: BTreeMap::new(),
                 evidence: BTreeMap::new(),
                 lost: BTreeMap::new(),
                 replace: BTreeMap::new(),
                 replace_until: now,
+                replace_at: BTreeMap::new(),
+                failed: BTreeMap::new(),
+                ended_early: None,
+                priority,
                 lose_later: BTreeMap::new(),
                 unfit_since: None,
                 reason: "waits to be placed".into(),
@@ -279,100 +292,6 @@ impl Orchestrator {
             .filter(|e| matches!(e.stage, Stage::Offered { .. }))
             .map(|e| self.offer_of(e, wall))
             .collect()
-    }
-
-    /// Returns what lablets have free after all that was promised, within what they bid for `bids`' execution.
-    ///
-    /// What `except` was only offered is not counted; what its cells hold is.
-    pub(super) fn available(&self, except: Option<ExecutionId>, bids: &Bids) -> BTreeMap<PeerId, Inventory> {
-        let mut free: BTreeMap<PeerId, Inventory> = self
-            .lablets
-            .iter()
-            .filter(|(_, l)| l.session.is_some())
-            .map(|(peer, l)| (peer.clone(), l.inventory.clone()))
-            .collect();
-        let mut take = |lablet: &PeerId, exec: &Exec, assignments: &[Assignment]| {
-            if let Some(i) = free.get_mut(lablet) {
-                i.take(&kinds_of(&exec.run.run, assignments));
-                i.free_memory_bytes = i.free_memory_bytes.saturating_sub(memory_of(&exec.run.run, assignments));
-            }
-        };
-        for (id, exec) in &self.executions {
-            for (lablet, cell) in exec.live_cells() {
-                let named = cell_ref(*id, &cell.epoch);
-                let counted = self.lablets.get(lablet).is_some_and(|l| l.cells.iter().any(|s| s.cell == named));
-                if !counted {
-                    take(lablet, exec, &cell.assignments);
-                }
-            }
-            if matches!(exec.stage, Stage::Offered { .. }) && Some(*id) != except {
-                for assignment in &exec.assignments {
-                    take(&assignment.lablet, exec, std::slice::from_ref(assignment));
-                }
-            }
-        }
-        for (lablet, (slots, _)) in bids {
-            if let Some(i) = free.get_mut(lablet) {
-                for (kind, has) in &mut i.slots {
-                    has.free = has.free.min(slots.get(kind).copied().unwrap_or(0));
-                }
-            }
-        }
-        free
-    }
-
-    /// Returns what lablets would have free if they held nothing.
-    pub(super) fn emptied(&self) -> BTreeMap<PeerId, Inventory> {
-        self.lablets
-            .iter()
-            .filter(|(_, l)| l.session.is_some())
-            .map(|(peer, l)| {
-                let mut inventory = l.inventory.clone();
-                for slots in inventory.slots.values_mut() {
-                    slots.free = slots.total;
-                }
-                // What the owner lends is less than what the machine has: it is what is free and what cells hold.
-                let held = self.executions.iter().filter_map(|(id, exec)| {
-                    let (_, cell) = exec.live_cells().find(|(lablet, _)| *lablet == peer)?;
-                    let named = cell_ref(*id, &cell.epoch);
-                    l.cells.iter().any(|s| s.cell == named).then(|| memory_of(&exec.run.run, &cell.assignments))
-                });
-                inventory.free_memory_bytes = held.fold(inventory.free_memory_bytes, u64::saturating_add);
-                (peer.clone(), inventory)
-            })
-            .collect()
-    }
-
-    pub(super) fn reason_to_wait(&self, exec: &Exec, placed: &Placed) -> String {
-        let free = self.available(Some(exec.node.id()), &BTreeMap::new());
-        if free.is_empty() {
-            return "waits for a lablet: none is connected".into();
-        }
-        if let Some(why) = unmatched(&exec.run.run, placed, &free) {
-            return format!("waits for a lablet that matches: none of {} does ({why})", free.len());
-        }
-        let run = &exec.run.run;
-        let wanted = run.kinds();
-        let short: Vec<String> = wanted
-            .iter()
-            .filter_map(|(kind, wanted_of_kind)| {
-                let rooms = || free.values().map(|i| i.free(*kind)).filter(|room| *room > 0);
-                let slots: u64 = rooms().map(u64::from).sum();
-                if slots >= *wanted_of_kind {
-                    return None;
-                }
-                let name = slot_name(*kind, wanted.len());
-                let with_room = rooms().count();
-                let lablets = if with_room == 1 { "lablet" } else { "lablets" };
-                Some(format!("{wanted_of_kind} {name}s, {slots} free on {with_room} {lablets}"))
-            })
-            .collect();
-        if short.is_empty() {
-            let (missing, wanted) = (placed.missing(), run.instances());
-            let why = placed.refused.first().map_or("memory, labels or a bound per lablet", |r| r.reason.as_str());
-            return format!("waits for room for {missing} of {wanted} instances ({why})");
-        }
-        format!("waits for {}", short.join("; "))
     }
 }
 

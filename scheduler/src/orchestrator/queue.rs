@@ -1,10 +1,11 @@
 //! The queue: who is placed next, and who waits for whom.
 //!
-//! What was started or granted is made whole first. Then runs are placed, those of whom holds the fewest instances first,
-//! and of each in the order of submission. A run that waits because others hold the room gets a part of the lab
+//! What was started or granted is made whole first. Then runs are placed: those of a higher priority before all others,
+//! of equal ones those of whom holds the fewest instances first, and of each in the order of submission. A run that waits because others hold the room gets a part of the lab
 //! reserved: later ones may have what is left beside that, so that it is not starved and nobody waits without need. One
 //! that no lab of these lablets could hold reserves nothing.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
@@ -13,7 +14,8 @@ use iptl_wire::session::Inventory;
 use iptl_wire::{Timestamp, WallTime};
 
 use super::offer::bans;
-use super::state::{Stage, kinds_of, memory_of};
+use super::room::leave_nothing;
+use super::state::{Exec, Stage, kinds_of, memory_of};
 use super::{Effect, Orchestrator, ms};
 use crate::placement::placement;
 
@@ -27,13 +29,19 @@ impl Orchestrator {
     /// Tries to place whatever waits for a place.
     pub(super) fn plan_queue(&mut self, now: Timestamp) {
         let held = self.held_by_submitter();
-        let mut queue: Vec<(u64, u64, ExecutionId)> = self
+        let before = |exec: &Exec| Reverse(exec.priority);
+        let mut queue: Vec<(bool, Reverse<i32>, u64, u64, ExecutionId)> = self
             .executions
             .iter()
             .filter_map(|(id, exec)| match exec.stage {
-                Stage::Waiting => Some((1 + held.get(&exec.by).copied().unwrap_or(0), exec.order, *id)),
-                Stage::Granted if exec.open() > 0 => Some((0, exec.order, *id)),
-                Stage::Running { .. } if !exec.replace.is_empty() && !exec.recalling() => Some((0, exec.order, *id)),
+                Stage::Waiting => {
+                    let held = held.get(&exec.by).copied().unwrap_or(0);
+                    Some((true, before(exec), held, exec.order, *id))
+                }
+                Stage::Granted if exec.open() > 0 => Some((false, before(exec), 0, exec.order, *id)),
+                Stage::Running { .. } if !exec.replace.is_empty() && !exec.recalling() => {
+                    Some((false, before(exec), 0, exec.order, *id))
+                }
                 Stage::Granted
                 | Stage::Running { .. }
                 | Stage::Offered { .. }
@@ -43,7 +51,7 @@ impl Orchestrator {
             .collect();
         queue.sort_unstable();
         let mut reserved = Reserved::new();
-        for (_, _, id) in queue {
+        for (.., id) in queue {
             match self.executions.get(&id).map(|e| e.stage.clone()) {
                 Some(Stage::Granted) => self.place_open(now, id),
                 Some(Stage::Running { .. }) => self.place_replacements(now, id),
@@ -69,19 +77,20 @@ impl Orchestrator {
         exec.drop_stale_bids(now);
         let exec = &self.executions[&id];
         let free = self.available(Some(id), &exec.bids);
-        let placed = placement(&exec.run.run, &self.beside(free.clone(), reserved), &[], &bans(exec, now));
+        let alone = exec.run.run.placing.dedicated;
+        let placed = placement(&exec.run.run, &self.beside(free.clone(), reserved, alone), &[], &bans(exec, now));
         if placed.missing() == 0 {
             self.record_placement(now, id, placed);
             return self.make_offer(now, id);
         }
-        let alone = match reserved.is_empty() {
+        let unreserved = match reserved.is_empty() {
             true => placed,
             false => placement(&exec.run.run, &free, &[], &bans(exec, now)),
         };
         let emptied = self.emptied();
         let fits_empty = placement(&exec.run.run, &emptied, &[], &BTreeMap::new()).missing() == 0;
-        let place = placement(&exec.run.run, &self.beside(emptied, reserved), &[], &BTreeMap::new());
-        let reason = (alone.missing() > 0).then(|| self.reason_to_wait(exec, &alone));
+        let place = placement(&exec.run.run, &self.beside(emptied, reserved, alone), &[], &BTreeMap::new());
+        let reason = (unreserved.missing() > 0).then(|| self.reason_to_wait(exec, &unreserved));
         match reason {
             Some(reason) => {
                 if let Some(exec) = self.executions.get_mut(&id) {
@@ -108,11 +117,20 @@ impl Orchestrator {
     }
 
     /// Returns what is left where the room of those that wait is kept for them.
-    fn beside(&self, mut free: BTreeMap<PeerId, Inventory>, reserved: &Reserved) -> BTreeMap<PeerId, Inventory> {
+    fn beside(
+        &self,
+        mut free: BTreeMap<PeerId, Inventory>,
+        reserved: &Reserved,
+        alone: bool,
+    ) -> BTreeMap<PeerId, Inventory> {
         for (id, assignments) in reserved {
             let Some(exec) = self.executions.get(id) else { continue };
             for assignment in assignments {
                 if let Some(inventory) = free.get_mut(&assignment.lablet) {
+                    if alone || exec.run.run.placing.dedicated {
+                        leave_nothing(inventory);
+                        continue;
+                    }
                     let one = std::slice::from_ref(assignment);
                     inventory.take(&kinds_of(&exec.run.run, one));
                     let memory = memory_of(&exec.run.run, one);

@@ -24,6 +24,14 @@ impl Orchestrator {
             }
             return;
         };
+        let kept_before = exec.past.iter().any(|(holder, cell)| {
+            let shard = cell.shards.get(&ready.shard);
+            holder == from && cell.epoch == ready.cell.epoch && shard.is_some_and(|s| s.state == Pull::Kept)
+        });
+        if kept_before {
+            self.send(from, ToLablet::Kept(ready.cell, ready.shard));
+            return;
+        }
         // A cell that counts as lost may still hand in what it finished.
         let Some(cell) = exec.cells.get_mut(from).filter(|c| c.epoch == ready.cell.epoch) else { return };
         let bound = cell.slots() as usize + SPARE_SHARDS;
@@ -51,7 +59,7 @@ impl Orchestrator {
             return;
         }
         let recalling = exec.recalling();
-        let Some(cell) = exec.cells.get_mut(lablet) else { return };
+        let Some(cell) = exec.cell_of_shard(lablet, &shard) else { return };
         let named = cell_ref(id, &cell.epoch);
         let Some(entry) = cell.shards.get_mut(&shard) else { return };
         let recalled = match entry.state {
@@ -75,7 +83,7 @@ impl Orchestrator {
         if recalling {
             exec.recalled.insert((lablet.clone(), shard), receipts);
         } else {
-            let taken = exec.take_receipts(lablet, &receipts);
+            let taken = exec.take_receipts(lablet, &shard, &receipts);
             self.replan |= taken.cell_over;
             for (holder, epoch) in taken.needless {
                 self.send(&holder, ToLablet::Stop(cell_ref(id, &epoch), "an earlier attempt had finished".into()));
@@ -110,7 +118,7 @@ impl Orchestrator {
     ) {
         let retry_at = now.after(ms(self.config.retry_ms));
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        let Some(entry) = exec.cells.get_mut(lablet).and_then(|c| c.shards.get_mut(&shard)) else { return };
+        let Some(entry) = exec.cell_of_shard(lablet, &shard).and_then(|c| c.shards.get_mut(&shard)) else { return };
         match entry.state {
             Pull::Kept | Pull::Bad | Pull::Retry(_) => return,
             // What was durable is read again as what it is, not as new.
@@ -132,7 +140,8 @@ impl Orchestrator {
 
     pub(super) fn retry_pulls(&mut self, now: Timestamp, id: ExecutionId) {
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        for (lablet, cell) in &mut exec.cells {
+        let past = exec.past.iter_mut().map(|(lablet, cell)| (&*lablet, cell));
+        for (lablet, cell) in exec.cells.iter_mut().chain(past) {
             for (shard, entry) in &mut cell.shards {
                 if matches!(entry.state, Pull::Retry(at) if at <= now) {
                     entry.state = Pull::Pulling;
@@ -144,7 +153,6 @@ impl Orchestrator {
 
     /// Takes a cell as gone: before the start it is given back, after it its unfinished instances are lost.
     pub(super) fn lose_cell(&mut self, now: Timestamp, id: ExecutionId, lablet: &PeerId, reason: String) {
-        let replace_until = now.after(ms(self.config.replace_timeout_ms));
         let undecided = self.executions.get(&id).is_some_and(|e| self.undecided(e));
         let Some(exec) = self.executions.get_mut(&id) else { return };
         if undecided {
@@ -163,33 +171,10 @@ impl Orchestrator {
             return;
         }
         let again = matches!(exec.stage, Stage::Running { .. }) && !exec.doubtful;
-        let waited = exec.replace.is_empty();
         let Some(lost) = exec.take_loss(lablet, &reason, again) else { return };
-        if waited {
-            exec.replace_until = replace_until;
-        }
+        self.wait_for_rerun(now, id, &lost);
         self.replan = true;
         self.persist(id, FactKind::Lost { lablet: Some(lablet.clone()), instances: lost, reason });
-        self.settle(now, id);
-    }
-
-    /// Gives up on another attempt where no lablet came for it.
-    pub(super) fn expire_replacement(&mut self, now: Timestamp, id: ExecutionId) {
-        let Some(exec) = self.executions.get_mut(&id).filter(|e| !e.recalling()) else { return };
-        if !exec.replace.is_empty() {
-            self.replan = true;
-        }
-        if exec.replace_until <= now {
-            self.give_up_replacement(now, id, "no lablet came for another attempt");
-        }
-    }
-
-    /// Takes what waits for another attempt as lost for good.
-    pub(super) fn give_up_replacement(&mut self, now: Timestamp, id: ExecutionId, reason: &str) {
-        let Some(exec) = self.executions.get_mut(&id) else { return };
-        let Some(instances) = exec.give_up_replacement() else { return };
-        exec.doubtful |= exec.taken_over;
-        self.persist(id, FactKind::Lost { lablet: None, instances, reason: reason.into() });
         self.settle(now, id);
     }
 
@@ -205,6 +190,8 @@ impl Orchestrator {
         }
         if complete {
             self.order_assembly(now, id);
+        } else {
+            self.end_early(now, id);
         }
     }
 }

@@ -20,9 +20,9 @@ pub(super) const GRACE_LEASES: u64 = 2;
 impl Orchestrator {
     pub(super) fn replay(&mut self, now: Timestamp, fact: Fact, submission: Option<Submission>) {
         let id = fact.execution;
-        if let FactKind::Submitted { by, .. } = fact.kind {
+        if let FactKind::Submitted { by, priority, .. } = fact.kind {
             if let Some(Submission { execution, run }) = submission.filter(|s| s.execution.id() == id) {
-                self.admit(now, execution, run, by, fact.at_ms);
+                self.admit(now, execution, run, by, priority, fact.at_ms);
             }
             return;
         }
@@ -35,13 +35,13 @@ impl Orchestrator {
             FactKind::Placed { placement } => exec.placements.push(placement),
             FactKind::Granted { lablet, assignments, attempt } => {
                 exec.rounds += 1;
-                exec.cells.insert(lablet, Cell::new(now, fact.epoch, assignments, attempt));
+                exec.hold(lablet, Cell::new(now, fact.epoch, assignments, attempt));
             }
             FactKind::Recovered { lablet, granted, assignments, attempt } => {
                 exec.rounds += 1;
                 let mut cell = Cell::new(now, granted, assignments, attempt);
                 cell.phase = Phase::Accepted;
-                exec.cells.insert(lablet, cell);
+                exec.hold(lablet, cell);
             }
             FactKind::TakenOver { .. } => exec.taken_over = true,
             FactKind::Accepted { lablet } => {
@@ -62,7 +62,7 @@ impl Orchestrator {
             }
             // What these say of instances counts once the receipts are here.
             FactKind::Lost { lablet, .. } => {
-                if lablet.is_none() && exec.cancelled.is_none() && !exec.timed_out {
+                if lablet.is_none() && !exec.ending() {
                     exec.doubtful |= exec.taken_over;
                 }
                 if let Some(cell) = lablet.and_then(|l| exec.cells.get_mut(&l)) {
@@ -71,14 +71,15 @@ impl Orchestrator {
             }
             FactKind::Cancelled { by } => exec.cancelled = Some(by),
             FactKind::TimedOut {} => exec.timed_out = true,
+            FactKind::EndedEarly { reason } => exec.ended_early = Some(reason),
             FactKind::Sealed { result } => self.forget(id, Some(result)),
             FactKind::Failed { .. } => self.forget(id, None),
         }
     }
 
     fn forget(&mut self, id: iptl_dag::model::ExecutionId, result: Option<Cid>) {
-        self.executions.remove(&id);
-        self.remember(id, result);
+        let exec = self.executions.remove(&id);
+        self.remember(id, result, exec.is_some_and(|exec| exec.run.run.placing.dedicated));
     }
 
     pub(super) fn replayed(&mut self, now: Timestamp) {
@@ -95,7 +96,7 @@ impl Orchestrator {
                 exec.rebuild();
             }
             exec.assignments = merge(placed(exec));
-            let ending = exec.cancelled.is_some() || exec.timed_out || (exec.doubtful && !exec.started());
+            let ending = exec.ending() || (exec.doubtful && !exec.started());
             exec.stage = if exec.started() && ending {
                 Stage::Stopping { until: now.after(grace).after(stop_grace) }
             } else if exec.started() {
@@ -139,7 +140,7 @@ impl Orchestrator {
             .executions
             .iter()
             .flat_map(|(id, exec)| {
-                exec.cells.iter().flat_map(|(lablet, cell)| {
+                exec.all_cells().flat_map(|(lablet, cell)| {
                     cell.shards.keys().map(|shard| Effect::Pull {
                         execution: *id,
                         lablet: lablet.clone(),
@@ -186,7 +187,7 @@ pub(super) fn placed(exec: &Exec) -> Vec<Assignment> {
     if !exec.started() {
         return exec.kept();
     }
-    let mut cells: Vec<&Cell> = exec.cells.values().collect();
+    let mut cells: Vec<&Cell> = exec.all_cells().map(|(_, cell)| cell).collect();
     cells.sort_by_key(|cell| cell.attempt);
     let mut placed: Vec<Assignment> = Vec::new();
     for cell in cells {

@@ -36,8 +36,7 @@ impl Orchestrator {
         }
         let Some(exec) = self.executions.get(&id) else { return };
         let shards = exec
-            .cells
-            .iter()
+            .all_cells()
             .flat_map(|(lablet, cell)| {
                 cell.shards.iter().filter(|(_, s)| s.state == Pull::Kept).map(|(cid, _)| (lablet.clone(), *cid))
             })
@@ -61,6 +60,8 @@ impl Orchestrator {
                 .collect(),
             cancelled: exec.cancelled.clone(),
             timed_out: exec.timed_out,
+            ended_early: exec.ended_early.clone(),
+            attempts: exec.attempts(),
         };
         self.effects.push_back(Effect::Assemble(Box::new(order)));
     }
@@ -79,6 +80,7 @@ impl Orchestrator {
             thresholds: result.thresholds,
             inconclusive: result.inconclusive,
             failures: result.failures,
+            notes: result.notes,
             after_ms: now.since(exec.submitted_at).as_millis() as u64,
         };
         self.persist(id, FactKind::Sealed { result: result.cid });

@@ -192,7 +192,7 @@ impl Orchestrator {
             }
             return;
         };
-        let stopping = exec.cancelled.is_some() || exec.timed_out;
+        let stopping = exec.ending();
         let Some(cell) = exec.cells.get_mut(from).filter(|c| c.epoch == status.cell.epoch) else {
             // An older term of a cell that is granted anew, or one that was given back: what counts is said elsewhere.
             if status.phase != CellPhase::Ended {

@@ -69,6 +69,8 @@ pub(super) struct Exec {
     pub banned: BTreeMap<PeerId, (Timestamp, String)>,
     /// The cell that each lablet holds or held.
     pub cells: BTreeMap<PeerId, Cell>,
+    /// Cells that lablets held after the start before the one that they hold, oldest first: their receipts count.
+    pub past: Vec<(PeerId, Cell)>,
     /// Lablets whose cell was given back before the start.
     pub former: BTreeSet<PeerId>,
     /// Receipts that count: lablet and attempt.
@@ -80,6 +82,14 @@ pub(super) struct Exec {
     /// Lost instances that wait for another attempt, with its number.
     pub replace: BTreeMap<InstanceId, u32>,
     pub replace_until: Timestamp,
+    /// When attempts of a number may be granted, where that is still to come: losses in a row wait longer each time.
+    pub replace_at: BTreeMap<u32, Timestamp>,
+    /// First failure of each group, as far as it counts.
+    pub failed: BTreeMap<String, (InstanceId, String)>,
+    /// Why the plan has it ended before it is over.
+    pub ended_early: Option<String>,
+    /// Its place before others; the higher goes first.
+    pub priority: i32,
     /// Lablets whose cells are lost unless the receipts that the log names say otherwise, with the reason.
     pub lose_later: BTreeMap<PeerId, String>,
     /// Since when no lablets are there that could hold it, even if nothing else ran.
@@ -199,6 +209,45 @@ impl Exec {
         self.cells.iter().filter(|(_, cell)| !cell.over)
     }
 
+    /// Cells of all times, with their lablets.
+    pub(super) fn all_cells(&self) -> impl Iterator<Item = (&PeerId, &Cell)> {
+        self.past.iter().map(|(lablet, cell)| (lablet, cell)).chain(&self.cells)
+    }
+
+    /// Makes a cell the one that its lablet holds. What it held before stays for its receipts, once they could be some.
+    pub(super) fn hold(&mut self, lablet: PeerId, cell: Cell) {
+        let started = self.started();
+        if let Some(before) = self.cells.insert(lablet.clone(), cell)
+            && started
+        {
+            self.past.push((lablet, before));
+        }
+    }
+
+    /// Returns the cell of a lablet that announced a chunk of receipts.
+    pub(super) fn cell_of_shard(&mut self, lablet: &PeerId, shard: &Cid) -> Option<&mut Cell> {
+        let past = self.past.iter_mut().map(|(holder, cell)| (&*holder, cell));
+        let mut cells = self.cells.iter_mut().chain(past).filter(|(holder, _)| *holder == lablet);
+        cells.find(|(_, cell)| cell.shards.contains_key(shard)).map(|(_, cell)| cell)
+    }
+
+    /// Whether someone, the clock or the plan has asked for its end.
+    pub(super) fn ending(&self) -> bool {
+        self.cancelled.is_some() || self.timed_out || self.ended_early.is_some()
+    }
+
+    /// Returns the last attempt of every instance that was granted more than once after the start.
+    pub(super) fn attempts(&self) -> BTreeMap<InstanceId, u32> {
+        let mut attempts = BTreeMap::new();
+        for (_, cell) in self.all_cells().filter(|(_, cell)| cell.attempt > 1) {
+            for instance in cell.instances() {
+                let last: &mut u32 = attempts.entry(instance).or_default();
+                *last = (*last).max(cell.attempt);
+            }
+        }
+        attempts
+    }
+
     /// Assignments that live cells hold.
     pub(super) fn kept(&self) -> Vec<Assignment> {
         self.live_cells().flat_map(|(_, cell)| cell.assignments.iter().cloned()).collect()
@@ -217,7 +266,7 @@ impl Exec {
 
     /// Whether receipts that the log names were not read again yet: until then nobody knows what has finished.
     pub(super) fn recalling(&self) -> bool {
-        self.cells.values().flat_map(|c| c.shards.values()).any(|s| s.state == Pull::Recalled)
+        self.all_cells().flat_map(|(_, c)| c.shards.values()).any(|s| s.state == Pull::Recalled)
     }
 
     /// Whether every instance has a receipt or is lost for good.
@@ -252,9 +301,19 @@ impl Exec {
         }
     }
 
+    /// When it ends without a result unless it was started.
+    pub(super) fn start_by(&self) -> Option<Timestamp> {
+        let waits = match self.stage {
+            Stage::Waiting | Stage::Offered { .. } | Stage::Granted => true,
+            Stage::Running { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => false,
+        };
+        let within = self.run.run.placing.within_ms.filter(|_| waits)?;
+        Some(self.submitted_at.after(Duration::from_millis(within)))
+    }
+
     /// When receipts are to be pulled again.
     pub(super) fn next_pull(&self) -> Option<Timestamp> {
-        let pulls = self.cells.values().flat_map(|c| c.shards.values()).filter_map(|s| match s.state {
+        let pulls = self.all_cells().flat_map(|(_, c)| c.shards.values()).filter_map(|s| match s.state {
             Pull::Retry(at) => Some(at),
             Pull::Pulling | Pull::Recalled | Pull::Kept | Pull::Bad => None,
         });
@@ -271,9 +330,11 @@ impl Exec {
             Stage::Stopping { until } => (!self.recalling()).then_some(*until),
             Stage::Assembling { retry_at, .. } => *retry_at,
         };
-        let replace = (!self.replace.is_empty() && !self.recalling()).then_some(self.replace_until);
+        let replacing = !self.replace.is_empty() && !self.recalling();
+        let replace = replacing.then(|| self.replace_at.values().copied().min().unwrap_or(self.replace_until));
+        let replace = replace.map(|at| at.min(self.replace_until));
         let notice = self.waits_for().map(|_| self.notice_at);
-        stage.into_iter().chain(self.next_pull()).chain(replace).chain(notice).min()
+        stage.into_iter().chain(self.next_pull()).chain(replace).chain(notice).chain(self.start_by()).min()
     }
 }
 

@@ -114,10 +114,14 @@ impl Orchestrator {
                     && a.count > 0
                     && sizes.get(&a.group).is_some_and(|g| end.is_some_and(|e| e <= g.count))
             });
-            let attempts = 1..=exec.run.run.loss.max_attempts.max(1);
+            let run = &exec.run.run;
+            let most = status.assignments.iter().map(|a| run.attempts_of(&a.group)).min().unwrap_or(1);
+            let attempts = 1..=most;
+            // Another cell of a lablet that had handed in all of the one before.
+            let another = exec.started() && known.is_some_and(|c| c.over && c.attempt <= status.attempt);
             let possible = granted.counter <= exec.epoch.saturating_add(MAX_UNSEEN_TERMS);
-            if !fits || !possible || !attempts.contains(&status.attempt) || known.is_some_and(|c| !c.shards.is_empty())
-            {
+            let holds_receipts = known.is_some_and(|c| !c.shards.is_empty());
+            if !fits || !possible || !attempts.contains(&status.attempt) || (holds_receipts && !another) {
                 // It is told to stop by what comes after every hello.
                 return;
             }
@@ -127,7 +131,7 @@ impl Orchestrator {
                 exec.lost.remove(&instance);
                 exec.replace.remove(&instance);
             }
-            exec.cells.insert(from.clone(), cell);
+            exec.hold(from.clone(), cell);
             exec.rounds = exec.rounds.saturating_add(1);
             exec.epoch = exec.epoch.max(granted.counter);
             exec.assignments = merge(placed(exec));
@@ -178,7 +182,7 @@ impl Orchestrator {
                 exec.stage = Stage::Granted;
                 exec.unfit_since = (exec.open() > 0).then_some(now);
             }
-            let ending = exec.cancelled.is_some() || exec.timed_out || (exec.doubtful && !exec.started());
+            let ending = exec.ending() || (exec.doubtful && !exec.started());
             if ending && !matches!(exec.stage, Stage::Stopping { .. } | Stage::Assembling { .. }) {
                 let reason = if exec.doubtful && !exec.started() { "given up after a takeover" } else { "ended" };
                 self.wind_down(now, id, reason);
@@ -229,7 +233,7 @@ impl Orchestrator {
     /// Grants nothing anew from here on.
     fn doubt(&mut self, now: Timestamp, id: ExecutionId, reason: &str) {
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        if exec.cancelled.is_some() || exec.timed_out {
+        if exec.ending() {
             // It ends, and nothing is granted anew anyway.
             return;
         }
@@ -247,7 +251,7 @@ impl Orchestrator {
         let Some(exec) = self.executions.get_mut(&id).filter(|e| e.started() && !e.recalling()) else { return };
         let all = exec.run.run.groups.iter().flat_map(|(name, g)| InstanceId::range(name, 0, g.count));
         let unheld: Vec<InstanceId> = all
-            .filter(|i| !exec.cells.values().any(|c| c.holds(i)))
+            .filter(|i| !exec.all_cells().any(|(_, c)| c.holds(i)))
             .filter(|i| !exec.received.contains_key(i) && !exec.lost.contains_key(i))
             .collect();
         if unheld.is_empty() {

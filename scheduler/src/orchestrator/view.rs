@@ -57,6 +57,8 @@ pub struct Remembered {
     pub placements: Vec<Cid>,
     /// Cells by lablet.
     pub cells: BTreeMap<PeerId, RememberedCell>,
+    /// Cells that lablets held before those, in the order in which they were replaced.
+    pub past: Vec<(PeerId, RememberedCell)>,
     /// Lablets that gave a grant back.
     pub former: BTreeSet<PeerId>,
     /// The receipt that counts of each instance: lablet and attempt.
@@ -71,6 +73,10 @@ pub struct Remembered {
     pub cancelled: Option<PeerId>,
     /// Whether its time was over.
     pub timed_out: bool,
+    /// Why the plan had it ended.
+    pub ended_early: Option<String>,
+    /// Its place before others.
+    pub priority: i32,
     /// Whether it was taken over, and whether nothing of it is granted anew since.
     pub taken_over: (bool, bool),
 }
@@ -153,6 +159,7 @@ impl Orchestrator {
             started: exec.started(),
             placements: exec.placements.clone(),
             cells: exec.cells.iter().map(|(lablet, c)| (lablet.clone(), cell(c))).collect(),
+            past: exec.past.iter().map(|(lablet, c)| (lablet.clone(), cell(c))).collect(),
             former: exec.former.clone(),
             received: exec.received.clone(),
             evidence: exec.evidence.clone(),
@@ -160,6 +167,8 @@ impl Orchestrator {
             replace: exec.replace.clone(),
             cancelled: exec.cancelled.clone(),
             timed_out: exec.timed_out,
+            ended_early: exec.ended_early.clone(),
+            priority: exec.priority,
             taken_over: (exec.taken_over, exec.doubtful),
         };
         Some(self.executions.iter().map(|(id, exec)| (*id, remembered(exec))).collect())
@@ -182,6 +191,11 @@ impl Orchestrator {
                     .sum(),
             })
             .collect()
+    }
+
+    /// Returns whether a lost instance waits for another attempt.
+    pub fn runs_again(&self, execution: &ExecutionId, instance: &InstanceId) -> bool {
+        self.executions.get(execution).is_some_and(|exec| exec.replace.contains_key(instance))
     }
 
     /// Returns what lablets have free after all that was promised.

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use iptl_dag::model::InstanceId;
-use iptl_wire::session::{Absent, BarrierAsk, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage};
+use iptl_wire::session::{
+    Absent, BarrierAsk, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage, Unreachable,
+};
 
 pub use memory::Record;
 
@@ -28,6 +30,9 @@ const DOWNS_UNTOLD: u64 = 64;
 
 /// Instances that are named where a barrier does not open.
 const MAX_NAMED_MISSING: usize = 20;
+
+/// Longest word on why a barrier fails, in bytes.
+const MAX_WHY_SIZE: usize = 4096;
 
 /// An instance of the cell, by its place in the cell's list, and a call of it.
 type Caller = (u32, u64);
@@ -278,6 +283,9 @@ impl CellSync {
                 state.total = state.total.max(total);
                 self.open(&name);
             }
+        }
+        for (name, why) in down.failed {
+            self.fail(&name, &why);
         }
         self.dirty.inquired.extend(down.inquire.into_iter().filter(|name| name.len() <= MAX_NAME_SIZE));
     }
@@ -560,6 +568,22 @@ impl CellSync {
     }
 
     // What the orchestrator says.
+
+    /// Fails the barriers of a state that cannot be reached any more.
+    fn fail(&mut self, name: &str, why: &Unreachable) {
+        let Some(state) = self.states.get_mut(name) else { return };
+        let reachable = why.reachable.max(state.total).max(state.given);
+        let failed = state.waiting.split_off(&reachable.saturating_add(1));
+        let missing = &why.missing[..why.missing.floor_char_boundary(MAX_WHY_SIZE)];
+        for (target, waiting) in failed {
+            self.dirty.asks.remove(&BarrierAsk { state: name.to_owned(), target });
+            for caller in waiting {
+                let state = name.to_owned();
+                let error = SyncError::Unreachable { state, target, reachable, missing: missing.to_owned() };
+                self.answer(caller, Reply::Failed(error));
+            }
+        }
+    }
 
     fn on_message(&mut self, message: TopicMessage) {
         self.link.untold += (message.payload.len() + ITEM_OVERHEAD) as u64;

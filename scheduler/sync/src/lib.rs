@@ -153,6 +153,18 @@ pub enum SyncError {
     /// The execution keeps as many messages as it can.
     #[error("the topics of the run are full ({MAX_KEPT_SIZE} bytes)")]
     TopicsFull,
+    /// Instances are lost that the barrier waits for, and the plan wants it to fail then.
+    #[error("barrier {state:?} cannot reach {target}, of which {reachable} are possible: {missing}")]
+    Unreachable {
+        /// State.
+        state: String,
+        /// Signals that were waited for.
+        target: u64,
+        /// Signals that there can be.
+        reachable: u64,
+        /// Who is missing.
+        missing: String,
+    },
     /// Another call of the instance has this number.
     #[error("another call has the number {call}")]
     CallTaken {

@@ -1,10 +1,15 @@
 //! The orchestrator's end: cells summed up, signals numbered, topics put in order.
 
+mod loss;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use iptl_dag::PeerId;
-use iptl_wire::session::{Absent, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage};
+use iptl_dag::model::{BarrierLoss, InstanceId};
+use iptl_wire::session::{Absent, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage, Unreachable};
+
+use loss::Lost;
 
 use crate::{BATCH_SIZE, FLOW_WINDOW, ITEM_OVERHEAD, MAX_KEPT_SIZE, MAX_NAME_SIZE, MAX_PAYLOAD_SIZE};
 
@@ -37,8 +42,12 @@ const POSITION_SIZE: usize = 20;
 #[derive(Debug)]
 pub struct RunSync {
     cells: BTreeMap<PeerId, Cell>,
-    /// Cells that are gone and will not be replaced, for the answer to who is missing.
-    lost: BTreeMap<PeerId, (u64, BTreeMap<String, u64>)>,
+    /// Instances that are lost for good, by the lablet that lost them.
+    lost: BTreeMap<PeerId, Lost>,
+    /// Lost instances that begin anew, with the lablet that lost them.
+    pending: BTreeMap<InstanceId, PeerId>,
+    /// What becomes of barriers that cannot be reached any more.
+    barriers: BarrierLoss,
     states: BTreeMap<String, State>,
     topics: BTreeMap<String, Topic>,
     kept: usize,
@@ -89,6 +98,7 @@ struct Cell {
 #[derive(Clone, Debug, Default)]
 struct News {
     states: BTreeMap<String, u64>,
+    failed: BTreeMap<String, Unreachable>,
     numbers: Vec<SignalNumbers>,
     positions: Vec<(u64, u64)>,
 }
@@ -185,6 +195,8 @@ impl RunSync {
         let mut run = RunSync {
             cells: BTreeMap::new(),
             lost: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            barriers: BarrierLoss::Wait,
             states: BTreeMap::new(),
             topics: BTreeMap::new(),
             kept: 0,
@@ -228,17 +240,8 @@ impl RunSync {
         }
     }
 
-    /// A cell is gone and nothing replaces it: what it contributed stays counted.
-    pub fn drop_cell(&mut self, lablet: &PeerId) {
-        if let Some(cell) = self.take_cell(lablet) {
-            let given = cell.signals.into_iter().map(|(state, (given, _))| (state, given)).collect();
-            self.lost.insert(lablet.clone(), (cell.instances, given));
-        }
-        self.finish_recovery();
-    }
-
-    /// A cell is gone and its instances begin anew elsewhere: its signals are taken back, for they will come again.
-    /// Barriers that were open stay open; what it published stays.
+    /// A cell was given back before the start: its signals are taken back, for they will come again. Barriers that were
+    /// open stay open; what it published stays.
     pub fn replace_cell(&mut self, lablet: &PeerId) {
         if let Some(cell) = self.take_cell(lablet) {
             for (name, (given, _)) in cell.signals {
@@ -328,6 +331,7 @@ impl RunSync {
                 messages,
                 positions: news.positions.clone(),
                 inquire,
+                failed: news.failed.clone(),
             };
             if !news.is_empty() {
                 cell.unheard.push_back((cell.said, news));
@@ -396,13 +400,7 @@ impl RunSync {
                 missing.push(MissingCell { lablet: lablet.clone(), lost: false, absent });
             }
         }
-        for (lablet, (instances, given)) in &self.lost {
-            let count = instances.saturating_sub(given.get(name).copied().unwrap_or(0));
-            if count > 0 {
-                let absent = Absent { count, instances: Vec::new() };
-                missing.push(MissingCell { lablet: lablet.clone(), lost: true, absent });
-            }
-        }
+        missing.extend(self.missing_of_lost(name));
         missing
     }
 
@@ -490,7 +488,11 @@ impl RunSync {
     }
 
     fn open(&mut self, name: &str) {
+        let released = self.released(name);
         let Some(state) = self.states.get_mut(name) else { return };
+        if released > 0 {
+            state.peak = state.peak.max(state.count.saturating_add(released));
+        }
         let closed = state.waiting.split_off(&state.peak.saturating_add(1));
         let open = std::mem::replace(&mut state.waiting, closed);
         let peak = state.peak;
@@ -521,6 +523,7 @@ impl RunSync {
         let state = self.states.entry(name.clone()).or_default();
         state.waiting.entry(target).or_default().insert(lablet.clone());
         self.open(&name);
+        self.fail_unreachable(&name);
         Ok(())
     }
 
@@ -717,6 +720,7 @@ impl RunSync {
             }
             self.mark_due(lablet);
         }
+        self.look_at_barriers();
     }
 }
 
@@ -754,6 +758,12 @@ impl Cell {
             size += name.len() + ITEM_OVERHEAD;
             next.states.insert(name, total);
         }
+        while size < BATCH_SIZE
+            && let Some((name, why)) = self.news.failed.pop_first()
+        {
+            size += name.len() + why.missing.len() + ITEM_OVERHEAD;
+            next.failed.insert(name, why);
+        }
         let fit = self.news.numbers.iter().take_while(|numbers| {
             size += numbers.state.len() + ITEM_OVERHEAD;
             size < BATCH_SIZE
@@ -768,11 +778,12 @@ impl Cell {
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.states.is_empty() && self.numbers.is_empty() && self.positions.is_empty()
+        self.states.is_empty() && self.failed.is_empty() && self.numbers.is_empty() && self.positions.is_empty()
     }
 
     fn extend(&mut self, later: News) {
         self.states.extend(later.states);
+        self.failed.extend(later.failed);
         self.numbers.extend(later.numbers);
         self.positions.extend(later.positions);
     }

@@ -183,7 +183,7 @@ fn a_closed_barrier_names_who_is_missing() {
     world.call(1, 7, 1, signal("ready"));
     world.call(0, 0, 2, barrier("ready", 35));
     world.settle();
-    world.run.drop_cell(&peer(2));
+    world.run.lose_cell(&peer(2), &[], &[instance(2, 0), instance(2, 1)]);
     world.run.inquire();
     world.settle();
     let [state] = &world.run.waiting()[..] else { panic!("one barrier is waited for") };
@@ -210,9 +210,9 @@ fn signals_of_a_lost_cell_count_unless_it_is_replaced() {
         world.settle();
         assert_eq!(world.answers(1, 0, 3), [Reply::Opened { seq: 0 }]);
         if replaced {
-            world.run.replace_cell(&peer(0));
+            world.run.lose_cell(&peer(0), &[instance(0, 0)], &[]);
         } else {
-            world.run.drop_cell(&peer(0));
+            world.run.lose_cell(&peer(0), &[], &[instance(0, 0)]);
         }
         world.disconnect(0);
         world.call(2, 0, 1, signal("s"));

@@ -124,6 +124,21 @@ impl World {
         self.run = RunSync::recovering(self.cells.iter().map(|c| (c.peer.clone(), u64::from(c.instances))));
     }
 
+    /// The same where the cell of one lablet is lost.
+    pub(crate) fn restart_without(&mut self, lost: usize) {
+        self.restart();
+        let left = self.cells.iter().enumerate().filter(|(n, _)| *n != lost);
+        self.run = RunSync::recovering(left.map(|(_, c)| (c.peer.clone(), u64::from(c.instances))));
+    }
+
+    /// Gives a lablet a new cell in the place of the one that it had.
+    pub(crate) fn restart_cell(&mut self, n: usize) {
+        self.disconnect(n);
+        let cell = &mut self.cells[n];
+        cell.memory.clear();
+        cell.sync = CellSync::remembering((0..cell.instances).map(|index| instance(n, index)), []);
+    }
+
     /// Puts what a cell says on its link.
     pub(crate) fn say_up(&mut self, cell: usize) {
         self.write_down(cell);

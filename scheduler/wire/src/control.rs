@@ -19,6 +19,14 @@ pub const PROTOCOL: &str = "/iptl/control/1";
 /// Largest frame of the control API, in bytes: a block with its wrapping.
 pub const MAX_FRAME_SIZE: usize = (2 << 20) + (64 << 10);
 
+/// Highest priority of a submission, and with a minus the lowest.
+pub const MAX_PRIORITY: i32 = 9;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_zero(n: &i32) -> bool {
+    *n == 0
+}
+
 /// What is asked of a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -60,6 +68,9 @@ pub enum Request {
         /// Addresses of that peer.
         #[serde(default)]
         source_addrs: Vec<String>,
+        /// Its place before other runs that wait: the higher goes first; from -[`MAX_PRIORITY`] to [`MAX_PRIORITY`].
+        #[serde(default, skip_serializing_if = "is_zero")]
+        priority: i32,
     },
     /// Computes the placement that a run would get now. Answer: `Placement`, then `End`.
     DryRun {
@@ -730,6 +741,9 @@ pub enum Event {
         inconclusive: Vec<String>,
         /// Instances that failed or were lost, at most twenty, with their causes.
         failures: Vec<(String, String)>,
+        /// What else is to be known: losses that the plan accepts, further attempts, an early end.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String>,
         /// Milliseconds since submission.
         after_ms: u64,
     },

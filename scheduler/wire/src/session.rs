@@ -531,6 +531,19 @@ pub struct SyncDown {
     /// States of which the cell is asked who has not signalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inquire: Vec<String>,
+    /// States whose barriers fail, since instances are lost.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed: BTreeMap<String, Unreachable>,
+}
+
+/// Why barriers of a state fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unreachable {
+    /// Signals that there can be: barriers with a higher target fail.
+    pub reachable: u64,
+    /// Who is missing, for people.
+    pub missing: String,
 }
 
 /// Numbers over the execution for a range of a cell's signals of one state.

@@ -101,7 +101,7 @@ async fn throughput(lab: &Arc<Lab>) -> Result<Row> {
 
 async fn execute(lab: &Lab, run: Cid, block: &Block) -> Result<()> {
     lab.put(block).await?;
-    let request = Request::Submit { run, source: None, source_addrs: Vec::new() };
+    let request = Request::Submit { run, source: None, source_addrs: Vec::new(), priority: 0 };
     let reply = lab.call(&request).await?.next().await?;
     let Some(Reply::Submitted { execution, .. }) = reply else { bail!("{reply:?} instead of a name") };
     let ended = lab.watch(execution, |_: &Event| {}).await?;

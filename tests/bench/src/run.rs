@@ -31,7 +31,7 @@ pub async fn measure(guest: &Guest, runs: u32) -> Result<Vec<Row>> {
     for number in 0..runs + WARM_UP {
         let begun = Instant::now();
         lab.put(&block).await?;
-        let request = Request::Submit { run: submitted.run, source: None, source_addrs: Vec::new() };
+        let request = Request::Submit { run: submitted.run, source: None, source_addrs: Vec::new(), priority: 0 };
         let reply = lab.call(&request).await?.next().await?;
         let Some(Reply::Submitted { execution, .. }) = reply else { anyhow::bail!("{reply:?} instead of a name") };
         let mut told = f64::NAN;
@@ -90,6 +90,7 @@ fn stages_of(facts: &[Fact], told: f64, stages: &mut [Vec<f64>]) {
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
+            | FactKind::EndedEarly { .. }
             | FactKind::Failed { .. }
             | FactKind::TakenOver { .. }
             | FactKind::Recovered { .. }

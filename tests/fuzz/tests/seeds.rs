@@ -9,6 +9,7 @@ use iptl_dag::{Block, Cid, Codec, PeerId, car};
 use iptl_labnet::Packet;
 use iptl_wire::lab::{Introduction, IntroductionAnswer, JoinAnswer, JoinRequest, Revoked, Role};
 use iptl_wire::session::{Hello, Inventory, ToLablet, ToOrchestrator};
+use iptl_wire::takeover::Orchestrators;
 use iptl_wire::{WallTime, control};
 
 use crate::corpora::folder;
@@ -195,11 +196,22 @@ fn messages() -> Vec<Vec<u8>> {
         finished: Vec::new(),
     });
     let ask = JoinRequest::Ask { role: Role::Lablet, name: "box".into() };
-    let joined = JoinAnswer::Joined { certificate: certificate.clone(), token: token.clone(), addrs: vec!["a".into()] };
+    let joined = JoinAnswer::Joined {
+        certificate: certificate.clone(),
+        token: token.clone(),
+        addrs: vec!["a".into()],
+        own: None,
+        orchestrators: Orchestrators::default(),
+    };
     let fetch = control::Request::Fetch { root, peers: vec!["p".into()], timeout_ms: 3, shallow: true };
     let row = control::Reply::Row([("cid".to_owned(), "x".to_owned())].into());
     let member = Introduction::Member { token: token.clone(), serial: 1 };
-    let known = IntroductionAnswer::Known { token: token.clone(), serial: 2, revocations: Some(revocations.clone()) };
+    let known = IntroductionAnswer::Known {
+        token: token.clone(),
+        serial: 2,
+        revocations: Some(revocations.clone()),
+        orchestrators: Orchestrators::default(),
+    };
     let kinds = [
         (0, iptl_dag::encode(&hello)),
         (1, iptl_dag::encode(&ToLablet::Turned("no".into()))),

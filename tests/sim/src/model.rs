@@ -155,6 +155,17 @@ impl Model {
         });
     }
 
+    /// A cell runs on a lablet: one whose run wants its machines for itself runs alone.
+    pub fn alone(&mut self, lablet: &LabletNode) {
+        let running = lablet.cells.iter().filter(|(_, held)| !held.running.is_empty());
+        let running: BTreeSet<ExecutionId> = running.map(|(named, _)| named.execution).collect();
+        let alone = running.iter().any(|id| self.run(id).is_some_and(|run| run.placing.dedicated));
+        self.check("dedicated", !alone || running.len() <= 1, || {
+            let names: Vec<String> = running.iter().map(ExecutionId::alias).collect();
+            format!("{} runs {} together, and one of them wants it alone", lablet.peer.short(), names.join(", "))
+        });
+    }
+
     /// Instances by kind, as the run has it and not as a grant says.
     fn kinds(&self, id: &ExecutionId, assignments: &[Assignment]) -> Option<BTreeMap<WorkloadKind, u32>> {
         let run = self.run(id)?;
@@ -179,13 +190,14 @@ impl Model {
         let Some(truth) = self.truths.get_mut(&id) else {
             return self.violated("stranger", format!("{} was started and never submitted", id.alias()));
         };
-        let (all, most) = (truth.run.instances(), truth.run.loss.max_attempts);
+        let all = truth.run.instances();
         let ready = truth.ready.len() as u64;
         let mut wrong = Vec::new();
         for instance in instances {
             let starts = truth.starts.entry(instance.clone()).or_default();
             starts.push(Start { lablet: lablet.clone(), attempt, at });
             let count = starts.len() as u32;
+            let most = truth.run.attempts_of(&instance.group);
             let repeated = starts.iter().filter(|s| s.attempt == attempt).count() > 1;
             if count > most || repeated {
                 wrong.push(format!("{instance} started {count} times, {most} allowed, attempt {attempt}"));
@@ -284,9 +296,13 @@ impl Model {
             format!("{}: {sum} of {all} instances accounted for", id.alias())
         });
         let lost = order.missing.len();
-        let asked_to_end = order.cancelled.is_some() || order.timed_out;
+        let asked_to_end = order.cancelled.is_some() || order.timed_out || order.ended_early.is_some();
         self.check("gentle", !self.gentle || lost == 0 || asked_to_end, || {
             format!("{}: lost {lost} instances where nothing went wrong", id.alias())
+        });
+        let attempts = self.truths.get(&id).map(|truth| truth.log.attempts()).unwrap_or_default();
+        self.check("attempts-told", attempts == order.attempts, || {
+            format!("{}: the log has attempts {attempts:?}, and the result would say {:?}", id.alias(), order.attempts)
         });
         let Some(truth) = self.truths.get(&id) else { return };
         let held: BTreeSet<(&InstanceId, u32)> = order

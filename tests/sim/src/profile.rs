@@ -49,6 +49,12 @@ pub struct Profile {
     pub cancel_ppm: u32,
     /// Attempts that runs allow for each instance.
     pub max_attempts: u32,
+    /// Whether runs and their groups say what is to happen to what is lost or fails, and want machines for themselves.
+    #[serde(default)]
+    pub policies: bool,
+    /// Instances that fail, in parts per million.
+    #[serde(default)]
+    pub fail_ppm: u32,
     /// Virtual time after which nothing bad happens any more, in seconds.
     pub faults_until_s: u64,
 }
@@ -59,6 +65,15 @@ pub const NAMES: &[&str] = &["mixed", "calm", "rough", "crashes", "partitions", 
 impl Profile {
     /// Draws the profile of a seed under a name; none where nobody knows the name.
     pub fn named(name: &str, seed: u64, draws: &mut Draws) -> Option<Profile> {
+        let profile = Profile::drawn(name, seed, draws)?;
+        // Of other draws, so that the rest of a schedule does not depend on them.
+        let mut further = Draws::new(seed, 40_000);
+        let policies = further.chance(500_000);
+        let fail_ppm = if further.chance(300_000) { further.between(1_000, 100_000) as u32 } else { 0 };
+        Some(Profile { policies, fail_ppm, ..profile })
+    }
+
+    fn drawn(name: &str, seed: u64, draws: &mut Draws) -> Option<Profile> {
         Some(match name {
             "mixed" => match seed % 20 {
                 0 | 1 => Profile::calm(draws),

@@ -47,7 +47,7 @@ pub fn shrink(mut schedule: Schedule, rule: &str) -> Schedule {
 /// Schedules with one number set to nothing; each is taken from the original, so that one may fail and another not.
 fn simpler_profiles(schedule: &Schedule) -> Vec<Schedule> {
     let mut simpler = Vec::new();
-    let knobs: [fn(&mut crate::Profile); 9] = [
+    let knobs: [fn(&mut crate::Profile); 11] = [
         |p| p.loss_ppm = 0,
         |p| p.double_ppm = 0,
         |p| p.late_ppm = 0,
@@ -56,6 +56,8 @@ fn simpler_profiles(schedule: &Schedule) -> Vec<Schedule> {
         |p| p.hang_ppm = 0,
         |p| p.delay_max_us = p.delay_min_us,
         |p| p.max_attempts = 1,
+        |p| p.policies = false,
+        |p| p.fail_ppm = 0,
         |p| p.lablets = p.lablets.saturating_sub(1).max(1),
     ];
     for knob in knobs {

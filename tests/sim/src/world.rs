@@ -233,16 +233,22 @@ impl World {
     /// Nobody waits in silence.
     fn look_around(&mut self) {
         let Some(core) = &self.orchestrator.core else { return };
-        let mut behind = false;
+        let (mut behind, mut kept_alone, mut wants_alone) = (false, false, false);
         let mut silent = Vec::new();
         for view in core.executions() {
             behind |= view.phase.contains("behind");
+            kept_alone |= view.phase.contains("are kept for a run alone");
+            wants_alone |= view.phase.contains("where nothing else runs");
             if view.phase == "waiting" {
                 silent.push(view.execution.alias());
             }
         }
-        if behind {
-            self.reached.at(Point::Queued);
+        for (point, there) in
+            [(Point::Queued, behind), (Point::KeptAlone, kept_alone), (Point::WantsAlone, wants_alone)]
+        {
+            if there {
+                self.reached.at(point);
+            }
         }
         for alias in silent {
             self.model.violated("silence", format!("{alias} waits and nobody says for what"));

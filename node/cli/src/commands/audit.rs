@@ -1,9 +1,9 @@
 //! `iptl audit`: checks and prints the log of an execution.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use iptl_dag::model::{self, ExecutionId, Fact, FactKind, Signed};
+use iptl_dag::model::{self, ExecutionId, Fact, FactKind, InstanceId, Signed};
 use iptl_dag::{Block, Cid, Codec, PeerId};
 use iptl_scheduler::log::{self, Audit, Misfit, Tail};
 use iptl_wire::control::{LogTail, Reply, Request};
@@ -123,6 +123,7 @@ fn conclude(ctx: &Context, log: &Log, audit: &Audit) -> Result {
         Tail::Torn | Tail::Clean => {}
     }
     let torn = log.tail == Tail::Torn;
+    let attempts = attempts(audit);
     if ctx.json {
         let head = audit.facts.last().map(|(cid, _)| cid.to_string());
         let body = json!({
@@ -131,6 +132,7 @@ fn conclude(ctx: &Context, log: &Log, audit: &Audit) -> Result {
             "head": head,
             "over": over,
             "torn": torn,
+            "attempts": attempts.iter().map(|(id, n)| (id.to_string(), *n)).collect::<BTreeMap<_, _>>(),
             "writers": log.writers.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         ctx.answer_json("audited", body);
@@ -142,12 +144,38 @@ fn conclude(ctx: &Context, log: &Log, audit: &Audit) -> Result {
         "the log of {alias} holds: {facts} facts, each signed and in its place, by {}; {state}",
         by.join(", ")
     ));
+    if !attempts.is_empty() {
+        let most = attempts.values().max().copied().unwrap_or(1);
+        let further: u64 = attempts.values().map(|n| u64::from(n - 1)).sum();
+        let instances = ui::count(attempts.len() as u64, "instance");
+        ctx.say(format!(
+            "{instances} began anew, {} in all, {most} for one at most",
+            ui::count(further, "further attempt")
+        ));
+    }
     if torn {
         ctx.say(
             "after them stands the beginning of one more, which was never acted on: it is cut off at the next start",
         );
     }
     Ok(Exit::Ok)
+}
+
+/// Returns the last attempt of every instance that was granted more than once after the start.
+fn attempts(audit: &Audit) -> BTreeMap<InstanceId, u32> {
+    let mut attempts = BTreeMap::new();
+    for (_, fact) in &audit.facts {
+        if let FactKind::Granted { assignments, attempt, .. } | FactKind::Recovered { assignments, attempt, .. } =
+            &fact.kind
+            && *attempt > 1
+        {
+            for instance in assignments.iter().flat_map(model::Assignment::instances) {
+                let last: &mut u32 = attempts.entry(instance).or_default();
+                *last = (*last).max(*attempt);
+            }
+        }
+    }
+    attempts
 }
 
 fn code_of(misfit: &Misfit) -> &'static str {
@@ -184,7 +212,10 @@ fn describe(kind: &FactKind) -> String {
         if count == 1 { "1 instance".to_owned() } else { format!("{count} instances") }
     };
     match kind {
-        FactKind::Submitted { run, by, .. } => format!("submitted  run {} by {}", ui::short(run), by.short()),
+        FactKind::Submitted { run, by, priority, .. } => {
+            let before = if *priority == 0 { String::new() } else { format!(", priority {priority}") };
+            format!("submitted  run {} by {}{before}", ui::short(run), by.short())
+        }
         FactKind::Placed { placement } => format!("placed     {}", ui::short(placement)),
         FactKind::Granted { lablet, assignments, attempt } => {
             format!("granted    {} to {}, attempt {attempt}", counted(assignments), lablet.short())
@@ -201,6 +232,7 @@ fn describe(kind: &FactKind) -> String {
         }
         FactKind::Cancelled { by } => format!("cancelled  by {}", by.short()),
         FactKind::TimedOut {} => "timed out".to_owned(),
+        FactKind::EndedEarly { reason } => format!("ended early: {reason}"),
         FactKind::Sealed { result } => format!("sealed     {result}"),
         FactKind::Failed { reason } => format!("failed     {reason}"),
         FactKind::TakenOver { from } => {

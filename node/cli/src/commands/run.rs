@@ -6,7 +6,7 @@ use std::path::Path;
 use iptl_dag::model::{self, FaultSchedule, Network, NetworkModel, Node, Plan, Run, Workload};
 use iptl_dag::{Block, Cid};
 use iptl_plans::{Diagnostic, Manifest, RunOptions};
-use iptl_wire::control::{Reply, Request};
+use iptl_wire::control::{MAX_PRIORITY, Reply, Request};
 use serde_json::json;
 
 use super::{check, publish};
@@ -15,12 +15,13 @@ use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
 use crate::fetch::{self, Sources};
 use crate::remote::RemoteStore;
+use crate::series::{self, Choices};
 use crate::{narrative, node, plan, ui};
 
 /// Runs a plan and ends with the result's CID; the exit is that of the verdict.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  iptl run ./plans/ping -g peers=30 -p rounds=5\n  iptl run bafyrei… --seed 7 --detach\n  iptl run ./my-plan --local"
+    after_help = "Examples:\n  iptl run ./plans/ping -g peers=30 -p rounds=5\n  iptl run bafyrei… --seed 7 --detach\n  iptl run ./my-plan --local\n  iptl run ./plans/ping --matrix rounds=5,10 --matrix peers=10,30 --repeat 3"
 )]
 pub struct Args {
     /// Folder with a plan.toml, or the CID or name of a plan or run
@@ -37,6 +38,16 @@ pub struct Args {
     /// Seed of everything random that the lab controls
     #[arg(long, default_value_t = iptl_plans::DEFAULT_SEED)]
     seed: u64,
+    /// Executes the run so often, as one series
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Values of a parameter, or sizes of a group, each of which is run; may be repeated: every value meets every other
+    #[arg(long, value_name = "NAME=A,B,C", value_parser = series::axis)]
+    matrix: Vec<(String, Vec<String>)>,
+    /// Its place before other runs that wait: the higher goes first
+    #[arg(long, value_name = "N", default_value_t = 0, allow_hyphen_values = true,
+          value_parser = clap::value_parser!(i32).range(-i64::from(MAX_PRIORITY)..=i64::from(MAX_PRIORITY)))]
+    priority: i32,
     /// Network in place of the case's: `clean`, one of the plan's, one that everybody has, or the CID of one
     #[arg(long, value_name = "NETWORK")]
     network: Option<String>,
@@ -76,14 +87,25 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         plan::build(ctx, source).await?;
     }
     let client = if args.local { node::local(ctx).await? } else { node::reach(ctx).await? };
-    let run = match source {
-        Some(source) => from_source(ctx, &client, &args, &source).await?,
+    let made = match source {
+        Some(source) => from_source(ctx, &client, &source).await?,
         None => from_cid(ctx, &client, &args).await?,
     };
-    if args.dry_run {
-        return dry_run(ctx, &client, run).await;
+    let combinations = series::combinations(&args.matrix, args.repeat)?;
+    let mut runs = Vec::with_capacity(combinations.len());
+    for (n, choices) in combinations.into_iter().enumerate() {
+        let run = made.run(ctx, &client, &args, &choices, n == 0).await?;
+        runs.push((choices, run));
     }
-    let request = Request::Submit { run, source: None, source_addrs: Vec::new() };
+    if args.dry_run {
+        // The first stands for all: a series waits where it does not fit beside itself.
+        return dry_run(ctx, &client, runs[0].1).await;
+    }
+    if args.repeat > 1 || !args.matrix.is_empty() {
+        return series::run(ctx, &client, runs, args.repeat, args.priority, args.detach).await;
+    }
+    let run = runs[0].1;
+    let request = Request::Submit { run, source: None, source_addrs: Vec::new(), priority: args.priority };
     let (execution, alias) = match ctx.waiting("submitting", client.call_one(request)).await? {
         Reply::Submitted { execution, alias } => (execution, alias),
         other => return Err(unexpected(&format!("{other:?}"))),
@@ -109,8 +131,28 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     Ok(exit)
 }
 
-/// Imports a plan from disk into the node and makes the run.
-async fn from_source(ctx: &Context, client: &Client, args: &Args, source: &plan::Source) -> Result<Cid> {
+/// What runs are made of.
+enum Made {
+    /// A run as it is.
+    Run(Cid),
+    /// A plan, of which choices make runs.
+    Plan { manifest: Option<Box<Manifest>>, plan: Box<Plan>, cid: Cid, workloads: BTreeMap<String, (Cid, Workload)> },
+}
+
+impl Made {
+    /// Returns the run of some choices beside those of the command, and gives it to the node.
+    async fn run(&self, ctx: &Context, client: &Client, args: &Args, choices: &Choices, tell: bool) -> Result<Cid> {
+        match self {
+            Made::Run(cid) => Ok(*cid),
+            Made::Plan { manifest, plan, cid, workloads } => {
+                make(ctx, client, args, manifest.as_deref(), plan, *cid, workloads, choices, tell).await
+            }
+        }
+    }
+}
+
+/// Imports a plan from disk into the node.
+async fn from_source(ctx: &Context, client: &Client, source: &plan::Source) -> Result<Made> {
     let store = RemoteStore::new(client.clone());
     let published = publish::published(ctx, source, Some(client)).await?;
     let made = ctx.waiting("importing", plan::import(ctx, &store, source, &published, false)).await?;
@@ -120,11 +162,12 @@ async fn from_source(ctx: &Context, client: &Client, args: &Args, source: &plan:
     let request =
         Request::Publish { root: made.cid, kind: "plan".to_owned(), name: manifest.name.clone(), public: None };
     ctx.waiting("announcing the plan", client.call_all(request)).await?;
-    make(ctx, client, args, Some(manifest), &made.plan, made.cid, &made.workloads).await
+    let manifest = Some(Box::new(manifest.clone()));
+    Ok(Made::Plan { manifest, plan: Box::new(made.plan), cid: made.cid, workloads: made.workloads })
 }
 
-/// Makes the run of a published plan, or takes a run as it is.
-async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Cid> {
+/// Takes a published plan, or a run as it is.
+async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Made> {
     let place = fetch::locate(ctx, client, &args.plan, &args.sources).await.map_err(|mut error| {
         if error.code == "cid.garbled" || error.exit == Exit::NotFound {
             error.help = format!("`{}` is neither a folder here nor a plan that is known. {}", args.plan, error.help);
@@ -135,17 +178,18 @@ async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Cid> {
     let block = fetch::block(ctx, client, &cid, &args.sources).await?;
     match decode(&block)? {
         Node::Run(run) => {
-            let chosen = [args.case.is_some(), args.network.is_some(), !args.group.is_empty(), !args.param.is_empty()];
-            if chosen.contains(&true) {
+            let chosen = [args.case.is_some(), args.network.is_some()];
+            let chosen = chosen.contains(&true) || !args.group.is_empty() || !args.param.is_empty();
+            if chosen || !args.matrix.is_empty() {
                 return Err(Error::usage(
                     "run.fixed",
                     format!("{} is a run: its choices are made", ui::short(&cid)),
-                    format!("leave -g, -p, --case and --network out, or run its plan {}", run.plan),
+                    format!("leave -g, -p, --case, --network and --matrix out, or run its plan {}", run.plan),
                 ));
             }
             fetch::fetch(ctx, client, cid, &args.sources, false).await?;
             tell_network(ctx, client, args, &run).await?;
-            Ok(cid)
+            Ok(Made::Run(cid))
         }
         Node::Plan(plan) => {
             fetch::fetch(ctx, client, cid, &args.sources, false).await?;
@@ -158,7 +202,7 @@ async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Cid> {
                 workloads.insert(name.clone(), (*cid, workload));
             }
             ctx.say(format!("plan      {}  {} {}", ui::short(&cid), plan.name, plan.version));
-            make(ctx, client, args, None, &plan, cid, &workloads).await
+            Ok(Made::Plan { manifest: None, plan: Box::new(plan), cid, workloads })
         }
         other => Err(not_a_plan(&cid, other.tag())),
     }
@@ -176,7 +220,8 @@ fn not_a_plan(cid: &Cid, what: &str) -> Error {
     )
 }
 
-/// Makes the run and gives it to the node.
+/// Makes the run and gives it to the node; `tell` says what lies between its instances.
+#[expect(clippy::too_many_arguments, reason = "each is another source of choices, and all have one user")]
 async fn make(
     ctx: &Context,
     client: &Client,
@@ -185,11 +230,28 @@ async fn make(
     plan: &Plan,
     cid: Cid,
     workloads: &BTreeMap<String, (Cid, Workload)>,
+    choices: &Choices,
+    tell: bool,
 ) -> Result<Cid> {
+    let case = iptl_plans::chosen_case(plan, args.case.as_deref()).ok().and_then(|case| plan.cases.get(case));
+    let is_group = |name: &str| case.is_some_and(|c| c.groups.contains_key(name) && !c.params.contains_key(name));
+    let mut groups: BTreeMap<String, u32> = args.group.iter().cloned().collect();
+    let mut params: BTreeMap<String, String> = args.param.iter().cloned().collect();
+    for (name, value) in choices {
+        if is_group(name) {
+            let size = value.parse().map_err(|_| {
+                let message = format!("`{value}` is not a number of instances of group {name}");
+                Error::usage("run.matrix", message, format!("write `--matrix {name}=10,30`"))
+            })?;
+            groups.insert(name.clone(), size);
+        } else {
+            params.insert(name.clone(), value.clone());
+        }
+    }
     let options = RunOptions {
         case: args.case.clone(),
-        groups: args.group.iter().cloned().collect(),
-        params: args.param.iter().cloned().collect(),
+        groups,
+        params,
         seed: args.seed,
         network: match &args.network {
             Some(name) => Some(network(ctx, client, args, manifest, plan, name).await?),
@@ -198,7 +260,9 @@ async fn make(
     };
     let run: Run =
         iptl_plans::make_run(plan, cid, workloads, &options).map_err(|found| no_run(plan, &cid.to_string(), found))?;
-    tell_network(ctx, client, args, &run).await?;
+    if tell {
+        tell_network(ctx, client, args, &run).await?;
+    }
     let block = model::to_block(run);
     client.put(std::slice::from_ref(&block)).await?;
     Ok(*block.cid())

@@ -3,7 +3,7 @@
 mod objects;
 mod result;
 
-use iptl_dag::model::Node;
+use iptl_dag::model::{Node, Outcome};
 use iptl_dag::path::Target;
 use iptl_dag::{Block, Codec, codec};
 use serde_json::json;
@@ -51,6 +51,20 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     }
     plain(ctx, &block);
     Ok(Exit::Ok)
+}
+
+/// Says what the plan makes of losses and failures, by group.
+fn losses(outcome: &Outcome) -> Vec<String> {
+    let mut lines: Vec<String> = outcome
+        .losses
+        .iter()
+        .map(|(group, loss)| {
+            let word = if loss.accepted { "accepted" } else { "too many" };
+            format!("{group}: {} lost, {} may be: {word}", loss.lost, loss.max_lost)
+        })
+        .collect();
+    lines.extend(outcome.fail_fast.iter().map(|group| format!("{group} failed, and fails fast")));
+    lines
 }
 
 /// Shows what is no node of the lab: files, folders, other data.

@@ -166,7 +166,11 @@ fn barriers_and_topics_go_on_under_a_successor() {
     pair.second_leads();
     let last = pair.second.run(&["watch", &execution, "--json"]).last_json();
     // How long barriers took is not what is asked here: each was passed by all, once, and each message was seen by all.
-    assert_eq!((last["ok"].as_u64(), last["failed"].as_u64(), last["lost"].as_u64()), (Some(12), Some(0), Some(0)), "{last}");
+    assert_eq!(
+        (last["ok"].as_u64(), last["failed"].as_u64(), last["lost"].as_u64()),
+        (Some(12), Some(0), Some(0)),
+        "{last}"
+    );
     log_holds(&pair.second, &execution);
 }
 

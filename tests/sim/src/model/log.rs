@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Assignment, ExecutionId, Exit, Fact, FactKind, InstanceId};
+use iptl_dag::model::{Assignment, ExecutionId, Exit, Fact, FactKind, InstanceId, Run};
 use iptl_scheduler::placement;
 use iptl_wire::session::Inventory;
 
@@ -37,6 +37,8 @@ pub(super) struct Log {
     lost: BTreeMap<InstanceId, u32>,
     /// Instances with a durable receipt of an end that was their own.
     pub(super) finished: BTreeSet<InstanceId>,
+    /// Whether an instance of a group that fails fast has failed.
+    failed_fast: bool,
 }
 
 impl Log {
@@ -45,21 +47,17 @@ impl Log {
     }
 
     /// Takes in a grant, or says what is wrong with it.
-    fn grant(
-        &mut self,
-        lablet: &PeerId,
-        counter: u64,
-        granted: Granted,
-        most: u32,
-        sizes: &BTreeMap<&String, u32>,
-    ) -> Result<bool, String> {
+    fn grant(&mut self, lablet: &PeerId, counter: u64, granted: Granted, run: &Run) -> Result<bool, String> {
         if let Some(before) = self.live_of(lablet) {
             before.live = false;
         }
         let mut replaced = false;
+        if self.started && self.failed_fast {
+            return Err("grants after the failure of a group that fails fast".to_owned());
+        }
         for assignment in &granted.assignments {
             let end = assignment.start.checked_add(assignment.count);
-            if end.is_none_or(|end| sizes.get(&assignment.group).is_none_or(|size| end > *size)) {
+            if end.is_none_or(|end| run.groups.get(&assignment.group).is_none_or(|group| end > group.count)) {
                 return Err(format!("grants what the run does not have: {assignment:?}"));
             }
         }
@@ -73,6 +71,7 @@ impl Log {
             }
             if self.started {
                 let before = self.lost.get(&instance).copied().unwrap_or(0);
+                let most = run.attempts_of(&instance.group);
                 if before == 0 || granted.attempt <= before || granted.attempt > most {
                     return Err(format!("grants attempt {} of {instance} after {before}", granted.attempt));
                 }
@@ -81,6 +80,18 @@ impl Log {
         }
         self.grants.insert((lablet.clone(), counter), granted);
         Ok(replaced)
+    }
+
+    /// Last attempt of every instance that was granted more than once after the start.
+    pub(super) fn attempts(&self) -> BTreeMap<InstanceId, u32> {
+        let mut attempts = BTreeMap::new();
+        for grant in self.grants.values().filter(|grant| grant.attempt > 1) {
+            for instance in grant.assignments.iter().flat_map(Assignment::instances) {
+                let last: &mut u32 = attempts.entry(instance).or_default();
+                *last = (*last).max(grant.attempt);
+            }
+        }
+        attempts
     }
 
     fn holds_all(&self, all: u64) -> bool {
@@ -96,8 +107,9 @@ impl Model {
         let Some(truth) = self.truths.get_mut(&id) else {
             return self.violated("stranger", format!("a fact of {}, which was never submitted", id.alias()));
         };
-        let (all, most) = (truth.run.instances(), truth.run.loss.max_attempts);
-        let sizes = truth.run.groups.iter().map(|(name, group)| (name, group.count)).collect();
+        let all = truth.run.instances();
+        let run = &truth.run;
+        let fails_fast = |group: &str| run.groups.get(group).and_then(|g| g.loss).is_some_and(|loss| loss.fail_fast);
         let log = &mut truth.log;
         let mut wrong = Vec::new();
         if log.over {
@@ -119,8 +131,14 @@ impl Model {
             FactKind::Placed { .. } => {}
             FactKind::Granted { lablet, assignments, attempt } => {
                 let granted = Granted { assignments: assignments.clone(), attempt: *attempt, live: true };
-                match log.grant(lablet, fact.epoch.counter, granted, most, &sizes) {
-                    Ok(true) => self.reached.at(Point::Replaced),
+                let again = log.started && log.grants.keys().any(|(holder, _)| holder == lablet);
+                match log.grant(lablet, fact.epoch.counter, granted, run) {
+                    Ok(true) => {
+                        self.reached.at(Point::Replaced);
+                        if again {
+                            self.reached.at(Point::Again);
+                        }
+                    }
                     Ok(false) => {}
                     Err(what) => wrong.push(what),
                 }
@@ -164,7 +182,9 @@ impl Model {
                     }
                     let own = !matches!(receipt.exit, Exit::Stopped { .. });
                     if own && grant.assignments.iter().any(|a| a.holds(&receipt.instance)) {
-                        log.finished.insert(receipt.instance.clone());
+                        let first = log.finished.insert(receipt.instance.clone());
+                        let failed = matches!(receipt.exit, Exit::Exited { code } if code != 0);
+                        log.failed_fast |= first && failed && fails_fast(&receipt.instance.group);
                     }
                 }
             }
@@ -194,6 +214,16 @@ impl Model {
                     wrong.push("is ended twice".to_owned());
                 }
             }
+            FactKind::EndedEarly { .. } => {
+                if std::mem::replace(&mut log.stopped, true) {
+                    wrong.push("is ended twice".to_owned());
+                }
+                let lost = log.lost.keys().any(|instance| fails_fast(&instance.group));
+                self.reached.at(if log.failed_fast { Point::FailedFast } else { Point::LostFast });
+                if !log.started || (!log.failed_fast && !lost) {
+                    wrong.push("is ended early, and nothing failed or was lost".to_owned());
+                }
+            }
             FactKind::Sealed { result } => {
                 log.over = true;
                 if !node.results.contains(result) {
@@ -208,6 +238,12 @@ impl Model {
 
     /// An execution ends without a result: where nothing went wrong, only because no lab of these machines can hold it.
     pub fn failed(&mut self, id: &ExecutionId, lablets: &[LabletNode], reason: &str) {
+        if reason.starts_with("not started within") {
+            self.reached.at(Point::NotStarted);
+            let asked = self.truths.get(id).is_some_and(|truth| truth.run.placing.within_ms.is_some());
+            return self
+                .check("not-asked", asked, || format!("{} was given up on, and need not start soon", id.alias()));
+        }
         self.reached.at(Point::NoCapacity);
         let Some(truth) = self.truths.get(id).filter(|_| self.gentle) else { return };
         let machines: BTreeMap<PeerId, Inventory> =

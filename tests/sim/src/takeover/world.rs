@@ -496,7 +496,8 @@ impl World {
                     let verdict = if missing > 0 { ResultVerdict::Inconclusive } else { ResultVerdict::Pass };
                     let counts = Counts { ok: accepted, failed: 0, lost: missing };
                     let (thresholds, inconclusive, failures) = (Vec::new(), Vec::new(), Vec::new());
-                    let result = AssembledResult { cid, verdict, counts, thresholds, inconclusive, failures };
+                    let result =
+                        AssembledResult { cid, verdict, counts, thresholds, inconclusive, failures, notes: Vec::new() };
                     self.tell_core(o, Input::Assembled { execution, result });
                 }
             }
@@ -1011,7 +1012,7 @@ impl World {
         self.wanted.insert(n, id);
         self.submissions.insert(id, submission.clone());
         let Submission { execution, run } = submission;
-        self.tell_core(o, Input::Submit { execution, run, by: peer(250) });
+        self.tell_core(o, Input::Submit { execution, run, by: peer(250), priority: 0 });
     }
 
     // Lablets.

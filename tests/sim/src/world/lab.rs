@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    Affinity, Engine, Execution, GroupRun, LossPolicy, Network, Requirements, Resources, Run, WorkloadKind,
+    Affinity, Engine, Execution, GroupLoss, GroupRun, LossPolicy, MaxLost, Network, Placing, Requirements, Resources,
+    Run, WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::{Input, Submission};
@@ -70,6 +71,7 @@ pub(crate) fn group(count: u32) -> GroupRun {
         resources: Resources::default(),
         requires: Requirements::default(),
         container: None,
+        loss: None,
     }
 }
 
@@ -124,10 +126,32 @@ pub(crate) fn run(groups: BTreeMap<String, GroupRun>, seed: u64, max_attempts: u
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
-        loss: LossPolicy { max_attempts, max_lost_ppm: 0 },
+        loss: LossPolicy { max_attempts, ..LossPolicy::default() },
         thresholds: Vec::new(),
         timeout_ms,
+        placing: Placing::default(),
     }
+}
+
+/// Draws what a run and its groups say of losses, failures, machines and the start.
+fn policies(run: &mut Run, draws: &mut Draws) {
+    for group in run.groups.values_mut() {
+        let max_lost = match draws.between(0, 3) {
+            0 => Some(MaxLost::Count(draws.between(0, 2) as u32)),
+            1 => Some(MaxLost::Share(draws.between(0, 500_000) as u32)),
+            _ => None,
+        };
+        let rerun = if draws.chance(500_000) { draws.between(1, 3) as u32 } else { 0 };
+        group.loss = Some(GroupLoss { rerun, max_lost, fail_fast: draws.chance(250_000) });
+    }
+    run.placing.dedicated = draws.chance(200_000);
+    run.placing.within_ms = draws.chance(200_000).then(|| draws.between(3_000, 60_000));
+}
+
+/// Draws which of the submissions that wait goes first.
+fn priority(schedule: &Schedule, number: u32) -> i32 {
+    let mut draws = Draws::new(schedule.seed, 60_000 + u64::from(number));
+    if schedule.profile.policies { draws.between(0, 4) as i32 - 2 } else { 0 }
 }
 
 impl World {
@@ -149,7 +173,10 @@ impl World {
             }
         }
         let timeout_ms = draws.between(5_000, 30_000);
-        let run = run(groups, u64::from(number), profile.max_attempts, timeout_ms);
+        let mut run = run(groups, u64::from(number), profile.max_attempts, timeout_ms);
+        if profile.policies {
+            policies(&mut run, &mut Draws::new(self.schedule.seed, 50_000 + u64::from(number)));
+        }
         let cid = codec::cid_of(&run);
         let execution = Execution { run: cid, orchestrator: self.orchestrator.peer.clone(), nonce: draws.bytes() };
         Submission { execution, run: KnownRun { cid, run } }
@@ -175,6 +202,7 @@ impl World {
         // A submission whose fact was lost in a crash never happened: the submitter finds out and tries again.
         self.after(3 * SECOND, Event::Submit(n));
         let Submission { execution, run } = submission;
-        self.tell_orchestrator(Input::Submit { execution, run, by: peer(250 + (n % 3) as u16) });
+        let priority = priority(&self.schedule, self.schedule.submissions[n as usize].number);
+        self.tell_orchestrator(Input::Submit { execution, run, by: peer(250 + (n % 3) as u16), priority });
     }
 }

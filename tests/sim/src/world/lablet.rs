@@ -175,6 +175,7 @@ impl World {
         let attempt = fake.grant.attempt;
         let peer = node.peer.clone();
         self.model.started(self.now, &self.orchestrator, &peer, &cell, attempt, &all);
+        self.model.alone(&self.lablets[lablet]);
         // Every other run is over before messages that are late have arrived.
         let short = self.model.run(&cell.execution).is_some_and(|run| run.seed.is_multiple_of(2));
         let longest = if short { 30 * MILLI } else { 4 * SECOND };
@@ -183,7 +184,8 @@ impl World {
                 continue;
             }
             let takes = self.work.between(MILLI, longest);
-            self.ends(lablet, life, &cell, instance, Exit::Exited { code: 0 }, takes);
+            let code = i32::from(self.work.chance(self.schedule.profile.fail_ppm));
+            self.ends(lablet, life, &cell, instance, Exit::Exited { code }, takes);
         }
     }
 

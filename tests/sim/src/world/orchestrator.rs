@@ -172,6 +172,7 @@ impl World {
                 | FactKind::Lost { .. }
                 | FactKind::Cancelled { .. }
                 | FactKind::TimedOut {}
+                | FactKind::EndedEarly { .. }
                 | FactKind::TakenOver { .. }
                 | FactKind::Recovered { .. }
                 | FactKind::Snapshot { .. } => {}
@@ -272,7 +273,7 @@ impl World {
         if order.cancelled.is_some() {
             self.reached.at(if order.started_ms > 0 { Point::CancelledRunning } else { Point::CancelledEarly });
         }
-        if missing > 0 && order.run.run.loss.max_attempts > 1 && order.cancelled.is_none() && !order.timed_out {
+        if missing > 0 && order.run.run.most_attempts() > 1 && order.cancelled.is_none() && !order.timed_out {
             self.reached.at(Point::NothingToReplaceOn);
         }
         if order.timed_out {
@@ -302,6 +303,7 @@ impl World {
             thresholds: Vec::new(),
             inconclusive: Vec::new(),
             failures: Vec::new(),
+            notes: Vec::new(),
         };
         self.tell_orchestrator(Input::Assembled { execution, result });
     }

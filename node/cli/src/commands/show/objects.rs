@@ -79,6 +79,7 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
                 let c = group.counts;
                 lines.push(format!("  {name}: {} ok · {} lost · {} failed", c.ok, c.lost, c.failed));
             }
+            lines.extend(super::losses(outcome).into_iter().map(|line| format!("  {line}")));
             lines.extend(outcome.thresholds.iter().map(|t| {
                 let glyph = if t.holds { "✓" } else { "✗" };
                 let measured = t.measured.map_or("nothing measured".to_owned(), narrative::number);
@@ -116,6 +117,12 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
             let mut lines = vec![format!("network   {cid}"), format!("regions   {}", network.regions.join(", "))];
             lines.extend(network.access.keys().map(|class| format!("  access  {class}")));
             lines.extend(network.groups.keys().map(|group| format!("  group   {group}")));
+            lines
+        }
+        Node::Series(series) => {
+            let mut lines = vec![format!("series    {cid}")];
+            lines.extend(crate::series::table(series).lines().map(str::to_owned));
+            lines.push(crate::series::summary(series));
             lines
         }
         Node::Faults(schedule) => {

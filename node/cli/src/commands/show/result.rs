@@ -73,6 +73,8 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
                 "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
                 "files_equal": verified.files_equal, "interventions": interventions, "adopted": adopted,
+                "attempts": attestation.body.attempts, "ended_early": attestation.body.ended_early,
+                "fail_fast": outcome.fail_fast, "losses": outcome.losses,
                 "fetch": fetch::report_json(&report),
             }),
         );
@@ -94,6 +96,15 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         for (name, group) in &outcome.groups {
             let c = group.counts;
             ctx.answer(format!("  {name:<10} {} ok · {} lost · {} failed", c.ok, c.lost, c.failed));
+        }
+        for line in super::losses(outcome) {
+            ctx.answer(format!("losses    {line}"));
+        }
+        for (instances, attempt) in &body.attempts {
+            ctx.answer(format!("attempts  {instances} began anew, {attempt} in all of {}", bound_of(run, instances)));
+        }
+        if let Some(reason) = &body.ended_early {
+            ctx.answer(format!("early     the plan had it ended: {reason}"));
         }
         for t in &outcome.thresholds {
             let glyph = if t.holds { ctx.paint("32", "✓") } else { ctx.paint("31", "✗") };
@@ -150,6 +161,11 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         return Ok(Exit::Ok);
     }
     Err(not_valid(verified.problems.join("; ")))
+}
+
+/// Says how many attempts the group of some instances allows.
+fn bound_of(run: &Run, instances: &str) -> u32 {
+    instances.rsplit_once('/').map_or(1, |(group, _)| run.attempts_of(group))
 }
 
 /// Says what somebody did in an instance, and when of the run.

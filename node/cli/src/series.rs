@@ -1,0 +1,329 @@
+//! Series: a run repeated, and a matrix of choices, submitted together and summed up under one CID.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iptl_dag::Cid;
+use iptl_dag::model::series::MAX_SERIES;
+use iptl_dag::model::{self, ExecutionId, ResultVerdict, Series, SeriesExecution};
+use iptl_wire::control::{Event, Reply, Request};
+use serde_json::{Value, json};
+
+use crate::client::{Client, unexpected};
+use crate::context::Context;
+use crate::exit::{Error, Exit, Result};
+use crate::narrative::{self, Telling};
+use crate::ui;
+
+/// Choices that tell a run from others of its series, as they were given.
+pub type Choices = BTreeMap<String, String>;
+
+/// Takes `NAME=A,B,C` apart.
+pub fn axis(text: &str) -> std::result::Result<(String, Vec<String>), String> {
+    let (name, values) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or_else(|| format!("`{text}` has no `=`; write NAME=A,B,C"))?;
+    let values: Vec<String> = values.split(',').map(|value| value.trim().to_owned()).collect();
+    if values.iter().any(String::is_empty) {
+        return Err(format!("`{text}` has an empty value; write NAME=A,B,C"));
+    }
+    let distinct: BTreeSet<&String> = values.iter().collect();
+    if distinct.len() < values.len() {
+        return Err(format!("`{text}` has a value twice; repeat runs with `--repeat`"));
+    }
+    Ok((name.to_owned(), values))
+}
+
+/// Returns all combinations of the values of some names, the last name changing fastest; one without choices where
+/// there are no names.
+///
+/// # Errors
+///
+/// Says where a name is given twice, or where there are more runs, each repeated so often, than a series may have.
+pub fn combinations(matrix: &[(String, Vec<String>)], repeat: u32) -> Result<Vec<Choices>> {
+    let names: BTreeSet<&String> = matrix.iter().map(|(name, _)| name).collect();
+    if names.len() < matrix.len() {
+        return Err(Error::usage(
+            "run.matrix",
+            "a name stands in two `--matrix`",
+            "write all its values in one: `--matrix NAME=A,B,C`",
+        ));
+    }
+    let sizes = matrix.iter().map(|(_, values)| values.len());
+    let count = sizes.chain([repeat as usize]).try_fold(1usize, usize::checked_mul);
+    if count.is_none_or(|count| count > MAX_SERIES) {
+        return Err(Error::usage(
+            "run.matrix",
+            format!("the series would have more than {MAX_SERIES} executions"),
+            "give fewer values, or repeat less",
+        ));
+    }
+    let mut all = vec![Choices::new()];
+    for (name, values) in matrix {
+        let with = |choices: &Choices, value: &String| {
+            let mut choices = choices.clone();
+            choices.insert(name.clone(), value.clone());
+            choices
+        };
+        all = all.iter().flat_map(|choices| values.iter().map(move |value| with(choices, value))).collect();
+    }
+    Ok(all)
+}
+
+/// Submits every run so often, follows all, and ends with the CID that links what they left.
+pub async fn run(
+    ctx: &Context,
+    client: &Client,
+    runs: Vec<(Choices, Cid)>,
+    repeat: u32,
+    priority: i32,
+    detach: bool,
+) -> Result {
+    let mut executions = Vec::new();
+    for repetition in 1..=repeat {
+        for (choices, run) in &runs {
+            let request = Request::Submit { run: *run, source: None, source_addrs: Vec::new(), priority };
+            let execution = match ctx.waiting("submitting", client.call_one(request)).await? {
+                Reply::Submitted { execution, .. } => execution,
+                other => return Err(unexpected(&format!("{other:?}"))),
+            };
+            executions.push(SeriesExecution {
+                execution,
+                run: *run,
+                choices: choices.clone(),
+                repetition,
+                result: None,
+                verdict: None,
+                failure: None,
+            });
+        }
+    }
+    let mut series = Series { executions };
+    if detach {
+        return submitted(ctx, &series);
+    }
+    ctx.say(format!("series of {}", ui::count(series.executions.len() as u64, "execution")));
+    let mut measured = Vec::new();
+    let all = series.executions.len();
+    for (n, execution) in series.executions.iter_mut().enumerate() {
+        let name = execution.execution.to_string();
+        let mut last = None;
+        match narrative::follow(ctx, client, &name, Telling::Briefly, &mut last).await {
+            Ok(Exit::Interrupted) => {
+                ctx.say("the other executions of the series go on too: `iptl ls runs` lists them");
+                return Ok(Exit::Interrupted);
+            }
+            Ok(_) => {}
+            // What ended without a result is a row of the table; anything else ends the command.
+            Err(error) if !matches!(last, Some(Event::Failed { .. })) => return Err(error),
+            Err(_) => {}
+        }
+        measured.push(take_end(execution, last));
+        tell(ctx, execution, n + 1, all);
+    }
+    let block = model::to_block(series.clone());
+    client.put(std::slice::from_ref(&block)).await?;
+    let (root, kind) = (*block.cid(), "data".to_owned());
+    client.call_all(Request::Publish { root, kind, name: "series".to_owned(), public: None }).await?;
+    if ctx.json {
+        ctx.answer_json("series", to_json(&root, &series));
+    } else {
+        ctx.say(with_measured(&series, &measured).trim_end());
+        ctx.say(summary(&series));
+        let prefix = if std::io::IsTerminal::is_terminal(&std::io::stdout()) && !ctx.quiet { "series    " } else { "" };
+        ctx.answer(format!("{prefix}{root}"));
+        ctx.next(format!("iptl show {root}"));
+    }
+    Ok(exit(&series))
+}
+
+/// Says what was submitted, and leaves it to itself.
+fn submitted(ctx: &Context, series: &Series) -> Result {
+    for execution in &series.executions {
+        let (cid, alias) = (execution.execution, alias(execution));
+        if ctx.json {
+            let body = json!({
+                "execution": cid.to_string(), "alias": alias, "run": execution.run.to_string(),
+                "choices": execution.choices, "repetition": execution.repetition,
+            });
+            ctx.answer_json("submitted", body);
+        } else {
+            ctx.answer(cid);
+            ctx.say(format!("submitted as {alias}{}", chosen(execution)));
+        }
+    }
+    ctx.next("iptl ls runs");
+    Ok(Exit::Ok)
+}
+
+/// Takes the last event of an execution into the series; returns what thresholds measured.
+fn take_end(execution: &mut SeriesExecution, last: Option<Event>) -> BTreeMap<String, Option<f64>> {
+    match last {
+        Some(Event::Finished { result, verdict, thresholds, .. }) => {
+            execution.result = Some(result);
+            execution.verdict = Some(verdict);
+            thresholds.into_iter().map(|(text, measured, _)| (text, measured)).collect()
+        }
+        Some(Event::Failed { failure, .. }) => {
+            execution.failure = Some(failure.message);
+            BTreeMap::new()
+        }
+        _ => BTreeMap::new(),
+    }
+}
+
+fn tell(ctx: &Context, execution: &SeriesExecution, n: usize, all: usize) {
+    if ctx.json {
+        ctx.answer_json("execution", row_json(execution));
+        return;
+    }
+    let why = execution.failure.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    ctx.say(format!("{n}/{all}  {}{}  {}{why}", alias(execution), chosen(execution), word(execution)));
+}
+
+fn alias(execution: &SeriesExecution) -> String {
+    ExecutionId(execution.execution).alias()
+}
+
+fn chosen(execution: &SeriesExecution) -> String {
+    execution.choices.iter().map(|(name, value)| format!("  {name}={value}")).collect()
+}
+
+fn word(execution: &SeriesExecution) -> &'static str {
+    execution.verdict.map_or("no result", ResultVerdict::name)
+}
+
+/// Returns the table of a series: one line for each execution.
+pub fn table(series: &Series) -> String {
+    with_measured(series, &[])
+}
+
+fn with_measured(series: &Series, measured: &[BTreeMap<String, Option<f64>>]) -> String {
+    let names: BTreeSet<&String> = series.executions.iter().flat_map(|execution| execution.choices.keys()).collect();
+    let thresholds: BTreeSet<&String> = measured.iter().flat_map(BTreeMap::keys).collect();
+    let mut head = vec!["EXECUTION".to_owned()];
+    head.extend(names.iter().map(|name| name.to_uppercase()));
+    head.extend(["NO".to_owned(), "VERDICT".to_owned()]);
+    head.extend(thresholds.iter().map(ToString::to_string));
+    head.push("RESULT".to_owned());
+    let mut rows = vec![head];
+    for (n, execution) in series.executions.iter().enumerate() {
+        let mut row = vec![alias(execution)];
+        row.extend(names.iter().map(|name| execution.choices.get(*name).cloned().unwrap_or_default()));
+        row.extend([execution.repetition.to_string(), word(execution).to_owned()]);
+        row.extend(thresholds.iter().map(|text| {
+            let value = measured.get(n).and_then(|of| of.get(*text)).copied().flatten();
+            value.map_or_else(|| "-".to_owned(), narrative::number)
+        }));
+        let why = || execution.failure.clone().unwrap_or_else(|| "-".to_owned());
+        row.push(execution.result.map_or_else(why, |cid| cid.to_string()));
+        rows.push(row);
+    }
+    ui::table(&rows)
+}
+
+/// Counts a series by verdict.
+pub fn summary(series: &Series) -> String {
+    let count = |verdict| series.executions.iter().filter(|execution| execution.verdict == verdict).count();
+    format!(
+        "{}: {} passed, {} failed, {} inconclusive, {} without a result",
+        ui::count(series.executions.len() as u64, "execution"),
+        count(Some(ResultVerdict::Pass)),
+        count(Some(ResultVerdict::Fail)),
+        count(Some(ResultVerdict::Inconclusive)),
+        count(None)
+    )
+}
+
+/// Returns the exit of a series: a failed test before a lab that could not, before one that cannot tell.
+pub fn exit(series: &Series) -> Exit {
+    let any = |verdict| series.executions.iter().any(|execution| execution.verdict == verdict);
+    if any(Some(ResultVerdict::Fail)) {
+        Exit::Failed
+    } else if any(None) {
+        Exit::LabUnable
+    } else if any(Some(ResultVerdict::Inconclusive)) {
+        Exit::Inconclusive
+    } else {
+        Exit::Ok
+    }
+}
+
+fn row_json(execution: &SeriesExecution) -> Value {
+    json!({
+        "execution": execution.execution.to_string(), "alias": alias(execution), "run": execution.run.to_string(),
+        "choices": execution.choices, "repetition": execution.repetition,
+        "verdict": execution.verdict.map(ResultVerdict::name),
+        "result": execution.result.map(|cid| cid.to_string()), "failure": execution.failure,
+    })
+}
+
+fn to_json(cid: &Cid, series: &Series) -> Value {
+    let rows: Vec<Value> = series.executions.iter().map(row_json).collect();
+    json!({"series": cid.to_string(), "executions": rows})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(verdicts: &[Option<ResultVerdict>]) -> Series {
+        let cid = model::to_block(Series { executions: Vec::new() }).cid().to_owned();
+        let of = |verdict: &Option<ResultVerdict>| SeriesExecution {
+            execution: cid,
+            run: cid,
+            choices: Choices::from([("rounds".to_owned(), "5".to_owned())]),
+            repetition: 1,
+            result: verdict.map(|_| cid),
+            verdict: *verdict,
+            failure: verdict.is_none().then(|| "no lablets".to_owned()),
+        };
+        Series { executions: verdicts.iter().map(of).collect() }
+    }
+
+    #[test]
+    fn a_series_ends_as_the_worst_of_it() {
+        use ResultVerdict::{Fail, Inconclusive, Pass};
+        let rows = [
+            (vec![Some(Pass), Some(Pass)], Exit::Ok),
+            (vec![Some(Pass), Some(Inconclusive)], Exit::Inconclusive),
+            (vec![Some(Inconclusive), None], Exit::LabUnable),
+            (vec![None, Some(Fail), Some(Pass)], Exit::Failed),
+        ];
+        for (verdicts, expected) in rows {
+            assert_eq!(exit(&series(&verdicts)).code(), expected.code(), "{verdicts:?}");
+        }
+    }
+
+    #[test]
+    fn every_value_meets_every_other_and_the_last_name_changes_fastest() {
+        let matrix = [axis("a=1,2").unwrap(), axis("b=x,y").unwrap()];
+        let all = combinations(&matrix, 1).unwrap_or_default();
+        let said: Vec<String> = all.iter().map(|c| format!("{}{}", c["a"], c["b"])).collect();
+        assert_eq!(said, ["1x", "1y", "2x", "2y"]);
+        assert_eq!(combinations(&[], 3).unwrap_or_default(), [Choices::new()]);
+    }
+
+    #[test]
+    fn what_is_no_matrix_is_refused() {
+        for text in ["a", "=1,2", "a=", "a=1,,2", "a=1,1"] {
+            assert!(axis(text).is_err(), "{text}");
+        }
+        let twice = [axis("a=1").unwrap(), axis("a=2").unwrap()];
+        assert!(combinations(&twice, 1).is_err());
+        assert!(combinations(&[axis("a=1,2,3").unwrap()], 334).is_err());
+        assert!(combinations(&[axis("a=1,2,3").unwrap()], 333).is_ok());
+        assert!(combinations(&[axis("a=1,2,3").unwrap()], u32::MAX).is_err());
+    }
+
+    #[test]
+    fn the_table_has_a_column_for_each_choice_and_says_why_there_is_no_result() {
+        let text = table(&series(&[Some(ResultVerdict::Pass), None]));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].contains("ROUNDS") && lines[0].contains("VERDICT"), "{text}");
+        assert!(
+            lines[1].contains("pass") && lines[2].contains("no result") && lines[2].contains("no lablets"),
+            "{text}"
+        );
+    }
+}

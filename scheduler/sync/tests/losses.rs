@@ -1,0 +1,130 @@
+//! Barriers where instances are lost.
+
+use iptl_dag::model::BarrierLoss;
+use iptl_sync::{Reply, SyncError};
+
+use crate::world::{World, barrier, instance, peer, signal, signal_and_wait};
+
+/// Three cells of two instances; cells 0 and 1 wait for all six, and cell 2 is lost before its second has signalled.
+fn parted(barriers: BarrierLoss) -> World {
+    let mut world = World::new(&[2, 2, 2]);
+    world.run.on_loss(barriers);
+    for (cell, index) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        world.call(cell, index, 1, signal_and_wait("all", 6));
+    }
+    world.call(2, 0, 1, signal("all"));
+    world.settle();
+    world
+}
+
+fn error(world: &World, cell: usize, index: u32, call: u64) -> Option<SyncError> {
+    match world.answers(cell, index, call).as_slice() {
+        [Reply::Failed(error)] => Some(error.clone()),
+        [] => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_barrier_that_lost_instances_do_not_reach_fails_for_all_who_wait_and_names_them() {
+    let mut world = parted(BarrierLoss::Fail);
+    // The first of the cell had finished, and its signal counts.
+    world.run.lose_cell(&peer(2), &[], &[instance(2, 1)]);
+    world.settle();
+    for (cell, index) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let error = error(&world, cell, index, 1).expect("it fails");
+        let SyncError::Unreachable { target: 6, reachable: 5, .. } = &error else { panic!("{error}") };
+        assert_eq!(
+            error.to_string(),
+            format!("barrier \"all\" cannot reach 6, of which 5 are possible: g2/1 lost with {}", peer(2).short())
+        );
+    }
+    // Whoever comes later hears it at once; what can be reached opens.
+    world.call(0, 0, 2, barrier("all", 6));
+    world.call(0, 0, 3, barrier("all", 5));
+    world.settle();
+    assert!(error(&world, 0, 0, 2).is_some());
+    assert_eq!(world.answers(0, 0, 3), [Reply::Opened { seq: 0 }]);
+}
+
+#[test]
+fn a_released_barrier_opens_and_signals_of_the_living_count_further() {
+    let mut world = parted(BarrierLoss::Release);
+    world.run.lose_cell(&peer(2), &[], &[instance(2, 0), instance(2, 1)]);
+    world.settle();
+    for (cell, index) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        assert!(matches!(world.answers(cell, index, 1)[..], [Reply::Opened { .. }]));
+    }
+    world.call(0, 0, 2, signal_and_wait("then", 6));
+    world.settle();
+    assert_eq!(world.answers(0, 0, 2), [], "four are alive and one of them has signalled");
+    for (cell, index) in [(0, 1), (1, 0), (1, 1)] {
+        world.call(cell, index, 2, signal("then"));
+    }
+    world.settle();
+    assert!(matches!(world.answers(0, 0, 2)[..], [Reply::Opened { .. }]));
+}
+
+#[test]
+fn where_the_plan_waits_nothing_happens() {
+    let mut world = parted(BarrierLoss::Wait);
+    world.run.lose_cell(&peer(2), &[], &[instance(2, 1)]);
+    world.settle();
+    assert_eq!(world.answers(0, 0, 1), []);
+    let [state] = &world.run.waiting()[..] else { panic!("one barrier is waited for") };
+    assert!(state.missing.iter().any(|m| m.lost && m.lablet == peer(2) && m.absent.instances == [instance(2, 1)]));
+}
+
+#[test]
+fn instances_that_begin_anew_are_waited_for_and_missed_once_nobody_takes_them() {
+    for taken in [true, false] {
+        let mut world = parted(BarrierLoss::Fail);
+        let again = [instance(2, 0), instance(2, 1)];
+        world.run.lose_cell(&peer(2), &again, &[]);
+        world.settle();
+        assert_eq!(world.answers(0, 0, 1), [], "they will signal again");
+        if taken {
+            world.restart_cell(2);
+            world.run.add_cell_again(peer(2), &again);
+            world.connect(2);
+            for index in 0..2 {
+                world.call(2, index, 1, signal("all"));
+            }
+            world.settle();
+            assert!(matches!(world.answers(0, 0, 1)[..], [Reply::Opened { .. }]));
+        } else {
+            world.run.give_up(&again);
+            world.settle();
+            assert!(error(&world, 0, 0, 1).is_some());
+        }
+    }
+}
+
+#[test]
+fn a_lablet_that_gets_another_cell_counts_from_the_beginning_and_keeps_what_it_gave() {
+    let mut world = World::new(&[1, 1]);
+    world.run.on_loss(BarrierLoss::Fail);
+    world.call(0, 0, 1, signal("done"));
+    world.settle();
+    // Cell 1 is lost, and cell 0, which has finished, takes its instance.
+    world.run.lose_cell(&peer(1), &[instance(1, 0)], &[]);
+    world.restart_cell(0);
+    world.run.add_cell_again(peer(0), &[instance(1, 0)]);
+    world.connect(0);
+    world.call(0, 0, 1, signal_and_wait("done", 2));
+    world.settle();
+    assert!(world.answers(0, 0, 1).contains(&Reply::Opened { seq: 2 }), "{:?}", world.answers(0, 0, 1));
+}
+
+#[test]
+fn after_a_restart_of_the_orchestrator_lost_instances_are_still_missed() {
+    let mut world = parted(BarrierLoss::Fail);
+    world.restart_without(2);
+    world.run.on_loss(BarrierLoss::Fail);
+    world.run.lost_before(&peer(2), &[], &[instance(2, 0), instance(2, 1)]);
+    for cell in 0..2 {
+        world.connect(cell);
+    }
+    world.settle();
+    assert!(error(&world, 1, 1, 1).is_some());
+}
