@@ -2,6 +2,7 @@
 
 mod containers;
 mod lab;
+mod network;
 
 use std::time::Instant;
 
@@ -24,6 +25,9 @@ pub struct Args {
     /// Containers: beside components, in a second version, looked into, and one that misbehaves
     #[arg(long)]
     docker: bool,
+    /// A network of two regions over three lablets that parts and heals
+    #[arg(long, conflicts_with = "docker")]
+    network: bool,
 }
 
 /// Shows the one that was asked for.
@@ -35,7 +39,13 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     shell.step("build", "the workspace and the plans that ship");
     shell.run(shell.cargo().args(["build", "--workspace", "--locked"]))?;
     test::build_plans(shell)?;
-    if args.docker { containers::run(shell) } else { whole_path(shell) }
+    if args.docker {
+        containers::run(shell)
+    } else if args.network {
+        network::run(shell)
+    } else {
+        whole_path(shell)
+    }
 }
 
 /// Publishes a plan, runs it, and fetches the result by its CID.
