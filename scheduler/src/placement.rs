@@ -224,6 +224,36 @@ pub(crate) fn unmatched(run: &Run, placed: &Placed, inventory: &BTreeMap<PeerId,
     })
 }
 
+/// Returns for each group with instances that have no place why each lablet does not take them, for people who ask
+/// before they run. Lablets that are refused altogether have said why.
+pub fn left_out(run: &Run, placed: &Placed, inventory: &BTreeMap<PeerId, Inventory>) -> Vec<Refusal> {
+    let kinds = run.kinds().len();
+    let mut left_out = Vec::new();
+    for (name, group) in placed.unplaced.keys().filter_map(|name| run.groups.get_key_value(name)) {
+        for (peer, inventory) in inventory {
+            if placed.refused.iter().any(|refusal| refusal.lablet == *peer) {
+                continue;
+            }
+            let why = mismatch(group, inventory).unwrap_or_else(|| {
+                let of_kind = |a: &&Assignment| {
+                    a.lablet == *peer && run.groups.get(&a.group).is_some_and(|other| other.kind == group.kind)
+                };
+                let taken: u32 = placed.assignments.iter().filter(of_kind).map(|a| a.count).sum();
+                let (free, slot) = (inventory.free(group.kind), slot_name(group.kind, kinds));
+                match (free, taken < free) {
+                    (0, _) => format!("no free {slot} of {}", inventory.total(group.kind)),
+                    (_, false) => format!("this run takes all its {free} free {slot}s"),
+                    (_, true) => {
+                        "neither its memory nor what the group allows on one lablet has room for more".to_owned()
+                    }
+                }
+            });
+            left_out.push(Refusal { lablet: peer.clone(), reason: format!("group {name}: {why}") });
+        }
+    }
+    left_out
+}
+
 /// Returns why a lablet got nothing, or `None` where it was just not needed.
 fn refusal(run: &Run, inventory: &Inventory) -> Option<String> {
     let mut reason = None;

@@ -296,6 +296,32 @@ fn a_lablet_is_refused_by_kind() {
 }
 
 #[test]
+fn who_asks_before_a_run_is_told_why_one_kind_has_no_place() {
+    let mut narrow = both(8, 8);
+    narrow.free_memory_bytes = 3 * MIB;
+    let lab = BTreeMap::from([(peer(0), both(8, 0)), (peer(1), both(8, 2)), (peer(2), narrow)]);
+    let mut run = mixed(8, 9);
+    for group in run.groups.values_mut() {
+        group.resources.memory_bytes = MIB;
+    }
+    let placed = placement(&run, &lab, &[], &BTreeMap::new());
+    assert_eq!(placed.unplaced, BTreeMap::from([("d".to_owned(), 4)]));
+    assert_eq!(placed.refused, [], "each of them has something of the run");
+    let why = iptl_scheduler::placement::left_out(&run, &placed, &lab);
+    let why: Vec<_> = why.iter().map(|refusal| (refusal.lablet.clone(), refusal.reason.as_str())).collect();
+    let full = "group d: neither its memory nor what the group allows on one lablet has room for more";
+    let expected = [
+        (peer(0), "group d: has no docker runner"),
+        (peer(1), "group d: this run takes all its 2 free docker slots"),
+        (peer(2), full),
+    ];
+    assert_eq!(why, expected);
+    // What has a place needs no reason.
+    let placed = placement(&mixed(2, 2), &lab, &[], &BTreeMap::new());
+    assert_eq!(iptl_scheduler::placement::left_out(&mixed(2, 2), &placed, &lab), []);
+}
+
+#[test]
 fn a_group_that_spreads_is_spread_over_regions_first() {
     let mut spread = run(&[("a", 9)]);
     spread.groups.get_mut("a").expect("it was just made").requires.affinity = Affinity::Spread;

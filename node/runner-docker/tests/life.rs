@@ -1,5 +1,6 @@
 //! What a container is while it runs, and what is said of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iptl_dag::model::{Container, Exit, Health};
@@ -7,7 +8,7 @@ use iptl_runner::contract::{Lab, instance};
 use iptl_runner::{ExecError, ExecInput, ExecOrder, ExecOutput, OutputStream, Runner};
 
 use crate::engine;
-use crate::support::{PROGRAM, docker, plain, until, wrote};
+use crate::support::{PROGRAM, artifact, docker, layer_of, plain, program, until, wrote};
 
 #[tokio::test]
 async fn container_has_no_more_than_is_written() {
@@ -213,5 +214,47 @@ async fn settings_of_the_plan_are_seen_inside() {
     assert!(outcome.lines(0, OutputStream::Out).contains(&"an argument".to_owned()));
     assert_eq!(outcome.exit(1), &Exit::Unwell { reason: "it is tired".to_owned() });
     assert_eq!(outcome.exit(2), &Exit::OutOfTime {});
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn image_is_forgotten_once_no_container_has_it_and_loaded_again_where_it_is_wanted() {
+    let bench = engine!();
+    // An image that no other test has, now or at another time: they share the engine.
+    let own = bench.dir.path().display().to_string();
+    let program = program();
+    let bytes = std::fs::read(&program.path).unwrap();
+    let config = serde_json::json!({ "Entrypoint": [PROGRAM], "Labels": { "of": own } });
+    let layer = layer_of(&bytes);
+    let image = artifact("forgotten", &layer, &config, "amd64");
+    let name = format!("iptl/{}:latest", image.cid);
+    let is_there = || !docker(&["images", "--quiet", &name]).is_empty();
+    let cell = |args: &[&[&str]]| {
+        let mut cell = bench.cell(&Container::usual(), args);
+        cell.instances.iter_mut().for_each(|instance| instance.artifact = image.clone());
+        cell
+    };
+    assert!(bench.runner.forget(&image.cid).await, "what is not there is forgotten");
+    let mut lab = Lab::prepare(&bench.runner, cell(&[&["ignore-term"]])).await;
+    lab.control.start().await;
+    until(&mut lab, "it runs", wrote(0, "ignoring")).await;
+    assert!(is_there());
+    assert!(!bench.runner.forget(&image.cid).await, "a container has it");
+    assert!(is_there(), "and keeps it");
+    lab.control.stop("enough".to_owned()).await;
+    lab.finish().await;
+    bench.runner.reap(&BTreeSet::new()).await;
+    let began = std::time::Instant::now();
+    while !bench.containers().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(20), "its container is left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(bench.runner.forget(&image.cid).await);
+    assert!(!is_there(), "the engine has it no more");
+    // Wanted again, it is loaded from the file again.
+    assert_eq!(bench.run(cell(&[&["print"]])).await.exit(0), &Exit::Exited { code: 0 });
+    assert!(is_there());
+    bench.runner.shutdown().await;
+    assert!(bench.runner.forget(&image.cid).await);
     bench.close().await;
 }

@@ -162,6 +162,20 @@ pub(crate) fn program() -> Artifact {
     made.clone()
 }
 
+/// Returns the layer of an image that was written here.
+pub(crate) fn layer_of(archive: &[u8]) -> Vec<u8> {
+    let mut rest = archive;
+    loop {
+        let (head, after) = rest.split_at(512);
+        let text = |from: usize, to: usize| String::from_utf8_lossy(&head[from..to]).trim_end_matches('\0').to_owned();
+        let size = usize::from_str_radix(&text(124, 135), 8).unwrap();
+        if text(0, 100) == "layer.tar" {
+            return after[..size].to_vec();
+        }
+        rest = &after[size.next_multiple_of(512)..];
+    }
+}
+
 /// Writes an image of one layer as an engine would save it.
 pub(crate) fn artifact(name: &str, layer: &[u8], config: &serde_json::Value, architecture: &str) -> Artifact {
     let config = serde_json::json!({

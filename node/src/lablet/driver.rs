@@ -112,6 +112,7 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
         cells: BTreeMap::new(),
         granted: BTreeMap::new(),
         draining: None,
+        followed: BTreeSet::new(),
         commands: commands.clone(),
         parts,
     };
@@ -130,6 +131,9 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     tokio::spawn(driver.run(queue));
     Ok(LabletHandle { commands })
 }
+
+/// Executions of which it is remembered that somebody follows them: more than a lablet has cells.
+const MAX_FOLLOWED: usize = 1024;
 
 /// A cell that the lablet holds.
 struct Cell {
@@ -178,6 +182,8 @@ struct Driver {
     /// The grant that the core is deciding on.
     granted: BTreeMap<CellRef, Grant>,
     draining: Option<oneshot::Sender<()>>,
+    /// Executions whose output somebody follows, also before their cell is here and can be told.
+    followed: BTreeSet<ExecutionId>,
     commands: mpsc::Sender<Command>,
 }
 
@@ -327,6 +333,11 @@ impl Driver {
                 self.granted = BTreeMap::from([(signed.body.cell.clone(), signed.body.clone())]);
             }
             ToLablet::Follow(execution, on) => {
+                if !*on {
+                    self.followed.remove(execution);
+                } else if self.followed.len() < MAX_FOLLOWED {
+                    self.followed.insert(*execution);
+                }
                 if let Some(notes) = self.cell_of(execution).and_then(|cell| cell.notes.as_ref()) {
                     let _busy = notes.try_send(CellNote::Follow(*on));
                 }
@@ -442,6 +453,7 @@ impl Driver {
             }
             LabletEffect::Seal { cell } => self.seal(cell),
             LabletEffect::Forget { cell } => {
+                self.followed.remove(&cell.execution);
                 self.journal.forget(&cell);
                 self.parts.keeper.release(&cell.execution, Holder::Lablet);
                 if let Some(held) = self.cells.remove(&cell) {
@@ -541,6 +553,9 @@ impl Driver {
             gone,
         };
         tokio::spawn(task.run());
+        if self.followed.contains(&cell.execution) {
+            let _has_room = notes.try_send(CellNote::Follow(true));
+        }
         held.run = Some(run);
         held.control = Some(control);
         held.notes = Some(notes);

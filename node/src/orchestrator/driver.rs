@@ -608,8 +608,13 @@ impl Driver {
             Effect::Persist { .. } | Effect::StorePlacement(_) => {}
             Effect::Send { to, message } => send(&mut self.sessions, &to, message),
             Effect::SendGrant { to, grant } => {
+                let execution = grant.cell.execution;
                 let grant = iptl_trust::sign(&self.parts.key, grant);
                 send(&mut self.sessions, &to, ToLablet::Grant(grant));
+                // Who follows did not know of this lablet yet.
+                if self.following.contains(&execution) {
+                    send(&mut self.sessions, &to, ToLablet::Follow(execution, true));
+                }
             }
             Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers, term: _ } => {
                 // The term is that of the claim, with which this driver began.

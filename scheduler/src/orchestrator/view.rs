@@ -10,7 +10,7 @@ use iptl_wire::session::{CellRef, Inventory};
 
 use super::state::{Cell, Exec, Phase, Pull, Stage};
 use super::{Orchestrator, cell_ref};
-use crate::placement::{Placed, placement};
+use crate::placement::{Placed, left_out, placement};
 
 /// A lablet with a lease, or one that is expected back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,7 +205,11 @@ impl Orchestrator {
 
     /// Returns the placement that a run would get now.
     pub fn dry_run(&self, run: &Run) -> Placed {
-        placement(run, &self.inventory(), &[], &BTreeMap::new())
+        let inventory = self.inventory();
+        let mut placed = placement(run, &inventory, &[], &BTreeMap::new());
+        let left_out = left_out(run, &placed, &inventory);
+        placed.refused.extend(left_out);
+        placed
     }
 
     /// Returns the cells of an execution from which something is still expected: where its sync goes.

@@ -379,12 +379,32 @@ impl Foreground {
         Foreground::spawn(home, &all)
     }
 
+    /// Starts a node as [`again`](Foreground::again) does, in a network namespace of this name.
+    #[track_caller]
+    pub fn within(network: &str, home: &Path, args: &[&str]) -> Foreground {
+        let node = iptl(home, &[&["up"], args].concat());
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{network}")).arg("--").arg(node.get_program()).args(node.get_args());
+        for (name, value) in node.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.stdin(Stdio::null());
+        Foreground::wait_for(home, command)
+    }
+
     #[track_caller]
     fn spawn(home: &Path, args: &[&str]) -> Foreground {
+        Foreground::wait_for(home, iptl(home, args))
+    }
+
+    #[track_caller]
+    fn wait_for(home: &Path, mut command: Command) -> Foreground {
         std::fs::create_dir_all(home).expect("the home is writable");
         let log = std::fs::File::options().create(true).append(true).open(home.join("node.log"));
         let log = log.expect("the home is writable");
-        let mut command = iptl(home, args);
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         let mut node = Foreground { child: command.spawn().expect("the program starts") };
         until("an answer of the node", || {

@@ -23,6 +23,7 @@ macro_rules! engine {
 }
 
 mod network;
+mod random_deaths;
 mod restarts;
 
 /// The program of `plans/mixed` as a static binary; `cargo xtask setup` and `test` build it.

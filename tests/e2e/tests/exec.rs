@@ -55,7 +55,7 @@ default = 1
 "#;
 
 /// Tells whether containers can be run; where they must be, they can.
-fn is_there_an_engine() -> bool {
+pub(crate) fn is_there_an_engine() -> bool {
     let found = Home::new().run(&["doctor", "--json"]).stdout;
     let docker = found.lines().find(|line| line.contains("\"docker\"")).unwrap_or_default().to_owned();
     let usable = docker.contains("\"state\":\"ok\"");
@@ -67,8 +67,16 @@ fn is_there_an_engine() -> bool {
 }
 
 /// Writes the plan with an image of a shell and some programs of this machine.
-fn write_plan(dir: &Path) -> String {
-    let rootfs = dir.join("rootfs");
+pub(crate) fn write_plan(dir: &Path) -> String {
+    write_shell(&dir.join("rootfs"));
+    std::fs::copy(repository().join("plans/mixed/target/wasm32-wasip2/release/mixed.wasm"), dir.join("mixed.wasm"))
+        .unwrap();
+    std::fs::write(dir.join("plan.toml"), PLAN).unwrap();
+    dir.display().to_string()
+}
+
+/// Writes a root file system with a shell and some programs of this machine.
+pub(crate) fn write_shell(rootfs: &Path) {
     let copy = |from: &Path, to: &Path| {
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
         std::fs::copy(from, to).unwrap();
@@ -81,9 +89,6 @@ fn write_plan(dir: &Path) -> String {
             copy(Path::new(library), &rootfs.join(library.trim_start_matches('/')));
         }
     }
-    copy(&repository().join("plans/mixed/target/wasm32-wasip2/release/mixed.wasm"), &dir.join("mixed.wasm"));
-    std::fs::write(dir.join("plan.toml"), PLAN).unwrap();
-    dir.display().to_string()
 }
 
 /// A lab in which the plan runs.

@@ -114,6 +114,16 @@ fn a_dry_run_places_and_runs_nothing() {
 }
 
 #[test]
+fn a_dry_run_says_why_one_kind_has_no_place() {
+    let lab = Lab::start(2);
+    let args = ["run", &plan("mixed"), "--no-build", "-g", "component=2", "-g", "container=3", "--dry-run"];
+    let said = lab.run(&args).fails(5, "lab.no-room").stderr;
+    assert!(said.contains("3 instances would have no place"), "{said}");
+    assert_eq!(said.matches("has no docker runner").count(), 2, "each lablet says why: {said}");
+    assert!(said.contains("group container: "), "{said}");
+}
+
+#[test]
 fn a_local_run_needs_no_lab() {
     let home = Home::new();
     let args = ["run", &plan("ping"), "--no-build", "-g", "node=3", "--local", "--json"];

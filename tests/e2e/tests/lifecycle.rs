@@ -2,7 +2,8 @@
 //!
 //! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
-//! [`takeover`] about labs of two orchestrators, [`alone`] about what needs no lab, [`crowds`] about size, [`health`] about a lab that looks after itself. All run plans of [`Plan`], but [`random_deaths`].
+//! [`takeover`] about labs of two orchestrators, [`alone`] about what needs no lab, [`crowds`] about size, [`health`]
+//! about a lab that looks after itself. All run plans of [`Plan`], but [`random_deaths`].
 
 mod alone;
 mod crowds;
@@ -11,7 +12,7 @@ mod ends;
 mod following;
 mod health;
 mod members;
-mod random_deaths;
+pub(crate) mod random_deaths;
 mod stops;
 mod takeover;
 
@@ -106,7 +107,7 @@ impl Plan {
 }
 
 /// Where command lines are run.
-trait Asks {
+pub(crate) trait Asks {
     fn ask(&self, args: &[&str]) -> Output;
 }
 
@@ -153,15 +154,15 @@ fn reaches(lab: &Lab, execution: &str, state: &str) {
 
 /// A receipt out of a result: who ran what, and how it ended.
 #[derive(Debug)]
-struct Receipt {
-    attempt: u64,
-    lablet: String,
-    exit: Value,
+pub(crate) struct Receipt {
+    pub(crate) attempt: u64,
+    pub(crate) lablet: String,
+    pub(crate) exit: Value,
 }
 
 /// Verifies a result and returns its receipts by instance; fails the test where an instance has two.
 #[track_caller]
-fn receipts(lab: &impl Asks, result: &Value) -> BTreeMap<String, Receipt> {
+pub(crate) fn receipts(lab: &impl Asks, result: &Value) -> BTreeMap<String, Receipt> {
     let result = result.as_str().expect("a result");
     let shown = lab.ask(&["show", result, "--json"]).exits(0).json();
     assert_eq!(shown["verified"], true, "{shown}");

@@ -1,5 +1,5 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
-//! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances,
+//! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances, [`exec_members`] those of members,
 //! [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that are executed,
 //! [`top`] the live view.
 
@@ -10,6 +10,7 @@ mod bad_input;
 mod commands;
 mod containers;
 mod exec;
+mod exec_members;
 mod first_light;
 mod lifecycle;
 mod manuals;

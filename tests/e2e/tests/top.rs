@@ -74,6 +74,19 @@ fn an_execution_is_seen_while_it_runs_and_its_samples_are_in_the_receipts() {
         missing.iter().any(|who| who.as_str().is_some_and(|who| who.starts_with("spin/0 on "))).then_some(())
     });
 
+    // A member's node, which is no orchestrator, asks that.
+    let member = iptl_e2e::Home::new();
+    let _node = iptl_e2e::Foreground::start(member.path(), &[]);
+    let ticket = lab.run(&["invite", "--role", "developer", "-q"]).exits(0).word();
+    member.run(&["join", &ticket]).exits(0);
+    let there = member.run(&["top", "last", "--json"]).exits(0).json();
+    assert_eq!((&there["execution"], &there["lablets"]), (&seen["execution"], &seen["lablets"]), "{there}");
+    assert_eq!(there["groups"]["spin"]["running"], 2, "{there}");
+    let far = Beside::start(&mut member.iptl(&["top", "last", "--json", "--follow"]));
+    until("two views", || (far.said().0.matches("iptl.top/1").count() >= 2).then_some(()));
+    let lablet = lab.lablets[0].run(&["top", "last", "--json"]);
+    assert!(matches!(lablet.code, 0 | 4), "{lablet:?}");
+
     // Without a terminal plain lines, with one all of it until a key.
     let plain = lab.run(&["top", "last"]).exits(0).stdout;
     assert!(plain.contains("GROUP") && plain.contains("ready") && !plain.contains('\u{1b}'), "{plain}");
@@ -100,6 +113,7 @@ fn an_execution_is_seen_while_it_runs_and_its_samples_are_in_the_receipts() {
     lab.run(&["cancel", "last"]).exits(0);
     lab.run(&["watch", "last"]).exits(12);
     following.end().exits(0);
+    far.end().exits(0);
     lab.run(&["top", "last"]).fails(3, "execution.over");
 
     let shown = lab.run(&["show", "last", "--json"]).exits(0).json();

@@ -1,7 +1,7 @@
 //! Who watches, from the start, late, or for a while.
 
-use iptl_e2e::Lab;
 use iptl_e2e::beside::Beside;
+use iptl_e2e::{Foreground, Lab};
 
 use super::{Plan, passed_once, reaches, row, submit, watch};
 
@@ -41,6 +41,26 @@ fn a_run_is_seen_while_it_lives_and_after() {
     assert_eq!(status["running"], serde_json::json!([]), "{status}");
     // The end is told in the same words, however late.
     assert_eq!(watch(&lab, "last").exits(0).last_json(), early.last_json());
+}
+
+#[test]
+fn who_follows_before_anything_is_prepared_misses_nothing() {
+    let lab = Lab::start(1);
+    lab.lablets[0].kill();
+    let plan = Plan::new(1).quick(2);
+    let execution = submit(&lab, &plan.write(&lab), "1s");
+    reaches(&lab, &execution, "waiting");
+    let mut following = Beside::start(&mut lab.iptl(&["logs", &execution, "-f"]));
+    let mut one = Beside::start(&mut lab.iptl(&["logs", &format!("{execution}/steady-0"), "--follow", "--json"]));
+    let again = Foreground::again(&lab.lablets[0].home, &[]);
+    following.says("undisturbed");
+    one.says("undisturbed");
+    passed_once(&lab, watch(&lab, &execution), 3);
+    let said = following.end().exits(0).stdout;
+    let kept = lab.run(&["logs", &execution]).exits(0).stdout;
+    assert_eq!(said.lines().count(), kept.lines().count(), "{said}\n{kept}");
+    assert!(one.end().exits(0).stdout.contains("\"steady-0\""));
+    drop(again);
 }
 
 #[test]

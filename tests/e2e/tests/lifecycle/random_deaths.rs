@@ -21,31 +21,36 @@ const REST_MS: u64 = 1_500;
 /// Latest moment of a death after the submission: from the first offer until after the last end.
 const LATEST_MS: u64 = REST_MS + 1_500;
 
+/// Nodes of these tests run components alone.
+const NO_CONTAINERS: &[&str] = &["--no-docker"];
+
 /// A node that dies and comes back.
-struct Mortal {
-    node: Node,
+pub(crate) struct Mortal {
+    pub(crate) node: Node,
     again: Option<Foreground>,
+    /// What its command line says besides.
+    args: &'static [&'static str],
 }
 
 impl Mortal {
-    fn new(node: &Node) -> Mortal {
-        Mortal { node: node.clone(), again: None }
+    pub(crate) fn new(node: &Node, args: &'static [&'static str]) -> Mortal {
+        Mortal { node: node.clone(), again: None, args }
     }
 
     fn pid(&self) -> u32 {
         self.again.as_ref().map_or(self.node.pid, Foreground::pid)
     }
 
-    fn dies_and_comes_back(&mut self) {
+    pub(crate) fn dies_and_comes_back(&mut self) {
         match self.again.take() {
             None => self.node.kill(),
             Some(process) => drop(process),
         }
-        self.again = Some(Foreground::again(&self.node.home, &["--no-docker"]));
+        self.again = Some(Foreground::again(&self.node.home, self.args));
     }
 
     /// Returns how often it started each instance of an execution.
-    fn started(&self, execution: &str) -> BTreeMap<String, u32> {
+    pub(crate) fn started(&self, execution: &str) -> BTreeMap<String, u32> {
         let log = std::fs::read_to_string(self.node.home.join("node.log")).unwrap();
         let mut started = BTreeMap::new();
         for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
@@ -66,10 +71,10 @@ impl Mortal {
 }
 
 /// Draws numbers: xorshift64* after Vigna, 2014.
-struct Draw(u64);
+pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -97,8 +102,8 @@ fn plan(lab: &Lab) -> String {
 fn survives(deaths: u32, seed: u64) {
     let lab = Lab::start(3);
     let plan = plan(&lab);
-    let mut orchestrator = Mortal::new(&lab.orchestrator);
-    let mut lablets: Vec<Mortal> = lab.lablets.iter().map(Mortal::new).collect();
+    let mut orchestrator = Mortal::new(&lab.orchestrator, NO_CONTAINERS);
+    let mut lablets: Vec<Mortal> = lab.lablets.iter().map(|node| Mortal::new(node, NO_CONTAINERS)).collect();
     let mut draw = Draw(seed);
     let (mut died, mut story) = (0, Vec::new());
     while died < deaths {
