@@ -25,5 +25,5 @@ fn manifests_of_plans_that_ship_have_no_mistakes() {
         }
     }
     names.sort();
-    assert_eq!(names, ["hostile", "mixed", "ping", "split", "storm"]);
+    assert_eq!(names, ["dht", "gossip", "hostile", "mixed", "ping", "split", "storm"]);
 }

@@ -1,13 +1,14 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
 //! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances, [`exec_members`] those of members,
 //! [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that are executed,
-//! [`top`] the live view.
+//! [`stacks`] plans on libp2p, [`top`] the live view.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
 mod audit;
 mod bad_input;
 mod commands;
+#[macro_use]
 mod containers;
 mod exec;
 mod exec_members;
@@ -16,4 +17,5 @@ mod lifecycle;
 mod manuals;
 mod network;
 mod sharing;
+mod stacks;
 mod top;

@@ -42,11 +42,14 @@ pub fn build(shell: &Shell) -> Result<()> {
     shell.run(shell.command("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&js))
 }
 
-/// Tests the SDK, which is a workspace of its own.
+/// Tests the SDK, and the timers under plans on libp2p, which are workspaces of their own.
 fn sdk(shell: &Shell) -> Result<()> {
-    eprintln!("   plans/sdk test");
-    let mut cargo = shell.cargo();
-    cargo.args(["test", "--quiet", "--locked"]).current_dir(shell.root.join("plans/sdk"));
-    cargo.env("CARGO_TARGET_DIR", shell.target.join("interop/sdk")).env_remove("RUSTFLAGS");
-    shell.run(&mut cargo)
+    for folder in ["plans/sdk", "plans/stack/timer"] {
+        eprintln!("   {folder} test");
+        let mut cargo = shell.cargo();
+        cargo.args(["test", "--quiet", "--locked"]).current_dir(shell.root.join(folder));
+        cargo.env("CARGO_TARGET_DIR", shell.target.join("interop/sdk")).env_remove("RUSTFLAGS");
+        shell.run(&mut cargo)?;
+    }
+    Ok(())
 }

@@ -1,0 +1,61 @@
+//! Plans on other people's peer-to-peer software, with few instances: that they run, and that what they look for is
+//! found. What many instances show is on the plans' pages.
+
+use iptl_e2e::{Home, docker_is_required, repository};
+
+/// Runs a plan on this machine alone and fails unless its case passes.
+#[track_caller]
+fn passes(plan: &str, more: &[&str]) {
+    let home = Home::new();
+    let path = repository().join("plans").join(plan).display().to_string();
+    let output = home.run(&[&["run", &path, "--no-build", "--local", "--json"], more].concat());
+    let (stderr, last) = (output.stderr.clone(), output.exits(0).last_json());
+    assert_eq!(last["verdict"], "pass", "{last}\n{stderr}");
+}
+
+const DHT: [&str; 14] = [
+    "--network",
+    "near",
+    "-g",
+    "boot=1",
+    "-g",
+    "peer=5",
+    "-p",
+    "lookups=2",
+    "-p",
+    "interval=50ms",
+    "-p",
+    "join-over=500ms",
+    "-p",
+    "dial-timeout=1s",
+];
+
+const GOSSIP: [&str; 8] = ["-g", "node=5", "-p", "messages=5", "-p", "warm-up=2s", "-p", "heartbeat=300ms"];
+
+#[test]
+fn components_find_peers_and_providers_by_kademlia() {
+    passes("dht", &DHT);
+}
+
+#[test]
+fn containers_find_peers_and_providers_by_kademlia() {
+    engine!();
+    passes("dht", &[&["--case", "containers"], &DHT[..]].concat());
+}
+
+#[test]
+fn peers_that_leave_come_back_and_the_others_find_what_is_left() {
+    passes("dht", &[&DHT[..], &["-p", "churn=0.4", "-p", "stay=200ms", "-p", "away=200ms"]].concat());
+}
+
+#[test]
+fn messages_reach_all_components_over_links_that_lose_packets() {
+    passes("gossip", &GOSSIP);
+}
+
+#[test]
+fn messages_reach_all_containers_that_stay() {
+    engine!();
+    let churn = ["--case", "containers", "-p", "churn=0.2", "-p", "stay=1s", "-p", "away=500ms"];
+    passes("gossip", &[&churn, &GOSSIP[..]].concat());
+}
