@@ -11,6 +11,7 @@ use iptl_wire::WallTime;
 use iptl_wire::lab::{
     Certificate, JOIN_PROTOCOL, JoinAnswer, JoinRequest, MAX_JOIN_SIZE, MAX_REVOKED, Revocations, Revoked, Role,
 };
+use iptl_wire::takeover::Orchestrators;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -312,7 +313,11 @@ impl Admission {
         };
         let token = iptl_trust::issue_token(&self.key, peer.clone(), role, lapse());
         let own = (role == Role::Orchestrator).then(|| self.second(peer));
-        let orchestrators = self.members.orchestrators();
+        let mut orchestrators = self.members.orchestrators();
+        if codec::encode(&orchestrators).len() > MAX_JOIN_SIZE / 2 {
+            // It hears of them when it introduces itself.
+            orchestrators = Orchestrators::default();
+        }
         tracing::info!(%peer, %role, "let a peer in");
         let certificate = self.certificate.clone();
         framed::write(&mut stream, &JoinAnswer::Joined { certificate, token, addrs, own, orchestrators }).await?;

@@ -8,8 +8,11 @@ use iptl_dag::model::{Epoch, ExecutionId};
 use iptl_dag::{PeerId, codec};
 use iptl_wire::WallTime;
 use iptl_wire::lab::{Certificate, MemberToken, Role};
-use iptl_wire::session::{CellPhase, CellRef, CellStatus, Hello, Inventory, Welcome};
-use iptl_wire::takeover::{Claim, Finished, MAX_CLAIM_SIZE, MAX_FINISHED, ToFollower, ToLeader};
+use iptl_wire::session::{CellPhase, CellRef, CellStatus, Hello, Inventory, ToLablet, Welcome};
+use iptl_wire::takeover::{
+    Claim, Finished, MAX_ADDR_SIZE, MAX_ADDRS, MAX_CLAIM_SIZE, MAX_FINISHED, MAX_ORCHESTRATORS, Orchestrators, Seat,
+    ToFollower, ToLeader,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -34,6 +37,14 @@ fn certificate() -> Signed<Certificate> {
 fn claim() -> Signed<Claim> {
     let body = Claim { lab: peer(9), term: term(), certificate: certificate() };
     Signed { body, signer: peer(1), signature: vec![2; 64] }
+}
+
+fn seat() -> Seat {
+    Seat { certificate: certificate(), addrs: vec!["/ip4/127.0.0.1/tcp/1".into()] }
+}
+
+fn orchestrators() -> Orchestrators {
+    Orchestrators { claim: Some(claim()), seats: vec![seat()] }
 }
 
 fn status(attempt: u32) -> CellStatus {
@@ -75,22 +86,31 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: &T, hash:
 fn messages_are_written_as_they_were() {
     let head = (execution(), 3, codec::cid_of(&"fact"));
     check(&claim(), CLAIM);
-    check(&ToLeader::Follow { term: Some(term()), heads: vec![head] }, FOLLOW);
-    check(&ToLeader::Has { beat: 4 }, HAS);
+    check(&ToLeader::Follow { seat: seat(), known: orchestrators(), heads: vec![head] }, FOLLOW);
+    check(&ToLeader::Ask { seat: seat(), known: Orchestrators::default() }, ASK);
+    check(&ToLeader::Has { beat: 4, missing: 2 }, HAS);
+    check(&ToFollower::Orchestrators(orchestrators()), ORCHESTRATORS);
+    check(&ToFollower::Block { cid: codec::cid_of(&"run"), data: vec![1, 2, 3] }, BLOCK);
     check(&ToFollower::Fact { block: vec![1, 2, 3] }, FACT);
-    check(&ToFollower::Beat { beat: 4, term: None, lablets: vec![peer(2)] }, BEAT);
+    check(&ToFollower::Beat { beat: 4, term: None, lablets: Some(vec![peer(2)]) }, BEAT);
+    check(&ToFollower::Beat { beat: 4, term: Some(term()), lablets: None }, BEAT_ALONE);
     check(&ToFollower::HandOver { from: Some(term()), to: peer(3) }, HAND_OVER);
-    check(&ToFollower::Elsewhere { term: term() }, ELSEWHERE);
+    check(&ToFollower::Elsewhere(orchestrators()), ELSEWHERE);
+    check(&ToLablet::Orchestrators(orchestrators()), ORCHESTRATORS);
     check(&hello(Some(claim()), vec![Finished { execution: execution(), result: None }]), HELLO);
 }
 
 const CLAIM: &str = "bafyr4idlrixkl2ivumcfuhv6wbxd4dh3itilrksoladssiiq5alsdpmtiy";
-const FOLLOW: &str = "bafyr4ihv3upseo7gaiyohwdhfj3pldzzi2rjhe4y4n7srbbpemsdwlzrji";
-const HAS: &str = "bafyr4ie4kb4tzdnsaydlb6jdhkt2oojzqjtc5b6ayo4gnnynfpbdhjauua";
+const FOLLOW: &str = "bafyr4igencncqylxgkhuw5gkipyhc624t2rwrowlnn4dagrjd3dprwfoha";
+const HAS: &str = "bafyr4igvgfdufkq6mrjfreurhin7afon4rzwg3uef3tkh4lms6zhgbxdoa";
 const FACT: &str = "bafyr4ic2mwlpu6dd4dthxg2emealj4m3viqaqi3ayentlx4wflwslpf4gi";
 const BEAT: &str = "bafyr4ibavjeh7iidp4wcfnb4vsvrltbqcper7gdvrnbq6s35xsitbs3hui";
+const ASK: &str = "bafyr4ibno5lcqvoddppjje4ssc6dfxhedhkckrf6p2rvgbbha6da3q6b4q";
+const ORCHESTRATORS: &str = "bafyr4ifgjgdjs6pxdf2lualfop7kwo7fol6f3kjunprzbj35dwvzn47xiq";
+const BLOCK: &str = "bafyr4ia3dxyeenu3kikmkf3g6ktinwiugnvgd7w4irpyt65i6jswh2pktq";
+const BEAT_ALONE: &str = "bafyr4ibzwnpdtgjfwllth3e4zqccjegd5lhzw5jj2k3igrcdyc62yfxcim";
 const HAND_OVER: &str = "bafyr4iefpiopjqdyy5gzahk2a3uwaaagimwlme5ppbvhnxca6locrf3aha";
-const ELSEWHERE: &str = "bafyr4ifs2gqtsx47z4umru2hwaiq7uzmcfxobotaxu4fdlinue56vffhqu";
+const ELSEWHERE: &str = "bafyr4ib45iaychaasm5jnfdpr3dh5wwvj6akbplobdrgev6nmtmxzmof3i";
 const HELLO: &str = "bafyr4iayxrfoqijvtut3cp7x6qjgc25gsk2enkghppvdkok32szyjxzlmq";
 
 #[test]
@@ -116,6 +136,15 @@ fn claims_and_tombstones_stay_within_their_bounds() {
     let finished = Finished { execution: execution(), result: Some(codec::cid_of(&"result")) };
     let most = hello(Some(claim()), vec![finished; MAX_FINISHED]);
     assert!(codec::encode(&most).len() < iptl_wire::session::MAX_MESSAGE_SIZE / 16);
+}
+
+#[test]
+fn the_most_that_is_said_of_orchestrators_fits_wherever_it_is_said() {
+    let mut most = seat();
+    most.certificate.body.name = "n".repeat(64);
+    most.addrs = vec!["a".repeat(MAX_ADDR_SIZE); MAX_ADDRS];
+    let all = Orchestrators { claim: Some(claim()), seats: vec![most; MAX_ORCHESTRATORS] };
+    assert!(codec::encode(&all).len() < iptl_wire::lab::MAX_MEMBER_SIZE / 4, "{}", codec::encode(&all).len());
 }
 
 #[test]

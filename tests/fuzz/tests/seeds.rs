@@ -4,12 +4,13 @@ use std::fs;
 
 use iptl_bitswap::{Ask, Entry, Message, Payload, Presence, frame};
 use iptl_dag::codec::{encode_as, to_ipld};
+use iptl_dag::model::{Epoch, ExecutionId};
 use iptl_dag::unixfs::{DirectoryBuilder, FileBuilder};
 use iptl_dag::{Block, Cid, Codec, PeerId, car};
 use iptl_labnet::Packet;
 use iptl_wire::lab::{Introduction, IntroductionAnswer, JoinAnswer, JoinRequest, Revoked, Role};
 use iptl_wire::session::{Hello, Inventory, ToLablet, ToOrchestrator};
-use iptl_wire::takeover::Orchestrators;
+use iptl_wire::takeover::{Claim, Orchestrators, Seat, ToFollower, ToLeader};
 use iptl_wire::{WallTime, control};
 
 use crate::corpora::folder;
@@ -196,6 +197,13 @@ fn messages() -> Vec<Vec<u8>> {
         finished: Vec::new(),
     });
     let ask = JoinRequest::Ask { role: Role::Lablet, name: "box".into() };
+    let seat = Seat { certificate: certificate.clone(), addrs: vec!["a".into()] };
+    let term = Epoch { counter: 2, peer: key.peer().clone() };
+    let claim = Claim { lab: key.peer().clone(), term: term.clone(), certificate: certificate.clone() };
+    let claim = iptl_trust::sign(&key, claim);
+    let all = Orchestrators { claim: Some(claim.clone()), seats: vec![seat.clone()] };
+    let follow = ToLeader::Follow { seat, known: all.clone(), heads: vec![(ExecutionId(root), 3, root)] };
+    let beat = ToFollower::Beat { beat: 1, term: Some(term), lablets: Some(vec![peer()]) };
     let joined = JoinAnswer::Joined {
         certificate: certificate.clone(),
         token: token.clone(),
@@ -210,7 +218,7 @@ fn messages() -> Vec<Vec<u8>> {
         token: token.clone(),
         serial: 2,
         revocations: Some(revocations.clone()),
-        orchestrators: Orchestrators::default(),
+        orchestrators: all,
     };
     let kinds = [
         (0, iptl_dag::encode(&hello)),
@@ -224,6 +232,9 @@ fn messages() -> Vec<Vec<u8>> {
         (12, iptl_dag::encode(&member)),
         (13, iptl_dag::encode(&known)),
         (255, iptl_dag::encode(&revocations)),
+        (254, iptl_dag::encode(&follow)),
+        (253, iptl_dag::encode(&beat)),
+        (252, iptl_dag::encode(&claim)),
         (2, vec![0xa0]),
     ];
     kinds.into_iter().map(|(kind, body)| [&[kind][..], &body].concat()).collect()

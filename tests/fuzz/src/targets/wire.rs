@@ -12,6 +12,7 @@ use iptl_wire::lab::{
 };
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{ToLablet, ToOrchestrator};
+use iptl_wire::takeover::{Claim, ToFollower, ToLeader};
 use iptl_wire::{control, frame};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,13 +37,17 @@ const KINDS: [fn(&[u8]) -> bool; 14] = [
     message::<IntroductionAnswer>,
 ];
 
-/// A message can be written and read again; so can a list of revocations, whatever comes first.
+/// Messages that came later, by the first byte from the last down, so that those before keep theirs.
+const LATER: [fn(&[u8]) -> bool; 4] =
+    [message::<Signed<Revocations>>, message::<ToLeader>, message::<ToFollower>, message::<Signed<Claim>>];
+
+/// A message can be written and read again.
 pub(crate) fn wire(data: &[u8]) -> bool {
     let Some((kind, body)) = data.split_first() else { return false };
-    if *kind == u8::MAX {
-        return message::<Signed<Revocations>>(body);
+    match LATER.get(usize::from(u8::MAX - kind)) {
+        Some(later) => later(body),
+        None => KINDS[usize::from(*kind) % KINDS.len()](body),
     }
-    KINDS[usize::from(*kind) % KINDS.len()](body)
 }
 
 fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(body: &[u8]) -> bool {
