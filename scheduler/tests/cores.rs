@@ -85,6 +85,7 @@ pub(crate) struct Bench {
     now: Timestamp,
     facts: Vec<Fact>,
     submission: Option<Submission>,
+    seq: u64,
 }
 
 const ORCHESTRATOR: u8 = 200;
@@ -94,7 +95,7 @@ impl Bench {
         Bench::with(|_| {})
     }
 
-    fn with(change: impl FnOnce(&mut OrchestratorConfig)) -> Bench {
+    pub(crate) fn with(change: impl FnOnce(&mut OrchestratorConfig)) -> Bench {
         let mut config = OrchestratorConfig::new(peer(ORCHESTRATOR), peer(201), "lab".into());
         change(&mut config);
         let mut bench = Bench {
@@ -102,6 +103,7 @@ impl Bench {
             now: Timestamp(1_000_000_000),
             facts: Vec::new(),
             submission: None,
+            seq: 100,
         };
         bench.give(Input::Wall { unix_us: 1_800_000_000_000_000 });
         bench.give(Input::Replayed);
@@ -128,7 +130,13 @@ impl Bench {
         effects
     }
 
-    fn wait(&mut self, ms: u64) -> Vec<Effect> {
+    /// A number of heartbeats that rises.
+    pub(crate) fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
+
+    pub(crate) fn wait(&mut self, ms: u64) -> Vec<Effect> {
         let end = self.now.0 + ms * 1_000_000;
         let mut effects = Vec::new();
         while let Some(at) = self.core.poll_timeout().filter(|at| at.0 <= end) {
@@ -139,7 +147,7 @@ impl Bench {
         effects
     }
 
-    fn hello(&mut self, n: u8, boot: u8, session: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
+    pub(crate) fn hello(&mut self, n: u8, boot: u8, session: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
         self.hello_with(n, boot, session, inventory(slots), cells)
     }
 
@@ -167,19 +175,24 @@ impl Bench {
         self.give(Input::Hello { from: peer(n), session, hello: Verified::vouch(hello) })
     }
 
-    fn say(&mut self, n: u8, message: ToOrchestrator) -> Vec<Effect> {
+    pub(crate) fn say(&mut self, n: u8, message: ToOrchestrator) -> Vec<Effect> {
         self.give(Input::Message { from: peer(n), message: Verified::vouch(message) })
     }
 
     /// Submits a run for somebody.
     pub(crate) fn submit_by(&mut self, by: u8, nonce: u8, run: Run) -> (ExecutionId, Vec<Effect>) {
+        self.submit_with(by, nonce, run, 0)
+    }
+
+    /// The same with a priority.
+    pub(crate) fn submit_with(&mut self, by: u8, nonce: u8, run: Run, priority: i32) -> (ExecutionId, Vec<Effect>) {
         let known = KnownRun { cid: codec::cid_of(&run), run };
         let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [nonce; 16] };
         let id = node.id();
-        (id, self.give(Input::Submit { execution: node, run: known, by: peer(by), priority: 0 }))
+        (id, self.give(Input::Submit { execution: node, run: known, by: peer(by), priority }))
     }
 
-    fn submit(&mut self, run: Run) -> (ExecutionId, Vec<Effect>) {
+    pub(crate) fn submit(&mut self, run: Run) -> (ExecutionId, Vec<Effect>) {
         let known = KnownRun { cid: codec::cid_of(&run), run };
         let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [7; 16] };
         let id = node.id();
@@ -188,7 +201,7 @@ impl Bench {
         (id, effects)
     }
 
-    fn bid(&mut self, n: u8, execution: ExecutionId, slots: u32) -> Vec<Effect> {
+    pub(crate) fn bid(&mut self, n: u8, execution: ExecutionId, slots: u32) -> Vec<Effect> {
         self.bid_with(n, execution, &[(WorkloadKind::Wasm, slots)])
     }
 
@@ -197,7 +210,7 @@ impl Bench {
         self.say(n, ToOrchestrator::Bid(Bid { execution, epoch: epoch(1), slots, reason: String::new() }))
     }
 
-    fn heartbeat(&mut self, n: u8, seq: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
+    pub(crate) fn heartbeat(&mut self, n: u8, seq: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
         let inventory = inventory(slots);
         self.say(n, ToOrchestrator::Heartbeat(Heartbeat { seq, wall_us: 0, inventory, cells, clock: None }))
     }
@@ -227,9 +240,14 @@ impl Bench {
 
     /// Brings an execution of two lablets with two instances each to its start.
     fn started(&mut self) -> ExecutionId {
+        self.started_with(run(&[("a", 3), ("b", 1)]))
+    }
+
+    /// The same with another run of four instances.
+    pub(crate) fn started_with(&mut self, run: Run) -> ExecutionId {
         self.hello(1, 1, 1, 2, vec![]);
         self.hello(2, 2, 2, 2, vec![]);
-        let (id, _) = self.submit(run(&[("a", 3), ("b", 1)]));
+        let (id, _) = self.submit(run);
         self.bid(1, id, 2);
         self.bid(2, id, 2);
         for n in [1, 2] {
@@ -242,7 +260,7 @@ impl Bench {
     }
 
     /// Makes a new orchestrator out of the log.
-    fn restart(&mut self) -> Vec<Effect> {
+    pub(crate) fn restart(&mut self) -> Vec<Effect> {
         let facts = std::mem::take(&mut self.facts);
         let submission = self.submission.clone();
         let mut next = Bench::with(|_| {});
@@ -271,7 +289,7 @@ pub(crate) fn cell(execution: ExecutionId, counter: u64) -> CellRef {
     CellRef { execution, epoch: epoch(counter) }
 }
 
-fn persisted(effects: &[Effect]) -> Vec<FactKind> {
+pub(crate) fn persisted(effects: &[Effect]) -> Vec<FactKind> {
     effects
         .iter()
         .filter_map(|e| match e {
@@ -291,7 +309,7 @@ fn sent_to(effects: &[Effect], n: u8) -> Vec<ToLablet> {
         .collect()
 }
 
-fn grants(effects: &[Effect]) -> Vec<Grant> {
+pub(crate) fn grants(effects: &[Effect]) -> Vec<Grant> {
     effects
         .iter()
         .filter_map(|e| match e {
@@ -308,7 +326,7 @@ pub(crate) fn order(effects: &[Effect]) -> Option<AssemblyOrder> {
     })
 }
 
-fn failure(effects: &[Effect]) -> Option<iptl_wire::control::Failure> {
+pub(crate) fn failure(effects: &[Effect]) -> Option<iptl_wire::control::Failure> {
     effects.iter().find_map(|e| match e {
         Effect::Notify { event: Event::Failed { failure, .. }, .. } => Some(failure.clone()),
         _ => None,

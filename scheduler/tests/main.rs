@@ -3,6 +3,7 @@
 mod cores;
 mod lablet;
 mod log;
+mod losses;
 mod placement;
 mod queue;
 mod takeover;

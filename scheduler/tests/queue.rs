@@ -66,3 +66,53 @@ fn a_large_run_is_not_starved_by_small_ones() {
     }
     assert!(offered(&end(&mut bench, first), large));
 }
+
+#[test]
+fn the_higher_priority_goes_first_whoever_holds_what() {
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(4, 0), vec![]);
+    let (first, _) = bench.submit_by(1, 1, run(&[("a", 4)]));
+    let (usual, _) = bench.submit_with(2, 2, run(&[("a", 4)]), 0);
+    let (low, _) = bench.submit_with(2, 3, run(&[("a", 4)]), -1);
+    let (high, _) = bench.submit_with(1, 4, run(&[("a", 4)]), 3);
+    let effects = end(&mut bench, first);
+    assert!(offered(&effects, high) && !offered(&effects, usual));
+    let effects = end(&mut bench, high);
+    assert!(offered(&effects, usual) && !offered(&effects, low));
+}
+
+#[test]
+fn a_run_that_wants_machines_for_itself_shares_none() {
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(8, 0), vec![]);
+    let alone = || {
+        let mut run = run(&[("a", 2)]);
+        run.placing.dedicated = true;
+        run
+    };
+    let (first, effects) = bench.submit_by(1, 1, run(&[("a", 2)]));
+    assert!(offered(&effects, first));
+    let (dedicated, effects) = bench.submit_by(1, 2, alone());
+    assert!(!offered(&effects, dedicated), "something else runs there");
+    assert!(phase(&bench, dedicated).contains("where nothing else runs: 1 of 1"), "{}", phase(&bench, dedicated));
+    let effects = end(&mut bench, first);
+    assert!(offered(&effects, dedicated));
+    let (other, effects) = bench.submit_by(1, 3, run(&[("a", 2)]));
+    assert!(!offered(&effects, other), "six slots are free, and kept");
+    assert!(phase(&bench, other).contains("1 of 1 are kept for a run alone"), "{}", phase(&bench, other));
+    assert!(offered(&end(&mut bench, dedicated), other));
+}
+
+#[test]
+fn a_run_says_which_label_it_waits_for_and_how_much_of_it_is_free() {
+    let mut bench = Bench::new();
+    for (n, nat) in [(1, "symmetric"), (2, "symmetric"), (3, "none")] {
+        let labels = [("nat".to_owned(), nat.to_owned())].into();
+        bench.hello_with(n, n, u64::from(n), iptl_wire::session::Inventory { labels, ..both(10, 0) }, vec![]);
+    }
+    let mut wants = run(&[("a", 25)]);
+    let labels = [("nat".to_owned(), "symmetric".to_owned())];
+    wants.groups.get_mut("a").unwrap().requires.labels = labels.into();
+    let (id, _) = bench.submit_by(1, 1, wants);
+    assert_eq!(phase(&bench, id), "waiting: waits for 25 slots labelled nat=symmetric, 20 free on 2 lablets");
+}

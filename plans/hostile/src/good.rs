@@ -64,6 +64,18 @@ pub fn rest() -> Result<()> {
     Ok(())
 }
 
+/// Waits for all of its group, of which the first comes only once it has rested for as long as `watch` says.
+pub fn gather() -> Result<()> {
+    let env = iptl_sdk::env()?;
+    let watch: Duration = env.param("watch")?;
+    if env.index == 0 {
+        std::thread::sleep(watch);
+    }
+    iptl_sdk::signal_and_wait("gathered", env.group_size.into())?;
+    println!("gathered");
+    Ok(())
+}
+
 fn metric(name: &str, time: Duration) -> Result<()> {
     iptl_sdk::metric(name, time.as_secs_f64() * 1e3, "ms")
 }

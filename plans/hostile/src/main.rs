@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Some((_, behave)) => *behave,
         None if wanted == "good" => good::run,
         None if wanted == "rest" => good::rest,
+        None if wanted == "gather" => good::gather,
         None => {
             eprintln!("no behaviour `{wanted}`");
             return ExitCode::from(2);

@@ -106,7 +106,10 @@ impl Orchestrator {
             return;
         }
         lablet.seq = heartbeat.seq;
-        let grew = more_room(&lablet.inventory, &heartbeat.inventory) || lablet.cells.len() != heartbeat.cells.len();
+        let ended = |cells: &[CellStatus]| cells.iter().filter(|status| status.phase == CellPhase::Ended).count();
+        let grew = more_room(&lablet.inventory, &heartbeat.inventory)
+            || lablet.cells.len() != heartbeat.cells.len()
+            || ended(&lablet.cells) != ended(&heartbeat.cells);
         lablet.inventory = heartbeat.inventory;
         lablet.cells = heartbeat.cells;
         lablet.clock = match (lablet.clock, heartbeat.clock) {

@@ -3,7 +3,7 @@
 //! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
 //! [`takeover`] about labs of two orchestrators, [`alone`] about what needs no lab, [`crowds`] about size, [`health`]
-//! about a lab that looks after itself. All run plans of [`Plan`], but [`random_deaths`].
+//! about a lab that looks after itself, [`losses`] about what plans say of all that. All run plans of [`Plan`], but [`random_deaths`] and [`losses`].
 
 mod alone;
 mod crowds;
@@ -11,6 +11,7 @@ mod deaths;
 mod ends;
 mod following;
 mod health;
+mod losses;
 mod members;
 pub(crate) mod random_deaths;
 mod stops;
