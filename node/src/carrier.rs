@@ -52,6 +52,9 @@ const IDLE: Duration = Duration::from_secs(120);
 /// Streams of packets that one peer may have open towards us: one, and those of connections that just broke.
 const MAX_STREAMS_PER_PEER: usize = 8;
 
+/// Packets that are handed to cells together at most.
+const MAX_TOGETHER: usize = 256;
+
 /// Streams that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
 
@@ -261,28 +264,58 @@ impl Carrier {
 
     async fn receive(&self, peer: &PeerId, stream: Stream) -> std::io::Result<()> {
         let mut stream = tokio::io::BufReader::with_capacity(MAX_FRAME_SIZE, stream);
+        let mut waiting = Vec::new();
         loop {
-            let carried = match framed::expect::<Letter>(&mut stream, MAX_FRAME_SIZE).await? {
-                Letter::Packet(carried) => carried,
+            match framed::expect::<Letter>(&mut stream, MAX_FRAME_SIZE).await? {
+                Letter::Packet(carried) => waiting.push(carried),
                 Letter::Ask { at_ns } => {
                     let clock = Clock { asked_ns: at_ns, here_ns: now_ns() };
                     framed::write(stream.get_mut(), &clock).await?;
-                    continue;
                 }
-                Letter::End {} => return Ok(()),
-            };
-            let control = lock(&self.shared.cells)
-                .get(&carried.execution)
-                .filter(|cell| cell.routes.may_send(peer, &carried.packet))
-                .map(|cell| cell.control.clone());
-            match control {
-                Some(control) => control.input(vec![CellInput::Packet(carried.packet.into())]).await,
-                // The cell is over, or not prepared yet, or the packet is not the sender's to send.
-                None => {
-                    self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+                Letter::End {} => {
+                    self.deliver(peer, &mut waiting).await;
+                    return Ok(());
                 }
             }
+            // What came together is handed over together: a frame for each packet costs more than the packet.
+            if waiting.len() >= MAX_TOGETHER || !frame::is_whole(stream.buffer()) {
+                self.deliver(peer, &mut waiting).await;
+            }
         }
+    }
+
+    /// Hands packets over to their cells, in their order.
+    async fn deliver(&self, peer: &PeerId, waiting: &mut Vec<Carried>) {
+        let mut rest = waiting.drain(..).peekable();
+        while let Some(first) = rest.next() {
+            let execution = first.execution;
+            let same = std::iter::from_fn(|| rest.next_if(|next| next.execution == execution));
+            let packets: Vec<Bytes> = std::iter::once(first).chain(same).map(|carried| carried.packet).collect();
+            if let Some((control, inputs)) = self.of_cell(peer, &execution, packets) {
+                control.input(inputs).await;
+            }
+        }
+    }
+
+    /// Returns the control of a cell with those of some packets that it is to have. The cell may be over, or not prepared
+    /// yet, and a packet may not be the sender's to send.
+    fn of_cell(
+        &self,
+        peer: &PeerId,
+        execution: &ExecutionId,
+        packets: Vec<Bytes>,
+    ) -> Option<(Arc<dyn CellControl>, Vec<CellInput>)> {
+        let count = packets.len();
+        let cells = lock(&self.shared.cells);
+        let wanted = cells.get(execution).map(|cell| {
+            let of_peer = packets.into_iter().filter(|packet| cell.routes.may_send(peer, packet));
+            let inputs: Vec<CellInput> = of_peer.map(|packet| CellInput::Packet(packet.into())).collect();
+            (cell.control.clone(), inputs)
+        });
+        drop(cells);
+        let taken = wanted.as_ref().map_or(0, |(_, inputs)| inputs.len());
+        self.shared.dropped.fetch_add((count - taken) as u64, Ordering::Relaxed);
+        wanted.filter(|_| taken > 0)
     }
 }
 

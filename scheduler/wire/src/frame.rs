@@ -38,6 +38,12 @@ pub fn length(header: [u8; HEADER_SIZE], limit: usize) -> Result<usize, FrameErr
     if size > limit { Err(FrameError::TooLong { size, limit }) } else { Ok(size) }
 }
 
+/// Tells whether bytes begin with a whole frame.
+pub fn is_whole(bytes: &[u8]) -> bool {
+    let header = bytes.first_chunk::<HEADER_SIZE>();
+    header.is_some_and(|header| bytes.len() - HEADER_SIZE >= u32::from_be_bytes(*header) as usize)
+}
+
 /// Decodes the body of a frame.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     Ok(codec::decode(body)?)

@@ -5,11 +5,22 @@ use std::collections::BTreeMap;
 use iptl_dag::model::WorkloadKind::{self, Docker, Wasm};
 use iptl_dag::model::{Assignment, Epoch, ExecutionId};
 use iptl_dag::{PeerId, codec};
+use iptl_wire::frame;
 use iptl_wire::session::{CellRef, Grant, Inventory, Slots};
 
 fn inventory(slots: &[(WorkloadKind, u32, u32)]) -> Inventory {
     let slots = slots.iter().map(|(kind, total, free)| (*kind, Slots { total: *total, free: *free }));
     Inventory { slots: slots.collect(), ..Inventory::default() }
+}
+
+#[test]
+fn a_frame_is_whole_once_all_its_bytes_are_there() {
+    let bytes = frame::encode(&"hello");
+    for end in 0..bytes.len() {
+        assert!(!frame::is_whole(&bytes[..end]), "{end}");
+    }
+    assert!(frame::is_whole(&bytes) && frame::is_whole(&[&bytes[..], &[1, 2]].concat()));
+    assert!(!frame::is_whole(&[0xff; 9]), "a length that is not there yet");
 }
 
 #[test]

@@ -196,16 +196,23 @@ impl Cell {
 
     /// Hands over what the lablet says.
     pub(crate) fn input(&self, inputs: Vec<CellInput>) {
+        let mut packets = Vec::new();
         for input in inputs {
+            if !matches!(input, CellInput::Packet(_)) && !packets.is_empty() {
+                self.net.packets(std::mem::take(&mut packets));
+            }
             match input {
                 CellInput::Sync(reply) => {
                     if let Some(instance) = self.instances.get(reply.target().0) {
                         instance.mailbox.deliver(reply);
                     }
                 }
-                CellInput::Packet(bytes) => self.net.packet(bytes),
+                CellInput::Packet(bytes) => packets.push(bytes),
                 CellInput::Cut(addrs) => self.net.cut(&addrs),
             }
+        }
+        if !packets.is_empty() {
+            self.net.packets(packets);
         }
     }
 

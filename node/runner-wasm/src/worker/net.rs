@@ -167,11 +167,15 @@ impl Net {
             .collect()
     }
 
-    /// Takes a packet from another cell.
-    pub(crate) fn packet(&self, bytes: Vec<u8>) {
-        if !self.with(|sockets| sockets.handle_packet(bytes.into())) {
-            tracing::debug!("a packet of another cell was dropped");
-        }
+    /// Takes packets from other cells.
+    pub(crate) fn packets(&self, packets: Vec<Vec<u8>>) {
+        self.with(|sockets| {
+            for bytes in packets {
+                if !sockets.handle_packet(bytes.into()) {
+                    tracing::debug!("a packet of another cell was dropped");
+                }
+            }
+        });
     }
 
     /// Resets the connections with instances of other cells whose packets were lost.
