@@ -13,7 +13,7 @@ use iptl_dag::model::{
     Placing, Plan, Requirements, Resources, Run, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec};
-use iptl_wire::control::Event;
+use iptl_wire::control::{Event, MAX_PRIORITY};
 use iptl_wire::session::KnownRun;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -94,7 +94,10 @@ impl Canary {
         self.parts.store.put(blocks).await?;
         self.parts.store.put(vec![model::to_block(execution.clone())]).await?;
         let by = self.parts.links.peer().clone();
-        let id = self.lab.ask(|answer| Ask::Submit { execution, run: Box::new(run), by, priority: 0, answer }).await?;
+        let id = self
+            .lab
+            .ask(|answer| Ask::Submit { execution, run: Box::new(run), by, priority: -MAX_PRIORITY, answer })
+            .await?;
         self.follow(id).await
     }
 
@@ -191,6 +194,9 @@ fn content() -> (KnownRun, Vec<Block>) {
         engine: Engine::Live,
         network: Network::Clean,
         faults: Vec::new(),
+        max_lost: None,
+        barriers: BarrierLoss::default(),
+        placing: Placing::default(),
     };
     let plan = model::to_block(Plan {
         name: NAME.into(),

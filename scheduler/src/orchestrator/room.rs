@@ -170,12 +170,12 @@ fn short_of_labels(run: &Run, placed: &Placed, free: &BTreeMap<PeerId, Inventory
 }
 
 /// Says how much is free of what is wanted, where that is less: `20 slots labelled nat=symmetric, 17 free on 4 lablets`.
-fn short_of<'a>(
+fn short_of(
     wanted: u64,
     kind: WorkloadKind,
     kinds: usize,
     label: &str,
-    lablets: &mut dyn Iterator<Item = &'a Inventory>,
+    lablets: &mut dyn Iterator<Item = &Inventory>,
 ) -> Option<String> {
     let rooms: Vec<u64> = lablets.map(|i| u64::from(i.free(kind))).filter(|room| *room > 0).collect();
     let slots: u64 = rooms.iter().sum();
