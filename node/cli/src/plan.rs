@@ -159,7 +159,14 @@ pub async fn import(
                         "correct `runner` in plan.toml",
                     ));
                 }
-                (*cid, workload)
+                let node = model::to_block(workload.clone());
+                let made = *node.cid();
+                // The node of one that is a file was made here, and is in nobody's store.
+                if made != *cid && !only_hash {
+                    store.put(vec![node]).await?;
+                }
+                blocks += u64::from(made != *cid);
+                (made, workload)
             }
         };
         workloads.insert(name.clone(), entry);

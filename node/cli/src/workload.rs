@@ -7,7 +7,8 @@ use iptl_artifacts::BlobStore;
 use iptl_artifacts::import::{ImportOptions, import_path};
 use iptl_artifacts_oci as oci;
 use iptl_dag::model::{self, Workload, WorkloadKind};
-use iptl_dag::{Block, Cid};
+use iptl_dag::unixfs::UnixFs;
+use iptl_dag::{Block, Cid, Codec};
 use iptl_plans::ImageSource;
 use iptl_runner_docker::{Images, ImagesError, Unusable};
 
@@ -36,6 +37,27 @@ pub async fn component(store: &dyn BlobStore, name: &str, path: &Path, only_hash
     let workload =
         Workload { name: name.to_owned(), kind: WorkloadKind::Wasm, content: imported.cid, size: imported.bytes };
     finish(store, workload, imported.blocks, only_hash).await
+}
+
+/// Returns the size of a file whose root this is, published by whatever tool; none where it is a node of the lab.
+pub fn file_size(root: &Block) -> Result<Option<u64>> {
+    let is_no_file = |what: &str| {
+        Error::usage(
+            "workload.kind",
+            format!("{} is {what}", root.cid()),
+            "`cid` names what `iptl publish workload` printed, or the file of a component",
+        )
+    };
+    match Codec::of(root.cid()) {
+        Some(Codec::Raw) => Ok(Some(root.data().len() as u64)),
+        Some(Codec::DagPb) => match UnixFs::of_block(root) {
+            Ok(UnixFs::File(node)) => Ok(Some(node.size)),
+            Ok(UnixFs::Directory(_) | UnixFs::Shard(_)) => Err(is_no_file("a folder")),
+            Ok(UnixFs::Symlink(_)) => Err(is_no_file("a symbolic link")),
+            Err(error) => Err(is_no_file(&format!("no file: {error}"))),
+        },
+        Some(Codec::DagCbor | Codec::DagJson) | None => Ok(None),
+    }
 }
 
 /// Makes a container image of its source, whose paths are relative to `dir`, and imports it.

@@ -74,13 +74,19 @@ pub(super) fn read(sink: &mut Sink, section: &Section<'_>) -> WorkloadDef {
         WorkloadKind::Docker => keys.push("with_libs"),
     }
     section.only(sink, &keys);
-    let source = one_source(sink, section, sources, known);
+    let source = one_source(sink, section, kind, sources, known);
     let build = build(sink, section);
     WorkloadDef { kind, source: source.unwrap_or(WorkloadSource::Path(String::new())), build }
 }
 
 /// Reads the one key that says where the content comes from.
-fn one_source(sink: &mut Sink, section: &Section<'_>, keys: &[&'static str], known: bool) -> Option<WorkloadSource> {
+fn one_source(
+    sink: &mut Sink,
+    section: &Section<'_>,
+    kind: WorkloadKind,
+    keys: &[&'static str],
+    known: bool,
+) -> Option<WorkloadSource> {
     let given: Vec<&str> = keys.iter().copied().filter(|key| section.get(key).is_some()).collect();
     let key = match given[..] {
         [key] => key,
@@ -94,7 +100,7 @@ fn one_source(sink: &mut Sink, section: &Section<'_>, keys: &[&'static str], kno
     let text = section.string(sink, key)?;
     let path = section.path_of(key);
     if key == "cid" {
-        return read_cid(sink, &path, &text).map(WorkloadSource::Published);
+        return read_cid(sink, &path, kind, &text).map(WorkloadSource::Published);
     }
     if key == "image" {
         check_text(sink, &path, &text, 1, MAX_IMAGE_NAME);
@@ -194,10 +200,14 @@ pub(super) fn check_path(sink: &mut Sink, key: &str, path: &Located<String>) {
     );
 }
 
-fn read_cid(sink: &mut Sink, key: &str, text: &Located<String>) -> Option<Cid> {
+fn read_cid(sink: &mut Sink, key: &str, kind: WorkloadKind, text: &Located<String>) -> Option<Cid> {
     let found = Cid::try_from(text.value.as_str());
     let why = match &found {
         Ok(cid) if Codec::of(cid) == Some(Codec::DagCbor) => return Some(*cid),
+        // A file, whoever published it.
+        Ok(cid) if kind == WorkloadKind::Wasm && matches!(Codec::of(cid), Some(Codec::Raw | Codec::DagPb)) => {
+            return Some(*cid);
+        }
         Ok(_) => "this CID is not that of a workload, which begins with `bafy`".to_owned(),
         Err(error) => error.to_string().to_lowercase(),
     };

@@ -1,10 +1,12 @@
 //! Real processes: labs of the program `iptl` as it was built, each under a temporary directory.
 //!
 //! [`Lab`] is a lab of separate processes, [`Home`] a directory for one node, [`run`] a command line with its output.
-//! Whatever a test does, its processes end with it. [`beside`] runs commands beside the test, [`manual`] executes manuals.
+//! Whatever a test does, its processes end with it. [`beside`] runs commands beside the test, [`manual`] executes manuals,
+//! [`witness`] has other people's software.
 
 pub mod beside;
 pub mod manual;
+pub mod witness;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
-//! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances, [`exec_members`] those of members,
+//! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances,
+//! [`exec_members`] those of members, [`interop`] other people's software,
 //! [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the documents that are executed,
 //! [`stacks`] plans on libp2p, [`top`] the live view.
 
@@ -13,6 +14,7 @@ mod containers;
 mod exec;
 mod exec_members;
 mod first_light;
+mod interop;
 mod lifecycle;
 mod manuals;
 mod network;

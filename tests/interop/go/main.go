@@ -5,7 +5,10 @@
 //
 //	connect ADDRESS            connects to a peer
 //	put HASH COUNT SIZE        makes a DAG of so many leaves of so many bytes; answers its root
+//	add PROFILE PATH           takes a file or a folder in, by a profile of IPIP-499; answers its root
 //	fetch ROOT                 fetches a whole DAG by Bitswap; answers blocks and bytes
+//	export ROOT PATH           writes a whole DAG to a CAR
+//	import PATH                takes the blocks of a CAR, checked; answers its root
 //
 // It ends with its input.
 package main
@@ -30,6 +33,7 @@ import (
 	"github.com/ipfs/go-datastore"
 	dssync "github.com/ipfs/go-datastore/sync"
 	format "github.com/ipfs/go-ipld-format"
+	_ "github.com/ipld/go-ipld-prime/codec/dagcbor"
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -41,8 +45,9 @@ import (
 const patience = 60 * time.Second
 
 type node struct {
-	host host.Host
-	dag  format.DAGService
+	host   host.Host
+	blocks blockstore.Blockstore
+	dag    format.DAGService
 }
 
 func main() {
@@ -64,7 +69,7 @@ func run() error {
 	}
 	store := blockstore.NewBlockstore(dssync.MutexWrap(datastore.NewMapDatastore()))
 	exchange := bitswap.New(ctx, bsnet.NewFromIpfsHost(host), nil, store)
-	here := node{host, merkledag.NewDAGService(blockservice.New(store, exchange))}
+	here := node{host, store, merkledag.NewDAGService(blockservice.New(store, exchange))}
 	fmt.Printf("%s/p2p/%s\n", host.Addrs()[0], host.ID())
 
 	commands := bufio.NewScanner(os.Stdin)
@@ -91,8 +96,14 @@ func (n node) carryOut(ctx context.Context, words []string) (string, error) {
 		return "", n.host.Connect(ctx, *info)
 	case len(words) == 4 && words[0] == "put":
 		return n.put(ctx, words[1:])
+	case len(words) == 3 && words[0] == "add":
+		return n.add(ctx, words[1], words[2])
 	case len(words) == 2 && words[0] == "fetch":
 		return n.fetch(ctx, words[1])
+	case len(words) == 3 && words[0] == "export":
+		return "", n.export(ctx, words[1], words[2])
+	case len(words) == 2 && words[0] == "import":
+		return n.importCar(ctx, words[1])
 	}
 	return "", fmt.Errorf("no such command: %v", words)
 }

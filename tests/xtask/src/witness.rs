@@ -2,8 +2,10 @@
 //!
 //! Each stands in a folder under `tests/interop` with its own lock file, and is built into `target/interop`:
 //! `rust/<target>/release/witness-rust` (static), `native/release/witness-native`, `ping/release/ping` (the plan that
-//! ships, compiled for the machine), `js/node_modules`, `go/witness`. The tests of
-//! `iptl-testground` run them, and those of `iptl-net` the last one.
+//! ships, compiled for the machine), `js/node_modules`, `ipfs/node_modules`, `go/witness`. The
+//! tests of `iptl-testground` run them; those of `iptl-net` and `iptl-e2e` the last two.
+
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -33,13 +35,26 @@ pub fn build(shell: &Shell) -> Result<()> {
     go.args(["build", "-trimpath", "-buildvcs=false", "-o"]).arg(built.join("go/witness")).arg(".");
     shell.run(go.current_dir(sources.join("go")).env("GOFLAGS", "-mod=readonly").env("GOTOOLCHAIN", "local"))?;
 
-    eprintln!("   js");
-    let js = built.join("js");
-    std::fs::create_dir_all(&js)?;
+    packages(shell, "js")?;
+    packages(shell, "ipfs")
+}
+
+/// Installs an npm package with what its lock file names. What is there already stays.
+fn packages(shell: &Shell, name: &str) -> Result<()> {
+    eprintln!("   {name}");
+    let (from, to) = (shell.root.join("tests/interop").join(name), shell.target.join("interop").join(name));
+    std::fs::create_dir_all(&to)?;
+    let read = |folder: &Path, file: &str| std::fs::read(folder.join(file)).ok();
+    let is_there = ["package.json", "package-lock.json", ".npmrc"].iter().all(|f| read(&from, f) == read(&to, f))
+        && to.join("node_modules/.package-lock.json").exists();
     for file in ["package.json", "package-lock.json", ".npmrc", "main.js"] {
-        std::fs::copy(sources.join("js").join(file), js.join(file)).with_context(|| file.to_owned())?;
+        std::fs::copy(from.join(file), to.join(file)).with_context(|| format!("{name}/{file}"))?;
     }
-    shell.run(shell.command("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&js))
+    if is_there {
+        return Ok(());
+    }
+    let args = ["ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"];
+    shell.run(shell.command("npm").args(args).current_dir(&to))
 }
 
 /// Tests the SDK, and the timers under plans on libp2p, which are workspaces of their own.

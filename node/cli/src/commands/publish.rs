@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use iptl_artifacts::import::{ImportOptions, import_path};
 use iptl_artifacts::{BlobStore, MemStore};
 use iptl_dag::Cid;
-use iptl_dag::model::Workload;
+use iptl_dag::model::{Workload, WorkloadKind};
 use iptl_dag::unixfs::Profile;
 use iptl_plans::{ImageSource, WorkloadSource};
 use iptl_wire::control::Request;
@@ -257,16 +257,23 @@ async fn import(
     }
 }
 
-/// Fetches the nodes of workloads that a plan names by CID.
+/// Fetches the nodes of workloads that a plan names by CID. One that is a file gets a node of its own around it.
 pub async fn published(
     ctx: &Context,
     source: &plan::Source,
     client: Option<&Client>,
 ) -> Result<BTreeMap<Cid, Workload>> {
     let mut nodes = BTreeMap::new();
-    for workload in source.manifest.workloads.values() {
+    for (name, workload) in &source.manifest.workloads {
         if let (WorkloadSource::Published(cid), Some(client)) = (&workload.source, client) {
             let block = fetch::block(ctx, client, cid, &Sources::default()).await?;
+            if let Some(size) = workload::file_size(&block)? {
+                // All of it: whoever else has it may be gone when lablets ask.
+                fetch::fetch(ctx, client, *cid, &Sources::default(), false).await?;
+                let kind = WorkloadKind::Wasm;
+                nodes.insert(*cid, Workload { name: name.clone(), kind, content: *cid, size });
+                continue;
+            }
             let node = iptl_dag::model::from_bytes::<Workload>(block.data()).map_err(|e| {
                 Error::usage("workload.kind", format!("{cid}: {e}"), "`cid` names what `iptl publish workload` printed")
             })?;

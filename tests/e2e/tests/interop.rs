@@ -1,0 +1,229 @@
+//! With software of other people: a peer on boxo, one on Helia, npm's `ipfs-car`, and an `ipfs` program where one is given.
+
+use std::path::Path;
+use std::process::Command;
+
+use iptl_e2e::witness::{Witness, assert_same_tree, ipfs_car};
+use iptl_e2e::{Foreground, Home, Lab, Node, Output, noise, not_run, repository, run};
+
+const TCP: &str = "/ip4/127.0.0.1/tcp/0";
+const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+
+/// Profiles whose CIDs others give too.
+const PROFILES: [&str; 2] = ["unixfs-v1-2025", "unixfs-v0-2015"];
+
+/// Returns what `dag stat` counts of a DAG that is here: blocks and bytes, in the words of the witnesses.
+#[track_caller]
+fn counted(stat: &Output) -> String {
+    let stat = stat.json();
+    format!("{} {}", stat["blocks"], stat["bytes"])
+}
+
+fn address<'a>(node: &'a Node, transport: &str) -> &'a str {
+    node.addrs.iter().find(|addr| addr.contains(transport)).expect("it listens on both")
+}
+
+#[test]
+fn a_whole_result_is_fetched_by_helia_and_by_boxo() {
+    let lab = Lab::start(1);
+    let ping = repository().join("plans/ping").display().to_string();
+    let last = lab.run(&["run", &ping, "--no-build", "-g", "node=2", "-p", "rounds=3", "--json"]).exits(0).last_json();
+    let result = last["result"].as_str().unwrap();
+    let expected = counted(&lab.run(&["dag", "stat", result, "--json"]).exits(0));
+    for (mut witness, transport) in
+        [(Witness::helia(), "/tcp/"), (Witness::boxo(TCP), "/tcp/"), (Witness::boxo(QUIC), "/quic-v1")]
+    {
+        witness.ask(&format!("connect {}", address(&lab.orchestrator, transport)));
+        assert_eq!(witness.ask(&format!("fetch {result}")), expected, "{} over {transport}", witness.name);
+    }
+}
+
+#[test]
+fn what_only_a_witness_has_is_fetched() {
+    for mut witness in [Witness::helia(), Witness::boxo(TCP), Witness::boxo(QUIC)] {
+        for hash in ["blake3", "sha2-256"] {
+            let root = witness.ask(&format!("put {hash} 40 20000"));
+            let home = Home::new();
+            let got = home.run(&["get", &root, "--store-only", "--peer", &witness.addr, "--json"]).exits(0).json();
+            assert_eq!(got["blocks"], 41, "{hash} from {}: {got}", witness.name);
+            assert!(witness.addr.ends_with(got["providers"][0]["peer"].as_str().unwrap()), "{got}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_runs_whose_component_only_helia_had() {
+    let lab = Lab::start(1);
+    let mut helia = Witness::helia();
+    let component = repository().join("plans/ping/target/wasm32-wasip2/release/ping.wasm");
+    let cid = helia.ask(&format!("add unixfs-v1-2025 {}", component.display()));
+    let manifest = std::fs::read_to_string(repository().join("plans/ping/plan.toml")).unwrap();
+    let dir = lab.path().join("foreign");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("plan.toml"), of_component(&manifest, &cid)).unwrap();
+    let dir = dir.display().to_string();
+    let args = ["run", &dir, "-g", "node=2", "-p", "rounds=3", "--json"];
+    lab.orchestrator.run(&["get", &cid, "--store-only", "--peer", &helia.addr]).exits(0);
+    let last = lab.run(&args).exits(0).last_json();
+    assert_eq!((last["verdict"].as_str(), last["ok"].as_u64()), (Some("pass"), Some(2)), "{last}");
+
+    // What is no component's file is told apart.
+    let folder = helia.ask(&format!("add unixfs-v1-2025 {}", repository().join("plans/ping/src").display()));
+    lab.orchestrator.run(&["get", &folder, "--store-only", "--peer", &helia.addr]).exits(0);
+    std::fs::write(Path::new(&dir).join("plan.toml"), of_component(&manifest, &folder)).unwrap();
+    lab.run(&args).fails(2, "workload.kind");
+}
+
+/// Returns a manifest whose workload is a published one.
+fn of_component(manifest: &str, cid: &str) -> String {
+    let lines = manifest.lines().filter(|line| !line.starts_with("build = "));
+    lines
+        .map(|line| if line.starts_with("path = ") { format!("cid = \"{cid}\"\n") } else { format!("{line}\n") })
+        .collect()
+}
+
+/// Trees on whose edges importers differ, if they do: by seed, sizes around blocks, and folders around the size of one.
+fn make_trees(root: &Path) -> Vec<String> {
+    let bytes = noise((5 << 20) + 1);
+    let mut paths = Vec::new();
+    let sizes = [0, 1, 262_143, 262_144, 262_145, 1_048_575, 1_048_576, 1_048_577, 5 << 20, (5 << 20) + 1];
+    std::fs::create_dir_all(root.join("sizes")).unwrap();
+    for size in sizes {
+        let path = root.join(format!("sizes/{size}"));
+        std::fs::write(&path, &bytes[..size]).unwrap();
+    }
+    paths.push(root.join("sizes").display().to_string());
+    paths.push(root.join("sizes/1048577").display().to_string());
+    // A folder is sharded where its block is over 256 KiB, or its names and CIDs are: a name of 100 bytes, and 36 or 34.
+    for (entries, name) in [(1_700, "wide-a"), (1_800, "wide-b"), (1_930, "wide-c"), (2_100, "wide-d")] {
+        let folder = root.join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        for entry in 0..entries {
+            std::fs::write(folder.join(format!("{entry:0100}")), [entry as u8]).unwrap();
+        }
+        paths.push(folder.display().to_string());
+    }
+    // Of eight trees each has up to three levels and odd names.
+    let mut at = 0;
+    let mut next = |below: usize| {
+        at += 1;
+        usize::from(bytes[at * 7 % bytes.len()]) % below
+    };
+    for tree in 0..8 {
+        let folder = root.join(format!("tree-{tree}"));
+        for _ in 0..3 + next(12) {
+            let names = ["a", "ü", "b c", "README", "z.z", "-", "長"];
+            let mut path = folder.clone();
+            for _ in 0..next(3) {
+                path.push(format!("dir {}", names[next(names.len())]));
+            }
+            std::fs::create_dir_all(&path).unwrap();
+            let from = next(256) * 3000;
+            std::fs::write(path.join(names[next(names.len())]), &bytes[from..from + next(256) * next(256) * 20])
+                .unwrap();
+        }
+        paths.push(folder.display().to_string());
+    }
+    paths
+}
+
+#[test]
+fn trees_get_the_cids_that_boxo_and_npm_give_them() {
+    let home = Home::new();
+    // The witnesses' commands have no blanks in paths, so the names of the trees themselves have none.
+    let paths = make_trees(&home.path().join("trees"));
+    let (mut boxo, mut helia) = (Witness::boxo(TCP), Witness::helia());
+    for profile in PROFILES {
+        // A folder's CID is made of those of all that is in it.
+        for path in &paths {
+            let ours = home.run(&["publish", "data", path, "--only-hash", "--profile", profile, "-q"]).exits(0).word();
+            for witness in [&mut boxo, &mut helia] {
+                let theirs = witness.ask(&format!("add {profile} {path}"));
+                assert_eq!(ours, theirs, "{path} under {profile}, by {}", witness.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn cars_go_to_ipfs_car_and_to_boxo_and_come_back() {
+    let home = Home::new();
+    let _node = Foreground::start(home.path(), &[]);
+    let path = |name: &str| home.path().join(name).display().to_string();
+    make_trees(&home.path().join("trees"));
+    let tree = path("trees/tree-1");
+
+    // Ours to ipfs-car, which unpacks it, and to boxo, which counts it.
+    let args = ["publish", "data", &tree, "--profile", "unixfs-v1-2025", "-q"];
+    let root = home.run(&args).exits(0).word();
+    home.run(&["get", &root, "--car", "-o", &path("ours.car")]).exits(0);
+    assert_eq!(ipfs_car(&["roots", &path("ours.car")]).exits(0).word(), root);
+    ipfs_car(&["unpack", &path("ours.car"), "--output", &path("unpacked")]).exits(0);
+    assert_same_tree(Path::new(&tree), Path::new(&path("unpacked")));
+    let mut boxo = Witness::boxo(TCP);
+    assert_eq!(boxo.ask(&format!("import {}", path("ours.car"))), root);
+    let expected = counted(&home.run(&["dag", "stat", &root, "--json"]).exits(0));
+    assert_eq!(boxo.ask(&format!("fetch {root}")), expected);
+
+    // Theirs to us: what comes is what they packed.
+    let check = |car: &str, root: &str| {
+        let fresh = Home::new();
+        assert_eq!(fresh.run(&["import", car, "-q"]).exits(0).word(), root);
+        let out = fresh.path().join("out").display().to_string();
+        fresh.run(&["get", root, "-o", &out]).exits(0);
+        assert_same_tree(Path::new(&tree), Path::new(&out));
+    };
+    let packed = ipfs_car(&["pack", &tree, "--output", &path("npm.car"), "--no-wrap"]).exits(0).word();
+    check(&path("npm.car"), &packed);
+    for profile in PROFILES {
+        let root = boxo.ask(&format!("add {profile} {tree}"));
+        boxo.ask(&format!("export {root} {}", path("boxo.car")));
+        check(&path("boxo.car"), &root);
+    }
+}
+
+/// Kubo is in no registry of packages: whoever has it names it.
+#[test]
+fn kubo_gets_pins_lists_and_exports_a_result() {
+    let Some(program) = std::env::var_os("IPTL_KUBO") else {
+        return not_run("IPTL_KUBO names no `ipfs` program");
+    };
+    let lab = Lab::start(1);
+    let ping = repository().join("plans/ping").display().to_string();
+    let last = lab.run(&["run", &ping, "--no-build", "-g", "node=2", "-p", "rounds=3", "--json"]).exits(0).last_json();
+    let result = last["result"].as_str().unwrap();
+    let repo = Home::new();
+    let command = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(args).env("IPFS_PATH", repo.path().join("kubo")).current_dir(repo.path());
+        command
+    };
+    let ipfs = |args: &[&str]| run(&mut command(args)).exits(0).stdout;
+    ipfs(&["init", "--profile", "test"]);
+    // Loopback alone, ports that are free, nobody to ask.
+    ipfs(&["config", "--json", "Addresses.Swarm", r#"["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"]"#]);
+    ipfs(&["config", "Addresses.API", "/ip4/127.0.0.1/tcp/0"]);
+    ipfs(&["config", "Routing.Type", "none"]);
+    let mut daemon = iptl_e2e::beside::Beside::start(&mut command(&["daemon"]));
+    daemon.says("Daemon is ready");
+    ipfs(&["swarm", "connect", address(&lab.orchestrator, "/tcp/")]);
+    let stat = lab.run(&["dag", "stat", result, "--json"]).exits(0).json();
+
+    ipfs(&["get", &format!("{result}/files"), "-o", "got"]);
+    let out = repo.path().join("ours").display().to_string();
+    lab.run(&["get", &format!("{result}/files"), "-o", &out]).exits(0);
+    assert_same_tree(Path::new(&out), &repo.path().join("got"));
+    assert!(ipfs(&["dag", "get", result]).contains("outcome"));
+    let refs = ipfs(&["refs", "-r", "--unique", result]);
+    assert_eq!(refs.lines().count() as u64 + 1, stat["blocks"].as_u64().unwrap());
+    ipfs(&["pin", "add", result]);
+    let car = repo.path().join("kubo.car");
+    let exported = run(Command::new("sh")
+        .arg("-c")
+        .arg("\"$0\" dag export \"$1\" > \"$2\"")
+        .args([program.as_os_str(), result.as_ref(), car.as_os_str()])
+        .env("IPFS_PATH", repo.path().join("kubo")));
+    exported.exits(0);
+    let fresh = Home::new();
+    assert_eq!(fresh.run(&["import", &car.display().to_string(), "-q"]).exits(0).word(), result);
+}
