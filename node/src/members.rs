@@ -164,7 +164,8 @@ impl Members {
 
     /// Returns the orchestrators in the order of their certificates.
     pub fn ranking(&self) -> Vec<PeerId> {
-        self.read().seats.ranking()
+        let (known, now) = (self.read(), clock::wall());
+        known.seats.ranking().into_iter().filter(|peer| !known.is_revoked(peer, now)).collect()
     }
 
     /// Returns who may have written a log of this lab: every orchestrator that was ever heard of.

@@ -125,6 +125,7 @@ pub enum Introduction {
 }
 
 /// What is answered to an [`Introduction`].
+#[expect(clippy::large_enum_variant, reason = "messages are made, sent and gone")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum IntroductionAnswer {
@@ -172,6 +173,7 @@ pub enum JoinRequest {
 }
 
 /// Answers on a join stream: any number of `Waiting`, then one of the others.
+#[expect(clippy::large_enum_variant, reason = "messages are made, sent and gone")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum JoinAnswer {

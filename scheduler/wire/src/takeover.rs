@@ -95,7 +95,6 @@ pub struct Finished {
 }
 
 /// What a follower says on a follow stream.
-#[expect(clippy::large_enum_variant, reason = "the large one comes once on a stream")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ToLeader {
