@@ -33,6 +33,13 @@ const DHT: [&str; 14] = [
 const GOSSIP: [&str; 8] = ["-g", "node=5", "-p", "messages=5", "-p", "warm-up=2s", "-p", "heartbeat=300ms"];
 
 #[test]
+fn nodes_on_boxo_fetch_content_from_each_other_over_links_with_a_rate() {
+    engine!();
+    // Without a DHT they have only whom they are connected to, so the third has it from the second.
+    passes("ipfs-exchange", &["-g", "go=3", "-p", "blocks=20", "-p", "connections=1"]);
+}
+
+#[test]
 fn components_find_peers_and_providers_by_kademlia() {
     passes("dht", &DHT);
 }

@@ -3,7 +3,8 @@
 //! Each stands in a folder under `tests/interop` with its own lock file, and is built into `target/interop`:
 //! `rust/<target>/release/witness-rust` (static), `native/release/witness-native`, `ping/release/ping` (the plan that
 //! ships, compiled for the machine), `js/node_modules`, `ipfs/node_modules`, `go/witness`. The
-//! tests of `iptl-testground` run them; those of `iptl-net` and `iptl-e2e` the last two.
+//! tests of `iptl-testground` run them; those of `iptl-net` and `iptl-e2e` the last two. Plans in Go are built beside them,
+//! each where its manifest says.
 
 use std::path::Path;
 
@@ -11,6 +12,9 @@ use anyhow::{Context, Result};
 
 use crate::setup::{self, STATIC};
 use crate::shell::Shell;
+
+/// Where programs of plans are written in Go.
+const PLANS_IN_GO: [&str; 1] = ["plans/ipfs-exchange/go"];
 
 /// Builds all of them.
 pub fn build(shell: &Shell) -> Result<()> {
@@ -35,6 +39,8 @@ pub fn build(shell: &Shell) -> Result<()> {
     go.args(["build", "-trimpath", "-buildvcs=false", "-o"]).arg(built.join("go/witness")).arg(".");
     shell.run(go.current_dir(sources.join("go")).env("GOFLAGS", "-mod=readonly").env("GOTOOLCHAIN", "local"))?;
 
+    plans_in_go(shell)?;
+
     packages(shell, "js")?;
     packages(shell, "ipfs")
 }
@@ -55,6 +61,18 @@ fn packages(shell: &Shell, name: &str) -> Result<()> {
     }
     let args = ["ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"];
     shell.run(shell.command("npm").args(args).current_dir(&to))
+}
+
+/// Builds the plans that are written in Go, as their manifests say; they share most of what they compile with the witness.
+fn plans_in_go(shell: &Shell) -> Result<()> {
+    for folder in PLANS_IN_GO {
+        eprintln!("   {folder}");
+        let mut go = shell.command(setup::go(shell)?);
+        go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", "target/node", "."]);
+        go.current_dir(shell.root.join(folder)).env("CGO_ENABLED", "0");
+        shell.run(go.env("GOFLAGS", "-mod=readonly").env("GOTOOLCHAIN", "local"))?;
+    }
+    Ok(())
 }
 
 /// Tests the SDK, and the timers under plans on libp2p, which are workspaces of their own.
