@@ -11,7 +11,7 @@ use crate::cores::{Bench, cell, failure, grants, order, peer, persisted, run};
 fn lossy(loss: GroupLoss) -> Run {
     let mut run = run(&[("a", 3), ("b", 1)]);
     run.timeout_ms = 600_000;
-    run.groups.get_mut("a").unwrap().loss = Some(loss);
+    run.groups.get_mut("a").expect("it was just made").loss = Some(loss);
     run
 }
 
