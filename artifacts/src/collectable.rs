@@ -89,6 +89,15 @@ impl Collectable {
         &self,
         roots: &(dyn Fn() -> Vec<(Cid, bool)> + Send + Sync),
     ) -> Result<Collected, CollectError> {
+        self.collect_within(roots, u64::MAX).await
+    }
+
+    /// As [`collect`](Collectable::collect); more is done for the space where more than `on_disk` bytes are on the disk.
+    pub async fn collect_within(
+        &self,
+        roots: &(dyn Fn() -> Vec<(Cid, bool)> + Send + Sync),
+        on_disk: u64,
+    ) -> Result<Collected, CollectError> {
         let _turn = self.turn.lock().await;
         lock(&self.touched).is_collecting = true;
         let _recording = Recording(self.touched.clone());
@@ -119,7 +128,7 @@ impl Collectable {
             mark.collected.removed += doomed.len() as u64;
             rest = after;
         }
-        mark.collected.freed = self.inner.compact().await?;
+        mark.collected.freed = self.inner.compact_within(on_disk).await?;
         Ok(mark.collected)
     }
 
@@ -176,6 +185,10 @@ impl BlobStore for Collectable {
 
     async fn compact(&self) -> Result<u64, StoreError> {
         self.inner.compact().await
+    }
+
+    async fn compact_within(&self, on_disk: u64) -> Result<u64, StoreError> {
+        self.inner.compact_within(on_disk).await
     }
 
     async fn usage(&self) -> Result<Usage, StoreError> {

@@ -287,13 +287,25 @@ async fn write_with(store: &dyn BlobStore, cid: &Cid, path: &Path, metadata: Met
         .map_err(write)?;
     // The same open file and not the path, which the mode may forbid to open.
     let mut file = tokio::fs::File::from_std(temporary.as_file().try_clone().map_err(write)?);
-    let size = copy_file(store, cid, &mut file, u64::MAX, path).await?;
+    // A few blocks can stand for more bytes than any disk has: refused before the first, and not when it is full.
+    let room = room_in(dir);
+    let size = copy_file(store, cid, &mut file, room, path).await.map_err(|error| match error {
+        ExportError::TooLarge { size, limit, .. } => {
+            StoreError::Full { path: dir.into(), available: limit, needed: size }.into()
+        }
+        other => other,
+    })?;
     file.flush().await.map_err(write)?;
     if let Some(time) = metadata.modified.and_then(system_time) {
         temporary.as_file().set_modified(time).map_err(write)?;
     }
     temporary.persist_noclobber(path).map_err(|error| write(error.error))?;
     Ok(size)
+}
+
+/// Returns how many bytes a directory's disk has left; a file system that does not tell is written to until it refuses.
+fn room_in(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Gives a directory its mode and its time. What the umask has taken stays taken.

@@ -4,8 +4,8 @@
 //! and of short-lived work; the one on disk lives in a crate of its own, and [`contract`] is what each must pass.
 //! [`import`] makes UnixFS out of files and directories, [`export`] writes them back, [`car`] is a whole
 //! DAG as a stream, out and in,
-//! [`Pins`] says what is kept and for whom, [`gc`] drops the rest, [`Collectable`] does so while the store is in use, and
-//! [`PublicIndex`] knows what strangers may read.
+//! [`Pins`] says what is kept and for whom, [`gc`] drops the rest, [`Collectable`] does so while the store is in use,
+//! [`Recent`] knows what nobody pins and somebody used, and [`PublicIndex`] what strangers may read.
 //!
 //! Nothing here opens a connection: fetching is the node's work. Start reading at [`BlobStore`].
 
@@ -19,6 +19,7 @@ pub mod import;
 mod mem;
 mod pins;
 mod public;
+mod recent;
 mod store;
 
 pub use collect::{CollectError, Collected, gc};
@@ -27,4 +28,5 @@ pub use iptl_dag::Multihash;
 pub use mem::MemStore;
 pub use pins::{Pin, PinKind, PinMode, Pins, PinsError};
 pub use public::{Added, PublicError, PublicIndex};
+pub use recent::Recent;
 pub use store::{BlobStore, HashName, StoreError, Usage, blake3_of, identity_of, read_block};

@@ -69,6 +69,13 @@ pub trait BlobStore: Send + Sync + 'static {
         Ok(0)
     }
 
+    /// As [`compact`](BlobStore::compact), and goes on where that pays little, until no more than `on_disk` bytes are on
+    /// the disk.
+    async fn compact_within(&self, on_disk: u64) -> Result<u64, StoreError> {
+        let _ = on_disk;
+        self.compact().await
+    }
+
     /// Says how much is stored. Cancel safe.
     async fn usage(&self) -> Result<Usage, StoreError>;
 }

@@ -267,3 +267,12 @@ impl Walk {
         Ok(())
     }
 }
+
+/// Returns how many bytes a node of dag-pb says are below it: the sum of what its links say. A node that cannot be read
+/// says nothing.
+///
+/// Whoever made the node may have written any number: it is a reason to refuse, and none to trust.
+pub fn claimed_size(node: &[u8]) -> u64 {
+    let Ok(node) = PbNode::decode(node) else { return 0 };
+    node.links.iter().filter_map(|link| link.tsize).fold(0, u64::saturating_add)
+}

@@ -7,6 +7,7 @@
 
 mod batch;
 mod pool;
+mod share;
 mod trade;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +23,10 @@ use tokio::time::Instant;
 
 use crate::links::Links;
 use crate::members::Members;
+pub use batch::Patience;
 use batch::{BatchDone, BatchEnd, run_batch};
 use pool::Pool;
+use share::{Batch, Share, Whom};
 use trade::Trade;
 
 /// Hashes in one request for structure: blocks of a few kilobytes, so that a batch is a megabyte or so.
@@ -51,6 +54,8 @@ pub struct Wanted {
     pub root: Cid,
     /// Peers to ask first.
     pub from: Vec<Source>,
+    /// Those of them that fetch the same now: they share what comes, so that the others need not send it to each.
+    pub fellows: Vec<PeerId>,
     /// Gives up after so long without a block from anybody.
     pub timeout: Duration,
     /// Only the root block.
@@ -97,6 +102,16 @@ pub enum FetchError {
         /// What is accepted.
         limits: Limits,
     },
+    /// There is no room for it.
+    #[error("{root} says that it takes {claimed} bytes, and there is room for {room}")]
+    NoRoom {
+        /// Its root.
+        root: Cid,
+        /// What it says, or what came of it already.
+        claimed: u64,
+        /// Bytes that the disk and the quota of the store leave.
+        room: u64,
+    },
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -114,12 +129,18 @@ pub struct Fetcher {
     bitswap: Option<Bitswap>,
     members: Option<Members>,
     limits: Limits,
+    patience: Patience,
+    room: Option<Room>,
 }
+
+/// Says how large a DAG may be, of which what is in the store already may be a part; it is given the store's bytes.
+pub type Room = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
 
 impl Fetcher {
     /// Makes a fetcher that fills `store`, within the limits of any walk.
     pub fn new(store: Arc<dyn BlobStore>, links: Links) -> Fetcher {
-        Fetcher { store, links, bitswap: None, members: None, limits: Limits::default() }
+        let (limits, patience) = (Limits::default(), Patience::default());
+        Fetcher { store, links, bitswap: None, members: None, limits, patience, room: None }
     }
 
     /// Gets blocks by Bitswap as well.
@@ -130,6 +151,16 @@ impl Fetcher {
     /// Shows providers that this node is a member of its lab.
     pub fn with_members(self, members: Members) -> Fetcher {
         Fetcher { members: Some(members), ..self }
+    }
+
+    /// Waits for providers as long as this says.
+    pub fn with_patience(self, patience: Patience) -> Fetcher {
+        Fetcher { patience, ..self }
+    }
+
+    /// Refuses what is larger than the room that there is, before it fills the disk.
+    pub fn with_room(self, room: Room) -> Fetcher {
+        Fetcher { room: Some(room), ..self }
     }
 
     /// Accepts no larger DAGs than these.
@@ -148,7 +179,12 @@ impl Fetcher {
     ) -> Result<FetchReport, FetchError> {
         let mut pool = Pool::new(self.links.clone(), wanted.root, wanted.from.clone());
         let mut trade = Trade::new(self.bitswap.clone(), self.links.clone(), self.members.clone());
+        let mut share = Share::new(self.links.peer().clone(), &wanted.fellows);
         let mut report = FetchReport::default();
+        let room = match &self.room {
+            Some(room) => room(self.store.usage().await?.bytes),
+            None => u64::MAX,
+        };
         let mut seen = BTreeSet::from([wanted.root]);
         let mut level = vec![wanted.root];
         let too_large = || FetchError::TooLarge { root: wanted.root, limits: self.limits };
@@ -160,6 +196,10 @@ impl Fetcher {
                 if wanted.shallow {
                     return Ok(());
                 }
+                let claimed = report.bytes.max(claimed_size(block));
+                if claimed > room {
+                    return Err(FetchError::NoRoom { root: wanted.root, claimed, room });
+                }
                 let links = walk::links(block.cid(), block.data())
                     .map_err(|e| FetchError::Damaged { cid: *block.cid(), reason: e.to_string() })?;
                 next.extend(links.into_iter().filter(|cid| seen.insert(*cid)));
@@ -167,7 +207,8 @@ impl Fetcher {
                 if is_within { Ok(()) } else { Err(too_large()) }
             };
             let missing = self.visit_present(&level, &mut report, &mut visit).await?;
-            self.fetch_missing(wanted, missing, &mut pool, &mut trade, &mut report, &mut visit, &mut progress).await?;
+            let parties = Parties { pool: &mut pool, trade: &mut trade, share: &mut share };
+            self.fetch_missing(wanted, missing, parties, &mut report, &mut visit, &mut progress).await?;
             if next.is_empty() {
                 report.providers = served(&pool, &trade);
                 report.dropped = dropped(&pool, &trade);
@@ -205,14 +246,14 @@ impl Fetcher {
         &self,
         wanted: &Wanted,
         missing: Vec<Cid>,
-        pool: &mut Pool,
-        trade: &mut Trade,
+        parties: Parties<'_>,
         report: &mut FetchReport,
         visit: &mut (dyn FnMut(&Block, &mut FetchReport) -> Result<(), FetchError> + Send),
         progress: &mut impl FnMut(FetchProgress),
     ) -> Result<(), FetchError> {
+        let Parties { pool, trade, share } = parties;
         let (blake3, others) = by_protocol(missing, trade.is_open())?;
-        let mut queue = batches(blake3);
+        let mut queue = batches(blake3, share);
         trade.want(others).await;
         trade.add_peers(pool.sources(), false).await;
         // Came by Bitswap while a batch that asks for it may be in flight.
@@ -220,19 +261,22 @@ impl Fetcher {
         let mut flying = tokio::task::JoinSet::new();
         let mut last_block = Instant::now();
         loop {
+            queue = pass_on(queue, share, pool);
             while flying.len() < MAX_BATCHES {
-                let Some((position, provider)) =
-                    queue.iter().enumerate().find_map(|(i, batch)| Some((i, pool.take_for(batch)?)))
-                else {
-                    break;
-                };
-                let batch = queue.remove(position);
-                flying.spawn(run_batch(self.links.clone(), self.members.clone(), self.store.clone(), provider, batch));
+                let now = Instant::now();
+                let due = queue.iter().enumerate().filter(|(_, batch)| batch.is_due(now));
+                let taken = due.filter_map(|(i, batch)| Some((i, pool.take_for(batch, share)?))).next();
+                let Some((position, provider)) = taken else { break };
+                let Batch { cids, whom, .. } = queue.remove(position);
+                let (links, members, store) = (self.links.clone(), self.members.clone(), self.store.clone());
+                let batch = run_batch(links, members, store, provider, cids, self.patience);
+                flying.spawn(async move { (whom, batch.await) });
             }
-            let waiting = queue.iter().map(Vec::len).sum::<usize>() + trade.waiting();
+            let waiting = queue.iter().map(|batch| batch.cids.len()).sum::<usize>() + trade.waiting();
             let ready = trade.ready();
-            if ready.is_none() && flying.is_empty() && !trade.is_moving() {
-                let first = queue.first().and_then(|batch| batch.first()).copied().or(trade.first());
+            let later = share::next_look(&queue, flying.is_empty());
+            if ready.is_none() && flying.is_empty() && !trade.is_moving() && later.is_none() {
+                let first = queue.first().and_then(|batch| batch.cids.first()).copied().or(trade.first());
                 let Some(first) = first else { return Ok(()) };
                 progress(FetchProgress {
                     blocks: report.blocks,
@@ -248,7 +292,7 @@ impl Fetcher {
                 let is_new = pool.search(rest).await;
                 if !is_new {
                     // Those that are left may speak Bitswap alone.
-                    trade.want(queue.iter().flatten().copied()).await;
+                    trade.want(queue.iter().flat_map(|batch| &batch.cids).copied()).await;
                     tokio::time::sleep(SEARCH_PAUSE.min(rest)).await;
                     pool.retry();
                 }
@@ -259,9 +303,11 @@ impl Fetcher {
                 Some(block) => Arrived::Traded(block),
                 None => tokio::select! {
                     Some(joined) = flying.join_next() => {
-                        Arrived::Batch(joined.expect("a batch does not panic and is not aborted")?)
+                        let (whom, done) = joined.expect("a batch does not panic and is not aborted");
+                        Arrived::Batch(whom, done?)
                     }
                     block = trade.next() => Arrived::Traded(block),
+                    () = until(later) => continue,
                 },
             };
             let blocks = match arrived {
@@ -277,24 +323,42 @@ impl Fetcher {
                     }
                     self.store.put(blocks.clone()).await?;
                     traded.extend(blocks.iter().map(|block| *block.cid()));
-                    queue.iter_mut().for_each(|batch| batch.retain(|cid| !traded.contains(cid)));
-                    queue.retain(|batch| !batch.is_empty());
+                    queue.iter_mut().for_each(|batch| batch.cids.retain(|cid| !traded.contains(cid)));
+                    queue.retain(|batch| !batch.cids.is_empty());
                     trade.fill().await;
                     blocks
                 }
-                Arrived::Batch(done) => {
-                    pool.give_back(&done);
-                    let rest: Vec<Cid> = done.rest().iter().filter(|cid| !traded.contains(cid)).copied().collect();
-                    match &done.end {
-                        BatchEnd::Complete => {}
-                        // Only the first one is known to be missing there; the others are asked for again.
-                        BatchEnd::Lacks => {
-                            let (lacking, others) = rest.split_at(rest.len().min(1));
-                            queue.extend([lacking, others].map(<[Cid]>::to_vec));
-                        }
-                        BatchEnd::Lied(_) | BatchEnd::Broke(_) => queue.push(rest),
+                Arrived::Batch(whom, done) => {
+                    pool.give_back(&done, &whom);
+                    match &whom {
+                        _ if done.blocks.is_empty() => {}
+                        Whom::Fellow(peer) => share.gave(peer),
+                        Whom::Anyone | Whom::Origins => share.got_own(),
                     }
-                    queue.retain(|batch| !batch.is_empty());
+                    let rest: Vec<Cid> = done.rest().iter().filter(|cid| !traded.contains(cid)).copied().collect();
+                    match (&done.end, &whom) {
+                        (BatchEnd::Complete, _) => {}
+                        // It is about to come there.
+                        (BatchEnd::Lacks, Whom::Fellow(_)) => queue.push(Batch::of(rest, whom).later()),
+                        // Only the first one is known to be missing there; the others are asked for again.
+                        (BatchEnd::Lacks, Whom::Anyone | Whom::Origins) => {
+                            let (lacking, others) = rest.split_at(rest.len().min(1));
+                            queue.push(Batch::of(lacking.to_vec(), Whom::Anyone));
+                            queue.push(Batch::of(others.to_vec(), whom));
+                        }
+                        // It may have more to do than it can at the moment.
+                        (BatchEnd::Broke(_), Whom::Fellow(peer)) if !pool.is_dropped(peer) => {
+                            queue.push(Batch::of(rest, whom).later());
+                        }
+                        (BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_), Whom::Fellow(peer)) => {
+                            share.pass_over(peer);
+                            queue.extend(share.split(rest, LEAVES_PER_BATCH));
+                        }
+                        (BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_), Whom::Anyone | Whom::Origins) => {
+                            queue.push(Batch::of(rest, Whom::Anyone));
+                        }
+                    }
+                    queue.retain(|batch| !batch.cids.is_empty());
                     let mut blocks = done.blocks;
                     blocks.retain(|block| !traded.contains(block.cid()));
                     for block in &blocks {
@@ -321,10 +385,61 @@ impl Fetcher {
     }
 }
 
+/// From whom blocks come.
+struct Parties<'a> {
+    pool: &'a mut Pool,
+    trade: &'a mut Trade,
+    share: &'a mut Share,
+}
+
+/// Gives what was to come from fellows that are passed over to those whose turn it is then. Where nobody but fellows
+/// is good for something, they are asked for it like everybody.
+fn pass_on(queue: Vec<Batch>, share: &mut Share, pool: &Pool) -> Vec<Batch> {
+    if !share.is_shared() {
+        return queue;
+    }
+    let fellow = |batch: &Batch| match &batch.whom {
+        Whom::Fellow(peer) => Some(peer.clone()),
+        Whom::Anyone | Whom::Origins => None,
+    };
+    let asked: BTreeSet<PeerId> = queue.iter().filter_map(fellow).collect();
+    share.lose_patience(&mut asked.iter());
+    let mut kept = Vec::with_capacity(queue.len());
+    for mut batch in queue {
+        match fellow(&batch) {
+            Some(peer) if !share.is_fellow(&peer) => kept.extend(share.split(batch.cids, LEAVES_PER_BATCH)),
+            Some(_) => kept.push(batch),
+            None => {
+                if batch.whom == Whom::Origins && !pool.has_origin(share) {
+                    batch.whom = Whom::Anyone;
+                }
+                kept.push(batch);
+            }
+        }
+    }
+    kept
+}
+
+/// Waits until a moment; for ever where there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns the bytes that a node says are below it; what does not say so says nothing.
+fn claimed_size(block: &Block) -> u64 {
+    match Codec::of(block.cid()) {
+        Some(Codec::DagPb) => walk::claimed_size(block.data()),
+        Some(Codec::Raw | Codec::DagCbor | Codec::DagJson) | None => 0,
+    }
+}
+
 /// What came.
 enum Arrived {
     /// A batch of iroh-blobs has ended.
-    Batch(BatchDone),
+    Batch(Whom, BatchDone),
     /// A block by Bitswap; none where something else happened there.
     Traded(Option<Block>),
 }
@@ -362,9 +477,10 @@ fn by_protocol(missing: Vec<Cid>, has_bitswap: bool) -> Result<(Vec<Cid>, Vec<Ci
 }
 
 /// Cuts the missing blocks of a level into requests.
-fn batches(missing: Vec<Cid>) -> Vec<Vec<Cid>> {
+fn batches(missing: Vec<Cid>, share: &Share) -> Vec<Batch> {
     let (leaves, nodes): (Vec<Cid>, Vec<Cid>) = missing.into_iter().partition(|cid| Codec::of(cid) == Some(Codec::Raw));
-    let nodes = nodes.chunks(NODES_PER_BATCH).map(<[Cid]>::to_vec);
-    let leaves = leaves.chunks(LEAVES_PER_BATCH).map(<[Cid]>::to_vec);
-    nodes.chain(leaves).collect()
+    // Nodes are few, and all need them at once.
+    let whom = if share.is_shared() { Whom::Origins } else { Whom::Anyone };
+    let nodes = nodes.chunks(NODES_PER_BATCH).map(|part| Batch::of(part.to_vec(), whom.clone()));
+    nodes.chain(share.split(leaves, LEAVES_PER_BATCH)).collect()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use iptl_artifacts::{
     Added, BlobStore, CollectError, Collectable, Collected, Pin, PinKind, PinMode, Pins, PinsError, PublicError,
-    PublicIndex, Session,
+    PublicIndex, Recent, Session,
 };
 use iptl_dag::Cid;
 use iptl_dag::model::ExecutionId;
@@ -59,6 +59,8 @@ pub struct Keeper {
     links: Links,
     /// Pins and index change together, one change at a time: else a root could be added while it is taken out.
     changing: tokio::sync::Mutex<()>,
+    /// Roots that nobody pins and somebody used: what was used last stays longest within a quota.
+    recent: Recent,
     /// Roots that executions need while they go on. In memory: an execution that is resumed names them again.
     held: Mutex<BTreeMap<(ExecutionId, Holder), Held>>,
 }
@@ -67,12 +69,14 @@ impl Keeper {
     /// Makes a keeper over the pins of a node and the index that follows from them.
     pub fn new(
         pins: Pins,
+        recent: Recent,
         public: Arc<PublicIndex>,
         store: Arc<Collectable>,
         members: Members,
         links: Links,
     ) -> Keeper {
-        Keeper { pins, public, store, members, links, changing: tokio::sync::Mutex::default(), held: Mutex::default() }
+        let (changing, held) = (tokio::sync::Mutex::default(), Mutex::default());
+        Keeper { pins, recent, public, store, members, links, changing, held }
     }
 
     /// Pins a root for good and announces it. Durable on return.
@@ -121,6 +125,31 @@ impl Keeper {
         Ok((found, self.public.contains(root.hash())))
     }
 
+    /// Pins a root no more: it goes with the next collection, unless another pin leads there. Says whether there was a pin.
+    /// Durable on return.
+    pub async fn unpin(&self, root: &Cid) -> Result<bool, KeepError> {
+        let _changing = self.changing.lock().await;
+        let was_public = self.pins.get(root).is_some_and(|pin| pin.public);
+        if !tokio::task::block_in_place(|| self.pins.remove(root))? {
+            return Ok(false);
+        }
+        if was_public {
+            self.hide().await?;
+        }
+        if let Some(net) = self.links.net().cloned() {
+            let key = root.hash().to_bytes();
+            tokio::spawn(async move { net.stop_providing(&key).await });
+        }
+        Ok(true)
+    }
+
+    /// Notes that a root is used, which takes so many bytes, where that is known: within a quota it stays for longer.
+    pub fn used(&self, root: Cid, bytes: Option<u64>) {
+        if self.pins.get(&root).is_none() {
+            self.recent.used(root, clock::wall().0, bytes);
+        }
+    }
+
     /// Holds a root until its execution is over for this role. What is put or found meanwhile stays as well.
     pub fn hold(&self, execution: ExecutionId, holder: Holder, root: Cid) {
         let held = &mut *self.lock();
@@ -130,7 +159,10 @@ impl Keeper {
 
     /// Lets go of everything that a role held for an execution.
     pub fn release(&self, execution: &ExecutionId, holder: Holder) {
-        self.lock().remove(&(*execution, holder));
+        let held = self.lock().remove(&(*execution, holder));
+        for root in held.iter().flat_map(|held| &held.roots) {
+            self.used(*root, None);
+        }
     }
 
     /// Keeps what is put or found from now on until some minutes after the answer is dropped.
@@ -146,28 +178,41 @@ impl Keeper {
     /// Keeps the store within `quota` bytes, by collecting where it is over, until `stop`.
     pub async fn keep_within(&self, quota: u64, stop: CancellationToken) {
         loop {
+            if let Err(error) = self.evict(quota).await {
+                tracing::warn!(%error, "the store cannot be brought within its quota");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(QUOTA_PAUSE) => {}
-            }
-            if let Err(error) = self.evict(quota).await {
-                tracing::warn!(%error, "the store cannot be brought within its quota");
             }
         }
     }
 
     /// Collects where more than `quota` bytes are on the disk; says whether it did.
+    ///
+    /// What no root leads to goes first; then roots that nobody pins, those that were used longest ago before others, and
+    /// no more of them than it takes.
     pub async fn evict(&self, quota: u64) -> Result<bool, CollectError> {
-        if self.store.usage().await?.on_disk <= quota {
+        let mut left = self.store.usage().await?.on_disk;
+        if left <= quota {
             return Ok(false);
         }
-        let collected = self.collect().await?;
-        let left = self.store.usage().await?.on_disk;
-        tracing::info!(removed = collected.removed, freed = collected.freed, left, "the store was over its quota");
-        if left > quota {
-            tracing::warn!(left, quota, "what is pinned or in use takes more than the quota of the store");
+        let mut gone = Vec::new();
+        loop {
+            let roots = || self.roots().into_iter().chain(self.recent.roots().into_iter().map(|root| (root, true)));
+            let collected = self.store.collect_within(&|| roots().collect(), quota).await?;
+            left = self.store.usage().await?.on_disk;
+            let (removed, freed) = (collected.removed, collected.freed);
+            tracing::info!(removed, freed, left, roots = ?gone, "the store was over its quota");
+            if left <= quota {
+                return Ok(true);
+            }
+            gone = tokio::task::block_in_place(|| self.recent.forget(left - quota));
+            if gone.is_empty() {
+                tracing::warn!(left, quota, "what is pinned or in use takes more than the quota of the store");
+                return Ok(true);
+            }
         }
-        Ok(true)
     }
 
     fn roots(&self) -> Vec<(Cid, bool)> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use iptl_artifacts::{BlobStore, Collectable, Pins, PinsError, PublicError, PublicIndex};
+use iptl_artifacts::{BlobStore, Collectable, Pins, PinsError, PublicError, PublicIndex, Recent};
 use iptl_artifacts_iroh::Provider;
 use iptl_artifacts_pack::{OpenError, PackStore};
 use iptl_dag::model::Signed;
@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use crate::admission::Admission;
 use crate::control;
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Room};
 use crate::gate::Turns;
 use crate::home::{Config, Home, HomeError, HomeLock, Membership, Remembered, host_name};
 use crate::keeper::Keeper;
@@ -56,6 +56,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest path of a socket, in bytes (`sun_path` of `unix(7)` less its end).
 const MAX_SOCKET_PATH: usize = 107;
+
+/// Room on the disk in bytes that a fetch leaves to others.
+const DISK_RESERVE: u64 = 64 << 20;
 
 /// Part of the home in which the node remembers its ports.
 const STATE: &str = "state.cbor";
@@ -248,7 +251,15 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         None => None,
     };
     let fetcher = Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap).with_members(members.clone());
-    let keeper = Arc::new(Keeper::new(pins, public, collectable, members.clone(), links.clone()));
+    let fetcher = fetcher.with_room(room(home.path("store"), config.store.quota_bytes));
+    let keeper = Arc::new(Keeper::new(
+        pins,
+        Recent::open(home.path("recent")),
+        public,
+        collectable,
+        members.clone(),
+        links.clone(),
+    ));
     serve_blobs(&links, store.clone(), readers).await;
     keeper.announce_all();
     {
@@ -606,4 +617,15 @@ fn bind(home: &Home) -> Result<UnixListener, StartError> {
         false => path.clone(),
     };
     UnixListener::bind(&short).map_err(failed)
+}
+
+/// Returns how large a DAG may be that is fetched: what the disk has left, with what is stored, and no more than the quota.
+fn room(store: PathBuf, quota: Option<u64>) -> Room {
+    Arc::new(move |stored| {
+        let quota = quota.unwrap_or(u64::MAX);
+        // A file system that does not tell its free space is written to until it refuses.
+        let Ok(stat) = nix::sys::statvfs::statvfs(&store) else { return quota };
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        free.saturating_sub(DISK_RESERVE).saturating_add(stored).min(quota)
+    })
 }

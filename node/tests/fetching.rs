@@ -203,7 +203,8 @@ async fn a_dag_beyond_the_limits_is_refused() {
     for (limits, accepted) in rows {
         let links = Links::new(Keypair::from_seed(&[1; 32]).peer().clone(), None);
         let fetcher = Fetcher::new(store_of(dag.blocks()).await, links).within(limits);
-        let wanted = Wanted { root: *dag.cid(), from: vec![], timeout: Duration::ZERO, shallow: false };
+        let wanted =
+            Wanted { root: *dag.cid(), from: vec![], fellows: Vec::new(), timeout: Duration::ZERO, shallow: false };
         match fetcher.fetch(&wanted, |_| {}).await {
             Ok(report) => assert!(accepted && report.blocks == 7, "{limits:?}"),
             Err(FetchError::TooLarge { root, .. }) => assert!(!accepted && root == *dag.cid(), "{limits:?}"),
@@ -221,7 +222,7 @@ async fn a_chain_as_long_as_a_log_is_fetched() {
     let root = *chain.last().unwrap().cid();
     let links = Links::new(Keypair::from_seed(&[1; 32]).peer().clone(), None);
     let fetcher = Fetcher::new(store_of(chain).await, links);
-    let wanted = Wanted { root, from: vec![], timeout: Duration::ZERO, shallow: false };
+    let wanted = Wanted { root, from: vec![], fellows: Vec::new(), timeout: Duration::ZERO, shallow: false };
     assert_eq!(fetcher.fetch(&wanted, |_| {}).await.unwrap().blocks, 2001);
 }
 

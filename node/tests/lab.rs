@@ -61,10 +61,16 @@ pub async fn lab(open: bool) -> Node {
 
 /// Starts a node on the home of one that is gone.
 pub async fn start_again(dir: TempDir) -> Node {
+    home(&dir);
+    start_as_it_is(dir).await
+}
+
+/// Starts a node on the home of one that is gone, whose settings stay.
+pub async fn start_as_it_is(dir: TempDir) -> Node {
     // The store is let go of when the last task that reads it has ended.
     let starting = async {
         loop {
-            match iptl_node::start(home(&dir), options()).await {
+            match iptl_node::start(Home::open(dir.path()).unwrap(), options()).await {
                 Err(StartError::Store(OpenError::Locked { .. })) => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }

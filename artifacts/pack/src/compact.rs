@@ -32,14 +32,15 @@ struct Candidate {
 impl Engine {
     /// Gives back the space of removed blocks; returns how many bytes packs shrank by.
     ///
-    /// Packs of which at most half is in use are emptied, by copying the rest to the end. A crash on the way leaves both
-    /// copies. Reads and puts go on.
-    pub(crate) fn compact(&self) -> Result<u64, StoreError> {
+    /// Packs of which at most half is in use are emptied, by copying the rest to the end; others too, those with the most
+    /// to give first, while more than `within` bytes are on the disk. A crash on the way leaves both copies. Reads and
+    /// puts go on.
+    pub(crate) fn compact(&self, within: u64) -> Result<u64, StoreError> {
         self.check_open()?;
         self.commit()?;
         let before = self.usage()?.on_disk;
-        self.close_active()?;
-        let mut candidates = self.candidates()?;
+        self.close_active(before > within)?;
+        let mut candidates = self.candidates(before, within)?;
         // Those that are empty come first: they cost nothing, and on a full disk they make room for the others.
         candidates.sort_by_key(|candidate| candidate.live);
         let mut at = 0;
@@ -61,20 +62,21 @@ impl Engine {
         Ok(before.saturating_sub(self.usage()?.on_disk))
     }
 
-    /// Closes the active pack where it is worth to be emptied.
-    fn close_active(&self) -> Result<(), StoreError> {
+    /// Closes the active pack where it is worth to be emptied; `is_scarce` makes less worth it.
+    fn close_active(&self, is_scarce: bool) -> Result<(), StoreError> {
         let mut writer = lock(&self.writer);
         let Some(active) = &writer.active else { return Ok(()) };
         let live = writer.packs.get(&active.id).map_or(0, |state| state.live);
         let used = active.end - PACK_HEADER;
         let dead = used.saturating_sub(live);
-        if dead * 2 > used && (dead >= WORTH_CLOSING || live == 0) {
+        let is_worth_it = dead * 2 > used && (dead >= WORTH_CLOSING || live == 0);
+        if is_worth_it || (is_scarce && dead > 0) {
             self.next_pack(&mut writer)?;
         }
         Ok(())
     }
 
-    fn candidates(&self) -> Result<Vec<Candidate>, StoreError> {
+    fn candidates(&self, on_disk: u64, within: u64) -> Result<Vec<Candidate>, StoreError> {
         let (packs, active) = {
             let writer = lock(&self.writer);
             (writer.packs.clone(), writer.active.as_ref().map(|active| active.id))
@@ -90,10 +92,19 @@ impl Engine {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(self.error("measuring a pack", error)),
             };
-            if state.live * 2 <= len.saturating_sub(PACK_HEADER) {
-                candidates.push(Candidate { id, live: state.live, len });
-            }
+            candidates.push(Candidate { id, live: state.live, len });
         }
+        let dead = |candidate: &Candidate| candidate.len.saturating_sub(PACK_HEADER).saturating_sub(candidate.live);
+        candidates.sort_by_key(|candidate| std::cmp::Reverse(dead(candidate)));
+        let mut left = on_disk;
+        candidates.retain(|candidate| {
+            let is_cheap = candidate.live <= dead(candidate);
+            let is_needed = left > within && dead(candidate) > 0;
+            if is_cheap || is_needed {
+                left = left.saturating_sub(dead(candidate));
+            }
+            is_cheap || is_needed
+        });
         candidates.retain(|candidate| candidate.len > PACK_HEADER || candidate.live == 0);
         Ok(candidates)
     }

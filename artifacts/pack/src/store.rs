@@ -212,7 +212,11 @@ impl BlobStore for PackStore {
     }
 
     async fn compact(&self) -> Result<u64, StoreError> {
-        self.run(Engine::compact).await
+        self.run(|engine| engine.compact(u64::MAX)).await
+    }
+
+    async fn compact_within(&self, on_disk: u64) -> Result<u64, StoreError> {
+        self.run(move |engine| engine.compact(on_disk)).await
     }
 
     async fn usage(&self) -> Result<Usage, StoreError> {

@@ -31,6 +31,7 @@ pub mod show;
 pub mod status;
 pub mod store;
 pub mod top;
+pub mod unpin;
 pub mod unshare;
 pub mod up;
 pub mod watch;
@@ -75,6 +76,8 @@ pub enum Command {
     Share(share::Args),
     /// Let only members of the lab read what a CID leads to
     Unshare(unshare::Args),
+    /// Keep a CID no more: it goes with the next `iptl gc`
+    Unpin(unpin::Args),
     /// Drop what no pin and no execution leads to
     Gc(gc::Args),
     /// Look after the stored blocks
@@ -129,6 +132,7 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Import(args)) => import::run(ctx, args).await,
         Some(Command::Share(args)) => share::run(ctx, args).await,
         Some(Command::Unshare(args)) => unshare::run(ctx, args).await,
+        Some(Command::Unpin(args)) => unpin::run(ctx, args).await,
         Some(Command::Gc(args)) => gc::run(ctx, args).await,
         Some(Command::Store(command)) => store::run(ctx, command).await,
         Some(Command::Show(args)) => show::run(ctx, args).await,

@@ -93,6 +93,15 @@ pub(super) async fn unshare(node: &Node, caller: &Caller, root: Cid, talk: &mut 
     talk.say(Reply::Shared { blocks: 0, missing: 0, still_public }).await
 }
 
+pub(super) async fn unpin(node: &Node, caller: &Caller, root: Cid) -> Result<(), Failure> {
+    caller.owner()?;
+    if node.keeper.unpin(&root).await.map_err(broken)? {
+        return Ok(());
+    }
+    let help = "see what is: `iptl ls pins`";
+    Err(failure(FailureKind::NotFound, "pin.unknown", format!("{root} is not pinned here"), help))
+}
+
 pub(super) async fn fetch(
     node: &Arc<Node>,
     caller: &Caller,
@@ -108,7 +117,7 @@ pub(super) async fn fetch(
         from.push((reach(node, &addr).await?, vec![addr]));
     }
     let _grace = node.keeper.grace();
-    let wanted = Wanted { root, from, timeout: Duration::from_millis(timeout_ms), shallow };
+    let wanted = Wanted { root, from, fellows: Vec::new(), timeout: Duration::from_millis(timeout_ms), shallow };
     let (progress, mut told) = tokio::sync::watch::channel(FetchProgress::default());
     let fetching = node.fetcher.fetch(&wanted, |now| {
         progress.send_replace(now);
@@ -128,6 +137,9 @@ pub(super) async fn fetch(
         }
     };
     node.store.flush().await.map_err(store)?;
+    if !shallow {
+        node.keeper.used(root, Some(report.bytes));
+    }
     talk.say(Reply::Fetched(report)).await
 }
 
@@ -167,6 +179,11 @@ pub(super) fn fetch_failure(error: FetchError) -> Failure {
         }
         FetchError::TooLarge { .. } => {
             failure(FailureKind::Usage, "fetch.too-large", message, "fetch a part of it: `iptl get CID/path`")
+        }
+        FetchError::NoRoom { .. } => {
+            let help =
+                "free some space, raise the quota of the store in node.toml, or fetch a part: `iptl get CID/path`";
+            failure(FailureKind::Broken, "fetch.no-room", message, help)
         }
         FetchError::Store(error) => store(error),
     }

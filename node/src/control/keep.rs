@@ -79,7 +79,7 @@ async fn fetch_again(node: &Arc<Node>, damaged: Vec<Multihash>) -> Result<Vec<Mu
     let mut left = Vec::new();
     for hash in damaged {
         let root = Cid::new_v1(Codec::Raw.number(), hash);
-        let wanted = Wanted { root, from: from.clone(), timeout: REPAIR_TIMEOUT, shallow: true };
+        let wanted = Wanted { root, from: from.clone(), fellows: Vec::new(), timeout: REPAIR_TIMEOUT, shallow: true };
         if let Err(error) = node.fetcher.fetch(&wanted, |_| {}).await {
             tracing::warn!(%root, %error, "a damaged block cannot be repaired");
             left.push(hash);

@@ -64,7 +64,7 @@ pub(super) async fn submit(
     let from = source.into_iter().map(|peer| (peer, source_addrs.clone())).collect();
     // Until the execution holds it itself.
     let _grace = node.keeper.grace();
-    let wanted = Wanted { root: run, from, timeout: SUBMIT_TIMEOUT, shallow: false };
+    let wanted = Wanted { root: run, from, fellows: Vec::new(), timeout: SUBMIT_TIMEOUT, shallow: false };
     let limits = Limits { bytes: MAX_RUN_SIZE, ..Limits::default() };
     node.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await.map_err(fetch_failure)?;
     let known = read_run(node, run).await?;
@@ -89,7 +89,7 @@ pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &
         Caller::Owner => Vec::new(),
         Caller::Member { peer, .. } => vec![(peer.clone(), Vec::new())],
     };
-    let wanted = Wanted { root: run, from, timeout: SUBMIT_TIMEOUT, shallow: true };
+    let wanted = Wanted { root: run, from, fellows: Vec::new(), timeout: SUBMIT_TIMEOUT, shallow: true };
     node.fetcher.fetch(&wanted, |_| {}).await.map_err(fetch_failure)?;
     let known = read_run(node, run).await?;
     let dry = lab.ask(|answer| Ask::DryRun { run: Box::new(known), answer }).await.map_err(stopped)?;

@@ -13,8 +13,25 @@ use super::Source;
 use crate::links::Links;
 use crate::members::Members;
 
-/// A provider that sends no block for so long is given up: a block of 2 MiB takes less at 1 Mbit/s.
-const STALL: Duration = Duration::from_secs(20);
+/// How long a provider is waited for, and how little it may send meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A provider that sends no block for so long is given up.
+    pub stall: Duration,
+    /// One that sends fewer bytes in as long, on average since the batch began, is given up too: a block now and then
+    /// must not hold a batch that others would send.
+    pub least_bytes: u64,
+    /// Averages count from this many times as long on: connections begin slowly.
+    pub grace: u32,
+}
+
+impl Default for Patience {
+    /// A block of 2 MiB takes less than 20 s at 1 Mbit/s; a batch of small ones is over by then. An eighth of that rate
+    /// is taken for slow.
+    fn default() -> Patience {
+        Patience { stall: Duration::from_secs(20), least_bytes: 320 << 10, grace: 2 }
+    }
+}
 
 /// What came of a batch.
 pub(super) struct BatchDone {
@@ -43,6 +60,8 @@ pub(super) enum BatchEnd {
     Lacks,
     /// The provider sent bytes that are not what was asked for.
     Lied(String),
+    /// The provider sends too little, or nothing.
+    Slow(String),
     /// The connection failed, or the provider stalled.
     Broke(String),
 }
@@ -54,6 +73,7 @@ pub(super) async fn run_batch(
     store: Arc<dyn BlobStore>,
     provider: Source,
     asked: Vec<Cid>,
+    patience: Patience,
 ) -> Result<BatchDone, StoreError> {
     // The whole batch fits into memory, so nothing needs to push back.
     let (arrived, mut arriving) = mpsc::unbounded_channel();
@@ -66,7 +86,8 @@ pub(super) async fn run_batch(
         }
         Ok::<_, StoreError>(blocks)
     };
-    let receive = async { Ok::<_, StoreError>(receive(&links, members.as_ref(), &provider, &asked, arrived).await) };
+    let receive =
+        async { Ok::<_, StoreError>(receive(&links, members.as_ref(), &provider, &asked, arrived, patience).await) };
     let (end, blocks) = tokio::try_join!(receive, keep)?;
     let end = if blocks.len() < asked.len() && matches!(end, BatchEnd::Complete) {
         BatchEnd::Broke("sent blocks out of order".to_owned())
@@ -83,6 +104,7 @@ async fn receive(
     (provider, addrs): &Source,
     asked: &[Cid],
     arrived: mpsc::UnboundedSender<Block>,
+    patience: Patience,
 ) -> BatchEnd {
     let hashes: Vec<[u8; 32]> =
         asked.iter().map(|cid| block::blake3_digest(cid).expect("only BLAKE3 is put into a batch")).collect();
@@ -93,11 +115,12 @@ async fn receive(
         Err(error) => return BatchEnd::Broke(error.to_string()),
         Ok(stream) => stream,
     };
-    let count = AtomicU64::new(0);
+    let (count, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut on_block = |index: usize, data| {
         // Checked once more against the CID, which costs a seventh of a nanosecond per byte and means that nothing
         // enters the store on the word of another crate.
         if let Some(Ok(block)) = asked.get(index).map(|cid| Block::verify(*cid, data)) {
+            bytes.fetch_add(block.data().len() as u64, Ordering::Relaxed);
             let _store_failed = arrived.send(block);
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -115,19 +138,24 @@ async fn receive(
             }
             Err(error) => BatchEnd::Broke(error.to_string()),
         },
-        () = stalled(&count) => BatchEnd::Broke(format!("sent nothing for {} s", STALL.as_secs())),
+        slow = slow(&count, &bytes, patience) => slow,
     }
 }
 
-/// Returns once no block arrived for [`STALL`].
-async fn stalled(arrived: &AtomicU64) {
-    let mut last = arrived.load(Ordering::Relaxed);
-    loop {
-        tokio::time::sleep(STALL).await;
-        let now = arrived.load(Ordering::Relaxed);
+/// Returns once no block arrived for as long as one may take, or too few bytes did.
+async fn slow(blocks: &AtomicU64, bytes: &AtomicU64, patience: Patience) -> BatchEnd {
+    let mut last = blocks.load(Ordering::Relaxed);
+    for periods in 1_u32.. {
+        tokio::time::sleep(patience.stall).await;
+        let (now, bytes) = (blocks.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
         if now == last {
-            return;
+            return BatchEnd::Broke(format!("sent nothing for {} s", patience.stall.as_secs_f32()));
+        }
+        if periods >= patience.grace && bytes < patience.least_bytes.saturating_mul(periods.into()) {
+            let seconds = patience.stall.as_secs_f32() * periods as f32;
+            return BatchEnd::Slow(format!("sent {bytes} bytes in {seconds} s"));
         }
         last = now;
     }
+    unreachable!("a fetch is over before it has waited four billion times")
 }

@@ -7,6 +7,7 @@ use iptl_dag::{Cid, PeerId};
 
 use super::Source;
 use super::batch::{BatchDone, BatchEnd};
+use super::share::{Batch, Share, Whom};
 use crate::links::Links;
 
 /// Batches in flight with one provider.
@@ -55,19 +56,35 @@ impl Pool {
     }
 
     /// Chooses a provider for a batch: the one with the least in flight, then the steadiest, then the best rank.
-    pub(super) fn take_for(&mut self, batch: &[Cid]) -> Option<Source> {
-        let first = batch.first()?;
+    pub(super) fn take_for(&mut self, batch: &Batch, share: &Share) -> Option<Source> {
+        let first = batch.cids.first()?;
+        let may = |peer: &PeerId| match &batch.whom {
+            Whom::Anyone => true,
+            Whom::Origins => !share.is_fellow(peer),
+            Whom::Fellow(fellow) => fellow == peer,
+        };
         let (peer, provider) = self
             .providers
             .iter_mut()
             .filter(|(_, p)| p.dropped.is_none() && p.flying < MAX_BATCHES_PER_PROVIDER && !p.lacks.contains(first))
+            .filter(|(peer, _)| may(peer))
             .min_by_key(|(_, p)| (p.flying, p.failures, p.rank))?;
         provider.flying += 1;
         Some((peer.clone(), provider.addrs.clone()))
     }
 
+    /// Says whether there is somebody to ask beside fellows.
+    pub(super) fn has_origin(&self, share: &Share) -> bool {
+        self.providers.iter().any(|(peer, provider)| provider.dropped.is_none() && !share.is_fellow(peer))
+    }
+
+    /// Says whether a provider is asked no more.
+    pub(super) fn is_dropped(&self, peer: &PeerId) -> bool {
+        self.providers.get(peer).is_none_or(|provider| provider.dropped.is_some())
+    }
+
     /// Learns from a batch.
-    pub(super) fn give_back(&mut self, done: &BatchDone) {
+    pub(super) fn give_back(&mut self, done: &BatchDone, whom: &Whom) {
         let Some(provider) = self.providers.get_mut(&done.provider) else { return };
         provider.flying = provider.flying.saturating_sub(1);
         provider.bytes += done.blocks.iter().map(|b| b.data().len() as u64).sum::<u64>();
@@ -76,7 +93,13 @@ impl Pool {
         }
         match &done.end {
             BatchEnd::Complete => {}
+            // A fellow has it in a moment.
+            BatchEnd::Lacks if matches!(whom, Whom::Fellow(_)) => {}
             BatchEnd::Lacks => provider.lacks.extend(done.rest().first()),
+            BatchEnd::Slow(reason) => {
+                tracing::warn!(peer = %done.provider, reason, "dropped a provider that is too slow");
+                provider.dropped = Some(reason.clone());
+            }
             BatchEnd::Lied(reason) => {
                 tracing::warn!(peer = %done.provider, reason, "dropped a provider that lies");
                 provider.dropped = Some(format!("lied: {reason}"));

@@ -212,7 +212,9 @@ impl Preparer {
     }
 
     async fn fetch(&self, cid: &Cid, sources: &[Source], shallow: bool) -> Result<(), CellError> {
-        let wanted = Wanted { root: *cid, from: sources.to_vec(), timeout: FETCH_TIMEOUT, shallow };
+        // The first is the orchestrator, which has it all; the others are lablets with the same grant.
+        let fellows = sources.iter().skip(1).map(|(peer, _)| peer.clone()).collect();
+        let wanted = Wanted { root: *cid, from: sources.to_vec(), fellows, timeout: FETCH_TIMEOUT, shallow };
         let limits = Limits { bytes: MAX_WORKLOAD_SIZE, ..Limits::default() };
         self.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await?;
         Ok(())

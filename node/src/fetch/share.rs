@@ -1,0 +1,211 @@
+//! Who of those that fetch the same content at the same time fetches which part of it from whoever had it first.
+//!
+//! Each leaf has one fellow whose turn it is, the same for all of them, with nothing said between them: the highest of a
+//! hash over peer and leaf. That one asks the origin; the others ask that one, and ask again while it has not got it yet.
+//! So the origin sends about one copy, however many fetch. A fellow that gives nothing for a while is passed over, and its
+//! part falls to the next in the same order.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use iptl_dag::{Cid, PeerId, block};
+use tokio::time::Instant;
+
+/// A fellow is passed over that gave nothing for so long, counted from when this node last got something of its own part:
+/// it may not have begun, or fetch from where it is slow.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Pause before a fellow is asked again for what it did not have: short beside the time that a batch takes it.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Most of the content's fellows that are told apart: more of them make the hashing dear, and save the origin nothing.
+const MAX_FELLOWS: usize = 64;
+
+/// Blocks to ask for together.
+#[derive(Clone, Debug)]
+pub(super) struct Batch {
+    pub(super) cids: Vec<Cid>,
+    pub(super) whom: Whom,
+    /// Not before this: whoever is asked did not have it a moment ago.
+    not_before: Option<Instant>,
+}
+
+/// Who may be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Whom {
+    /// Everybody.
+    Anyone,
+    /// Everybody but the fellows, who have no more than this node.
+    Origins,
+    /// The fellow whose turn it is.
+    Fellow(PeerId),
+}
+
+impl Batch {
+    pub(super) fn of(cids: Vec<Cid>, whom: Whom) -> Batch {
+        Batch { cids, whom, not_before: None }
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|at| at <= now)
+    }
+
+    pub(super) fn later(mut self) -> Batch {
+        self.not_before = Some(Instant::now() + RETRY);
+        self
+    }
+}
+
+/// Returns when to look at the queue again though nothing came: when a batch is due; or in a moment where nothing is
+/// under way, since a fellow may have to be passed over.
+pub(super) fn next_look(queue: &[Batch], is_idle: bool) -> Option<Instant> {
+    let now = Instant::now();
+    let due = queue.iter().filter_map(|batch| batch.not_before).filter(|at| *at > now).min();
+    let waits = is_idle && queue.iter().any(|batch| matches!(batch.whom, Whom::Fellow(_)));
+    due.or(waits.then(|| now + RETRY))
+}
+
+/// The fellows of one fetch.
+pub(super) struct Share {
+    me: PeerId,
+    /// When each of them last gave something; those that are passed over are gone.
+    fellows: BTreeMap<PeerId, Instant>,
+}
+
+impl Share {
+    pub(super) fn new(me: PeerId, fellows: &[PeerId]) -> Share {
+        let now = Instant::now();
+        // The same ones on every node, so that they agree.
+        let mut all: Vec<&PeerId> = fellows.iter().chain([&me]).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.truncate(MAX_FELLOWS);
+        let fellows = all.into_iter().filter(|peer| **peer != me).map(|peer| (peer.clone(), now)).collect();
+        Share { me, fellows }
+    }
+
+    /// Says whether somebody is asked in turn.
+    pub(super) fn is_shared(&self) -> bool {
+        !self.fellows.is_empty()
+    }
+
+    pub(super) fn is_fellow(&self, peer: &PeerId) -> bool {
+        self.fellows.contains_key(peer)
+    }
+
+    /// Notes that something of this node's own part came. As long as that takes, it takes the fellows too.
+    pub(super) fn got_own(&mut self) {
+        let now = Instant::now();
+        self.fellows.values_mut().for_each(|last| *last = now);
+    }
+
+    /// Notes that a fellow gave something.
+    pub(super) fn gave(&mut self, peer: &PeerId) {
+        if let Some(last) = self.fellows.get_mut(peer) {
+            *last = Instant::now();
+        }
+    }
+
+    /// Passes a fellow over from now on.
+    pub(super) fn pass_over(&mut self, peer: &PeerId) {
+        self.fellows.remove(peer);
+    }
+
+    /// Passes over those that gave nothing for long; says whether there were any.
+    pub(super) fn lose_patience(&mut self, asked: &mut dyn Iterator<Item = &PeerId>) -> bool {
+        let now = Instant::now();
+        let slow: Vec<PeerId> =
+            asked.filter(|peer| self.fellows.get(peer).is_some_and(|last| now - *last > PATIENCE)).cloned().collect();
+        for peer in &slow {
+            tracing::debug!(%peer, "a fellow gave nothing for a while, and is passed over");
+            self.fellows.remove(peer);
+        }
+        !slow.is_empty()
+    }
+
+    /// Parts leaves by whose turn they are, this node's own first.
+    pub(super) fn split(&self, cids: Vec<Cid>, size: usize) -> Vec<Batch> {
+        if !self.is_shared() {
+            return cids.chunks(size).map(|part| Batch::of(part.to_vec(), Whom::Anyone)).collect();
+        }
+        let mut own = Vec::new();
+        let mut others: BTreeMap<PeerId, Vec<Cid>> = BTreeMap::new();
+        for cid in cids {
+            match self.turn(&cid) {
+                Some(peer) => others.entry(peer).or_default().push(cid),
+                None => own.push(cid),
+            }
+        }
+        let own = own.chunks(size).map(|part| Batch::of(part.to_vec(), Whom::Origins)).collect::<Vec<_>>();
+        let others = others.into_iter().flat_map(|(peer, cids)| {
+            let batches = cids.chunks(size).map(|part| Batch::of(part.to_vec(), Whom::Fellow(peer.clone())));
+            batches.collect::<Vec<_>>()
+        });
+        own.into_iter().chain(others).collect()
+    }
+
+    /// Returns the fellow whose turn a leaf is; none where it is this node's.
+    fn turn(&self, cid: &Cid) -> Option<PeerId> {
+        let weight = |peer: &PeerId| {
+            let text = [peer.as_bytes(), cid.hash().digest()].concat();
+            block::digest(BLAKE3, &text).map(|hash| hash.digest().to_vec())
+        };
+        let best = self.fellows.keys().max_by_key(|peer| weight(peer))?;
+        (weight(best) > weight(&self.me)).then(|| best.clone())
+    }
+}
+
+/// Multihash code of BLAKE3-256.
+const BLAKE3: u64 = 0x1e;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use iptl_dag::{Block, Codec};
+    use iptl_trust::Keypair;
+
+    use super::*;
+
+    fn peers(count: u8) -> Vec<PeerId> {
+        (1..=count).map(|seed| Keypair::from_seed(&[seed; 32]).peer().clone()).collect()
+    }
+
+    fn leaves() -> Vec<Cid> {
+        (0..800_u32).map(|number| *Block::new(Codec::Raw, number.to_le_bytes().to_vec()).cid()).collect()
+    }
+
+    #[test]
+    fn every_leaf_is_the_turn_of_one_and_all_agree_on_it() {
+        let all = peers(8);
+        let mut own = Vec::new();
+        for me in &all {
+            let batches = Share::new(me.clone(), &all).split(leaves(), 64);
+            assert_eq!(batches.iter().map(|batch| batch.cids.len()).sum::<usize>(), 800);
+            let mine = batches.iter().filter(|batch| batch.whom == Whom::Origins);
+            own.push(mine.flat_map(|batch| batch.cids.clone()).collect::<Vec<_>>());
+        }
+        assert!(own.iter().all(|part| (50..200).contains(&part.len())), "{:?}", own.iter().map(Vec::len));
+        assert_eq!(own.iter().flatten().collect::<BTreeSet<_>>().len(), 800);
+        assert_eq!(own.iter().map(Vec::len).sum::<usize>(), 800);
+    }
+
+    #[test]
+    fn part_of_one_that_is_passed_over_falls_to_the_others() {
+        let all = peers(3);
+        let mut shares: Vec<Share> = all[..2].iter().map(|me| Share::new(me.clone(), &all)).collect();
+        shares.iter_mut().for_each(|share| share.pass_over(&all[2]));
+        let own = |share: &Share| {
+            let batches = share.split(leaves(), 64);
+            batches.iter().filter(|b| b.whom == Whom::Origins).map(|batch| batch.cids.len()).sum::<usize>()
+        };
+        assert_eq!(shares.iter().map(own).sum::<usize>(), 800);
+    }
+
+    #[test]
+    fn alone_everybody_is_asked() {
+        let me = peers(1);
+        let batches = Share::new(me[0].clone(), &me).split(leaves(), 64);
+        assert!(batches.iter().all(|batch| batch.whom == Whom::Anyone));
+    }
+}
