@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bollard::errors::Error as EngineError;
-use bollard::models::{ContainerCreateBody, ContainerState, ImageConfig, SystemVersion};
+use bollard::models::{ContainerCreateBody, ContainerState, ImageConfig, SystemInfo, SystemVersion};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ImportImageOptionsBuilder, InspectContainerOptions, InspectContainerOptionsBuilder,
     ListContainersOptions, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StatsOptionsBuilder,
@@ -133,6 +133,7 @@ impl Engine {
         let docker = Docker::connect_with_unix(&socket.to_string_lossy(), PATIENCE_S, &version)
             .map_err(|e| strange(format!("the socket {path} cannot be used: {e}")))?;
         let info = docker.info().await.map_err(|e| strange(e.to_string()))?;
+        can_limit(&info)?;
         let unified = info.cgroup_version == Some(bollard::models::SystemInfoCgroupVersionEnum::_2);
         Ok(Engine {
             docker,
@@ -384,6 +385,21 @@ pub(crate) fn said(error: &EngineError) -> String {
     }
 }
 
+/// Refuses an engine that cannot limit what containers use: it would take the limits, and run them without.
+fn can_limit(info: &SystemInfo) -> Result<(), Unusable> {
+    let can = [("memory", info.memory_limit), ("processes", info.pids_limit), ("CPU", info.cpu_cfs_quota)];
+    let cannot: Vec<&str> = can.iter().filter(|(_, can)| *can == Some(false)).map(|(what, _)| *what).collect();
+    match cannot.is_empty() {
+        true => Ok(()),
+        false => Err(Unusable {
+            reason: format!("the container engine cannot limit {} of containers here", cannot.join(", ")),
+            fix: "have the control groups for that set up, which `docker info` warns of: on a machine with both \
+                  versions, the engine has to use the one with the controllers memory, pids and cpu"
+                .to_owned(),
+        }),
+    }
+}
+
 /// Why an engine's version is not known.
 enum Silence {
     /// The socket cannot be opened.
@@ -429,5 +445,26 @@ fn unreachable(socket: &Path, error: &io::Error) -> Unusable {
         _ => {
             Unusable { reason: format!("the socket {path} cannot be opened: {error}"), fix: format!("look at {path}") }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engine_that_would_run_containers_without_limits_is_not_used() {
+        let all = SystemInfo {
+            memory_limit: Some(true),
+            pids_limit: Some(true),
+            cpu_cfs_quota: Some(true),
+            ..SystemInfo::default()
+        };
+        assert_eq!(can_limit(&all), Ok(()));
+        // An engine that does not say so is asked for limits, and says then what it cannot.
+        assert_eq!(can_limit(&SystemInfo::default()), Ok(()));
+        let none = SystemInfo { memory_limit: Some(false), pids_limit: Some(false), ..all };
+        let refused = can_limit(&none).unwrap_err();
+        assert_eq!(refused.reason, "the container engine cannot limit memory, processes of containers here");
     }
 }

@@ -171,7 +171,13 @@ impl Driver {
             };
             parts.keeper.hold(execution, Holder::Orchestrator, result);
             loop {
-                let wanted = Wanted { root: result, from: Vec::new(), timeout: RESULT_TIMEOUT, shallow: false };
+                let wanted = Wanted {
+                    root: result,
+                    from: Vec::new(),
+                    fellows: Vec::new(),
+                    timeout: RESULT_TIMEOUT,
+                    shallow: false,
+                };
                 if parts.fetcher.fetch(&wanted, |_| {}).await.is_ok()
                     && let Ok(last) = sealed::told(&*parts.store, result).await
                 {

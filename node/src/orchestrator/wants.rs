@@ -173,7 +173,7 @@ async fn fetch(parts: &Parts, places: &Semaphore, mut from: tokio::sync::watch::
         let place = places.acquire().await;
         let peer = from.borrow_and_update().clone();
         let from = peer.map(|peer| (peer.clone(), parts.members.addrs_of(&peer))).into_iter().collect();
-        let wanted = Wanted { root, from, timeout: FETCH_TIMEOUT, shallow: false };
+        let wanted = Wanted { root, from, fellows: Vec::new(), timeout: FETCH_TIMEOUT, shallow: false };
         let limits = Limits { bytes: MAX_SIZE, ..Limits::default() };
         match parts.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await {
             Ok(_) => return,

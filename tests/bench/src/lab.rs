@@ -70,8 +70,18 @@ pub struct Lab {
 impl Lab {
     /// Starts an orchestrator and lablets and publishes the guest.
     pub fn start(lablets: u32, guest: &Guest) -> Result<Lab> {
+        Lab::start_by(&[], lablets, guest)
+    }
+
+    /// Starts one whose nodes may neither enter namespaces nor make devices, whoever runs the benchmark.
+    pub fn start_unprivileged(lablets: u32, guest: &Guest) -> Result<Lab> {
+        let by: &[&str] = if user()? == 0 { &["setpriv", "--bounding-set=-sys_admin,-net_admin"] } else { &[] };
+        Lab::start_by(by, lablets, guest)
+    }
+
+    fn start_by(by: &[&str], lablets: u32, guest: &Guest) -> Result<Lab> {
         let home = tempfile::Builder::new().prefix("iptl-bench-").tempdir()?;
-        let up = iptl(home.path(), &["dev", "up", "-n", &lablets.to_string(), "--json"]).and_then(|text| {
+        let up = iptl_by(by, home.path(), &["dev", "up", "-n", &lablets.to_string(), "--json"]).and_then(|text| {
             let up: Value = serde_json::from_str(&text)?;
             let nodes = up["lablets"].as_array().context("no list of lablets")?;
             Ok((node(&up["orchestrator"])?, nodes.iter().map(node).collect::<Result<Vec<_>>>()?))
@@ -161,7 +171,9 @@ impl Lab {
 
     /// Returns what the orchestrator wrote down about an execution.
     pub fn facts(&self, execution: Cid) -> Result<Vec<Fact>> {
-        let bytes = std::fs::read(self.orchestrator.home.join("log").join(format!("{execution}.log")))?;
+        let (log, name) = (self.orchestrator.home.join("log"), format!("{execution}.log"));
+        // One that is over is laid aside, sooner or later.
+        let bytes = std::fs::read(log.join(&name)).or_else(|_| std::fs::read(log.join("over").join(&name)))?;
         let mut rest = bytes.as_slice();
         let mut facts = Vec::new();
         while let Some((header, after)) = rest.split_at_checked(LOG_HEADER) {
@@ -230,9 +242,21 @@ fn node(value: &Value) -> Result<Node> {
 
 /// Returns a command line on a home.
 pub fn program(home: &Path, args: &[&str]) -> Result<Command> {
+    program_by(&[], home, args)
+}
+
+/// Returns it as run by a program that makes something of whom it starts.
+fn program_by(by: &[&str], home: &Path, args: &[&str]) -> Result<Command> {
     let program = std::env::current_exe()?.with_file_name("iptl");
     anyhow::ensure!(program.exists(), "{} is not built", program.display());
-    let mut command = Command::new(program);
+    let mut command = match by {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    };
     command.arg("--home").arg(home).args(args).stdin(Stdio::null());
     for name in ["IPTL_HOME", "IPTL_LOG", "CARGO_TARGET_DIR"] {
         command.env_remove(name);
@@ -242,11 +266,22 @@ pub fn program(home: &Path, args: &[&str]) -> Result<Command> {
 
 /// Runs a command line on a home; returns its answer.
 pub fn iptl(home: &Path, args: &[&str]) -> Result<String> {
-    let output = program(home, args)?.output()?;
+    iptl_by(&[], home, args)
+}
+
+/// Runs it by a program that makes something of whom it starts.
+fn iptl_by(by: &[&str], home: &Path, args: &[&str]) -> Result<String> {
+    let output = program_by(by, home, args)?.output()?;
     if !output.status.success() {
         bail!("iptl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// Returns the user of this process.
+fn user() -> Result<u32> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata("/proc/self")?.uid())
 }
 
 fn down(home: &Path) {

@@ -75,6 +75,8 @@ enum Measure {
     Stream,
     /// Containers: many, idle, at barriers, talkative
     Containers,
+    /// Containers of a lablet that may not make devices
+    Unprivileged,
     /// Images of containers: read, rebuilt, moved
     Images,
     /// The lab network of containers beside the kernel's own
@@ -105,6 +107,7 @@ async fn measure(cli: Cli) -> Result<()> {
         Measure::Sync,
         Measure::Stream,
         Measure::Containers,
+        Measure::Unprivileged,
         Measure::Images,
         Measure::Network,
         Measure::Orchestrator,
@@ -127,6 +130,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Sync => sync::measure(&guest).await,
             Measure::Stream => stream::measure(&guest).await,
             Measure::Containers => containers::measure(&guest, &mut report).await.map(|()| Vec::new()),
+            Measure::Unprivileged => containers::measure_unprivileged(&guest).await,
             Measure::Images => images::measure(&guest, &mut report).await.map(|()| Vec::new()),
             Measure::Network => network::measure().await,
             Measure::Orchestrator => orchestrator::measure(&guest).await,
