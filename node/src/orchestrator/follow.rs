@@ -261,7 +261,7 @@ impl Follower {
         if let Done::Over { execution, last } = done {
             let blocks = tokio::task::block_in_place(|| self.logs.blocks(&execution))?;
             if let Some((submitted, run)) = submitted(&blocks) {
-                self.wants.record(execution, run, submitted, last).await;
+                self.wants.record(execution, run, submitted, *last).await;
             }
             self.logs.close(&execution)?;
         }

@@ -48,7 +48,7 @@ pub(super) enum Done {
     /// A root.
     Root,
     /// An execution is over, and this was told last.
-    Over { execution: ExecutionId, last: Event },
+    Over { execution: ExecutionId, last: Box<Event> },
 }
 
 /// What a follower wants.
@@ -111,7 +111,7 @@ impl Wants {
                     loop {
                         fetch(&parts, &places, from.clone(), root).await;
                         match sealed::told(&*parts.store, root).await {
-                            Ok(last) => break Done::Over { execution, last },
+                            Ok(last) => break Done::Over { execution, last: Box::new(last) },
                             Err(error) => {
                                 tracing::warn!(%root, %error, "a result cannot be read");
                                 tokio::time::sleep(FETCH_TIMEOUT).await;
@@ -119,7 +119,7 @@ impl Wants {
                         }
                     }
                 }
-                Want::Failure(reason) => Done::Over { execution, last: failed(execution, reason) },
+                Want::Failure(reason) => Done::Over { execution, last: Box::new(failed(execution, reason)) },
             }
         });
     }
