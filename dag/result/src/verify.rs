@@ -13,6 +13,7 @@ use iptl_dag::{Cid, PeerId};
 
 use crate::assemble::{Assembled, Assembly, MAX_INSTANCES, assemble, chain};
 use crate::choose::{is_instance, termination};
+use crate::files::Summary;
 use crate::judge;
 use crate::seal::{parse_range, ranges};
 use crate::source::{Source, SourceError};
@@ -59,6 +60,8 @@ pub struct Verification {
     pub outcome_equal: bool,
     /// Whether the files directory does.
     pub files_equal: bool,
+    /// Counts and distributions as they were recomputed; none where the outcome could not be assembled again.
+    pub summary: Option<Summary>,
     /// Receipts by lablet.
     pub lablets: BTreeMap<PeerId, LabletCount>,
     /// Commands that people executed in instances, as the receipts that count say, by instance.
@@ -152,7 +155,8 @@ pub fn verify(
     Ok(Verification {
         outcome_equal: assembled.as_ref().is_some_and(|a| a.outcome == result.outcome),
         files_equal: assembled.as_ref().is_some_and(|a| a.files == result.files),
-        thresholds: assembled.map(|a| a.thresholds).unwrap_or_default(),
+        thresholds: assembled.as_ref().map(|a| a.thresholds.clone()).unwrap_or_default(),
+        summary: assembled.map(|a| a.summary),
         result,
         run,
         outcome,

@@ -1,10 +1,11 @@
-//! End-to-end tests, one program: [`first_light`] is the whole path, [`bad_input`] what must fail well, [`commands`]
-//! what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running instances,
-//! [`exec_members`] those of members, [`interop`] other people's software, [`lifecycle`] what dies, waits, joins and
-//! leaves while a lab works, [`manuals`] the documents that are executed, [`stacks`] plans on libp2p, [`top`] the live view.
+//! End-to-end tests, one program: [`first_light`] is the whole path, [`against`] two results, [`bad_input`] what must fail
+//! well, [`commands`] what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running
+//! instances, [`exec_members`] those of members, [`interop`] other people's software, [`lifecycle`] what dies, waits,
+//! joins and leaves while a lab works, [`manuals`] the documents that are executed, [`stacks`] plans on libp2p, [`top`] the live view.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
+mod against;
 mod audit;
 mod bad_input;
 mod commands;

@@ -1,5 +1,6 @@
 //! `iptl show`: a summary of anything that has a CID; a result is verified on the way.
 
+mod against;
 mod objects;
 mod result;
 
@@ -15,17 +16,25 @@ use crate::node;
 
 /// Shows what is behind a CID; of a result, everything is fetched and verified first.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  iptl show last\n  iptl show bafyrei… --peer /ip4/10.0.0.7/tcp/4001/p2p/12D3KooW…")]
+#[command(
+    after_help = "Examples:\n  iptl show last\n  iptl show last --against bafyrei…\n  iptl show bafyrei… --peer /ip4/10.0.0.7/tcp/4001/p2p/12D3KooW…"
+)]
 pub struct Args {
     /// CID or name, with a path below it where wanted
     #[arg(default_value = "last")]
     target: String,
+    /// Another result: what both measured, side by side
+    #[arg(long, value_name = "RESULT")]
+    against: Option<String>,
     #[command(flatten)]
     sources: Sources,
 }
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
     let client = node::reach(ctx).await?;
+    if let Some(other) = &args.against {
+        return against::show(ctx, &client, [&args.target, other], &args.sources).await;
+    }
     let place = fetch::locate(ctx, &client, &args.target, &args.sources).await?;
     let cid = match &place.target {
         Target::Block { cid } => *cid,

@@ -2,6 +2,7 @@
 
 use iptl_dag::Cid;
 use iptl_dag::model::{self, Adopted, Intervention, Node, Plan, ResultNode, ResultVerdict, Run};
+use iptl_result::Verification;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -11,15 +12,32 @@ use crate::exit::{Error, Exit, Result};
 use crate::fetch::{self, Sources};
 use crate::remote::RemoteStore;
 use crate::{narrative, ui};
+use iptl_wire::control::FetchReport;
 
 /// Commands of people that are shown; all stand in the receipts, and in the answer with `--json`.
 const MAX_TOUCHED: usize = 20;
 
-/// Fetches and verifies a result and shows it; exits 1 where it does not verify.
-pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, sources: &Sources) -> Result {
-    let report = fetch::fetch(ctx, &client, cid, sources, false).await?;
+/// A result whose every part was looked at.
+pub(super) struct Looked {
+    /// What verifying it said.
+    pub(super) verified: Verification,
+    /// Its plan.
+    pub(super) plan: Plan,
+    /// What had to be fetched.
+    report: FetchReport,
+}
+
+/// Fetches and verifies a result.
+pub(super) async fn look(
+    ctx: &Context,
+    client: &Client,
+    cid: Cid,
+    result: &ResultNode,
+    sources: &Sources,
+) -> Result<Looked> {
+    let report = fetch::fetch(ctx, client, cid, sources, false).await?;
     let store = RemoteStore::new(client.clone());
-    let plan = read::<Plan>(ctx, &client, &read::<Run>(ctx, &client, &result.run).await?.plan).await?;
+    let plan = read::<Plan>(ctx, client, &read::<Run>(ctx, client, &result.run).await?.plan).await?;
     let checking = tokio::task::spawn_blocking(move || {
         // Verification is pure and asks for blocks one by one; this thread may wait for them.
         let runtime = Handle::current();
@@ -34,6 +52,12 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         .await
         .map_err(|e| Error::broken("internal", e, "report this: it is a mistake in iptl"))?
         .map_err(|e| not_valid(std::error::Error::source(&e).map_or(e.to_string(), |s| format!("{e}: {s}"))))?;
+    Ok(Looked { verified, plan, report })
+}
+
+/// Fetches and verifies a result and shows it; exits 1 where it does not verify.
+pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, sources: &Sources) -> Result {
+    let Looked { verified, plan, report } = look(ctx, &client, cid, result, sources).await?;
     let (run, outcome, attestation) = (&verified.run, &verified.outcome, &verified.attestation);
     let sound = verified.is_good();
     if ctx.json {
@@ -187,7 +211,7 @@ fn adoption(how: &Adopted, started_ms: u64) -> String {
     format!("its lablet was started again, and had it back at {}{cost}", at.join(", "))
 }
 
-fn not_valid(why: impl std::fmt::Display) -> Error {
+pub(super) fn not_valid(why: impl std::fmt::Display) -> Error {
     Error::broken(
         "result.not-valid",
         format!("the result does not verify: {why}"),
