@@ -150,6 +150,19 @@ pub async fn add_bytes(store: &dyn BlobStore, bytes: bytes::Bytes) -> Result<Imp
     .await
 }
 
+/// Does two things at once, one of them on a thread of its own; where there can be none, one after the other.
+pub fn at_once(beside: &(dyn Fn() + Sync), here: &mut dyn FnMut()) {
+    std::thread::scope(|threads| {
+        let other = std::thread::Builder::new().spawn_scoped(threads, beside).ok();
+        here();
+        match other.map(std::thread::ScopedJoinHandle::join) {
+            Some(Ok(())) => {}
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => beside(),
+        }
+    });
+}
+
 /// Runs `make` on a thread for blocking work, and puts the blocks that it hands over.
 async fn import(
     store: &dyn BlobStore,
@@ -266,7 +279,8 @@ impl Maker<'_> {
     fn file(&self, path: &Path, metadata: &fs::Metadata, out: &mut Out) -> Result<Entry, ImportError> {
         let read = |source| ImportError::Read { path: path.into(), source };
         let mut file = File::open(path).map_err(read)?;
-        let mut builder = FileBuilder::with_profile(self.options.profile).metadata(self.metadata_of(metadata));
+        let builder = FileBuilder::with_profile(self.options.profile).metadata(self.metadata_of(metadata));
+        let mut builder = builder.at_once(at_once);
         while builder.push_from(&mut file, metadata.len(), &mut out.blocks).map_err(read)? > 0 {
             out.hand_over_full()?;
         }

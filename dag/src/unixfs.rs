@@ -13,7 +13,7 @@ pub mod pb;
 mod profile;
 mod read;
 
-pub use build::{Entry, FileBuilder};
+pub use build::{Both, Entry, FileBuilder};
 pub use directory::{DirectoryBuilder, DirectoryError, NameError, check_name, empty_directory, symlink};
 pub use hamt::Shard;
 pub(crate) use hamt::{Found, Place};

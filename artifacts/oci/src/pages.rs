@@ -22,6 +22,7 @@
 
 use std::collections::VecDeque;
 
+use iptl_artifacts::import::at_once;
 use iptl_dag::model::image::MAX_PAGES_PER_LAYER;
 use iptl_dag::model::{Layer, LayerPage, to_block};
 use iptl_dag::unixfs::FileBuilder;
@@ -253,7 +254,7 @@ impl<O: BlockSink> Sink for LayerBuilder<'_, O> {
         }
         self.content = match (entry.kind, entry.size) {
             (Kind::File, 1..=MAX_SMALL_FILE) => Content::Small { size: entry.size },
-            (Kind::File, size @ 1..) => Content::File { file: Box::default(), size },
+            (Kind::File, size @ 1..) => Content::File { file: Box::new(FileBuilder::new().at_once(at_once)), size },
             (Kind::File, 0) | (Kind::Directory | Kind::Symlink | Kind::HardLink, _) => Content::None,
         };
         self.out.settle().map_err(BuildStop::Out)

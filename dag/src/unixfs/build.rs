@@ -3,7 +3,6 @@
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use bytes::Bytes;
 use fastcdc::v2020::{Normalization, select_masks};
@@ -15,6 +14,15 @@ use crate::{Block, Cid, Codec};
 /// Bytes that a builder holds before it cuts: four leaves of the largest size, so that moving the tail is cheap, and what
 /// is cut off at a time is worth a thread.
 const BUFFER_SIZE: usize = 4 * LEAF_MAX;
+
+/// Does two things, at once where it can: this crate has no threads of its own. Both are done on return.
+pub type Both = fn(beside: &(dyn Fn() + Sync), here: &mut dyn FnMut());
+
+/// Does two things one after the other.
+fn in_turn(beside: &(dyn Fn() + Sync), here: &mut dyn FnMut()) {
+    here();
+    beside();
+}
 
 /// Buffers that are kept for the next bytes: as many as whoever stores blocks holds back. The system wants a new one touched
 /// page by page, which takes as long as a copy.
@@ -42,8 +50,8 @@ impl Entry {
 /// Builds a file from bytes that arrive in pieces.
 ///
 /// Holds at most 8 MiB of content, up to 32 MiB of memory that blocks left and one node's links per level of the tree. The pieces' sizes leave no trace: cut
-/// points depend on the content alone. Of a file of more than 4 MiB, leaves are hashed by a second thread, while the next
-/// ones are cut.
+/// points depend on the content alone. Of a file of more than 4 MiB, leaves can be hashed while the next ones are cut:
+/// [`FileBuilder::at_once`].
 ///
 /// ```
 /// use iptl_dag::unixfs::FileBuilder;
@@ -61,6 +69,7 @@ pub struct FileBuilder {
     profile: Profile,
     buffer: Vec<u8>,
     spare: Arc<Spare>,
+    both: Both,
     /// Leaves that are cut and not hashed.
     cut: Vec<Bytes>,
     masks: (u64, u64),
@@ -99,6 +108,7 @@ impl FileBuilder {
             profile,
             buffer: Vec::new(),
             spare: Arc::default(),
+            both: in_turn,
             cut: Vec::new(),
             masks,
             metadata,
@@ -110,6 +120,12 @@ impl FileBuilder {
     /// Keeps mode and time in the root, whose CID they change. A file of one raw leaf then has a node above it.
     pub fn metadata(mut self, metadata: Metadata) -> FileBuilder {
         self.metadata = metadata;
+        self
+    }
+
+    /// Hashes leaves while others are cut, by a caller that can do both at once.
+    pub fn at_once(mut self, both: Both) -> FileBuilder {
+        self.both = both;
         self
     }
 
@@ -190,7 +206,7 @@ impl FileBuilder {
             (leaves, start)
         };
         let before = std::mem::take(&mut self.cut);
-        let (hashed, (leaves, start)) = hash_beside(profile, before, cut);
+        let (hashed, (leaves, start)) = hash_beside(profile, self.both, &before, cut);
         hashed.into_iter().for_each(|leaf| self.add_hashed(leaf, blocks));
         self.cut = leaves;
         if start < buffer.len() {
@@ -354,34 +370,29 @@ fn node(profile: Profile, links: Vec<PbLink>, message: &PbUnixFs) -> Block {
     profile.block(Codec::DagPb, data.into())
 }
 
-/// Hashes leaves while `work` is done: on another thread, and on this one once it is done.
-fn hash_beside<T>(profile: Profile, leaves: Vec<Bytes>, work: impl FnOnce() -> T) -> (Vec<Leaf>, T) {
-    if leaves.is_empty() {
-        return (Vec::new(), work());
-    }
-    let next = AtomicUsize::new(0);
+/// Hashes leaves while `work` is done, and after it.
+fn hash_beside<T>(profile: Profile, both: Both, leaves: &[Bytes], work: impl FnOnce() -> T) -> (Vec<Leaf>, T) {
+    let (next, hashed) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(leaves.len())));
     let hash = || {
-        let mut hashed = Vec::new();
         while let at = next.fetch_add(1, Ordering::Relaxed)
             && let Some(leaf) = leaves.get(at)
         {
-            hashed.push((at, Leaf::hash(profile, leaf.clone())));
+            let leaf = Leaf::hash(profile, leaf.clone());
+            hashed.lock().unwrap_or_else(PoisonError::into_inner).push((at, leaf));
         }
-        hashed
     };
-    thread::scope(|threads| {
-        // Where there can be no thread, this one does all of it.
-        let beside = thread::Builder::new().spawn_scoped(threads, hash).ok();
-        let done = work();
-        let mut hashed = hash();
-        match beside.map(thread::ScopedJoinHandle::join) {
-            Some(Ok(others)) => hashed.extend(others),
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => {}
-        }
-        hashed.sort_unstable_by_key(|(at, _)| *at);
-        (hashed.into_iter().map(|(_, leaf)| leaf).collect(), done)
-    })
+    let (mut work, mut done) = (Some(work), None);
+    let mut here = || {
+        done = work.take().map(|work| work());
+        hash();
+    };
+    match leaves {
+        [] => here(),
+        [..] => both(&hash, &mut here),
+    }
+    let mut hashed = hashed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    hashed.sort_unstable_by_key(|(at, _)| *at);
+    (hashed.into_iter().map(|(_, leaf)| leaf).collect(), done.expect("what is to be done here was done"))
 }
 
 #[cfg(test)]
