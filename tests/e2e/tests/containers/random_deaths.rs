@@ -78,7 +78,11 @@ fn survives(executions: u32, seed: u64) {
         // Every other one dies while its containers are made, and every other one while they run.
         let since = if number % 2 == 0 { "the submission" } else { "the start" };
         if number % 2 == 1 {
-            until("the start", || lab.run(&["ls", "runs", "--json"]).stdout.contains("\"running").then_some(()));
+            until("the start", || {
+                let rows = lab.run(&["ls", "runs", "--json"]).stdout;
+                let row = rows.lines().find(|line| line.contains(&execution))?;
+                (row.contains("\"running") || row.contains("\"sealed\"")).then_some(())
+            });
         }
         let mut moments: Vec<u64> = (0..DEATHS).map(|_| draw.below(LATEST_MS)).collect();
         moments.sort_unstable();
