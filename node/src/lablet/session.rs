@@ -20,9 +20,6 @@ use crate::members::Members;
 /// Messages that wait to be written.
 const OUT_QUEUE: usize = 4096;
 
-/// Longest wait for the answer to hello.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Heartbeats without a word from the orchestrator, which answers each, before its session counts as broken: a machine
 /// that lost its power says no goodbye, and the transport notices long after the lease is over.
 const SILENT_HEARTBEATS: u32 = 2;
@@ -32,8 +29,9 @@ const SILENT_HEARTBEATS: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Shortest patience with one attempt. An orchestrator that comes back a moment after it was dialled refused TCP
-/// already, and QUIC asks it again ever more rarely: a new dial finds it sooner, while the lease still holds.
+/// Shortest patience with one attempt, and with the answer to hello. An orchestrator that comes back a moment after it was
+/// dialled refused TCP already, and QUIC asks it again ever more rarely: a new dial finds it sooner, while the lease still
+/// holds.
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Patience with an attempt, as a multiple of the pause before it; the way through a relay takes some seconds.
@@ -92,10 +90,11 @@ impl SessionKeeper {
     /// One session, from hello to its end.
     async fn session(&self, orchestrator: &PeerId, addrs: &[String], patience: Duration) -> Result<(), String> {
         let opening = self.links.open(orchestrator, addrs, PROTOCOL);
-        let stream = tokio::time::timeout(patience, opening)
-            .await
-            .map_err(|_| format!("cannot reach {} within {} s", orchestrator.short(), patience.as_secs()))?
-            .map_err(|e| e.to_string())?;
+        let Ok(opened) = tokio::time::timeout(patience, opening).await else {
+            self.give_up(orchestrator).await;
+            return Err(format!("cannot reach {} within {} s", orchestrator.short(), patience.as_secs()));
+        };
+        let stream = opened.map_err(|e| e.to_string())?;
         let (answer, hello) = oneshot::channel();
         let _stopped = self.lablet.send(Command::Hello { answer }).await;
         let hello = hello.await.map_err(|_| "the lablet has stopped")?;
@@ -103,9 +102,11 @@ impl SessionKeeper {
         let mut reader = BufReader::with_capacity(64 << 10, reader);
         let hello_at = clock::now();
         framed::write(&mut writer, &ToOrchestrator::Hello(*hello)).await.map_err(|e| e.to_string())?;
-        let welcome = tokio::time::timeout(WELCOME_TIMEOUT, self.welcome(&mut reader, orchestrator))
-            .await
-            .map_err(|_| "the orchestrator did not answer hello".to_owned())??;
+        let Ok(welcome) = tokio::time::timeout(patience, self.welcome(&mut reader, orchestrator)).await else {
+            self.give_up(orchestrator).await;
+            return Err("the orchestrator did not answer hello".to_owned());
+        };
+        let welcome = welcome?;
         self.state.send_replace(String::new());
         let (out, queue) = mpsc::channel(OUT_QUEUE);
         let mut writing = tokio::spawn(framed::write_queue(writer, queue, stamp));
@@ -116,6 +117,14 @@ impl SessionKeeper {
         }
         writing.abort();
         Ok(())
+    }
+
+    /// Closes a connection on which nothing comes: it may lead to an earlier life of the orchestrator, which died without a
+    /// word, and every further attempt would wait on it.
+    async fn give_up(&self, orchestrator: &PeerId) {
+        if let Some(net) = self.links.net() {
+            net.disconnect(orchestrator).await;
+        }
     }
 
     async fn welcome(
@@ -157,9 +166,7 @@ impl SessionKeeper {
             let read = framed::read::<ToLablet>(reader, MAX_MESSAGE_SIZE);
             let Ok(read) = tokio::time::timeout(silence, read).await else {
                 tracing::warn!(ms = silence.as_millis(), "the orchestrator is silent; its connection is made anew");
-                if let Some(net) = self.links.net() {
-                    net.disconnect(&orchestrator).await;
-                }
+                self.give_up(&orchestrator).await;
                 return;
             };
             if let Ok(Some(ToLablet::Lease(renewal))) = &read {
