@@ -76,8 +76,8 @@ pub struct Orchestrator {
     reconcile: Option<Reconcile>,
     /// Another orchestrator leads: nothing is done any more.
     deposed: bool,
-    /// Another orchestrator follows this one.
-    is_followed: bool,
+    /// Since when another orchestrator follows this one, where one does.
+    followed_since: Option<Timestamp>,
 }
 
 impl Orchestrator {
@@ -96,7 +96,7 @@ impl Orchestrator {
             replan: false,
             reconcile: None,
             deposed: false,
-            is_followed: false,
+            followed_since: None,
         }
     }
 
@@ -152,7 +152,9 @@ impl Orchestrator {
                 }
                 return;
             }
-            Input::Followed { is_followed } => self.is_followed = is_followed,
+            Input::Followed { is_followed } => {
+                self.followed_since = is_followed.then(|| self.followed_since.unwrap_or(now));
+            }
             Input::Replayed => self.replayed(now),
             Input::TakeOver { term, lablets, handed_over } => self.take_over(now, term, lablets, handed_over),
             Input::Timeout => {}

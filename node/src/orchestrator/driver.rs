@@ -759,7 +759,10 @@ impl Driver {
             }
             Ask::HandOver { to, answer } => self.leave_to(to, answer),
             Ask::Followers { answer } => {
-                let _gone = answer.send(self.followers.rows());
+                let mut rows = self.followers.rows();
+                let covered = self.core.leases_outlast_a_takeover();
+                rows.iter_mut().for_each(|row| row.in_contact &= covered);
+                let _gone = answer.send(rows);
             }
         }
     }

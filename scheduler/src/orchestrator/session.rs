@@ -145,8 +145,16 @@ impl Orchestrator {
         (heartbeat, base.saturating_mul(self.lease_heartbeats()))
     }
 
+    /// Whether every lablet that is here holds a lease that is longer than a follower's patience: one that was renewed since
+    /// there is a follower.
+    pub fn leases_outlast_a_takeover(&self) -> bool {
+        self.followed_since.is_some_and(|since| {
+            self.lablets.values().filter(|lablet| lablet.session.is_some()).all(|lablet| lablet.heard_at > since)
+        })
+    }
+
     fn lease_heartbeats(&self) -> u32 {
-        self.config.lease_heartbeats.saturating_mul(if self.is_followed { FOLLOWED_LEASES } else { 1 })
+        self.config.lease_heartbeats.saturating_mul(if self.followed_since.is_some() { FOLLOWED_LEASES } else { 1 })
     }
 
     /// Longest lease that a lablet may hold, in milliseconds.

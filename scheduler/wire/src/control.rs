@@ -498,7 +498,8 @@ pub struct Leads {
 pub struct FollowerRow {
     /// Who.
     pub peer: PeerId,
-    /// Whether it is in contact: everything that is acted on is on its disk before.
+    /// Whether it is in contact: everything that is acted on is on its disk before, and lablets hold leases that outlast a
+    /// takeover.
     pub in_contact: bool,
     /// Beats that it has not answered yet, each with the facts before it.
     pub behind: u64,
