@@ -240,13 +240,20 @@ fn way_between_two_lablets_is_part_of_the_delay_that_a_run_asks_for() {
     assert_eq!(lablets.len(), 2, "they are on both");
 
     let run = in_a_network(owner, &format!("{result}/run"), apart(50_000));
-    let held = owner.run(&["run", &run, "--json"]).exits(0).last_json();
-    let held = held["result"].as_str().unwrap();
-    // Twice 50 ms, and not twice 60, however busy this machine is.
-    let fastest = took(owner, held, "datagram").into_iter().fold(f64::INFINITY, f64::min);
+    // Twice 50 ms, and not twice 60: of three runs the fastest datagram, since this machine may be busy with others.
+    let mut fastest = f64::INFINITY;
+    let mut held = String::new();
+    for _ in 0..3 {
+        let ended = owner.run(&["run", &run, "--json"]).exits(0).last_json();
+        held = ended["result"].as_str().unwrap().to_owned();
+        fastest = took(owner, &held, "datagram").into_iter().fold(fastest, f64::min);
+        if fastest < 115.0 {
+            break;
+        }
+    }
     assert!((99.5..115.0).contains(&fastest), "{fastest} ms there and back");
     // The stream between the lablets has to grow first: what it holds up of a burst is late, and counted.
-    let counted = receipts(owner, held);
+    let counted = receipts(owner, &held);
     assert!(counted.iter().all(|receipt| receipt["network"]["cell"]["relayed"] == 0), "the way is direct");
 
     // What cannot be had over this way is said.
