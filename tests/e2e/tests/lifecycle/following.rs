@@ -1,7 +1,7 @@
 //! Who watches, from the start, late, or for a while.
 
 use iptl_e2e::beside::Beside;
-use iptl_e2e::{Foreground, Lab};
+use iptl_e2e::{Foreground, Lab, until};
 
 use super::{Plan, passed_once, reaches, row, submit, watch};
 
@@ -47,6 +47,7 @@ fn a_run_is_seen_while_it_lives_and_after() {
 fn who_follows_before_anything_is_prepared_misses_nothing() {
     let lab = Lab::start(1);
     lab.lablets[0].kill();
+    until("the end of its lease", || (lab.run(&["status", "--json"]).json()["lablets_ready"] == 0).then_some(()));
     let plan = Plan::new(1).quick(2);
     let execution = submit(&lab, &plan.write(&lab), "1s");
     reaches(&lab, &execution, "waiting");
