@@ -27,8 +27,8 @@ use crate::links::Duplex;
 use crate::node::Node;
 use crate::orchestrator::Stopped;
 
-/// Streams of one peer that have not shown a membership.
-const MAX_STRANGERS_PER_PEER: usize = 16;
+/// Streams of one peer that have not shown a membership: more than a script of a member opens in one moment.
+const MAX_STRANGERS_PER_PEER: usize = 64;
 
 /// Streams of members that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;

@@ -21,7 +21,7 @@ use crate::links::{Links, Stream};
 use crate::members::Members;
 
 /// Streams that wait to be accepted.
-const ACCEPT_QUEUE: usize = 16;
+const ACCEPT_QUEUE: usize = 64;
 
 /// Commands that run at a time on one lablet: each is a person at a terminal, or a script that had better wait.
 const MAX_AT_ONCE: usize = 32;
@@ -55,12 +55,17 @@ pub(super) async fn serve(links: Links, members: Members, lablet: mpsc::Sender<C
                     done = attend(&mut reader, &mut writer, &lablet) => done,
                     () = stop.cancelled() => Err(broken("the lablet stops".to_owned())),
                 },
-                Err(_) => Err(refusal(
-                    FailureKind::LabUnable,
-                    "exec.too-many",
-                    format!("{MAX_AT_ONCE} commands run on this lablet already"),
-                    "end one of them, or try again",
-                )),
+                Err(_) => {
+                    // Its order is read first: a stream that ends before would break while who asks still writes.
+                    let order = framed::read::<ExecOrder>(&mut reader, MAX_FRAME_SIZE);
+                    let _unread = tokio::time::timeout(ORDER_TIMEOUT, order).await;
+                    Err(refusal(
+                        FailureKind::LabUnable,
+                        "exec.too-many",
+                        format!("{MAX_AT_ONCE} commands run on this lablet already"),
+                        "end one of them, or try again",
+                    ))
+                }
             };
             let last = last.map_or_else(Reply::Error, |()| Reply::End {});
             let _gone = framed::write(&mut writer, &last).await;

@@ -131,12 +131,12 @@ fn commands_in_the_run_of_another_developer_are_refused_and_so_are_too_many() {
     lab.run(&["exec", &target, "--", "sh", "-c", "exit 0"]).exits(0);
 
     // They wait without a process of their own beside them: a container may have only so many.
-    let waiting = "echo here; read enough";
+    let waiting = "echo hold-the-line; read enough";
     let mut sessions: Vec<Beside> = (0..MAX_AT_ONCE)
         .map(|_| Beside::start_with_input(&mut mine.iptl(&["exec", &target, "--", "sh", "-c", waiting])))
         .collect();
     for session in &mut sessions {
-        session.says("here");
+        session.says("hold-the-line");
     }
     let refused = mine.run(&["exec", &target, "--", "sh", "-c", "exit 0"]).fails(5, "exec.too-many");
     assert!(refused.stderr.contains("32 commands run on this lablet already"), "{}", refused.stderr);
