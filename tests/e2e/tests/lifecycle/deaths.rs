@@ -124,7 +124,8 @@ fn a_killed_worker_ends_its_cell_and_no_other() {
     let plan = Plan::new(2);
     let folder = plan.write(&lab);
     let lablet = lab.lablets[0].pid;
-    let before = beside::children(lablet);
+    let before =
+        until("a worker that is kept warm", || Some(beside::children(lablet)).filter(|found| !found.is_empty()));
     let doomed = submit(&lab, &folder, "60s");
     reaches(&lab, &doomed, "running");
     // The doomed cell has the worker that was kept warm; a new one is warmed for the next cell.
