@@ -28,7 +28,7 @@ const MAX_PULL_SIZE: u64 = 32 << 30;
 const MAX_METRICS_SIZE: usize = 2 << 30;
 
 /// Failures that are told with a result.
-const MAX_FAILURES: usize = 20;
+pub(super) const MAX_FAILURES: usize = 20;
 
 /// Fetches receipts and makes results, each in a task of its own.
 pub(super) struct Sealer {

@@ -5,8 +5,7 @@ use iptl_dag::model::{self, Attestation, Outcome, OutcomeShard, ResultNode, Sign
 use iptl_dag::{Cid, DecodeError};
 use iptl_wire::control::Event;
 
-/// Failures that are told with a result.
-const MAX_FAILURES: usize = 20;
+use super::seal::MAX_FAILURES;
 
 /// Reads the last event of an execution out of its result, all of whose blocks are here.
 pub(super) async fn told(store: &dyn BlobStore, result: Cid) -> anyhow::Result<Event> {

@@ -77,6 +77,7 @@ fn main() -> ExitCode {
 
 fn soak(shell: &Shell) -> anyhow::Result<()> {
     setup::for_build(shell)?;
+    engine::ensure(shell)?;
     test::build_plans(shell)?;
     shell.step("soak", "the tests that are ignored every day, one after another");
     shell.run(shell.cargo().args(["build", "--workspace", "--bin", "iptl"]))?;
