@@ -116,7 +116,7 @@ pub(crate) enum Ask {
     Cancel {
         name: String,
         by: PeerId,
-        answer: oneshot::Sender<Result<ExecutionId, Failure>>,
+        answer: oneshot::Sender<Result<Cancelled, Failure>>,
     },
     /// The log of an execution, as it is on disk.
     Audit {
@@ -142,6 +142,13 @@ pub(crate) enum Ask {
     Followers {
         answer: oneshot::Sender<Vec<FollowerRow>>,
     },
+}
+
+/// What a cancel found.
+pub(crate) struct Cancelled {
+    pub(crate) execution: ExecutionId,
+    /// It was over before.
+    pub(crate) over: bool,
 }
 
 /// A log as it is on disk.

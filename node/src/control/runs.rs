@@ -18,7 +18,7 @@ use super::content::fetch_failure;
 use super::{Caller, Talk, broken, failure, remote, stopped};
 use crate::fetch::Wanted;
 use crate::node::Node;
-use crate::orchestrator::{Ask, LabletRow, OrchestratorHandle, RunRecord, RunRow};
+use crate::orchestrator::{Ask, Cancelled, LabletRow, OrchestratorHandle, RunRecord, RunRow};
 
 /// A submitted run's blocks must arrive within so long after the last one that did.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -163,8 +163,9 @@ pub(super) async fn cancel(
         return remote::forward(node, caller, Request::Cancel { execution }, talk).await;
     };
     let by = caller.peer(node);
-    lab.ask(|answer| Ask::Cancel { name: execution, by, answer }).await.map_err(stopped)??;
-    Ok(())
+    let Cancelled { execution, over } =
+        lab.ask(|answer| Ask::Cancel { name: execution, by, answer }).await.map_err(stopped)??;
+    talk.say(Reply::Cancelled { execution: execution.0, alias: execution.alias(), over }).await
 }
 
 /// Hands the log of an execution over as it is on disk: whoever asks checks it.

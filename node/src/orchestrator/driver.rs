@@ -29,7 +29,7 @@ use super::registry::{Active, Registry};
 use super::replicate::Newcomer;
 use super::seal::Sealer;
 use super::sessions::Outbox;
-use super::{Ask, COMMAND_QUEUE, Command, DryRun, LabletRow, ReadLog, RunRow};
+use super::{Ask, COMMAND_QUEUE, Cancelled, Command, DryRun, LabletRow, ReadLog, RunRow};
 use super::{locate, top};
 use crate::clock;
 use crate::facts::{LogError, Logs};
@@ -232,7 +232,7 @@ pub(super) struct Driver {
 /// crash.
 pub(super) enum Promised {
     Submitted(oneshot::Sender<ExecutionId>, ExecutionId),
-    Cancelled(oneshot::Sender<Result<ExecutionId, Failure>>, Result<ExecutionId, Failure>),
+    Cancelled(oneshot::Sender<Result<Cancelled, Failure>>, Result<Cancelled, Failure>),
 }
 
 impl Driver {
@@ -727,10 +727,13 @@ impl Driver {
                 let _gone = answer.send(locate::lablet_of(&self.registry, &self.core, &name, &instance, by.as_ref()));
             }
             Ask::Cancel { name, by, answer } => {
-                let found = self.registry.find(&name);
-                if let Ok(id) = &found {
-                    self.input(Input::Cancel { execution: *id, by });
-                }
+                let found = self.registry.find(&name).map(|execution| {
+                    let over = self.registry.ended(&execution).is_some();
+                    if !over {
+                        self.input(Input::Cancel { execution, by });
+                    }
+                    Cancelled { execution, over }
+                });
                 self.promised.push(Promised::Cancelled(answer, found));
             }
             Ask::Audit { name, answer } => {

@@ -290,6 +290,15 @@ pub struct CheckReport {
 pub enum Reply {
     /// What is going on.
     Status(Status),
+    /// What became of a cancel.
+    Cancelled {
+        /// CID of the execution.
+        execution: Cid,
+        /// Name for people.
+        alias: String,
+        /// It was over before: there was nothing to cancel.
+        over: bool,
+    },
     /// The execution that a submission made.
     Submitted {
         /// CID of the execution.

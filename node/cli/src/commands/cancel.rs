@@ -1,8 +1,9 @@
 //! `iptl cancel`: ends an execution.
 
-use iptl_wire::control::Request;
+use iptl_wire::control::{Reply, Request};
 use serde_json::json;
 
+use crate::client::unexpected;
 use crate::context::Context;
 use crate::exit::{Exit, Result};
 use crate::node;
@@ -17,12 +18,16 @@ pub struct Args {
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
     let client = node::daemon(ctx).await?;
-    ctx.waiting("cancelling", client.call_all(Request::Cancel { execution: args.execution.clone() })).await?;
+    let reply = ctx.waiting("cancelling", client.call_one(Request::Cancel { execution: args.execution })).await?;
+    let Reply::Cancelled { execution, alias, over } = reply else { return Err(unexpected(&format!("{reply:?}"))) };
     if ctx.json {
-        ctx.answer_json("cancelled", json!({"execution": args.execution}));
+        ctx.answer_json("cancelled", json!({"execution": execution.to_string(), "alias": alias, "over": over}));
+    } else if over {
+        ctx.say(format!("{alias} was over: there is nothing to cancel"));
+        ctx.next(format!("iptl show {alias}"));
     } else {
-        ctx.say(format!("cancelled {}; what it has is being sealed", args.execution));
-        ctx.next(format!("iptl watch {}", args.execution));
+        ctx.say(format!("cancelled {alias}; what it has is being sealed"));
+        ctx.next(format!("iptl watch {alias}"));
     }
     Ok(Exit::Ok)
 }

@@ -80,9 +80,14 @@ fn pair(text: &str) -> std::result::Result<(String, String), String> {
     }
 }
 
+/// Says whether a plan is named by its place on this disk, whether it is there or not.
+fn is_path(plan: &str) -> bool {
+    Path::new(plan).exists() || plan.starts_with('.') || plan.starts_with('/') && !plan.starts_with("/ipfs/")
+}
+
 pub async fn run(ctx: &Context, args: Args) -> Result {
     // What can be wrong with the plan itself is said before a node is needed.
-    let source = if Path::new(&args.plan).exists() { Some(plan::load(Path::new(&args.plan))?) } else { None };
+    let source = if is_path(&args.plan) { Some(plan::load(Path::new(&args.plan))?) } else { None };
     if let (Some(source), false) = (&source, args.no_build) {
         plan::build(ctx, source).await?;
     }

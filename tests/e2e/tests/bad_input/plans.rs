@@ -76,6 +76,14 @@ below = "250 parsecs"
 }
 
 #[test]
+fn plan_whose_folder_is_not_there() {
+    let home = Home::new();
+    home.run(&["run", "./nothing", "--local"]).fails(2, "plan.not-found");
+    let gone = home.path().join("gone");
+    home.run(&["run", &gone.display().to_string(), "--local"]).fails(2, "plan.not-found");
+}
+
+#[test]
 fn manifest_that_is_no_toml() {
     let home = Home::new();
     let plan = home.path().join("plan.toml");

@@ -19,7 +19,8 @@ fn a_run_cancelled_while_it_runs_is_sealed_as_inconclusive() {
     let receipts = receipts(&lab, &last["result"]);
     assert_eq!(receipts.len(), 4, "{receipts:?}");
     // Another cancel finds nothing to do and says so.
-    lab.run(&["cancel", &execution]).exits(0);
+    let again = lab.run(&["cancel", &execution, "--json"]).exits(0).last_json();
+    assert_eq!(again["over"].as_bool(), Some(true), "{again}");
 }
 
 #[test]
