@@ -30,8 +30,10 @@ const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const KAD_REPUBLISH: Duration = Duration::from_secs(15 * 60);
 /// Two lost announcements may pass before a record is forgotten: a lab's nodes come and go in hours.
 const KAD_RECORD_TTL: Duration = Duration::from_secs(45 * 60);
-/// Connections of one peer: a TCP and a QUIC one dialled from each side, a relayed one, and hole punching's attempts.
-const MAX_CONNECTIONS_PER_PEER: u32 = 8;
+/// Connections of one peer: a TCP and a QUIC one dialled from each side, a relayed one, and hole punching's attempts. One
+/// more takes the place of the oldest: a peer that was killed and started again left connections behind that look alive for
+/// as long as [`QUIC_IDLE_TIMEOUT_MS`], and must not be refused for them.
+pub(crate) const MAX_CONNECTIONS_PER_PEER: usize = 8;
 /// All connections: a lab of 1,000 lablets around one orchestrator, twice.
 const MAX_CONNECTIONS: u32 = 4_096;
 /// Handshakes in progress, each way: bounds what strangers can make us compute.
@@ -79,7 +81,6 @@ pub(crate) fn build(config: &Config, protocols: Protocols) -> Result<Swarm<Behav
         limits: connection_limits::Behaviour::new(
             connection_limits::ConnectionLimits::default()
                 .with_max_established(Some(MAX_CONNECTIONS))
-                .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER))
                 .with_max_pending_incoming(Some(MAX_PENDING_CONNECTIONS))
                 .with_max_pending_outgoing(Some(MAX_PENDING_CONNECTIONS)),
         ),

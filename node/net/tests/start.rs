@@ -1,8 +1,9 @@
 //! Starting, listening, connecting.
 
 use iptl_net::{Config, DialError, KadMode, NetEvent, StartError, start};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::lab::{QUIC, TCP, config, node, within};
+use crate::lab::{QUIC, TCP, config, node, until, within};
 
 fn port_of(addr: &str) -> String {
     addr.split('/').nth(4).unwrap().to_owned()
@@ -155,4 +156,33 @@ async fn node_with_mdns_starts() {
     // Multicast does not cross loopback, so that discovery itself needs a real interface.
     let node = node(Config { mdns: true, ..config(&[TCP]) }).await;
     assert_eq!(node.net.addrs().await.len(), 1);
+}
+
+/// A node that was killed leaves connections behind that nobody closes. Nodes of one identity that live at the same time are
+/// as many connections of one peer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn newest_connection_of_a_peer_takes_the_place_of_the_oldest() {
+    let server = node(config(&[QUIC])).await;
+    let mut calls = server.net.accept("/iptl/test/call/1", 1).await.unwrap();
+    let lives = config(&[]);
+    let mut before = Vec::new();
+    for life in 0..20_u8 {
+        let client = node(lives.clone()).await;
+        client.net.connect(server.net.peer(), &server.net.addrs().await).await.unwrap();
+        let mut call = client.net.open(server.net.peer(), "/iptl/test/call/1").await.unwrap();
+        call.write_all(&[life]).await.unwrap();
+        call.shutdown().await.unwrap();
+        let (from, mut heard) = within("the call", calls.next()).await.unwrap();
+        assert_eq!(&from, client.net.peer());
+        let mut said = Vec::new();
+        within("what is said", heard.read_to_end(&mut said)).await.unwrap();
+        assert_eq!(said, [life]);
+        before.push(client);
+    }
+    let connections = until("old connections to go", || async {
+        let peers = server.net.peers().await;
+        let addrs = peers.iter().find(|info| &info.peer == before[0].net.peer()).map(|info| info.addrs.len());
+        addrs.filter(|count| *count <= 8)
+    });
+    assert_eq!(connections.await, 8);
 }

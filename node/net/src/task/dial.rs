@@ -12,6 +12,7 @@ use super::{Connection, Peer, Task};
 use crate::addr::{is_loopback, is_relayed, peer_of, to_peer, with_peer, without_peer};
 use crate::error::DialError;
 use crate::event::NetEvent;
+use crate::swarm::MAX_CONNECTIONS_PER_PEER;
 
 /// Causes that one error message names; the rest are counted.
 const MAX_CAUSES: usize = 3;
@@ -123,6 +124,10 @@ impl Task {
         let state = self.peers.entry(peer).or_default();
         let news = state.connections.is_empty() || (state.is_relayed() && !relayed);
         state.connections.insert(id, Connection { addr: addr.clone(), relayed });
+        let too_many = state.connections.len().saturating_sub(MAX_CONNECTIONS_PER_PEER);
+        for oldest in state.connections.keys().take(too_many) {
+            self.swarm.close_connection(*oldest);
+        }
         if news {
             self.emit(NetEvent::Connected { peer: to_peer(&peer), addr: addr.to_string(), relayed });
         }
