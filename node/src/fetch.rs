@@ -22,6 +22,7 @@ use iptl_wire::control::{FetchProgress, FetchReport};
 use tokio::time::Instant;
 
 use crate::links::Links;
+use crate::announce;
 use crate::members::Members;
 pub use batch::Patience;
 use batch::{BatchDone, BatchEnd, run_batch};
@@ -177,7 +178,9 @@ impl Fetcher {
         wanted: &Wanted,
         mut progress: impl FnMut(FetchProgress),
     ) -> Result<FetchReport, FetchError> {
-        let mut pool = Pool::new(self.links.clone(), wanted.root, wanted.from.clone());
+        let lab = self.members.as_ref().and_then(Members::lab);
+        let keys = announce::keys(lab.as_ref(), &wanted.root);
+        let mut pool = Pool::new(self.links.clone(), keys, wanted.from.clone());
         let mut trade = Trade::new(self.bitswap.clone(), self.links.clone(), self.members.clone());
         let mut share = Share::new(self.links.peer().clone(), &wanted.fellows);
         let mut report = FetchReport::default();

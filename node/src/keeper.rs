@@ -13,6 +13,7 @@ use iptl_dag::Cid;
 use iptl_dag::model::ExecutionId;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce::Announcer;
 use crate::clock;
 use crate::links::Links;
 use crate::members::Members;
@@ -56,13 +57,13 @@ pub struct Keeper {
     public: Arc<PublicIndex>,
     store: Arc<Collectable>,
     members: Members,
-    links: Links,
     /// Pins and index change together, one change at a time: else a root could be added while it is taken out.
     changing: tokio::sync::Mutex<()>,
     /// Roots that nobody pins and somebody used: what was used last stays longest within a quota.
     recent: Recent,
     /// Roots that executions need while they go on. In memory: an execution that is resumed names them again.
     held: Mutex<BTreeMap<(ExecutionId, Holder), Held>>,
+    announcer: Announcer,
 }
 
 impl Keeper {
@@ -76,7 +77,8 @@ impl Keeper {
         links: Links,
     ) -> Keeper {
         let (changing, held) = (tokio::sync::Mutex::default(), Mutex::default());
-        Keeper { pins, recent, public, store, members, links, changing, held }
+        let announcer = Announcer::new(links, members.clone());
+        Keeper { pins, recent, public, store, members, announcer, changing, held }
     }
 
     /// Pins a root for good and announces it. Durable on return.
@@ -95,7 +97,7 @@ impl Keeper {
             (_, true) => self.show(&root).await?,
             (Some(false) | None, false) => {}
         }
-        self.announce(root);
+        self.announcer.announce(root, public);
         Ok(())
     }
 
@@ -103,14 +105,16 @@ impl Keeper {
     pub async fn share(&self, root: Cid) -> Result<Added, KeepError> {
         let _changing = self.changing.lock().await;
         if tokio::task::block_in_place(|| self.pins.set_public(&root, true))? {
-            return Ok(self.public.add(&*self.store, &root).await?);
+            let added = self.public.add(&*self.store, &root).await?;
+            self.announcer.announce(root, true);
+            return Ok(added);
         }
         let pinned_ms = clock::wall().0;
         let pin =
             Pin { root, mode: PinMode::Recursive, kind: PinKind::Data, name: String::new(), pinned_ms, public: true };
         tokio::task::block_in_place(|| self.pins.add([pin]))?;
         let added = self.public.add(&*self.store, &root).await?;
-        self.announce(root);
+        self.announcer.announce(root, true);
         Ok(added)
     }
 
@@ -120,6 +124,7 @@ impl Keeper {
         let _changing = self.changing.lock().await;
         let found = tokio::task::block_in_place(|| self.pins.set_public(root, false))?;
         if found {
+            self.announcer.announce(*root, false);
             self.hide().await?;
         }
         Ok((found, self.public.contains(root.hash())))
@@ -136,10 +141,7 @@ impl Keeper {
         if was_public {
             self.hide().await?;
         }
-        if let Some(net) = self.links.net().cloned() {
-            let key = root.hash().to_bytes();
-            tokio::spawn(async move { net.stop_providing(&key).await });
-        }
+        self.announcer.withdraw(*root);
         Ok(true)
     }
 
@@ -226,10 +228,10 @@ impl Keeper {
         self.pins.list()
     }
 
-    /// Announces every root that is kept, as at start.
+    /// Announces every root that is kept: at start, and where the node came into a lab.
     pub fn announce_all(&self) {
         for pin in self.pins.list() {
-            self.announce(pin.root);
+            self.announcer.announce(pin.root, pin.public);
         }
     }
 
@@ -259,12 +261,6 @@ impl Keeper {
 
     async fn hide(&self) -> Result<Added, KeepError> {
         Ok(self.public.replace(&*self.store, &self.pins.public_roots()).await?)
-    }
-
-    fn announce(&self, root: Cid) {
-        if let Some(net) = self.links.net().cloned() {
-            tokio::spawn(async move { net.provide(&root.hash().to_bytes()).await });
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(ExecutionId, Holder), Held>> {

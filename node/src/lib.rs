@@ -4,7 +4,7 @@
 //!
 //! * [`orchestrator`] owns the scheduler's core, the log of [`facts`] and the results;
 //! * [`lablet`] owns the other core and the cells; [`carrier`] carries lab packets between cells;
-//! * [`fetch`] brings DAGs here: providers × protocols → verified blocks; [`keeper`] pins and announces;
+//! * [`fetch`] brings DAGs here: providers × protocols → verified blocks; [`keeper`] pins, [`announce`] tells the DHT;
 //! * [`control`] answers whoever commands the node; [`admission`] and [`join`] are the lab's door;
 //! * [`members`] knows who is in the lab, [`readers`] who may read which block;
 //! * [`links`] opens streams to peers, this node itself included.
@@ -14,6 +14,7 @@
 
 pub mod admission;
 mod carrier;
+pub mod announce;
 pub mod clock;
 mod control;
 pub mod facts;

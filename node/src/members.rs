@@ -122,6 +122,11 @@ impl Members {
         self.read().own.as_ref().is_some_and(|own| own.certificate.body.private)
     }
 
+    /// Returns the lab of which this node is a member.
+    pub fn lab(&self) -> Option<PeerId> {
+        self.read().own.as_ref().map(|own| own.lab().clone())
+    }
+
     /// Returns who leads the lab as far as this node knows, with its addresses.
     pub fn leader(&self) -> Option<(PeerId, Vec<String>)> {
         self.candidates().into_iter().next()

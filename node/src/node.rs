@@ -341,11 +341,12 @@ impl Node {
     /// Takes up the role of a lab's maker.
     pub(crate) async fn made_lab(self: &Arc<Node>, admission: Admission) -> Result<(), StartError> {
         drop(admission);
+        let membership = self.home.membership()?;
+        self.members.set_own(membership.clone());
+        self.keeper.announce_all();
         if self.options.roles {
-            self.play(self.home.membership()?).await
+            self.play(membership).await
         } else {
-            let membership = self.home.membership()?;
-            self.members.set_own(membership.clone());
             self.write_roles(|roles| roles.membership = membership);
             Ok(())
         }
@@ -366,6 +367,7 @@ impl Node {
         self.home.set_membership(&membership)?;
         self.members.set_own(Some(membership.clone()));
         self.members.learn_orchestrators(orchestrators);
+        self.keeper.announce_all();
         if self.options.roles {
             self.play(Some(membership)).await
         } else {

@@ -59,6 +59,14 @@ pub async fn lab(open: bool) -> Node {
     node
 }
 
+/// A node that has joined a lab by a ticket.
+pub async fn member(lab: &Node, role: Role) -> Node {
+    let ticket = lab.invite(role, 60_000).await;
+    let node = bystander().await;
+    node.join(&ticket, role).await.unwrap();
+    node
+}
+
 /// Starts a node on the home of one that is gone.
 pub async fn start_again(dir: TempDir) -> Node {
     home(&dir);

@@ -4,7 +4,7 @@ use iptl_dag::{Block, Cid};
 use iptl_wire::control::{Reply, Request};
 use iptl_wire::lab::Role;
 
-use crate::lab::{Dag, Node, bystander, lab, node, parent, within};
+use crate::lab::{Dag, Node, bystander, lab, member, node, parent, within};
 
 /// Long enough for everything that succeeds.
 const PATIENT_MS: u64 = 60_000;
@@ -68,13 +68,6 @@ impl Hidden {
             assert_eq!(failed.code, "fetch.no-provider", "{root}: {failed:?}");
         }
     }
-}
-
-async fn member(lab: &Node, role: Role) -> Node {
-    let ticket = lab.invite(role, 60_000).await;
-    let node = bystander().await;
-    node.join(&ticket, role).await.unwrap();
-    node
 }
 
 async fn revoke(lab: &Node, member: &Node) {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use iptl_dag::{Cid, PeerId};
 
 use super::Source;
@@ -22,7 +24,8 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The providers of one fetch.
 pub(super) struct Pool {
     links: Links,
-    root: Cid,
+    /// What its providers are found by in the DHT.
+    keys: Vec<Vec<u8>>,
     providers: BTreeMap<PeerId, Provider>,
     /// Peers of the swarm were added.
     asked_swarm: bool,
@@ -47,8 +50,8 @@ impl Provider {
 }
 
 impl Pool {
-    pub(super) fn new(links: Links, root: Cid, named: Vec<Source>) -> Pool {
-        let mut pool = Pool { links, root, providers: BTreeMap::new(), asked_swarm: false };
+    pub(super) fn new(links: Links, keys: Vec<Vec<u8>>, named: Vec<Source>) -> Pool {
+        let mut pool = Pool { links, keys, providers: BTreeMap::new(), asked_swarm: false };
         for (peer, addrs) in named {
             pool.add(peer, addrs, 0);
         }
@@ -130,7 +133,17 @@ impl Pool {
                 found |= self.add(peer.peer, Vec::new(), 2);
             }
         }
-        for peer in net.providers(&self.root.hash().to_bytes(), limit.min(SEARCH_TIMEOUT)).await {
+        let searches = self.keys.iter().map(|key| net.providers(key, limit.min(SEARCH_TIMEOUT)));
+        let mut searches: FuturesUnordered<_> = searches.collect();
+        let mut providers = Vec::new();
+        // It has one of them; that nobody has the others can take long to tell.
+        while providers.is_empty()
+            && let Some(told) = searches.next().await
+        {
+            providers = told;
+        }
+        drop(searches);
+        for peer in providers {
             found |= self.add(peer, Vec::new(), 1);
         }
         found
