@@ -134,15 +134,24 @@ async fn tree(ctx: &Context, args: TreeArgs) -> Result {
     let root = place.block_cid()?;
     // Depth first, with a stack of its own: the order in which people read a tree.
     let mut stack = vec![(String::new(), root, 0)];
+    // How many levels were shown below what has anything below it: a few blocks can name each other into billions.
+    let mut below: BTreeMap<Cid, u32> = BTreeMap::new();
     while let Some((name, cid, depth)) = stack.pop() {
-        let goes_on = depth < args.depth && Codec::of(&cid) != Some(Codec::Raw);
+        let levels = args.depth.saturating_sub(depth);
+        let goes_on = levels > 0 && Codec::of(&cid) != Some(Codec::Raw);
+        let was_shown = goes_on && below.get(&cid).is_some_and(|shown| *shown >= levels);
         let block = match Codec::of(&cid) {
             Some(Codec::Raw) | None => None,
+            Some(Codec::DagPb | Codec::DagCbor | Codec::DagJson) if was_shown => None,
             Some(Codec::DagPb | Codec::DagCbor | Codec::DagJson) => {
                 Some(fetch::block(ctx, &client, &cid, &args.sources).await?)
             }
         };
-        let kind = block.as_ref().map_or("raw".to_owned(), kind_of);
+        let kind = match &block {
+            Some(block) => kind_of(block),
+            None if was_shown => "as above".to_owned(),
+            None => "raw".to_owned(),
+        };
         if ctx.json {
             let body = json!({"depth": depth, "name": name, "cid": cid.to_string(), "kind": kind});
             ctx.answer_json("dag-node", body);
@@ -152,6 +161,7 @@ async fn tree(ctx: &Context, args: TreeArgs) -> Result {
             ctx.answer(format!("{indent}{name}{cid}  {kind}"));
         }
         if let (true, Some(block)) = (goes_on, block) {
+            below.insert(cid, levels);
             let mut children = named_links(&block)?;
             children.reverse();
             stack.extend(children.into_iter().map(|(name, cid)| (name, cid, depth + 1)));

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use iptl_dag::unixfs::pb::{PbKind, PbLink, PbNode, PbUnixFs};
 use iptl_dag::{Block, Cid, Codec, MAX_BLOCK_SIZE};
 use iptl_e2e::{Foreground, Home, Output, noise, program, run};
 use iptl_wire::control::{Failure, FailureKind, Reply, Request, Upload};
@@ -155,4 +156,58 @@ fn full_disk() {
     // Nothing is lost, and with room again all is well.
     assert_eq!(home.run(&["get", &before, "-o", "-"]).exits(0).stdout, "what was there before");
     home.run(&["publish", "data", &big.display().to_string()]).exits(0);
+}
+
+/// Few blocks that stand for more than there is room for in the world: each links the next again and again.
+fn bombs() -> Vec<(&'static str, Vec<Block>)> {
+    let empty = iptl_dag::unixfs::empty_directory();
+    let mut folders = vec![empty.clone()];
+    let mut shards = vec![empty];
+    for _ in 0..200 {
+        let below = *folders.last().expect("there is one").cid();
+        folders.push(node(vec![link("a", below), link("b", below)], PbUnixFs::new(PbKind::Directory)));
+    }
+    for _ in 0..7 {
+        let below = *shards.last().expect("there is one").cid();
+        let links = (0..256).map(|slot| link(&format!("{slot:02X}"), below)).collect();
+        let full = PbUnixFs {
+            data: Some(vec![0xff; 32]),
+            hash_type: Some(0x22),
+            fanout: Some(256),
+            ..PbUnixFs::new(PbKind::HamtShard)
+        };
+        shards.push(node(links, full));
+    }
+    vec![("get.refused", folders), ("get.not-files", shards)]
+}
+
+fn link(name: &str, cid: Cid) -> PbLink {
+    PbLink { cid, name: Some(name.to_owned()), tsize: Some(1) }
+}
+
+fn node(links: Vec<PbLink>, message: PbUnixFs) -> Block {
+    Block::new(Codec::DagPb, PbNode { links, data: Some(message.encode()) }.encode())
+}
+
+#[test]
+fn folders_that_stand_for_more_than_all_disks_hold() {
+    for (code, blocks) in bombs() {
+        let home = Home::new();
+        let root = blocks.last().expect("there are some");
+        let mut bytes = iptl_dag::car::header(&[*root.cid()]);
+        blocks.iter().rev().for_each(|block| bytes.extend(iptl_dag::car::frame(block)));
+        let car = home.path().join("bomb.car").display().to_string();
+        std::fs::write(&car, bytes).unwrap();
+        // As blocks they are few, and whole.
+        let told = home.run(&["import", &car, "--json"]).exits(0).json();
+        assert_eq!((told["blocks"].as_u64(), told["complete"].as_bool()), (Some(blocks.len() as u64), Some(true)));
+        let out = home.path().join("out");
+        home.run(&["get", &root.cid().to_string(), "-o", &out.display().to_string()]).fails(2, code);
+        // A list of it ends as well: what was shown is not shown again.
+        let tree = home.run(&["dag", "tree", &root.cid().to_string(), "--depth", "300"]).exits(0).stdout;
+        let links: usize = blocks.iter().map(|block| PbNode::decode(block.data()).unwrap().links.len()).sum();
+        assert_eq!(tree.lines().count(), 1 + links, "a line for each link, and one for the root");
+        assert!(tree.contains("  as above"), "{tree}");
+        home.run(&["get", &root.cid().to_string(), "--store-only"]).exits(0);
+    }
 }
