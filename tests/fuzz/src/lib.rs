@@ -37,6 +37,7 @@ pub static TARGETS: &[Target] = &[
     Target { name: "manifest", run: targets::plans::manifest, max_len: 4096 },
     Target { name: "network", run: targets::networks::network, max_len: 2048 },
     Target { name: "packet", run: targets::networks::packet, max_len: 2048 },
+    Target { name: "away", run: targets::networks::away, max_len: 2048 },
     Target { name: "ip", run: targets::networks::ip, max_len: 2048 },
     Target { name: "oci-layer", run: targets::images::layer, max_len: 16_384 },
     Target { name: "oci-page", run: targets::images::page, max_len: 4096 },

@@ -148,6 +148,14 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             ];
             packets.iter().map(Packet::encode).chain([vec![0x10]]).collect()
         }
+        "away" => {
+            // Nodes of the network that the target makes: one is outside, the other behind two gateways.
+            let packet = |origin: u32| {
+                let numbers = [1_u32, origin, 0, 7].map(u32::to_be_bytes);
+                [&[0x20][..], &numbers.concat(), &v4(17, &[0, 1, 0, 2, 0, 8, 0, 0])].concat()
+            };
+            [0, 1, u32::MAX].map(packet).into_iter().chain([vec![0x20; 9]]).collect()
+        }
         "ip" => {
             vec![v4(17, &[0, 1, 0, 2, 0, 8, 0, 0]), v4(6, &[0; 20]), v4(1, &[8, 0, 0, 0, 0, 1, 0, 1]), v6(), vec![0x45]]
         }

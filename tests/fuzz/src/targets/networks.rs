@@ -6,8 +6,8 @@ use bytes::Bytes;
 use iptl_dag::codec;
 use iptl_dag::model::NetworkModel;
 use iptl_labnet::{
-    Access, Engine, EngineConfig, Header, IcmpError, MAX_PACKET_SIZE, NatConfig, NodeId, Packet, RealmId, Topology,
-    compile, embedded, fragments,
+    Access, Away, Engine, EngineConfig, Header, IcmpError, MAX_PACKET_SIZE, NatConfig, NodeId, Packet, RealmId,
+    Topology, compile, embedded, fragments,
 };
 
 use crate::memory::{bounded, typed};
@@ -40,6 +40,27 @@ pub(crate) fn packet(data: &[u8]) -> bool {
     let Ok(packet) = bounded(1, data, || Packet::decode(&bytes)) else { return false };
     assert!(data.len() <= MAX_PACKET_SIZE);
     assert_eq!(packet.encode(), data);
+    true
+}
+
+/// A packet from the engine of another lablet has one form, and whatever it claims, an engine bears it.
+pub(crate) fn away(data: &[u8]) -> bool {
+    let Some(packet) = bounded(1, data, || Away::decode(data)) else { return false };
+    assert_eq!(packet.encode(), data);
+    assert_eq!((Away::target_of(data), Away::origin_of(data)), (Some(packet.to), Some(packet.origin)));
+    let mut stamped = data.to_vec();
+    Away::stamp(&mut stamped, packet.relayed, |at_ns| at_ns);
+    assert_eq!(stamped, data, "what is stamped with what it has stays as it is");
+    let (mut engine, outside, inside) = double_nat();
+    for elsewhere in [outside, inside] {
+        engine.set_away(elsewhere, true);
+        engine.handle_away(1_000_000, packet.clone());
+        drained(&mut engine);
+        while let Some(next) = engine.poll_away() {
+            assert_eq!(Away::decode(&next.encode()), Some(next));
+        }
+        engine.set_away(elsewhere, false);
+    }
     true
 }
 
