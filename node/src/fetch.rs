@@ -12,18 +12,20 @@ mod trade;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, StoreError};
 use iptl_dag::walk::{self, Limits};
 use iptl_dag::{Block, Cid, Codec, PeerId, block};
 use iptl_net::Bitswap;
-use iptl_wire::control::{FetchProgress, FetchReport};
+use iptl_wire::control::{FetchProgress, FetchReport, MAX_PROVIDERS_TOLD};
 use tokio::time::Instant;
 
-use crate::links::Links;
 use crate::announce;
+use crate::links::Links;
 use crate::members::Members;
+use crate::traffic::Traffic;
 pub use batch::Patience;
 use batch::{BatchDone, BatchEnd, run_batch};
 use pool::Pool;
@@ -132,6 +134,7 @@ pub struct Fetcher {
     limits: Limits,
     patience: Patience,
     room: Option<Room>,
+    traffic: Traffic,
 }
 
 /// Says how large a DAG may be, of which what is in the store already may be a part; it is given the store's bytes.
@@ -141,7 +144,16 @@ impl Fetcher {
     /// Makes a fetcher that fills `store`, within the limits of any walk.
     pub fn new(store: Arc<dyn BlobStore>, links: Links) -> Fetcher {
         let (limits, patience) = (Limits::default(), Patience::default());
-        Fetcher { store, links, bitswap: None, members: None, limits, patience, room: None }
+        Fetcher {
+            store,
+            links,
+            bitswap: None,
+            members: None,
+            limits,
+            patience,
+            room: None,
+            traffic: Traffic::default(),
+        }
     }
 
     /// Gets blocks by Bitswap as well.
@@ -162,6 +174,11 @@ impl Fetcher {
     /// Refuses what is larger than the room that there is, before it fills the disk.
     pub fn with_room(self, room: Room) -> Fetcher {
         Fetcher { room: Some(room), ..self }
+    }
+
+    /// Counts what comes.
+    pub fn counted(self, traffic: Traffic) -> Fetcher {
+        Fetcher { traffic, ..self }
     }
 
     /// Accepts no larger DAGs than these.
@@ -188,6 +205,8 @@ impl Fetcher {
             Some(room) => room(self.store.usage().await?.bytes),
             None => u64::MAX,
         };
+        // What the root says of the whole, for whoever waits.
+        let size = AtomicU64::new(0);
         let mut seen = BTreeSet::from([wanted.root]);
         let mut level = vec![wanted.root];
         let too_large = || FetchError::TooLarge { root: wanted.root, limits: self.limits };
@@ -200,6 +219,7 @@ impl Fetcher {
                     return Ok(());
                 }
                 let claimed = report.bytes.max(claimed_size(block));
+                size.fetch_max(claimed_size(block), Ordering::Relaxed);
                 if claimed > room {
                     return Err(FetchError::NoRoom { root: wanted.root, claimed, room });
                 }
@@ -210,7 +230,7 @@ impl Fetcher {
                 if is_within { Ok(()) } else { Err(too_large()) }
             };
             let missing = self.visit_present(&level, &mut report, &mut visit).await?;
-            let parties = Parties { pool: &mut pool, trade: &mut trade, share: &mut share };
+            let parties = Parties { pool: &mut pool, trade: &mut trade, share: &mut share, size: &size };
             self.fetch_missing(wanted, missing, parties, &mut report, &mut visit, &mut progress).await?;
             if next.is_empty() {
                 report.providers = served(&pool, &trade);
@@ -254,7 +274,8 @@ impl Fetcher {
         visit: &mut (dyn FnMut(&Block, &mut FetchReport) -> Result<(), FetchError> + Send),
         progress: &mut impl FnMut(FetchProgress),
     ) -> Result<(), FetchError> {
-        let Parties { pool, trade, share } = parties;
+        let Parties { pool, trade, share, size } = parties;
+        let mut left = missing.len();
         let (blake3, others) = by_protocol(missing, trade.is_open())?;
         let mut queue = batches(blake3, share);
         trade.want(others).await;
@@ -275,18 +296,13 @@ impl Fetcher {
                 let batch = run_batch(links, members, store, provider, cids, self.patience);
                 flying.spawn(async move { (whom, batch.await) });
             }
-            let waiting = queue.iter().map(|batch| batch.cids.len()).sum::<usize>() + trade.waiting();
             let ready = trade.ready();
             let later = share::next_look(&queue, flying.is_empty());
             if ready.is_none() && flying.is_empty() && !trade.is_moving() && later.is_none() {
                 let first = queue.first().and_then(|batch| batch.cids.first()).copied().or(trade.first());
                 let Some(first) = first else { return Ok(()) };
-                progress(FetchProgress {
-                    blocks: report.blocks,
-                    wanted: report.blocks + waiting as u64,
-                    bytes_fetched: report.bytes_fetched,
-                    waiting: format!("looking for a provider of {first}"),
-                });
+                let wait = format!("looking for a provider of {first}");
+                progress(FetchProgress { waiting: wait, ..told(report, left, size, pool, trade) });
                 if last_block.elapsed() >= wanted.timeout {
                     let dropped = dropped(pool, trade);
                     return Err(FetchError::NoProvider { cid: first, timeout: wanted.timeout, dropped });
@@ -372,18 +388,15 @@ impl Fetcher {
             };
             for block in &blocks {
                 last_block = Instant::now();
+                left = left.saturating_sub(1);
                 report.bytes_fetched += block.data().len() as u64;
+                self.traffic.add_received(block.data().len() as u64);
                 visit(block, report)?;
             }
             if let Some(bitswap) = self.bitswap.as_ref().filter(|_| !blocks.is_empty()) {
                 bitswap.arrived(blocks.iter().map(|block| *block.cid().hash()).collect()).await;
             }
-            progress(FetchProgress {
-                blocks: report.blocks,
-                wanted: report.blocks + waiting as u64,
-                bytes_fetched: report.bytes_fetched,
-                waiting: String::new(),
-            });
+            progress(told(report, left, size, pool, trade));
         }
     }
 }
@@ -393,6 +406,8 @@ struct Parties<'a> {
     pool: &'a mut Pool,
     trade: &'a mut Trade,
     share: &'a mut Share,
+    /// Bytes of the whole, as far as the root says.
+    size: &'a AtomicU64,
 }
 
 /// Gives what was to come from fellows that are passed over to those whose turn it is then. Where nobody but fellows
@@ -445,6 +460,22 @@ enum Arrived {
     Batch(Whom, BatchDone),
     /// A block by Bitswap; none where something else happened there.
     Traded(Option<Block>),
+}
+
+/// Says how far a fetch is, of which so many blocks are known to be missing.
+fn told(report: &FetchReport, missing: usize, size: &AtomicU64, pool: &Pool, trade: &Trade) -> FetchProgress {
+    let mut from = served(pool, trade);
+    from.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    from.truncate(MAX_PROVIDERS_TOLD);
+    FetchProgress {
+        blocks: report.blocks,
+        wanted: report.blocks + missing as u64,
+        bytes_fetched: report.bytes_fetched,
+        bytes: report.bytes,
+        size: size.load(Ordering::Relaxed),
+        from,
+        waiting: String::new(),
+    }
 }
 
 /// Returns bytes by provider, over both protocols.

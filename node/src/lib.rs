@@ -6,15 +6,16 @@
 //! * [`lablet`] owns the other core and the cells; [`carrier`] carries lab packets between cells;
 //! * [`fetch`] brings DAGs here: providers × protocols → verified blocks; [`keeper`] pins, [`announce`] tells the DHT;
 //! * [`control`] answers whoever commands the node; [`admission`] and [`join`] are the lab's door;
-//! * [`members`] knows who is in the lab, [`readers`] who may read which block;
+//! * [`members`] knows who is in the lab, [`readers`] who may read which block, [`serving`] serves
+//!   them, [`traffic`] counts what moved;
 //! * [`links`] opens streams to peers, this node itself included.
 //!
 //! A driver task never waits for a peer: what takes long runs beside it and reports back as a command. Start reading at
 //! [`node`].
 
 pub mod admission;
-mod carrier;
 pub mod announce;
+mod carrier;
 pub mod clock;
 mod control;
 pub mod facts;
@@ -22,6 +23,7 @@ pub mod fetch;
 pub mod framed;
 mod gate;
 pub mod home;
+mod hush;
 pub mod join;
 pub mod keeper;
 mod lablet;
@@ -30,6 +32,8 @@ pub mod members;
 mod node;
 mod orchestrator;
 pub mod readers;
+mod serving;
+pub mod traffic;
 
 pub use home::{Home, HomeError};
 pub use iptl_net::StartError as SwarmError;

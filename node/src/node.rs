@@ -6,7 +6,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, Collectable, Pins, PinsError, PublicError, PublicIndex, Recent};
-use iptl_artifacts_iroh::Provider;
 use iptl_artifacts_pack::{OpenError, PackStore};
 use iptl_dag::model::Signed;
 use iptl_runner::{Runner, Runners};
@@ -26,7 +25,6 @@ use zeroize::Zeroizing;
 use crate::admission::Admission;
 use crate::control;
 use crate::fetch::{Fetcher, Room};
-use crate::gate::Turns;
 use crate::home::{Config, Home, HomeError, HomeLock, Membership, Remembered, host_name};
 use crate::keeper::Keeper;
 use crate::lablet::{self, LabletHandle};
@@ -34,19 +32,14 @@ use crate::links::Links;
 use crate::members::Members;
 use crate::orchestrator::{self, OrchestratorError, OrchestratorHandle};
 use crate::readers::Readers;
+use crate::serving;
+use crate::traffic::Traffic;
 
 /// Where a node listens when its owner does not say: every interface, any port.
 const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"];
 
 /// Offers that wait for a lablet on the same node.
 const OFFER_QUEUE: usize = 256;
-
-/// Blob streams that wait to be accepted.
-const BLOB_QUEUE: usize = 256;
-
-/// Blob streams of one peer that are answered at a time, each with up to 32 MiB in memory where its blocks are large. The
-/// fetcher has two open for a DAG.
-const BLOB_TURNS: usize = 8;
 
 /// Bytes that a connection in memory buffers each way.
 const PIPE_SIZE: usize = 256 << 10;
@@ -202,6 +195,8 @@ pub(crate) struct Node {
     pub(crate) fetcher: Fetcher,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) members: Members,
+    traffic: Traffic,
+    bitswap: Option<iptl_net::Bitswap>,
     pub(crate) stop: CancellationToken,
     /// It stops to be started again: instances that can outlive it run on.
     leave: CancellationToken,
@@ -247,11 +242,13 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
     let public = Arc::new(public);
     let readers = Readers::new(members.clone(), public.clone());
     let bitswap = match links.net() {
-        Some(net) => bitswap(net, store.clone(), readers.clone()).await,
+        Some(net) => serving::by_bitswap(net, store.clone(), readers.clone()).await,
         None => None,
     };
-    let fetcher = Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap).with_members(members.clone());
-    let fetcher = fetcher.with_room(room(home.path("store"), config.store.quota_bytes));
+    let traffic = Traffic::default();
+    let fetcher =
+        Fetcher::new(store.clone(), links.clone()).with_bitswap(bitswap.clone()).with_members(members.clone());
+    let fetcher = fetcher.with_room(room(home.path("store"), config.store.quota_bytes)).counted(traffic.clone());
     let keeper = Arc::new(Keeper::new(
         pins,
         Recent::open(home.path("recent")),
@@ -260,7 +257,7 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         members.clone(),
         links.clone(),
     ));
-    serve_blobs(&links, store.clone(), readers).await;
+    serving::by_iroh(&links, store.clone(), readers, traffic.clone()).await;
     keeper.announce_all();
     {
         let keeper = keeper.clone();
@@ -279,6 +276,8 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         fetcher,
         keeper,
         members,
+        traffic,
+        bitswap,
         stop,
         leave: CancellationToken::new(),
         started: Instant::now(),
@@ -307,6 +306,12 @@ impl Node {
     /// Returns the membership.
     pub(crate) fn membership(&self) -> Option<Membership> {
         self.read_roles().membership.clone()
+    }
+
+    /// Returns the bytes of blocks that were sent to peers, by any protocol, and that came from them.
+    pub(crate) fn moved(&self) -> (u64, u64) {
+        let by_bitswap = self.bitswap.as_ref().map_or(0, iptl_net::Bitswap::sent_bytes);
+        (self.traffic.sent() + by_bitswap, self.traffic.received())
     }
 
     /// Returns the lab's door, where this node made the lab.
@@ -567,39 +572,6 @@ async fn keep_known(members: Members, links: Links, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(KNOWN_PAUSE) => {}
-        }
-    }
-}
-
-/// Serves blocks to whoever may read them.
-async fn serve_blobs(links: &Links, store: Arc<dyn BlobStore>, readers: Readers) {
-    let mut incoming = links.accept(iptl_artifacts_iroh::PROTOCOL, BLOB_QUEUE).await;
-    let provider = Provider::over(store);
-    let turns = Turns::new(BLOB_TURNS);
-    tokio::spawn(async move {
-        while let Some((peer, stream)) = incoming.recv().await {
-            let (readers, reader) = (readers.clone(), peer.clone());
-            let may_read = move |hash: &[u8; 32]| readers.may_read(&reader, &iptl_artifacts_iroh::multihash(hash));
-            let provider = provider.clone().filtered(Arc::new(may_read));
-            let turns = turns.of(&peer);
-            tokio::spawn(async move {
-                let _turn = turns.acquire().await.expect("it is never closed");
-                if let Err(error) = provider.serve(stream).await {
-                    tracing::debug!(%peer, %error, "a blob stream ended early");
-                }
-            });
-        }
-    });
-}
-
-/// Serves blocks to whoever speaks Bitswap, as they are served to whoever speaks iroh-blobs.
-async fn bitswap(net: &iptl_net::Net, store: Arc<dyn BlobStore>, readers: Readers) -> Option<iptl_net::Bitswap> {
-    let visible = Arc::new(move |peer: &_, hash: &_| readers.may_read(peer, hash));
-    match iptl_net::Bitswap::start(net, store, visible).await {
-        Ok(bitswap) => Some(bitswap),
-        Err(error) => {
-            tracing::error!(%error, "no Bitswap");
-            None
         }
     }
 }

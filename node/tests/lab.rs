@@ -1,13 +1,14 @@
 //! Nodes for tests, providers for them, and the control API as a caller sees it.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, MemStore};
 use iptl_artifacts_pack::OpenError;
 use iptl_dag::{Block, Cid, Codec, Ipld, PeerId, codec};
 use iptl_net::{Incoming, Net};
+use iptl_node::fetch::Wanted;
 use iptl_node::home::Config;
 use iptl_node::links::{Links, Stream};
 use iptl_node::{Home, Options, Running, StartError, framed};
@@ -16,6 +17,42 @@ use iptl_wire::control::{Failure, FetchReport, MAX_FRAME_SIZE, Reply, Request, U
 use iptl_wire::lab::Role;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+/// What nodes of this process log from their first word on that is more than a detail.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Writes down what is logged from now on.
+pub fn listen_to_log() {
+    struct Log;
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            LOG.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    // Another test may have been first.
+    let _heard = tracing_subscriber::fmt().with_writer(|| Log).with_ansi(false).try_init();
+}
+
+/// Waits until a peer is named in the log in a line that says why.
+pub async fn is_logged(peer: &PeerId, why: &str) {
+    let told = async {
+        loop {
+            let log = String::from_utf8_lossy(&LOG.lock().unwrap()).into_owned();
+            let names = [peer.to_string(), peer.short()];
+            let is_it = |line: &str| names.iter().any(|name| line.contains(name)) && line.contains(why);
+            if log.lines().any(is_it) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(&format!("a word about {} and {why:?}", peer.short()), told).await;
+}
 
 /// A limit for everything that is waited for; met only when something is broken.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -235,6 +272,24 @@ impl Stranger {
     pub async fn blob_streams(&self) -> Incoming {
         self.net.accept(iptl_artifacts_iroh::PROTOCOL, 16).await.unwrap()
     }
+}
+
+/// Answers requests for blobs of a peer out of a store.
+pub async fn serve(stranger: &Stranger, store: Arc<dyn BlobStore>) -> tokio::task::JoinHandle<()> {
+    let mut incoming = stranger.blob_streams().await;
+    let provider = iptl_artifacts_iroh::Provider::over(store);
+    tokio::spawn(async move {
+        while let Some((_, stream)) = incoming.next().await {
+            let provider = provider.clone();
+            // Whoever asked sees it when a stream breaks.
+            tokio::spawn(async move { provider.serve(stream).await });
+        }
+    })
+}
+
+/// Wants a whole DAG of whoever is named later.
+pub fn wanted(root: &Cid) -> Wanted {
+    Wanted { root: *root, from: Vec::new(), fellows: Vec::new(), timeout: Duration::from_secs(30), shallow: false }
 }
 
 /// A DAG of three levels: a root, `nodes` nodes, and under each of them `leaves` leaves.

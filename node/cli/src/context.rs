@@ -19,6 +19,9 @@ const ANNOUNCE_AFTER: Duration = Duration::from_millis(800);
 /// Between two lines about the same wait where there is no terminal.
 const REPEAT_EVERY: Duration = Duration::from_secs(10);
 
+/// Between two looks at how far something is, where it is shown on a terminal.
+const REDRAW_EVERY: Duration = Duration::from_millis(250);
+
 /// When to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ColorChoice {
@@ -136,18 +139,27 @@ impl Context {
 
     /// Awaits something and says what it waits for when that takes longer than a second.
     pub async fn waiting<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
+        let started = std::time::Instant::now();
+        self.watching(what, || crate::ui::duration(millis(started.elapsed())), work).await
+    }
+
+    /// Awaits something and says, when that takes longer than a second and then again and again, how far it is.
+    pub async fn watching<T>(&self, what: &str, mut far: impl FnMut() -> String, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         let bar = self.progress.then(|| spinner(what));
-        let started = std::time::Instant::now();
         let mut pause = ANNOUNCE_AFTER;
         let result = loop {
             tokio::select! {
                 result = &mut work => break result,
-                () = tokio::time::sleep(pause) => {
-                    if bar.is_none() {
-                        self.say(format!("… {what} ({})", crate::ui::duration(millis(started.elapsed()))));
+                () = tokio::time::sleep(pause) => match &bar {
+                    Some(bar) => {
+                        bar.set_message(format!("{what} ({})", far()));
+                        pause = REDRAW_EVERY;
                     }
-                    pause = REPEAT_EVERY;
+                    None => {
+                        self.say(format!("… {what} ({})", far()));
+                        pause = REPEAT_EVERY;
+                    }
                 }
             }
         };

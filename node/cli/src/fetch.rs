@@ -10,7 +10,11 @@ use serde_json::{Value, json};
 use crate::client::{Client, unexpected};
 use crate::context::{Context, millis};
 use crate::exit::{Error, Exit, Result};
+use crate::progress::{self, Rate};
 use crate::ui;
+
+/// Nobody waits for longer than this without a word.
+const FIRST_LINE: Duration = Duration::from_millis(800);
 
 /// Between two lines about a fetch where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -126,13 +130,14 @@ pub async fn fetch(ctx: &Context, client: &Client, root: Cid, sources: &Sources,
     let mut replies = client.call(request).await?.into_channel();
     let bar = ctx.progress.then(bar);
     let started = Instant::now();
-    let mut last_line = Instant::now();
+    let mut next_line = started + FIRST_LINE;
     let mut announced = false;
     let mut waiting = String::new();
+    let mut rate = Rate::new(started);
     let report = loop {
         let reply = tokio::select! {
             reply = replies.recv() => reply,
-            () = tokio::time::sleep(Duration::from_millis(800)), if !announced && bar.is_none() => {
+            () = tokio::time::sleep(FIRST_LINE), if !announced && bar.is_none() => {
                 announced = true;
                 ctx.say(format!("… looking for {}", ui::short(&root)));
                 continue;
@@ -144,21 +149,16 @@ pub async fn fetch(ctx: &Context, client: &Client, root: Cid, sources: &Sources,
         };
         match reply.transpose()? {
             Some(Reply::Progress(progress)) => {
+                let rate = rate.at(Instant::now(), progress.bytes_fetched);
                 if let Some(bar) = &bar {
                     bar.set_length(progress.wanted.max(progress.blocks));
                     bar.set_position(progress.blocks);
-                    let wait = if progress.waiting.is_empty() { "" } else { progress.waiting.as_str() };
-                    bar.set_message(format!("{} {wait}", ui::bytes(progress.bytes_fetched)));
-                } else if progress.waiting != waiting || last_line.elapsed() >= LINE_EVERY {
+                    bar.set_message(progress::fetching(&progress, rate, true));
+                } else if progress.waiting != waiting || Instant::now() >= next_line {
                     waiting.clone_from(&progress.waiting);
-                    last_line = Instant::now();
+                    next_line = Instant::now() + LINE_EVERY;
                     announced = true;
-                    ctx.say(format!(
-                        "… {}/{} blocks, {} fetched   {waiting}",
-                        progress.blocks,
-                        progress.wanted,
-                        ui::bytes(progress.bytes_fetched)
-                    ));
+                    ctx.say(format!("… {}", progress::fetching(&progress, rate, false)));
                 }
             }
             Some(Reply::Note { text }) => ctx.say(format!("… {text}")),

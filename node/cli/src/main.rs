@@ -1,8 +1,8 @@
 //! `iptl`: the command line of the lab.
 //!
 //! [`commands`] holds one file per command; [`context`] is what each of them gets; [`client`] speaks to a node,
-//! [`node`] finds one or runs one in this process; [`exit`] lists how the program ends. Start reading at
-//! [`commands::Command`].
+//! [`node`] finds one or runs one in this process; [`progress`] tells how far something is, [`exit`] lists how the
+//! program ends. Start reading at [`commands::Command`].
 
 #![allow(unreachable_pub, reason = "a binary has no outside; `pub` here says what a module means for its siblings")]
 
@@ -14,6 +14,7 @@ mod fetch;
 mod narrative;
 mod node;
 mod plan;
+mod progress;
 mod remote;
 mod series;
 mod terminal;

@@ -10,6 +10,7 @@ use iptl_wire::control::{Reply, Request};
 
 use crate::client::{Client, unexpected};
 use crate::exit::{Error, Exit, Result};
+use crate::progress::Counter;
 
 /// Blocks asked for in one request: small ones fill a frame's worth, large ones some ten MiB.
 const BATCH: usize = 64;
@@ -18,12 +19,18 @@ const BATCH: usize = 64;
 #[derive(Clone)]
 pub struct RemoteStore {
     client: Client,
+    counter: Counter,
 }
 
 impl RemoteStore {
     /// Makes the store of the node behind a client.
     pub fn new(client: Client) -> RemoteStore {
-        RemoteStore { client }
+        RemoteStore { client, counter: Counter::default() }
+    }
+
+    /// Returns what counts the bytes that are put.
+    pub fn counter(&self) -> Counter {
+        self.counter.clone()
     }
 
     async fn read(&self, hashes: &[Multihash]) -> Result<Vec<Bytes>> {
@@ -82,7 +89,9 @@ impl BlobStore for RemoteStore {
     }
 
     async fn put(&self, blocks: Vec<Block>) -> std::result::Result<(), StoreError> {
-        self.client.put(&blocks).await.map_err(|e| wrap("sending blocks to the node", e))
+        self.client.put(&blocks).await.map_err(|e| wrap("sending blocks to the node", e))?;
+        self.counter.add(blocks.iter().map(|block| block.data().len() as u64).sum());
+        Ok(())
     }
 
     /// The node flushes before it names a block in a fact.

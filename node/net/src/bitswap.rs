@@ -58,6 +58,7 @@ pub enum SessionEvent {
 pub struct Bitswap {
     commands: mpsc::Sender<Command>,
     next: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
 }
 
 /// Wants of one purpose, with the peers that may have them. Dropping it withdraws what it wanted.
@@ -87,7 +88,8 @@ impl Bitswap {
     pub async fn start(net: &Net, store: Arc<dyn BlobStore>, visible: Visible) -> Result<Bitswap, AcceptError> {
         let incoming = [net.accept(PROTOCOL, STREAM_QUEUE).await?, net.accept(PROTOCOL_1_1, STREAM_QUEUE).await?];
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
-        let (task, happened) = Task::new(net.clone(), store, visible, queue);
+        let sent = Arc::<AtomicU64>::default();
+        let (task, happened) = Task::new(net.clone(), store, visible, queue, sent.clone());
         for mut streams in incoming {
             let happened = happened.clone();
             tokio::spawn(async move {
@@ -101,7 +103,12 @@ impl Bitswap {
             });
         }
         tokio::spawn(task.run());
-        Ok(Bitswap { commands, next: Arc::default() })
+        Ok(Bitswap { commands, next: Arc::default(), sent })
+    }
+
+    /// Returns the bytes of blocks that were handed to streams of peers who wanted them.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Opens a session. Cancel safe.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_dag::PeerId;
-use iptl_wire::control::{Failure, FailureKind, FollowerRow, Leads, Reply, RunningRow, Status};
+use iptl_wire::control::{Failure, FailureKind, FollowerRow, Leads, Moved, Reply, RunningRow, Status};
 use iptl_wire::lab::Role;
 use iptl_wire::takeover::MAX_ORCHESTRATORS;
 
@@ -28,6 +28,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         None => (Vec::new(), 0),
     };
     let leads = leads(node).await;
+    let (sent, received) = node.moved();
     let mut status = Status {
         peer: node.links.peer().clone(),
         addrs,
@@ -46,6 +47,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         asking: node.admission().map(|admission| admission.asking()).unwrap_or_default(),
         leads,
         health: None,
+        moved: Some(Moved { sent, received }),
     };
     if let Some(lablet) = node.lablet()
         && let Some(own) = lablet.status().await

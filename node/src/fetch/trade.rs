@@ -91,11 +91,6 @@ impl Trade {
         }
     }
 
-    /// Returns the blocks that are waited for.
-    pub(super) fn waiting(&self) -> usize {
-        self.wanted.len() + self.queue.len()
-    }
-
     /// Returns a block that is waited for.
     pub(super) fn first(&self) -> Option<Cid> {
         self.wanted.first().copied()

@@ -22,6 +22,14 @@ pub const MAX_FRAME_SIZE: usize = (2 << 20) + (64 << 10);
 /// Highest priority of a submission, and with a minus the lowest.
 pub const MAX_PRIORITY: i32 = 9;
 
+/// Providers that are named while a fetch goes on.
+pub const MAX_PROVIDERS_TOLD: usize = 16;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_none_of_it(n: &u64) -> bool {
+    *n == 0
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
 fn is_zero(n: &i32) -> bool {
     *n == 0
@@ -487,6 +495,19 @@ pub struct Status {
     /// What users need of the lab, on its orchestrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// Blocks that moved since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
+}
+
+/// Blocks that moved between a node and its peers, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Moved {
+    /// Sent to peers that asked, with what proves them.
+    pub sent: u64,
+    /// Came from peers, and were what they should be.
+    pub received: u64,
 }
 
 /// Who leads a lab, and who follows.
@@ -644,6 +665,15 @@ pub struct FetchProgress {
     pub wanted: u64,
     /// Bytes that came over the network.
     pub bytes_fetched: u64,
+    /// Bytes that are here, those that were here before included.
+    #[serde(default, skip_serializing_if = "is_none_of_it")]
+    pub bytes: u64,
+    /// Bytes of the whole, as far as the root says; zero where it does not.
+    #[serde(default, skip_serializing_if = "is_none_of_it")]
+    pub size: u64,
+    /// Bytes by provider, at most [`MAX_PROVIDERS_TOLD`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<(PeerId, u64)>,
     /// What it waits for, where it waits.
     pub waiting: String,
 }

@@ -1,6 +1,6 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`against`] two results, [`bad_input`] what must fail
 //! well, [`commands`] what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running
-//! instances, [`exec_members`] those of members, [`interop`] other people's software, [`lifecycle`] what dies, waits,
+//! instances, [`exec_members`] those of members, [`feeding`] many that want the same, [`interop`] other people's software, [`lifecycle`] what dies, waits,
 //! joins and leaves while a lab works, [`manuals`] the documents that are executed, [`stacks`] plans on libp2p, [`top`] the live view.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
@@ -13,6 +13,7 @@ mod commands;
 mod containers;
 mod exec;
 mod exec_members;
+mod feeding;
 mod first_light;
 mod interop;
 mod lifecycle;

@@ -32,9 +32,12 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     } else {
         Box::new(tokio::fs::File::open(&args.path).await.map_err(|e| cannot_read(&args.path, &e))?)
     };
+    // What a pipe holds is not known before its end.
+    let size = std::fs::metadata(&args.path).ok().filter(|metadata| metadata.is_file()).map(|metadata| metadata.len());
     let client = node::reach(ctx).await?;
     let store = RemoteStore::new(client.clone());
-    let imported = ctx.waiting("importing", car::import_car(&store, &mut *stream)).await;
+    let far = store.counter().teller(size);
+    let imported = ctx.watching("importing", far, car::import_car(&store, &mut *stream)).await;
     let imported = imported.map_err(|error| of_import(&args.path, error))?;
     let name = args.name.clone().unwrap_or_else(|| {
         let stem = args.path.file_stem().filter(|_| !is_stdin);

@@ -17,6 +17,7 @@ use crate::client::Client;
 use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
 use crate::fetch::{self, Sources};
+use crate::progress::Counter;
 use crate::remote::RemoteStore;
 use crate::{node, plan, ui, workload};
 
@@ -141,13 +142,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         return Err(Error::usage("path.not-found", format!("{} does not exist", path.display()), "name what is there"));
     }
     if args.only_hash {
-        let root = import(ctx, &args, &subject, &MemStore::default(), None).await?;
+        let root = import(ctx, &args, &subject, &MemStore::default(), &Counter::default(), None).await?;
         return answer(ctx, &args, &root);
     }
     // A mistake in the plan or its build should not cost the start of a node.
     let client = node::reach(ctx).await?;
     let store = RemoteStore::new(client.clone());
-    let root = import(ctx, &args, &subject, &store, Some(&client)).await?;
+    let root = import(ctx, &args, &subject, &store, &store.counter(), Some(&client)).await?;
     let public = match (args.private, args.public) {
         (true, _) => Some(false),
         (false, true) => Some(true),
@@ -222,14 +223,19 @@ async fn import(
     args: &Args,
     subject: &Subject,
     store: &dyn BlobStore,
+    counter: &Counter,
     client: Option<&Client>,
 ) -> Result<Root> {
     let name = subject.name(args.kind)?;
+    // How much a folder holds is not known before its last file.
+    let size = subject.path().and_then(|path| std::fs::metadata(path).ok()).filter(std::fs::Metadata::is_file);
+    // What is only hashed is put nowhere.
+    let far = counter.teller(size.map(|metadata| metadata.len()).filter(|_| !args.only_hash));
     let path = match subject {
         Subject::Path(path) => path,
         Subject::Image(source) => {
             let work = workload::image(ctx, store, &name, Path::new("."), source, args.only_hash);
-            let made = ctx.waiting("importing", work).await?;
+            let made = ctx.watching("importing", far, work).await?;
             return Ok(Root { cid: made.cid, name, blocks: made.blocks, bytes: made.bytes });
         }
     };
@@ -241,17 +247,18 @@ async fn import(
                 plan::build(ctx, &source).await?;
             }
             let published = published(ctx, &source, client).await?;
-            let made = ctx.waiting("importing", plan::import(ctx, store, &source, &published, args.only_hash)).await?;
+            let made =
+                ctx.watching("importing", far, plan::import(ctx, store, &source, &published, args.only_hash)).await?;
             Ok(Root { cid: made.cid, name: source.manifest.name.clone(), blocks: made.blocks, bytes: made.bytes })
         }
         Kind::Workload => {
             let work = workload::component(store, &name, path, args.only_hash);
-            let made = ctx.waiting("importing", work).await?;
+            let made = ctx.watching("importing", far, work).await?;
             Ok(Root { cid: made.cid, name, blocks: made.blocks, bytes: made.bytes })
         }
         Kind::Data => {
             let options = args.form.options(args.only_hash);
-            let imported = ctx.waiting("importing", import_path(store, path, &options)).await?;
+            let imported = ctx.watching("importing", far, import_path(store, path, &options)).await?;
             Ok(Root { cid: imported.cid, name, blocks: imported.blocks, bytes: imported.bytes })
         }
     }

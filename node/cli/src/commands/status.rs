@@ -103,6 +103,9 @@ pub fn lines(status: &Status) -> Vec<String> {
         ui::count(u64::from(status.peers), "peer"),
         ui::duration(status.uptime_ms)
     ));
+    if let Some(moved) = status.moved.filter(|moved| moved.sent + moved.received > 0) {
+        lines.push(format!("blocks  {} sent, {} received", ui::bytes(moved.sent), ui::bytes(moved.received)));
+    }
     if let Some(addr) = status.addrs.first() {
         lines.push(format!("address {addr}"));
     }
@@ -167,12 +170,13 @@ pub fn to_json(status: &Status) -> Value {
         .iter()
         .map(|(kind, slots)| (kind.name().to_owned(), json!({"total": slots.total, "free": slots.free})))
         .collect();
+    let moved = status.moved.map(|moved| json!({"sent_bytes": moved.sent, "received_bytes": moved.received}));
     json!({
         "peer": status.peer.to_string(), "addrs": status.addrs, "version": status.version,
         "uptime_ms": status.uptime_ms, "role": status.role.map(|r| role_word(Some(r))),
         "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online, "offline_reason": status.offline_reason,
         "peers": status.peers, "lablets": status.lablets, "lablets_ready": status.lablets_ready,
-        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking, "leads": leads, "health": health,
+        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking, "leads": leads, "health": health, "blocks": moved,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -108,6 +109,8 @@ pub(super) struct Task {
     large: Arc<Semaphore>,
     next_sweep: Instant,
     is_sweeping: bool,
+    /// Bytes of blocks that were sent.
+    sent: Arc<AtomicU64>,
     /// Ends with the task, and ends those who watch for it.
     end: CancellationToken,
 }
@@ -140,6 +143,7 @@ impl Task {
         store: Arc<dyn BlobStore>,
         visible: Visible,
         commands: mpsc::Receiver<Command>,
+        sent: Arc<AtomicU64>,
     ) -> (Task, mpsc::Sender<Happened>) {
         let (tell, happened) = mpsc::channel(HAPPENED_QUEUE);
         let (tell_message, messages) = mpsc::channel(MESSAGE_QUEUE);
@@ -161,6 +165,7 @@ impl Task {
             large: Arc::new(Semaphore::new(MAX_LARGE)),
             next_sweep: started + SWEEP,
             is_sweeping: false,
+            sent,
             end: CancellationToken::new(),
         };
         (task, tell)
@@ -389,7 +394,11 @@ impl Task {
 
     fn on_server_effect(&mut self, effect: ServerEffect) {
         match effect {
-            ServerEffect::Send { peer, message } => self.send(peer, Side::Server, message),
+            ServerEffect::Send { peer, message } => {
+                let bytes = message.payload.iter().map(|block| block.data.len() as u64).sum();
+                self.sent.fetch_add(bytes, Ordering::Relaxed);
+                self.send(peer, Side::Server, message);
+            }
             ServerEffect::Look { turn, haves, blocks, budget, .. } => {
                 let (store, tell) = (self.store.clone(), self.tell.clone());
                 tokio::spawn(async move {

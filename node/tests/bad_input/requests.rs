@@ -1,0 +1,145 @@
+//! Peers that ask without end, or for nothing: bounded, named, and nobody else waits for them.
+
+use std::time::Duration;
+
+use iptl_bitswap::{Ask, Entry, Message, PROTOCOL, Payload, frame};
+use iptl_dag::{Block, Cid, Codec};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{is_served_meanwhile, unheard_of};
+use crate::lab::{Stranger, is_logged, listen_to_log, node, within};
+
+/// Streams that a hostile peer holds open: more than are answered at a time, and more than have a place in the queue.
+const STREAMS: usize = 300;
+
+/// Wants without end, by Bitswap.
+const WANTS: usize = 80_000;
+
+/// Bytes that may be taken of what has no end: what is buffered on the way, several times over.
+const TAKEN: u64 = 64 << 20;
+
+/// Silence is borne for 15 s, and that is what it takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_on_which_nothing_is_said_are_ended() {
+    listen_to_log();
+    let keeper = node().await;
+    let silent = Stranger::new(41).await;
+    let mut held = Vec::new();
+    for _ in 0..STREAMS {
+        held.push(silent.open(&keeper, iptl_artifacts_iroh::PROTOCOL).await);
+    }
+    is_served_meanwhile(&keeper).await;
+    let mut first = held.swap_remove(0);
+    let ended = within("the end of a stream", first.read_to_end(&mut Vec::new())).await;
+    assert!(!matches!(ended, Ok(1..)), "nothing is said to who says nothing");
+    is_logged(&silent.links.peer().clone(), "hung up on").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_end_is_hung_up_on() {
+    listen_to_log();
+    let keeper = node().await;
+    let endless = Stranger::new(42).await;
+    let mut stream = endless.open(&keeper, iptl_artifacts_iroh::PROTOCOL).await;
+    let sending = tokio::spawn(async move {
+        let part = vec![9; 64 << 10];
+        let mut sent = 0_u64;
+        while stream.write_all(&part).await.is_ok() && stream.flush().await.is_ok() {
+            sent += part.len() as u64;
+        }
+        sent
+    });
+    is_served_meanwhile(&keeper).await;
+    let sent = within("the end of an endless request", sending).await.unwrap();
+    assert!(sent < TAKEN, "{sent} bytes were taken of a request");
+    is_logged(&endless.links.peer().clone(), "the request is refused").await;
+}
+
+/// Writes messages until the peer takes no more; returns the bytes that it took.
+async fn flood(stream: &mut (impl tokio::io::AsyncWrite + Unpin), message: &[u8], times: usize) -> u64 {
+    let mut sent = 0;
+    for _ in 0..times {
+        let write = async {
+            stream.write_all(message).await?;
+            stream.flush().await
+        };
+        match tokio::time::timeout(Duration::from_secs(10), write).await {
+            Ok(Ok(())) => sent += message.len() as u64,
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    sent
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wants_without_end_make_room_for_each_other_and_hold_nobody_up() {
+    let keeper = node().await;
+    // Old wants make room for new ones, and none is ever answered.
+    let greedy = Stranger::new(43).await;
+    greedy.net.connect(&keeper.peer(), &[keeper.addr().await]).await.unwrap();
+    let mut wants = greedy.net.open(&keeper.peer(), PROTOCOL).await.unwrap();
+    let wanting = tokio::spawn(async move {
+        for start in (0..WANTS).step_by(2_000) {
+            let entry = |n| Entry { cid: unheard_of(n), priority: 1, ask: Ask::Block, send_dont_have: false };
+            let message = Message { entries: (start..start + 2_000).map(entry).collect(), ..Message::default() };
+            if flood(&mut wants, &frame(&message), 1).await == 0 {
+                break;
+            }
+        }
+        wants
+    });
+    is_served_meanwhile(&keeper).await;
+    let _open = within("all wants to be taken in", wanting).await.unwrap();
+    is_served_meanwhile(&keeper).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_nobody_asked_for_are_not_kept_and_their_sender_is_shut_out() {
+    listen_to_log();
+    let keeper = node().await;
+    let pushy = Stranger::new(46).await;
+    pushy.net.connect(&keeper.peer(), &[keeper.addr().await]).await.unwrap();
+    let mut stream = pushy.net.open(&keeper.peer(), PROTOCOL).await.unwrap();
+    let block = Block::new(Codec::Raw, vec![3; 1 << 20]);
+    let payload = vec![Payload::new(block.cid(), block.data().clone())];
+    let message = frame(&Message { payload, ..Message::default() });
+    let pushing = tokio::spawn(async move { flood(&mut stream, &message, 256).await });
+    is_served_meanwhile(&keeper).await;
+    let sent = within("the end of what is pushed", pushing).await.unwrap();
+    assert!(sent < TAKEN, "{sent} bytes of unasked blocks were taken");
+    is_logged(&pushy.links.peer().clone(), "shut out").await;
+    assert_eq!(keeper.denied(blocks(block.cid())).await, "block.missing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_larger_than_any_may_be_ends_the_service_of_its_sender() {
+    listen_to_log();
+    let keeper = node().await;
+    let boaster = Stranger::new(47).await;
+    boaster.net.connect(&keeper.peer(), &[keeper.addr().await]).await.unwrap();
+    let mut stream = boaster.net.open(&keeper.peer(), PROTOCOL).await.unwrap();
+    // By hand: field 3 of a message, in it fields 1, the prefix, and 2, the data, one byte more than a block may have.
+    let size = iptl_dag::MAX_BLOCK_SIZE + 1;
+    let prefix = [1, 0x55, 0x1e, 32];
+    let mut payload = [&[0x0a, 4][..], &prefix, &[0x12], &varint(size)].concat();
+    payload.extend(vec![7; size]);
+    let body = [&[0x1a][..], &varint(payload.len()), &payload].concat();
+    let sent = flood(&mut stream, &[&varint(body.len()), &body[..]].concat(), 1).await;
+    assert!(sent > 0, "the message can be sent");
+    is_served_meanwhile(&keeper).await;
+    is_logged(&boaster.links.peer().clone(), "shut out").await;
+}
+
+fn varint(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+fn blocks(cid: &Cid) -> iptl_wire::control::Request {
+    iptl_wire::control::Request::Blocks { cids: vec![*cid] }
+}
