@@ -2,10 +2,12 @@
 //!
 //! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
-//! [`takeover`] about labs of two orchestrators, [`alone`] about what needs no lab, [`crowds`] about size, [`health`]
-//! about a lab that looks after itself, [`losses`] about what plans say of all that. All run plans of [`Plan`], but [`random_deaths`] and [`losses`].
+//! [`takeover`] about labs of two orchestrators, [`alone`] about what needs no lab, [`collecting`] about what is dropped and
+//! what rots, [`crowds`] about size, [`health`] about a lab that looks after itself, [`losses`] about what plans say of all
+//! that. All run plans of [`Plan`], but [`random_deaths`] and [`losses`].
 
 mod alone;
+mod collecting;
 mod crowds;
 mod deaths;
 mod ends;

@@ -1,7 +1,8 @@
 //! End-to-end tests, one program: [`first_light`] is the whole path, [`against`] two results, [`bad_input`] what must fail
 //! well, [`commands`] what needs no lab, [`containers`] images and what runs from them, [`exec`] commands in running
-//! instances, [`exec_members`] those of members, [`feeding`] many that want the same, [`interop`] other people's software, [`lifecycle`] what dies, waits,
-//! joins and leaves while a lab works, [`manuals`] the documents that are executed, [`stacks`] plans on libp2p, [`top`] the live view.
+//! instances, [`exec_members`] those of members, [`feeding`] many that want the same, [`imports`] those that are killed,
+//! [`interop`] other people's software, [`lifecycle`] what dies, waits, joins and leaves while a lab works, [`manuals`] the
+//! documents that are executed, [`stacks`] plans on libp2p, [`top`] the live view.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
@@ -15,6 +16,7 @@ mod exec;
 mod exec_members;
 mod feeding;
 mod first_light;
+mod imports;
 mod interop;
 mod lifecycle;
 mod manuals;
