@@ -1,6 +1,6 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`exchange`], [`sync`], [`stream`], [`idle`],
+//! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`exchange`], [`feed`], [`sync`], [`stream`], [`idle`],
 //! [`containers`], [`images`], [`network`], [`orchestrator`]. Labs are real processes of the program `iptl` beside this
 //! one ([`lab`]); what they are held against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
 //! [`report`] writes the table.
@@ -12,6 +12,7 @@ mod blocks;
 mod containers;
 mod engine;
 mod exchange;
+mod feed;
 mod idle;
 mod images;
 mod lab;
@@ -69,6 +70,8 @@ enum Measure {
     Transfer,
     /// Many small blocks, between our nodes and with boxo; second versions
     Exchange,
+    /// Large artifacts that many lablets want at once
+    Feed,
     /// Barriers and topics
     Sync,
     /// TCP between instances
@@ -104,6 +107,7 @@ async fn measure(cli: Cli) -> Result<()> {
         Measure::Blocks,
         Measure::Transfer,
         Measure::Exchange,
+        Measure::Feed,
         Measure::Sync,
         Measure::Stream,
         Measure::Containers,
@@ -127,6 +131,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Blocks => blocks::measure(cli.file << 20).await,
             Measure::Transfer => transfer::measure(cli.file << 20).await,
             Measure::Exchange => exchange::measure().await,
+            Measure::Feed => feed::measure(&guest),
             Measure::Sync => sync::measure(&guest).await,
             Measure::Stream => stream::measure(&guest).await,
             Measure::Containers => containers::measure(&guest, &mut report).await.map(|()| Vec::new()),
