@@ -3,9 +3,10 @@
 //!
 //! A [`Hosts`] is told what instances do, as a [`Switch`](crate::Switch) is, and what time it is
 //! ([`advance`](crate::Sockets::advance)). `stack.rs` has what smoltcp, the TCP of each instance, is given; `tcp.rs`
-//! connections, `udp.rs` datagrams, `parts.rs` fragments, `carry.rs` packets from and to other cells, `sockets.rs` what
+//! connections, `buffers.rs` how much these hold, `udp.rs` datagrams, `parts.rs` fragments, `carry.rs` packets from and to other cells, `sockets.rs` what
 //! instances may ask for. Ports, and the way of a packet, are here.
 
+mod buffers;
 mod carry;
 mod parts;
 mod sockets;
@@ -26,7 +27,7 @@ use crate::engine::{Engine, EngineConfig};
 use crate::faults::{Faults, Happened};
 use crate::ip::{self, Header, Transport};
 use crate::slots::Slots;
-use crate::switch::{InstanceStats, Limits, NetError, SocketId, WINDOW_SIZE};
+use crate::switch::{InstanceStats, Limits, NetError, SocketId};
 use crate::topology::NodeId;
 
 use carry::Leaving;
@@ -36,10 +37,6 @@ use udp::Udp;
 
 /// First ephemeral port: the range of RFC 6335.
 const FIRST_EPHEMERAL_PORT: u16 = 49_152;
-
-/// Smallest and largest buffer of one direction of a connection, in bytes.
-const MIN_BUFFER: usize = 64 << 10;
-const MAX_BUFFER: usize = 1 << 20;
 
 /// Steps of hosts and engine that one call may take. Packets between hosts without delay come back within it.
 const MAX_ROUNDS: usize = 100_000;
@@ -69,7 +66,8 @@ pub struct Hosts {
     now_ns: u64,
     /// The first time that it was told.
     begun_ns: Option<u64>,
-    buffer_size: usize,
+    /// How much one direction of a connection should hold.
+    wanted_buffer: usize,
     seed: u64,
     /// Packets for instances of this cell that do not run any more.
     undelivered: u64,
@@ -88,6 +86,8 @@ struct Host {
     stack: Stack,
     ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, SocketId)>>,
     sockets: BTreeSet<SocketId>,
+    /// Those of them that listen.
+    listeners: BTreeSet<SocketId>,
     /// Connections whose socket is closed and that still have something to say.
     closing: Vec<SocketHandle>,
     parts: Parts,
@@ -151,7 +151,7 @@ impl Hosts {
     /// All instances of the run are in other cells until they are added.
     pub fn new(directory: Arc<Directory>, compiled: Compiled, limits: Limits, config: EngineConfig) -> Hosts {
         let Compiled { topology, nodes, described, .. } = compiled;
-        let buffer_size = buffer_size(&topology);
+        let wanted_buffer = buffers::wanted(&topology);
         let mut engine = Engine::new(topology, config);
         for node in nodes.values() {
             engine.set_away(*node, true);
@@ -159,7 +159,7 @@ impl Hosts {
         Hosts {
             directory,
             limits,
-            buffer_size,
+            wanted_buffer,
             nodes,
             engine,
             leaving: Leaving::default(),
@@ -280,25 +280,32 @@ impl Hosts {
     /// Lets one host do what it can do now.
     fn step(&mut self, me: Ipv4Addr) {
         let now_ns = self.now_ns;
-        let Some(host) = self.hosts.get_mut(&me) else { return };
-        let node = host.node;
-        host.stack.put_out(now_ns);
-        // One packet at a time: each opener needs a socket that waits for it.
-        while let Some(host) = self.hosts.get(&me)
-            && let Some(packet) = host.stack.next()
-        {
-            // An opener for whom there is no room is not heard, and tries again, as on Linux.
-            let is_heard = !self.is_full(me, packet);
+        let Some(node) = self.hosts.get(&me).map(|host| host.node) else { return };
+        loop {
+            // One packet at a time: each opener needs a socket that waits for it.
+            while let Some(host) = self.hosts.get(&me)
+                && let Some(packet) = host.stack.next()
+            {
+                // An opener for whom there is no room is not heard, and tries again, as on Linux.
+                let is_heard = !self.is_full(me, packet);
+                let Some(host) = self.hosts.get_mut(&me) else { return };
+                host.stack.take_in(now_ns, is_heard);
+                self.top_up(me);
+            }
+            // Once for all that has come: each look at what could be sent visits every connection.
             let Some(host) = self.hosts.get_mut(&me) else { return };
-            host.stack.take_in(now_ns, is_heard);
-            self.top_up(me);
-            if let Some(host) = self.hosts.get_mut(&me) {
+            host.stack.put_out(now_ns);
+            let has_more = self.look_after(me);
+            let Some(host) = self.hosts.get_mut(&me) else { return };
+            if has_more {
                 host.stack.put_out(now_ns);
             }
+            // What it has sent to itself has come already.
+            if host.stack.next().is_none() {
+                break;
+            }
         }
-        self.look_after(me);
         let Some(host) = self.hosts.get_mut(&me) else { return };
-        host.stack.put_out(now_ns);
         host.drop_closed();
         let timer = host.stack.timeout_ns(now_ns);
         if timer != host.timer {
@@ -316,6 +323,12 @@ impl Hosts {
     }
 
     // Sockets.
+
+    /// Returns how much one direction of a new connection holds.
+    fn buffer_size(&self) -> usize {
+        let held = self.hosts.values().map(|host| host.stack.held()).sum();
+        buffers::size(self.wanted_buffer, held)
+    }
 
     fn socket(&self, id: SocketId) -> Result<&Socket, NetError> {
         self.slots.get(id).ok_or(NetError::NoSocket)
@@ -358,6 +371,7 @@ impl Hosts {
         let protocol = socket.kind.protocol();
         if let Some(host) = self.hosts.get_mut(&socket.owner) {
             host.sockets.remove(&id);
+            host.listeners.remove(&id);
             if let (true, Some(local)) = (socket.holds_port, socket.local) {
                 let key = (protocol, local.port());
                 if let Some(holders) = host.ports.get_mut(&key) {
@@ -484,25 +498,4 @@ impl Host {
         }
         None
     }
-}
-
-/// Returns how much one direction of a connection holds: what the fastest way that a class allows sends in the longest
-/// round trip between regions, within bounds.
-fn buffer_size(topology: &crate::Topology) -> usize {
-    let rates = topology.nodes.iter().map(|node| &node.access).chain(topology.gateways.iter().map(|g| &g.access));
-    let mut fastest = 0;
-    for access in rates {
-        for link in [&access.up, &access.down] {
-            if link.rate_bps == 0 {
-                continue;
-            }
-            fastest = fastest.max(link.rate_bps);
-        }
-    }
-    if fastest == 0 {
-        return WINDOW_SIZE;
-    }
-    let longest_ns = topology.delays_ns.iter().flatten().copied().max().unwrap_or(0);
-    let bytes = u128::from(fastest) * u128::from(longest_ns) * 2 / 8_000_000_000;
-    usize::try_from(bytes).unwrap_or(MAX_BUFFER).clamp(MIN_BUFFER, MAX_BUFFER)
 }

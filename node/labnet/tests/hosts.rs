@@ -383,6 +383,35 @@ fn a_full_backlog_makes_openers_wait_and_refuses_nobody() {
 }
 
 #[test]
+fn many_connections_share_what_a_cell_holds_and_give_it_back() {
+    let mut world = World::new(&network(0, LinkModel::default()));
+    let listener = world.listen(2, 80);
+    let open = |world: &mut World| {
+        let client = world.connect(1, addr(2, 80));
+        let until = world.now_ns + SECOND;
+        assert!(world.until(until, |hosts| hosts.tcp_connected(client).unwrap() && hosts.is_readable(listener)));
+        let (server, _) = world.hosts.tcp_accept(listener).unwrap().unwrap();
+        (client, server)
+    };
+    let ends: Vec<(SocketId, SocketId)> = (0..1_000).map(|_| open(&mut world)).collect();
+    let rooms: Vec<usize> = ends.iter().map(|(client, _)| world.hosts.tcp_room(*client).unwrap()).collect();
+    assert_eq!((rooms[0], rooms[300]), (256 << 10, 256 << 10));
+    assert!(rooms.is_sorted_by(|one, next| one >= next));
+    let (last, all) = (rooms[999], rooms.iter().sum::<usize>());
+    assert!((32 << 10..64 << 10).contains(&last), "{last} bytes");
+    assert!(all < 160 << 20, "{all} bytes in one direction of one end");
+
+    for (client, server) in ends {
+        world.hosts.close(client);
+        world.hosts.close(server);
+    }
+    // Both ends have waited for what may still be under way.
+    world.run_to(world.now_ns + 60 * SECOND);
+    let (client, _) = open(&mut world);
+    assert_eq!(world.hosts.tcp_room(client), Ok(256 << 10));
+}
+
+#[test]
 fn equal_runs_are_equal_to_the_packet() {
     let link = LinkModel { loss_ppm: 50_000, jitter_us: 3_000, delay_us: 5_000, ..LinkModel::default() };
     let run = || {

@@ -107,6 +107,7 @@ impl Sockets for Hosts {
                 stack,
                 ports: BTreeMap::new(),
                 sockets: BTreeSet::new(),
+                listeners: BTreeSet::new(),
                 closing: Vec::new(),
                 parts: Parts::default(),
                 next_port: FIRST_EPHEMERAL_PORT,

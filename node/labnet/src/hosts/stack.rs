@@ -23,9 +23,11 @@ const MAX_WAITING: usize = 65_536;
 
 pub(super) struct Stack {
     iface: Interface,
-    pub(super) sockets: SocketSet<'static>,
+    sockets: SocketSet<'static>,
     link: Queues,
     addr: Ipv4Addr,
+    /// Bytes of the buffers of its connections.
+    held: usize,
 }
 
 /// Packets at the edge of the stack.
@@ -93,7 +95,7 @@ impl Stack {
         });
         // Whatever is not the instance itself lies behind its link, which needs no address of a router.
         let _full = iface.routes_mut().add_default_ipv4_route(addr);
-        Stack { iface, sockets: SocketSet::new(Vec::new()), link, addr }
+        Stack { iface, sockets: SocketSet::new(Vec::new()), link, addr, held: 0 }
     }
 
     /// Makes a socket for a connection.
@@ -104,7 +106,20 @@ impl Stack {
         socket.set_timeout(Some(TIMEOUT));
         // Wasm guests cannot ask for it, and p2p software always does.
         socket.set_nagle_enabled(false);
+        self.held += 2 * buffer_size;
         self.sockets.add(socket)
+    }
+
+    /// Takes a connection out, whatever it was about to say.
+    pub(super) fn remove(&mut self, handle: SocketHandle) {
+        let socket: &tcp::Socket<'static> = self.sockets.get(handle);
+        self.held -= socket.recv_capacity() + socket.send_capacity();
+        self.sockets.remove(handle);
+    }
+
+    /// Returns how many bytes the buffers of its connections have.
+    pub(super) fn held(&self) -> usize {
+        self.held
     }
 
     pub(super) fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {

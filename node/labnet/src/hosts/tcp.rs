@@ -29,6 +29,7 @@ impl Hosts {
                 let backlog = backlog.min(MAX_BACKLOG);
                 socket.kind = Kind::Listening(Listener { backlog, opening: Vec::new(), spare: None });
                 let me = socket.owner;
+                self.host_mut(me)?.listeners.insert(id);
                 self.top_up(me);
                 Ok(())
             }
@@ -38,37 +39,47 @@ impl Hosts {
 
     /// Gives every listener that has room a socket for its next opener, and notes what has become of the last one.
     pub(super) fn top_up(&mut self, me: Ipv4Addr) {
-        let Some(host) = self.hosts.get_mut(&me) else { return };
-        let buffer_size = self.buffer_size;
-        for id in &host.sockets {
-            let socket = self.slots.get_mut(*id);
-            let Some(Socket { kind: Kind::Listening(listener), local: Some(local), .. }) = socket else { continue };
-            if let Some(spare) = listener.spare
-                && host.stack.tcp_ref(spare).state() != State::Listen
-            {
-                listener.opening.push(spare);
-                listener.spare = None;
-            }
-            // Openers that went away leave nothing.
-            let gone = |handle: &SocketHandle| {
-                matches!(host.stack.tcp_ref(*handle).state(), State::Closed | State::Listen)
-                    && host.stack.tcp_ref(*handle).recv_queue() == 0
-            };
-            let gone: Vec<SocketHandle> = listener.opening.extract_if(.., |handle| gone(handle)).collect();
-            for handle in gone {
-                host.stack.sockets.remove(handle);
-            }
-            if listener.spare.is_none() && listener.opening.len() < listener.backlog {
+        let Some(host) = self.hosts.get(&me) else { return };
+        let listeners: Vec<SocketId> = host.listeners.iter().copied().collect();
+        for id in listeners {
+            if let Some(end) = self.note_openers(me, id) {
+                let buffer_size = self.buffer_size();
+                let Some(host) = self.hosts.get_mut(&me) else { return };
                 let handle = host.stack.socket(buffer_size);
-                let addr = (!local.ip().is_unspecified()).then_some(IpAddress::Ipv4(*local.ip()));
-                match host.stack.tcp(handle).listen(IpListenEndpoint { addr, port: local.port() }) {
-                    Ok(()) => listener.spare = Some(handle),
-                    Err(_) => {
-                        host.stack.sockets.remove(handle);
-                    }
+                let listens = host.stack.tcp(handle).listen(end).is_ok();
+                match self.slots.get_mut(id) {
+                    Some(Socket { kind: Kind::Listening(listener), .. }) if listens => listener.spare = Some(handle),
+                    Some(_) | None => host.stack.remove(handle),
                 }
             }
         }
+    }
+
+    /// Notes what has become of a listener's openers; returns where it listens if it has room for one more and no socket
+    /// for that.
+    fn note_openers(&mut self, me: Ipv4Addr, id: SocketId) -> Option<IpListenEndpoint> {
+        let host = self.hosts.get_mut(&me)?;
+        let Socket { kind: Kind::Listening(listener), local: Some(local), .. } = self.slots.get_mut(id)? else {
+            return None;
+        };
+        if let Some(spare) = listener.spare
+            && host.stack.tcp_ref(spare).state() != State::Listen
+        {
+            listener.opening.push(spare);
+            listener.spare = None;
+        }
+        // Openers that went away leave nothing.
+        let gone = |handle: &SocketHandle| {
+            matches!(host.stack.tcp_ref(*handle).state(), State::Closed | State::Listen)
+                && host.stack.tcp_ref(*handle).recv_queue() == 0
+        };
+        let gone: Vec<SocketHandle> = listener.opening.extract_if(.., |handle| gone(handle)).collect();
+        for handle in gone {
+            host.stack.remove(handle);
+        }
+        let wants_one = listener.spare.is_none() && listener.opening.len() < listener.backlog;
+        let addr = (!local.ip().is_unspecified()).then_some(IpAddress::Ipv4(*local.ip()));
+        wants_one.then_some(IpListenEndpoint { addr, port: local.port() })
     }
 
     pub(super) fn accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError> {
@@ -110,12 +121,12 @@ impl Hosts {
             self.bind(id, SocketAddrV4::new(bound, 0))?;
         }
         let port = self.socket(id)?.local.ok_or(NetError::InvalidState)?.port();
-        let buffer_size = self.buffer_size;
+        let buffer_size = self.buffer_size();
         let host = self.host_mut(me)?;
         let handle = host.stack.socket(buffer_size);
         let begun = host.stack.connect(handle, (src, port), (*dst.ip(), dst.port()));
         if !begun {
-            host.stack.sockets.remove(handle);
+            host.stack.remove(handle);
             return Err(NetError::InvalidDestination { addr: dst });
         }
         let since_ns = self.now_ns;
@@ -207,7 +218,7 @@ impl Hosts {
     pub(super) fn end_listener(&mut self, me: Ipv4Addr, listener: Listener) {
         let Some(host) = self.hosts.get_mut(&me) else { return };
         if let Some(spare) = listener.spare {
-            host.stack.sockets.remove(spare);
+            host.stack.remove(spare);
         }
         for handle in listener.opening {
             self.end_connection(me, handle, false);
@@ -227,18 +238,21 @@ impl Hosts {
         self.dirty.insert(me);
     }
 
-    /// Takes note of what connections of a host have come to.
-    pub(super) fn look_after(&mut self, me: Ipv4Addr) {
+    /// Takes note of what connections of a host have come to; returns whether one has more to say for that.
+    pub(super) fn look_after(&mut self, me: Ipv4Addr) -> bool {
         self.top_up(me);
-        let Some(host) = self.hosts.get_mut(&me) else { return };
-        for handle in host.closing.clone() {
+        let Some(host) = self.hosts.get_mut(&me) else { return false };
+        let mut has_more = false;
+        for at in 0..host.closing.len() {
+            let handle = host.closing[at];
             if host.stack.tcp_ref(handle).recv_queue() > 0 {
                 host.stack.tcp(handle).abort();
+                has_more = true;
             }
         }
         let ids: Vec<SocketId> = host.sockets.iter().copied().collect();
         for id in ids {
-            self.follow(me, id);
+            has_more |= self.follow(me, id);
             let Ok(socket) = self.socket(id) else { continue };
             let now = (self.readable(socket), self.writable(socket));
             let is_tcp = socket.kind.protocol() == Protocol::Tcp;
@@ -250,13 +264,14 @@ impl Hosts {
                 self.wake(id);
             }
         }
+        has_more
     }
 
-    /// Moves a socket on to what its connection has become.
-    fn follow(&mut self, me: Ipv4Addr, id: SocketId) {
+    /// Moves a socket on to what its connection has become; returns whether that has more to say now.
+    fn follow(&mut self, me: Ipv4Addr, id: SocketId) -> bool {
         let now_ns = self.now_ns;
-        let Some(host) = self.hosts.get_mut(&me) else { return };
-        let Some(socket) = self.slots.get_mut(id) else { return };
+        let Some(host) = self.hosts.get_mut(&me) else { return false };
+        let Some(socket) = self.slots.get_mut(id) else { return false };
         match &mut socket.kind {
             Kind::Connecting { handle, peer, since_ns } => {
                 let (handle, peer, since_ns) = (*handle, *peer, *since_ns);
@@ -264,7 +279,7 @@ impl Hosts {
                     State::SynSent | State::SynReceived => {}
                     // Whoever is there refused; who is not there has said nothing until smoltcp gave up.
                     State::Closed => {
-                        host.stack.sockets.remove(handle);
+                        host.stack.remove(handle);
                         let waited_ns = now_ns.saturating_sub(since_ns);
                         let gave_up = waited_ns >= TIMEOUT_NS;
                         let error = if gave_up { NetError::TimedOut } else { NetError::ConnectionRefused };
@@ -288,10 +303,12 @@ impl Hosts {
                 let size = tcp.recv_queue();
                 if size > 0 {
                     let _nobody_reads = tcp.recv(|bytes| (bytes.len(), ()));
+                    return true;
                 }
             }
             Kind::Stream(_) | Kind::Udp(_) | Kind::Idle | Kind::Listening(_) | Kind::Failed(_) => {}
         }
+        false
     }
 
     /// Takes an ICMP error: one about a connection that is being opened says that it never will be.
@@ -314,7 +331,7 @@ impl Hosts {
         let Ok(Socket { kind: Kind::Connecting { handle, .. }, .. }) = self.socket(id) else { return };
         let handle = *handle;
         if let Some(host) = self.hosts.get_mut(&me) {
-            host.stack.sockets.remove(handle);
+            host.stack.remove(handle);
         }
         if let Ok(socket) = self.socket_mut(id) {
             socket.kind = Kind::Failed(NetError::Unreachable { addr: dst });
@@ -381,7 +398,7 @@ impl Host {
         let closed: Vec<SocketHandle> =
             self.closing.extract_if(.., |handle| self.stack.tcp_ref(*handle).state() == State::Closed).collect();
         for handle in closed {
-            self.stack.sockets.remove(handle);
+            self.stack.remove(handle);
         }
     }
 }
