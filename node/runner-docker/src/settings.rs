@@ -20,6 +20,11 @@ use crate::config::OwnerLimits;
 use crate::network::Seat;
 use crate::protocol::{HealthOrder, INIT_PATH, LAB_DIR, Order, Token};
 
+/// Weight of a container at the processors: the least that engines take, where everything else on a machine has 1024. A
+/// hundred that are busy then leave half of a machine to the lablet, whose heartbeats must go out and whose network must
+/// carry their packets, and to whatever else its owner runs; whatever nobody else wants is theirs.
+const CPU_SHARES: i64 = 2;
+
 /// Directory for artifacts, as a workload sees it.
 const OUTPUTS: &str = "/outputs";
 
@@ -114,6 +119,7 @@ pub(crate) fn container(
         memory: Some(memory),
         // Both together: no swap.
         memory_swap: Some(memory),
+        cpu_shares: Some(CPU_SHARES),
         nano_cpus: (cpu_milli > 0).then(|| i64::from(cpu_milli) * 1_000_000),
         // One more for init.
         pids_limit: Some(i64::from(settings.pids) + 1),
