@@ -1,13 +1,14 @@
 //! The orchestrator of a node: one task owns the scheduler's core and everything that belongs to it.
 //!
 //! `candidacy` decides whether this node leads its lab or follows who does. Where it leads, [`driver`] is the task that
-//! owns the core; `sessions` brings lablets to it, `lead` the orchestrators that follow (to whom
-//! `replicate` tells all facts, and `leave` hands over), [`registry`] remembers what is
-//! told about executions, `seal` fetches receipts and makes results, `replay` begins with what logs say, `locate` and
-//! `top` answer who looks into a run, `health` remembers what was seen to work, and `canary` sees to it where nobody
-//! executes. Where it does not lead, `follow` keeps the logs of who leads, and `wants` what they name.
-//! Everybody else talks to it by [`OrchestratorHandle`].
+//! owns the core, with `sync` for what instances say to each other and `answers` for who asks; `sessions` brings lablets
+//! to it, `lead` the orchestrators that follow (to whom `replicate` tells all facts, and `leave` hands over),
+//! [`registry`] remembers what is told about executions, `seal` fetches receipts and makes results, `replay` begins with
+//! what logs say, `locate` and `top` answer who looks into a run, `health` remembers what was seen to work, and `canary`
+//! sees to it where nobody executes. Where it does not lead, `follow` keeps the logs of who leads, and `wants` what they
+//! name. Everybody else talks to it by [`OrchestratorHandle`].
 
+mod answers;
 mod canary;
 mod candidacy;
 mod driver;
@@ -22,6 +23,7 @@ mod replicate;
 mod seal;
 mod sealed;
 mod sessions;
+mod sync;
 mod top;
 mod wants;
 

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iptl_artifacts::{BlobStore, StoreError};
-use iptl_dag::model::{self, Assignment, Epoch, ExecutionId, FactKind, InstanceId, Signed};
+use iptl_dag::model::{self, Epoch, ExecutionId, FactKind, Signed};
 use iptl_dag::{Cid, PeerId};
-use iptl_scheduler::orchestrator::ExecutionView;
 use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig};
-use iptl_sync::{MissingCell, RunSync};
+use iptl_sync::RunSync;
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
-use iptl_wire::control::{Event, Failure, FailureKind, Top, TopBarrier};
+use iptl_wire::control::{Event, Failure};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{self, Offer};
 use iptl_wire::session::{MAX_BUSIEST, ToLablet, ToOrchestrator, Welcome};
@@ -25,12 +24,11 @@ use super::candidacy::Note;
 use super::health::Health;
 use super::lead::Followers;
 use super::leave::Leaving;
-use super::registry::{Active, Registry};
+use super::registry::Registry;
 use super::replicate::Newcomer;
 use super::seal::Sealer;
 use super::sessions::Outbox;
-use super::{Ask, COMMAND_QUEUE, Cancelled, Command, DryRun, LabletRow, ReadLog, RunRow};
-use super::{locate, top};
+use super::{COMMAND_QUEUE, Cancelled, Command};
 use crate::clock;
 use crate::facts::{LogError, Logs};
 use crate::fetch::Fetcher;
@@ -44,16 +42,6 @@ const MAX_COMMANDS_AT_ONCE: usize = 256;
 
 /// Time between two looks at barriers that are waited for; one that opens sooner is not told of.
 const BARRIER_TICK: Duration = Duration::from_secs(1);
-
-/// A barrier whose count does not move is told of again after so many looks.
-const BARRIER_REPEAT: u32 = 5;
-
-/// Instances that are named when a barrier waits for them.
-const MAX_MISSING: usize = 20;
-
-/// Looks after a start in which cells contribute again to sync what this orchestrator lost: longer than the two leases
-/// that lablets have to come back.
-const RECOVERY_LOOKS: u32 = 15;
 
 /// Time between two readings of the wall clock.
 const WALL_TICK: Duration = Duration::from_secs(30);
@@ -215,15 +203,15 @@ pub(super) struct Driver {
     newcomers: BTreeMap<(PeerId, u64), Outbox>,
     pub(super) syncs: BTreeMap<ExecutionId, RunSync>,
     /// Software of each lablet that was here.
-    versions: BTreeMap<PeerId, String>,
+    pub(super) versions: BTreeMap<PeerId, String>,
     /// Executions whose output somebody follows.
     pub(super) following: BTreeSet<ExecutionId>,
     /// Barriers at the last look: their counts, and looks since the count moved.
-    barriers: BTreeMap<(ExecutionId, String, u64), (u64, u32)>,
+    pub(super) barriers: BTreeMap<(ExecutionId, String, u64), (u64, u32)>,
     /// Looks at barriers since the start.
-    looks: u32,
+    pub(super) looks: u32,
     /// Answers that wait until what they promise is durable.
-    promised: Vec<Promised>,
+    pub(super) promised: Vec<Promised>,
     /// Executions of whose sync something was heard and not yet answered.
     spoken: BTreeSet<ExecutionId>,
 }
@@ -373,60 +361,6 @@ impl Driver {
         }
     }
 
-    fn takes_part(&self, execution: &ExecutionId, lablet: &PeerId) -> bool {
-        self.registry.active.get(execution).is_some_and(|active| active.lablets.contains_key(lablet))
-    }
-
-    fn send_sync(&mut self, execution: ExecutionId) {
-        let Some(sync) = self.syncs.get_mut(&execution) else { return };
-        while let Some((lablet, down)) = sync.poll_down() {
-            send(&mut self.sessions, &lablet, ToLablet::Sync(execution, down));
-        }
-    }
-
-    fn tell_barriers(&mut self) {
-        let now_ms = clock::wall().0;
-        let mut events = Vec::new();
-        let mut asked = Vec::new();
-        self.looks = self.looks.saturating_add(1);
-        let mut told = BTreeMap::new();
-        for (execution, sync) in &mut self.syncs {
-            if self.looks >= RECOVERY_LOOKS && sync.is_recovering() {
-                tracing::warn!(execution = %execution.alias(), "some cells told nothing of what they had contributed");
-                sync.end_recovery();
-            }
-            sync.inquire();
-            asked.push(*execution);
-            let Some(active) = self.registry.active.get(execution) else { continue };
-            for barrier in sync.waiting() {
-                // Who waits since the last look is told of at the next one.
-                let key = (*execution, barrier.state.clone(), barrier.target);
-                let (count, looks) = self.barriers.get(&key).copied().unwrap_or((u64::MAX, 0));
-                let moved = count != barrier.count && count != u64::MAX;
-                let looks = if moved { 0 } else { looks + 1 };
-                told.insert(key, (barrier.count, looks));
-                if !moved && looks % BARRIER_REPEAT != 2 {
-                    continue;
-                }
-                let event = Event::Barrier {
-                    state: barrier.state,
-                    count: barrier.count,
-                    target: barrier.target,
-                    missing: barrier.missing.iter().flat_map(missing).take(MAX_MISSING).collect(),
-                    after_ms: now_ms.saturating_sub(active.submitted_ms),
-                };
-                events.push((*execution, event));
-            }
-        }
-        self.barriers = told;
-        for (execution, event) in events {
-            self.registry.notify(execution, event, now_ms);
-        }
-        for execution in asked {
-            self.send_sync(execution);
-        }
-    }
-
     /// Carries out what the core wants: blocks, then facts, both durable, here and at those who follow, then everything
     /// else in order.
     async fn act(&mut self) -> Result<(), OrchestratorError> {
@@ -528,81 +462,6 @@ impl Driver {
         }
     }
 
-    /// Keeps who takes part in an execution, for sync; a `replayed` fact's cells have contributed before.
-    pub(super) fn note(&mut self, execution: ExecutionId, kind: &FactKind, replayed: bool) {
-        let Some(active) = self.registry.active.get_mut(&execution) else { return };
-        match kind {
-            FactKind::Granted { lablet, assignments, attempt }
-            | FactKind::Recovered { lablet, assignments, attempt, .. } => {
-                let instances = assignments.iter().map(|a| u64::from(a.count)).sum();
-                *active.lablets.entry(lablet.clone()).or_default() += instances;
-                active.attempt.insert(lablet.clone(), *attempt);
-                if replayed {
-                    for instance in assignments.iter().flat_map(Assignment::instances) {
-                        active.lost_before.remove(&instance);
-                    }
-                    return;
-                }
-                let barriers = active.barriers;
-                let sync = self.syncs.entry(execution).or_insert_with(|| {
-                    let mut sync = RunSync::new([]);
-                    sync.on_loss(barriers);
-                    sync
-                });
-                if matches!(kind, FactKind::Recovered { .. }) {
-                    sync.recover_cell(lablet.clone(), instances);
-                } else if *attempt > 1 {
-                    let again: Vec<_> = assignments.iter().flat_map(Assignment::instances).collect();
-                    sync.add_cell_again(lablet.clone(), &again);
-                } else {
-                    sync.add_cell(lablet.clone(), instances);
-                }
-            }
-            FactKind::Refused { lablet, .. } => {
-                active.lablets.remove(lablet);
-                if let Some(sync) = self.syncs.get_mut(&execution) {
-                    sync.replace_cell(lablet);
-                }
-            }
-            FactKind::Lost { lablet: Some(lablet), instances, .. } => {
-                active.lablets.remove(lablet);
-                let attempt = active.attempt.get(lablet).copied().unwrap_or(1);
-                let allowed = |i: &InstanceId| active.attempts.get(&i.group).is_some_and(|most| attempt < *most);
-                // The core knows better than the bound: after a takeover nothing may be granted anew.
-                let runs_again = |i: &InstanceId| allowed(i) && (replayed || self.core.runs_again(&execution, i));
-                let (again, for_good): (Vec<_>, Vec<_>) = instances.iter().cloned().partition(runs_again);
-                if replayed {
-                    let lost = instances.iter().map(|i| (i.clone(), (lablet.clone(), for_good.contains(i))));
-                    active.lost_before.extend(lost);
-                } else if let Some(sync) = self.syncs.get_mut(&execution) {
-                    sync.lose_cell(lablet, &again, &for_good);
-                }
-            }
-            FactKind::Lost { lablet: None, instances, .. } => {
-                for instance in instances {
-                    if let Some((_, for_good)) = active.lost_before.get_mut(instance) {
-                        *for_good = true;
-                    }
-                }
-                if let Some(sync) = self.syncs.get_mut(&execution) {
-                    sync.give_up(instances);
-                }
-            }
-            FactKind::Submitted { .. }
-            | FactKind::Placed { .. }
-            | FactKind::Accepted { .. }
-            | FactKind::Started {}
-            | FactKind::Received { .. }
-            | FactKind::Cancelled { .. }
-            | FactKind::TimedOut {}
-            | FactKind::EndedEarly { .. }
-            | FactKind::Sealed { .. }
-            | FactKind::Failed { .. }
-            | FactKind::TakenOver { .. }
-            | FactKind::Snapshot { .. } => {}
-        }
-    }
-
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Persist { .. } | Effect::StorePlacement(_) => {}
@@ -683,167 +542,6 @@ impl Driver {
             });
         }
     }
-
-    fn answer(&mut self, ask: Ask) {
-        if self.leaving.as_ref().is_some_and(|leaving| leaving.is_frozen)
-            && matches!(ask, Ask::Submit { .. } | Ask::Cancel { .. })
-        {
-            // The heir is asked instead: whoever asks hears that this one does not lead.
-            return;
-        }
-        match ask {
-            Ask::Submit { execution, run, by, priority, answer } => {
-                let id = execution.id();
-                self.registry.begin(id, run.cid, &run.run, by.clone(), clock::wall().0);
-                self.input(Input::Submit { execution, run: *run, by, priority });
-                self.promised.push(Promised::Submitted(answer, id));
-            }
-            Ask::DryRun { run, answer } => {
-                let placed = self.core.dry_run(&run.run);
-                let names = self.lablets().into_iter().map(|l| (l.peer, l.inventory.name)).collect();
-                let _gone = answer.send(DryRun { placed, names });
-            }
-            Ask::Watch { name, answer } => {
-                let found = self.registry.find(&name);
-                let watching = found.map(|id| (id, self.registry.watch(&id).expect("it was just found")));
-                let _gone = answer.send(watching);
-            }
-            Ask::Follow { id, answer } => {
-                let output = self.registry.active.get(&id).map(|active| active.output.subscribe());
-                if let Some(active) = self.registry.active.get(&id)
-                    && self.following.insert(id)
-                {
-                    for lablet in active.lablets.clone().into_keys() {
-                        send(&mut self.sessions, &lablet, ToLablet::Follow(id, true));
-                    }
-                }
-                let _gone = answer.send(output);
-            }
-            Ask::Top { name, answer } => {
-                let found = self.registry.find(&name).and_then(|id| self.top(id));
-                let _gone = answer.send(found);
-            }
-            Ask::Locate { name, instance, by, answer } => {
-                let _gone = answer.send(locate::lablet_of(&self.registry, &self.core, &name, &instance, by.as_ref()));
-            }
-            Ask::Cancel { name, by, answer } => {
-                let found = self.registry.find(&name).map(|execution| {
-                    let over = self.registry.ended(&execution).is_some();
-                    if !over {
-                        self.input(Input::Cancel { execution, by });
-                    }
-                    Cancelled { execution, over }
-                });
-                self.promised.push(Promised::Cancelled(answer, found));
-            }
-            Ask::Audit { name, answer } => {
-                let found = self.registry.find(&name).and_then(|id| {
-                    let read = tokio::task::block_in_place(|| self.logs.read(&id));
-                    let (blocks, tail) = read.map_err(|error| Failure {
-                        kind: FailureKind::Broken,
-                        code: "log.unreadable".to_owned(),
-                        message: error.to_string(),
-                        help: "look at the orchestrator's disk with `iptl doctor`".to_owned(),
-                    })?;
-                    Ok(ReadLog { id, writers: self.parts.members.writers(), blocks, tail })
-                });
-                let _gone = answer.send(found);
-            }
-            Ask::Find { name, answer } => {
-                let found = self.registry.find(&name).map(|id| (id, self.registry.ended(&id).cloned()));
-                let _gone = answer.send(found);
-            }
-            Ask::Runs { answer } => {
-                let _gone = answer.send(self.runs());
-            }
-            Ask::Lablets { answer } => {
-                let rows = self.lablets();
-                let _gone = answer.send(rows);
-            }
-            Ask::HandOver { to, answer } => self.leave_to(to, answer),
-            Ask::Followers { answer } => {
-                let mut rows = self.followers.rows();
-                let covered = self.core.leases_outlast_a_takeover();
-                rows.iter_mut().for_each(|row| row.in_contact &= covered);
-                let _gone = answer.send(rows);
-            }
-        }
-    }
-
-    /// Says what an execution does now, and has its lablets say what it uses.
-    fn top(&mut self, id: ExecutionId) -> Result<Top, Failure> {
-        let Some(active) = self.registry.active.get(&id) else {
-            return Err(Failure {
-                kind: FailureKind::NotFound,
-                code: "execution.over".to_owned(),
-                message: format!("{} is over", id.alias()),
-                help: format!("see its result: `iptl show {}`", id.alias()),
-            });
-        };
-        let barriers = self.syncs.get(&id).map(RunSync::waiting).unwrap_or_default();
-        let barriers = barriers.into_iter().map(|barrier| TopBarrier {
-            missing: barrier.missing.iter().flat_map(missing).take(MAX_MISSING).collect(),
-            state: barrier.state,
-            count: barrier.count,
-            target: barrier.target,
-        });
-        let views = self.core.executions();
-        let phase = views.into_iter().find(|view| view.execution == id).map(|view| view.phase);
-        let cells = self.core.cells(&id);
-        let names = self.core.inventory().into_iter().map(|(peer, inventory)| (peer, inventory.name)).collect();
-        let top = top::of(id, active, phase, barriers.collect(), &cells.keys().cloned().collect(), &names);
-        for lablet in cells.into_keys() {
-            send(&mut self.sessions, &lablet, ToLablet::Gauge(id));
-        }
-        Ok(top)
-    }
-
-    /// Returns the lablets with what they have free after all that was promised.
-    fn lablets(&self) -> Vec<LabletRow> {
-        let free = self.core.inventory();
-        self.core
-            .lablets(clock::now())
-            .into_iter()
-            .map(|view| LabletRow {
-                inventory: free.get(&view.peer).cloned().unwrap_or(view.inventory),
-                version: self.versions.get(&view.peer).cloned().unwrap_or_default(),
-                ready: view.online,
-                peer: view.peer,
-            })
-            .collect()
-    }
-
-    fn runs(&self) -> Vec<RunRow> {
-        let views: BTreeMap<_, _> = self.core.executions().into_iter().map(|view| (view.execution, view)).collect();
-        let ended = self.registry.records().into_iter().cloned().map(|record| RunRow::Ended(Box::new(record)));
-        let active = self.registry.listed().map(|(id, active)| active_row(*id, active, views.get(id)));
-        ended.chain(active).collect()
-    }
-}
-
-fn active_row(id: ExecutionId, active: &Active, view: Option<&ExecutionView>) -> RunRow {
-    RunRow::Active {
-        id,
-        run: active.run,
-        plan: active.plan,
-        case: active.case.clone(),
-        submitted_ms: active.submitted_ms,
-        instances: active.instances,
-        ended: view.map_or(0, |view| view.ended),
-        phase: view.map_or_else(|| "submitted".to_owned(), |view| view.phase.clone()),
-    }
-}
-
-/// Names who is missing at a barrier.
-fn missing(cell: &MissingCell) -> Vec<String> {
-    let lablet = cell.lablet.short();
-    if cell.lost {
-        return vec![format!("{lablet} is lost")];
-    }
-    if cell.absent.instances.is_empty() {
-        return vec![format!("instances on {lablet}")];
-    }
-    cell.absent.instances.iter().map(|id| format!("{id} on {lablet}")).collect()
 }
 
 /// Hands a message to a lablet's session; one whose queue is full is cut off and comes back with a new one.
