@@ -10,8 +10,8 @@ use iptl_wire::control::{Failure, FailureKind, Top, TopBarrier};
 use iptl_wire::session::ToLablet;
 
 use super::driver::{Driver, Promised, send};
-use super::sync::{MAX_MISSING, missing};
 use super::registry::Active;
+use super::sync::{MAX_MISSING, missing};
 use super::{Ask, Cancelled, DryRun, LabletRow, ReadLog, RunRow, locate, top};
 use crate::clock;
 

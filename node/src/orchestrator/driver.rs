@@ -213,7 +213,7 @@ pub(super) struct Driver {
     /// Answers that wait until what they promise is durable.
     pub(super) promised: Vec<Promised>,
     /// Executions of whose sync something was heard and not yet answered.
-    spoken: BTreeSet<ExecutionId>,
+    pub(super) spoken: BTreeSet<ExecutionId>,
 }
 
 /// An answer about an execution, held back until its facts are durable: who was told of an execution finds it after a

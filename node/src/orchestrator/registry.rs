@@ -69,6 +69,8 @@ pub(super) struct Active {
     pub(super) attempts: BTreeMap<String, u32>,
     /// Attempt of what each lablet was granted last.
     pub(super) attempt: BTreeMap<PeerId, u32>,
+    /// Receipts that came from each lablet.
+    pub(super) received: BTreeMap<PeerId, u64>,
     /// What becomes of barriers that cannot be reached any more.
     pub(super) barriers: BarrierLoss,
     /// Instances that were lost before the orchestrator was started: with which lablet, and whether for good.
@@ -145,6 +147,7 @@ impl Registry {
             attempt: BTreeMap::new(),
             barriers: run.loss.barriers,
             lost_before: BTreeMap::new(),
+            received: BTreeMap::new(),
             canary: canary::is_canary(&run_cid),
             history: Vec::new(),
             events: broadcast::Sender::new(EVENT_QUEUE),

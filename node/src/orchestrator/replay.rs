@@ -98,6 +98,9 @@ impl Driver {
                     let (again, for_good) = if *for_good { (&[][..], one) } else { (one, &[][..]) };
                     sync.lost_before(lablet, again, for_good);
                 }
+                for (lablet, receipts) in &active.received {
+                    sync.receive(lablet, *receipts);
+                }
                 self.syncs.insert(*execution, sync);
             }
         }

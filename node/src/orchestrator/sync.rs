@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId, FactKind, InstanceId};
-use iptl_sync::{MissingCell, RunSync};
+use iptl_sync::{FailedBarrier, MissingCell, RunSync};
 use iptl_wire::control::Event;
 use iptl_wire::session::ToLablet;
 
@@ -29,6 +29,9 @@ impl Driver {
 
     pub(super) fn send_sync(&mut self, execution: ExecutionId) {
         let Some(sync) = self.syncs.get_mut(&execution) else { return };
+        while let Some(FailedBarrier { state, target, reachable, missing }) = sync.poll_failed() {
+            tracing::info!(execution = %execution.alias(), state, target, reachable, missing, "a barrier failed");
+        }
         while let Some((lablet, down)) = sync.poll_down() {
             send(&mut self.sessions, &lablet, ToLablet::Sync(execution, down));
         }
@@ -115,6 +118,7 @@ impl Driver {
             }
             FactKind::Lost { lablet: Some(lablet), instances, .. } => {
                 active.lablets.remove(lablet);
+                active.received.remove(lablet);
                 let attempt = active.attempt.get(lablet).copied().unwrap_or(1);
                 let allowed = |i: &InstanceId| active.attempts.get(&i.group).is_some_and(|most| attempt < *most);
                 // The core knows better than the bound: after a takeover nothing may be granted anew.
@@ -137,11 +141,17 @@ impl Driver {
                     sync.give_up(instances);
                 }
             }
+            FactKind::Received { lablet, count, .. } => {
+                *active.received.entry(lablet.clone()).or_default() += u64::from(*count);
+                if let Some(sync) = self.syncs.get_mut(&execution) {
+                    sync.receive(lablet, u64::from(*count));
+                    self.spoken.insert(execution);
+                }
+            }
             FactKind::Submitted { .. }
             | FactKind::Placed { .. }
             | FactKind::Accepted { .. }
             | FactKind::Started {}
-            | FactKind::Received { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }
@@ -162,5 +172,8 @@ pub(super) fn missing(cell: &MissingCell) -> Vec<String> {
     if cell.absent.instances.is_empty() {
         return vec![format!("instances on {lablet}")];
     }
-    cell.absent.instances.iter().map(|id| format!("{id} on {lablet}")).collect()
+    let ended = usize::try_from(cell.absent.ended).unwrap_or(usize::MAX);
+    let (ended, living) = cell.absent.instances.split_at(ended.min(cell.absent.instances.len()));
+    let living = living.iter().map(|id| format!("{id} on {lablet}"));
+    ended.iter().map(|id| format!("{id}, which has ended")).chain(living).collect()
 }

@@ -76,6 +76,16 @@ pub fn gather() -> Result<()> {
     Ok(())
 }
 
+/// Waits for all of its group, of which the first goes without a word.
+pub fn quit() -> Result<()> {
+    let env = iptl_sdk::env()?;
+    if env.index > 0 {
+        iptl_sdk::signal_and_wait("gathered", env.group_size.into())?;
+        println!("gathered");
+    }
+    Ok(())
+}
+
 fn metric(name: &str, time: Duration) -> Result<()> {
     iptl_sdk::metric(name, time.as_secs_f64() * 1e3, "ms")
 }

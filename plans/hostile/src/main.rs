@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         None if wanted == "good" => good::run,
         None if wanted == "rest" => good::rest,
         None if wanted == "gather" => good::gather,
+        None if wanted == "quit" => good::quit,
         None => {
             eprintln!("no behaviour `{wanted}`");
             return ExitCode::from(2);

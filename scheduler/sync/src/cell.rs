@@ -46,6 +46,9 @@ type Caller = (u32, u64);
 pub struct CellSync {
     instances: Vec<Instance>,
     by_id: BTreeMap<InstanceId, u32>,
+    /// Instances that have not ended, and those of them that wait at a barrier and for nothing else.
+    alive: usize,
+    waiting: usize,
     names: usize,
     states: BTreeMap<String, State>,
     topics: BTreeMap<String, Topic>,
@@ -66,6 +69,9 @@ struct Instance {
     id: InstanceId,
     alive: bool,
     calls: BTreeMap<u64, Call>,
+    /// Calls that wait at a barrier, and those that the orchestrator will answer without anybody's doing.
+    waits: usize,
+    owed: usize,
     names: usize,
     unrecorded: usize,
 }
@@ -145,6 +151,10 @@ struct Link {
     published: usize,
     /// The orchestrator has lost what the cell contributed: numbers that it has to be told again.
     restore: Option<VecDeque<SignalNumbers>>,
+    /// The orchestrator wants to know who is missing at a barrier, and so when the cell comes to rest.
+    watched: bool,
+    /// What was said last of the cell's rest, and holds as far as the orchestrator knows.
+    rest: Option<u64>,
 }
 
 /// What has to be said.
@@ -162,6 +172,8 @@ impl CellSync {
         let mut cell = CellSync {
             instances: Vec::new(),
             by_id: BTreeMap::new(),
+            alive: 0,
+            waiting: 0,
             names: 0,
             states: BTreeMap::new(),
             topics: BTreeMap::new(),
@@ -184,16 +196,16 @@ impl CellSync {
         self.end_instance(&id);
         let at = u32::try_from(self.instances.len()).expect("a cell has fewer instances than lab addresses");
         self.by_id.insert(id.clone(), at);
-        self.instances.push(Instance { id, alive: true, calls: BTreeMap::new(), names: 0, unrecorded: 0 });
+        self.instances.push(Instance::new(id));
+        self.alive += 1;
     }
 
     /// Drops what an instance that ended waits for. What it contributed stays.
     pub fn end_instance(&mut self, id: &InstanceId) {
         let Some(at) = self.by_id.get(id).copied() else { return };
-        let instance = &mut self.instances[at as usize];
-        instance.alive = false;
-        instance.unrecorded = 0;
-        for (call, kind) in std::mem::take(&mut instance.calls) {
+        self.alive -= usize::from(self.instances[at as usize].alive);
+        let calls = self.change(at, Instance::end);
+        for (call, kind) in calls {
             self.forget((at, call), kind);
         }
     }
@@ -249,9 +261,11 @@ impl CellSync {
         }
         self.link.said += 1;
         self.link.fresh = false;
+        self.link.rest = self.rest();
         self.link.heard_told = self.link.heard;
         let mut up =
             SyncUp { session: self.link.session, number: self.link.said, heard: self.link.heard, ..SyncUp::default() };
+        up.rest = self.link.rest;
         self.say_names(&mut up);
         self.say_publications(&mut up);
         self.say_restore(&mut up);
@@ -265,6 +279,11 @@ impl CellSync {
         }
         self.link.heard = down.number;
         self.link.said_heard = down.heard.clamp(self.link.said_heard, self.link.said);
+        if !down.states.is_empty() || !down.failed.is_empty() || !down.messages.is_empty() {
+            // The orchestrator takes it, too, that some go on.
+            self.link.rest = None;
+        }
+        self.link.watched |= !down.inquire.is_empty();
         if down.again {
             self.link.published = 0;
             self.link.restore = Some(self.states.values().flat_map(|state| state.numbers.iter().cloned()).collect());
@@ -319,19 +338,51 @@ impl CellSync {
         None
     }
 
-    /// Returns how many instances of the cell have not signalled a state, and the first of them.
+    /// Returns how many instances of the cell have not signalled a state, how many of them never will, and the first of
+    /// them.
     pub fn missing(&self, state: &str) -> Absent {
         let signalled = self.states.get(state).map(|state| &state.signalled);
         let mut absent = Absent::default();
+        let mut living = Vec::new();
         for (id, at) in &self.by_id {
-            if !signalled.is_some_and(|signalled| signalled.contains(at)) {
-                absent.count += 1;
-                if absent.instances.len() < MAX_NAMED_MISSING {
-                    absent.instances.push(id.clone());
-                }
+            if signalled.is_some_and(|signalled| signalled.contains(at)) {
+                continue;
+            }
+            absent.count += 1;
+            let alive = self.instances[*at as usize].alive;
+            absent.ended += u64::from(!alive);
+            let named = if alive { &mut living } else { &mut absent.instances };
+            if named.len() < MAX_NAMED_MISSING {
+                named.push(id.clone());
             }
         }
+        absent.instances.extend(living);
+        absent.instances.truncate(MAX_NAMED_MISSING);
         absent
+    }
+
+    /// Returns how many instances have ended, where all others wait at barriers and for nothing else: nothing will come
+    /// of the cell before something comes to it.
+    fn rest(&self) -> Option<u64> {
+        let at_rest = self.waiting == self.alive && self.replies.is_empty() && self.feed.is_empty();
+        at_rest.then(|| (self.by_id.len() - self.alive) as u64)
+    }
+
+    /// Whether the orchestrator is to hear that the cell came to rest, or that it is at rest no longer.
+    fn is_rest_news(&self) -> bool {
+        match self.rest() {
+            Some(ended) => self.link.watched && self.link.rest != Some(ended),
+            None => self.link.rest.is_some(),
+        }
+    }
+
+    /// Changes an instance, and with it how many wait.
+    fn change<T>(&mut self, at: u32, change: impl FnOnce(&mut Instance) -> T) -> T {
+        let instance = &mut self.instances[at as usize];
+        let before = usize::from(instance.is_waiting());
+        let value = change(instance);
+        self.waiting = self.waiting + usize::from(instance.is_waiting()) - before;
+        value
     }
 
     // Calls.
@@ -340,7 +391,7 @@ impl CellSync {
         let (at, call) = caller;
         let kind = match op {
             SyncOp::Cancel => {
-                if let Some(kind) = self.instances[at as usize].calls.remove(&call) {
+                if let Some(kind) = self.change(at, |instance| instance.remove(call)) {
                     self.forget(caller, kind);
                 }
                 return Ok(());
@@ -365,7 +416,7 @@ impl CellSync {
                 self.name_state(at, &state)?;
                 let open = !self.wait(caller, &state, target);
                 let kind = Call::SignalAndWait { state: state.clone(), target, seq: 0, open };
-                self.instances[at as usize].calls.insert(call, kind);
+                self.change(at, |instance| instance.insert(call, kind));
                 self.signal(caller, state);
                 return Ok(());
             }
@@ -391,7 +442,7 @@ impl CellSync {
                 Call::Subscribe { topic }
             }
         };
-        self.instances[at as usize].calls.insert(call, kind);
+        self.change(at, |instance| instance.insert(call, kind));
         Ok(())
     }
 
@@ -514,9 +565,9 @@ impl CellSync {
 
     /// Answers a call that gets one answer, if somebody still wants it.
     fn answer(&mut self, caller: Caller, reply: Reply) {
-        let instance = &mut self.instances[caller.0 as usize];
-        if let Some(kind) = instance.calls.remove(&caller.1) {
+        if let Some(kind) = self.change(caller.0, |instance| instance.remove(caller.1)) {
             if let Call::Publish { size } = kind {
+                let instance = &mut self.instances[caller.0 as usize];
                 instance.unrecorded = instance.unrecorded.saturating_sub(size);
             }
             self.replies.push_back((caller, reply));
@@ -538,15 +589,10 @@ impl CellSync {
 
     /// Tells a caller that the barrier it waits for is open.
     fn release(&mut self, caller: Caller) {
-        let mut own = 0;
-        if let Some(Call::SignalAndWait { seq, open, .. }) = self.call_of(caller) {
-            *open = true;
-            own = *seq;
-            if own == 0 {
-                return;
-            }
+        let own = self.change(caller.0, |instance| instance.open(caller.1));
+        if let Some(seq) = own {
+            self.answer(caller, Reply::Opened { seq });
         }
-        self.answer(caller, Reply::Opened { seq: own });
     }
 
     fn call_of(&mut self, (at, call): Caller) -> Option<&mut Call> {
@@ -659,6 +705,7 @@ impl CellSync {
             || !self.dirty.asks.is_empty()
             || !self.dirty.topics.is_empty()
             || !self.dirty.inquired.is_empty()
+            || self.is_rest_news()
     }
 
     /// Whether nothing is to be said but signals of states that some of the cell have not signalled yet.
@@ -753,6 +800,60 @@ impl CellSync {
             self.link.restore = None;
         }
         up.restore = Some(restore);
+    }
+}
+
+impl Instance {
+    fn new(id: InstanceId) -> Instance {
+        Instance { id, alive: true, calls: BTreeMap::new(), waits: 0, owed: 0, names: 0, unrecorded: 0 }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.alive && self.waits > 0 && self.owed == 0
+    }
+
+    fn insert(&mut self, call: u64, kind: Call) {
+        let (waits, owed) = kind.weight();
+        self.waits += waits;
+        self.owed += owed;
+        self.calls.insert(call, kind);
+    }
+
+    fn remove(&mut self, call: u64) -> Option<Call> {
+        let kind = self.calls.remove(&call)?;
+        let (waits, owed) = kind.weight();
+        self.waits -= waits;
+        self.owed -= owed;
+        Some(kind)
+    }
+
+    /// The barrier of a call is open: returns the number to answer it with, zero where it gave no signal; none where its
+    /// signal has no number yet.
+    fn open(&mut self, call: u64) -> Option<u64> {
+        let Some(Call::SignalAndWait { seq, open, .. }) = self.calls.get_mut(&call) else { return Some(0) };
+        let (number, was_open) = (*seq, std::mem::replace(open, true));
+        if !was_open {
+            self.waits -= 1;
+            self.owed += 1;
+        }
+        (number > 0).then_some(number)
+    }
+
+    fn end(&mut self) -> BTreeMap<u64, Call> {
+        self.alive = false;
+        (self.waits, self.owed, self.unrecorded) = (0, 0, 0);
+        std::mem::take(&mut self.calls)
+    }
+}
+
+impl Call {
+    /// Whether it waits at a barrier, and whether the orchestrator will answer it without anybody's doing.
+    fn weight(&self) -> (usize, usize) {
+        match self {
+            Call::Barrier { .. } | Call::SignalAndWait { open: false, .. } => (1, 0),
+            Call::Signal | Call::Publish { .. } | Call::SignalAndWait { open: true, .. } => (0, 1),
+            Call::Subscribe { .. } => (0, 0),
+        }
     }
 }
 

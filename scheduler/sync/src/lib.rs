@@ -22,7 +22,7 @@ mod run;
 use bytes::Bytes;
 
 pub use cell::{CellSync, Record};
-pub use run::{BarrierState, MAX_TOLD_BARRIERS, MissingCell, RunSync, UpError};
+pub use run::{BarrierState, FailedBarrier, MAX_TOLD_BARRIERS, MissingCell, RunSync, UpError};
 
 /// Longest name of a state or topic, in bytes.
 pub const MAX_NAME_SIZE: usize = 256;
@@ -153,7 +153,8 @@ pub enum SyncError {
     /// The execution keeps as many messages as it can.
     #[error("the topics of the run are full ({MAX_KEPT_SIZE} bytes)")]
     TopicsFull,
-    /// Instances are lost that the barrier waits for, and the plan wants it to fail then.
+    /// Nobody is left who could signal: who might have has ended or is lost, or waits at a barrier himself. The plan wants
+    /// it to fail then.
     #[error("barrier {state:?} cannot reach {target}, of which {reachable} are possible: {missing}")]
     Unreachable {
         /// State.

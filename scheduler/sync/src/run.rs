@@ -1,6 +1,7 @@
 //! The orchestrator's end: cells summed up, signals numbered, topics put in order.
 
 mod loss;
+mod rest;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,6 +11,7 @@ use iptl_dag::model::{BarrierLoss, InstanceId};
 use iptl_wire::session::{Absent, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage, Unreachable};
 
 use loss::Lost;
+pub use rest::FailedBarrier;
 
 use crate::{BATCH_SIZE, FLOW_WINDOW, ITEM_OVERHEAD, MAX_KEPT_SIZE, MAX_NAME_SIZE, MAX_PAYLOAD_SIZE};
 
@@ -48,6 +50,13 @@ pub struct RunSync {
     pending: BTreeMap<InstanceId, PeerId>,
     /// What becomes of barriers that cannot be reached any more.
     barriers: BarrierLoss,
+    /// Barriers that failed and were not told of.
+    failures: VecDeque<FailedBarrier>,
+    /// A cell that was seen to be at work: while it is, nothing is out of reach.
+    at_work: Option<PeerId>,
+    /// Looks since anybody signalled, published or asked for a barrier, and those of them at which all were at rest.
+    quiet_looks: u32,
+    rest_looks: u32,
     states: BTreeMap<String, State>,
     topics: BTreeMap<String, Topic>,
     kept: usize,
@@ -89,7 +98,16 @@ struct Cell {
     news: News,
     unheard: VecDeque<(u64, News)>,
     inquire: BTreeSet<String>,
-    absent: BTreeMap<String, Absent>,
+    /// States of which it was asked in this session.
+    asked: BTreeSet<String>,
+    /// What it answered, and what it said of its rest in the same message.
+    absent: BTreeMap<String, (Absent, Option<u64>)>,
+    /// All its instances wait at barriers but those that have ended, of which it has said how many there are.
+    rest: Option<u64>,
+    /// Last message of this session that may have let an instance go on.
+    moved: u64,
+    /// Instances of which everything has arrived: they have ended.
+    received: u64,
     /// It stands in the queue of cells that have to be told something.
     due: bool,
     must_answer: bool,
@@ -122,6 +140,8 @@ struct State {
     /// Last number that was given to a signal.
     last_number: u64,
     waiting: BTreeMap<u64, BTreeSet<PeerId>>,
+    /// Why barriers of it failed since it was signalled last: who comes to them later hears the same.
+    failed: Option<Unreachable>,
 }
 
 #[derive(Debug, Default)]
@@ -197,6 +217,10 @@ impl RunSync {
             lost: BTreeMap::new(),
             pending: BTreeMap::new(),
             barriers: BarrierLoss::Wait,
+            failures: VecDeque::new(),
+            at_work: None,
+            quiet_looks: 0,
+            rest_looks: 0,
             states: BTreeMap::new(),
             topics: BTreeMap::new(),
             kept: 0,
@@ -273,9 +297,13 @@ impl RunSync {
             cell.resume(up.session);
             self.forget_asks(lablet);
         }
+        if !up.published.is_empty() || !up.barriers.is_empty() {
+            (self.quiet_looks, self.rest_looks) = (0, 0);
+        }
         let Some(cell) = self.cells.get_mut(lablet) else { return Err(unknown) };
         cell.up = true;
         cell.heard = up.number;
+        cell.rest = up.rest.filter(|_| up.heard >= cell.moved);
         cell.must_answer = true;
         while cell.unheard.front().is_some_and(|(number, _)| *number <= up.heard) {
             cell.unheard.pop_front();
@@ -294,11 +322,14 @@ impl RunSync {
             for (name, mut absent) in up.absent {
                 if self.states.contains_key(&name) {
                     absent.instances.truncate(MAX_NAMED);
-                    cell.absent.insert(name, absent);
+                    cell.absent.insert(name, (absent, up.rest));
                 }
             }
         }
         self.finish_recovery();
+        if up.rest.is_some() {
+            self.settle_barriers();
+        }
         published.and(signals).and(barriers).and(subscribed)
     }
 
@@ -321,6 +352,10 @@ impl RunSync {
             }
             cell.must_answer = false;
             cell.said += 1;
+            if !news.states.is_empty() || !news.failed.is_empty() || !messages.is_empty() {
+                cell.rest = None;
+                cell.moved = cell.said;
+            }
             let down = SyncDown {
                 session: cell.session,
                 number: cell.said,
@@ -345,14 +380,31 @@ impl RunSync {
     }
 
     /// Asks cells who is missing at the barriers that [`waiting`](RunSync::waiting) tells of, which then names them.
+    ///
+    /// To be called now and then, as once a second: barriers that nobody can reach any more are found by it.
     pub fn inquire(&mut self) {
-        let mut due = Vec::new();
+        self.quiet_looks = self.quiet_looks.saturating_add(1);
+        self.rest_looks = if self.is_at_rest() { self.rest_looks.saturating_add(1) } else { 0 };
+        for name in self.waited_for() {
+            let lacks = |cell: &Cell| cell.given(&name) < cell.instances;
+            self.ask(&name, lacks);
+        }
+        self.look_for_rest();
+    }
+
+    /// Returns the first states that somebody waits for.
+    fn waited_for(&self) -> Vec<String> {
         let waited_for = self.states.iter().filter(|(_, state)| !state.waiting.is_empty());
-        for (name, _) in waited_for.take(MAX_TOLD_BARRIERS) {
-            for (lablet, cell) in &mut self.cells {
-                if cell.up && cell.given(name) < cell.instances && cell.inquire.insert(name.clone()) {
-                    due.push(lablet.clone());
-                }
+        waited_for.take(MAX_TOLD_BARRIERS).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Asks some cells who has not signalled a state.
+    fn ask(&mut self, name: &str, whom: impl Fn(&Cell) -> bool) {
+        let mut due = Vec::new();
+        for (lablet, cell) in &mut self.cells {
+            if cell.up && whom(cell) && cell.inquire.insert(name.to_owned()) {
+                cell.asked.insert(name.to_owned());
+                due.push(lablet.clone());
             }
         }
         for lablet in due {
@@ -393,8 +445,8 @@ impl RunSync {
         let mut missing = Vec::new();
         for (lablet, cell) in &self.cells {
             let absent = match cell.absent.get(name) {
-                Some(absent) => absent.clone(),
-                None => Absent { count: cell.instances.saturating_sub(cell.given(name)), instances: Vec::new() },
+                Some((absent, _)) => absent.clone(),
+                None => Absent { count: cell.instances.saturating_sub(cell.given(name)), ..Absent::default() },
             };
             if absent.count > 0 {
                 missing.push(MissingCell { lablet: lablet.clone(), lost: false, absent });
@@ -463,6 +515,8 @@ impl RunSync {
             let state = self.states.entry(name.clone()).or_default();
             state.count = state.count.saturating_add(more);
             state.peak = state.peak.max(state.count);
+            state.failed = None;
+            (self.quiet_looks, self.rest_looks) = (0, 0);
             if !self.recovering {
                 self.number(lablet, &name);
             }
@@ -523,7 +577,7 @@ impl RunSync {
         let state = self.states.entry(name.clone()).or_default();
         state.waiting.entry(target).or_default().insert(lablet.clone());
         self.open(&name);
-        self.fail_unreachable(&name);
+        self.fail_again(&name);
         Ok(())
     }
 
@@ -746,6 +800,9 @@ impl Cell {
         }
         self.in_flight = 0;
         self.behind.clear();
+        self.rest = None;
+        self.moved = 0;
+        self.asked.clear();
     }
 
     /// Takes out as much news as one message holds.

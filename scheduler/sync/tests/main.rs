@@ -4,5 +4,6 @@
 
 mod facts;
 mod losses;
+mod rest;
 mod schedules;
 mod world;

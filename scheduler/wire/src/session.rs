@@ -460,6 +460,10 @@ pub struct SyncUp {
     /// Answers to [`SyncDown::inquire`]: instances that have not signalled a state.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub absent: BTreeMap<String, Absent>,
+    /// The cell is at rest: whoever of its instances has not ended waits at a barrier, and has no other answer to come.
+    /// It says how many have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<u64>,
 }
 
 /// What a cell had been told before its orchestrator lost it.
@@ -478,8 +482,15 @@ pub struct Restore {
 pub struct Absent {
     /// How many.
     pub count: u64,
-    /// The first of them.
+    /// How many of them have ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ended: u64,
+    /// The first of them: those that have ended before the others.
     pub instances: Vec<InstanceId>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A barrier that is waited for.
@@ -531,7 +542,7 @@ pub struct SyncDown {
     /// States of which the cell is asked who has not signalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inquire: Vec<String>,
-    /// States whose barriers fail, since instances are lost.
+    /// States whose barriers fail, since instances are lost or have ended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failed: BTreeMap<String, Unreachable>,
 }

@@ -1,19 +1,16 @@
-//! Cells that are lost, and what becomes of barriers then.
+//! Cells that are lost.
 //!
 //! It is taken that each instance signals a state once. Of a cell that is lost, the signals of a state are first those
 //! of its instances that had finished, then of those that are lost for good; what is beyond was given by instances that
-//! begin anew, and will come again.
+//! begin anew, and will come again. What becomes of barriers is found where nobody is left to signal (`rest.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{BarrierLoss, InstanceId};
-use iptl_wire::session::{Absent, Unreachable};
+use iptl_wire::session::Absent;
 
 use super::{MAX_NAMED, MissingCell, RunSync};
-
-/// Instances that are named where a barrier fails.
-const MAX_TOLD: usize = 5;
 
 /// What is known of lost instances of one lablet.
 #[derive(Clone, Debug, Default)]
@@ -32,11 +29,15 @@ impl Lost {
         self.named.extend(named.iter().take(room).cloned());
     }
 
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
     /// How many have not signalled a state, and which where that is sure.
-    fn absent(&self, name: &str) -> Absent {
+    pub(super) fn absent(&self, name: &str) -> Absent {
         let given = self.given.get(name).copied().unwrap_or(0);
         let instances = if given == 0 { self.named.clone() } else { Vec::new() };
-        Absent { count: self.count.saturating_sub(given), instances }
+        Absent { count: self.count.saturating_sub(given), ended: 0, instances }
     }
 }
 
@@ -101,66 +102,14 @@ impl RunSync {
         }
     }
 
-    /// Looks at every barrier that somebody waits for.
+    /// Looks at every barrier that somebody waits for, after something was lost.
     pub(super) fn look_at_barriers(&mut self) {
         let waited: Vec<String> =
             self.states.iter().filter(|(_, state)| !state.waiting.is_empty()).map(|(name, _)| name.clone()).collect();
         for name in waited {
             self.open(&name);
-            self.fail_unreachable(&name);
         }
-    }
-
-    /// Fails the barriers of a state that cannot be reached since instances are lost, where the plan says so.
-    pub(super) fn fail_unreachable(&mut self, name: &str) {
-        let missing: u64 = self.lost.values().map(|lost| lost.absent(name).count).sum();
-        if self.barriers != BarrierLoss::Fail || self.recovering || missing == 0 {
-            return;
-        }
-        let to_come = |cell: &super::Cell| cell.instances.saturating_sub(cell.given(name));
-        let to_come: u64 = self.cells.values().map(to_come).sum::<u64>() + self.pending.len() as u64;
-        let Some(state) = self.states.get_mut(name) else { return };
-        let reachable = state.count.saturating_add(to_come).max(state.peak);
-        let unreachable = state.waiting.split_off(&reachable.saturating_add(1));
-        let lablets: BTreeSet<PeerId> = unreachable.into_values().flatten().collect();
-        if lablets.is_empty() {
-            return;
-        }
-        let why = Unreachable { reachable, missing: self.who_is_lost(name, missing) };
-        for lablet in lablets {
-            if let Some(cell) = self.cells.get_mut(&lablet) {
-                cell.news.failed.insert(name.to_owned(), why.clone());
-                if let Some(targets) = cell.asks.get_mut(name) {
-                    let gone = targets.split_off(&reachable.saturating_add(1));
-                    cell.ask_count -= gone.len();
-                    if targets.is_empty() {
-                        cell.asks.remove(name);
-                    }
-                }
-            }
-            self.mark_due(&lablet);
-        }
-    }
-
-    fn who_is_lost(&self, name: &str, count: u64) -> String {
-        let mut named: Vec<String> = Vec::new();
-        let mut lablets = Vec::new();
-        for (lablet, lost) in &self.lost {
-            let absent = lost.absent(name);
-            if absent.count > 0 {
-                lablets.push(lablet.short());
-                named.extend(absent.instances.iter().map(ToString::to_string));
-            }
-        }
-        let further = (count as usize).saturating_sub(named.len().min(MAX_TOLD));
-        named.truncate(MAX_TOLD);
-        let lablets = if lablets.len() > MAX_TOLD { format!("{} lablets", lablets.len()) } else { lablets.join(", ") };
-        let named = match (named.is_empty(), further) {
-            (true, _) => format!("{count} instances"),
-            (false, 0) => named.join(", "),
-            (false, n) => format!("{} and {n} more", named.join(", ")),
-        };
-        format!("{named} lost with {lablets}")
+        self.look_for_rest();
     }
 
     pub(super) fn missing_of_lost(&self, name: &str) -> Vec<MissingCell> {

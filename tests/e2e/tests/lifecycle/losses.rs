@@ -85,6 +85,22 @@ fn a_barrier_that_a_lost_lablet_was_to_reach_fails_or_opens_as_the_plan_says() {
 }
 
 #[test]
+fn a_barrier_that_an_instance_left_without_signalling_fails_or_opens_as_the_plan_says() {
+    let lab = Lab::start(2);
+    for (barriers, ok, failed) in [("fail", 1, 3), ("release", 4, 0)] {
+        let plan = plan(&lab, &format!("barriers = \"{barriers}\""), &[("work", "quit", 4, "")]);
+        let execution = submit(&lab, &plan, "1s");
+        let last = watch(&lab, &execution).last_json();
+        let counts = (last["ok"].as_u64(), last["failed"].as_u64(), last["lost"].as_u64());
+        assert_eq!(counts, (Some(ok), Some(failed), Some(0)), "{barriers}: {last}");
+        if failed > 0 {
+            let logs = lab.run(&["logs", &execution]).exits(0).stdout;
+            assert!(logs.contains("cannot reach 4, of which 3 are possible: work/0 ended without it"), "{logs}");
+        }
+    }
+}
+
+#[test]
 fn a_matrix_repeated_is_one_submission_with_one_cid_and_the_exit_of_its_worst() {
     let lab = Lab::start(1);
     let plan = plan(&lab, "", &[("work", "rest", 1, "")]);
