@@ -1,6 +1,8 @@
 //! Peer identity as plain bytes, so that the pure half needs no networking crate.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -11,9 +13,20 @@ const MAX_PEER_ID_SIZE: usize = 64;
 /// Prefix of an ed25519 peer ID: identity multihash of the protobuf of the public key.
 const ED25519_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
 
-/// The bytes of a libp2p peer ID.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerId(Box<[u8]>);
+/// Length of an ed25519 peer ID in bytes.
+const ED25519_SIZE: usize = ED25519_PREFIX.len() + 32;
+
+/// The bytes of a libp2p peer ID; ordered as these are.
+#[derive(Clone)]
+pub struct PeerId(Bytes);
+
+/// What has the length of an ed25519 peer ID, as nearly all have, is held in place: it is copied and compared far more
+/// often than made.
+#[derive(Clone)]
+enum Bytes {
+    InPlace([u8; ED25519_SIZE]),
+    Apart(Box<[u8]>),
+}
 
 /// Why a text or bytes are not a peer ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +38,10 @@ pub struct PeerIdError {
 impl PeerId {
     /// Makes the peer ID of an ed25519 public key.
     pub fn from_ed25519(key: &[u8; 32]) -> PeerId {
-        PeerId([&ED25519_PREFIX[..], key].concat().into())
+        let mut bytes = [0; ED25519_SIZE];
+        bytes[..ED25519_PREFIX.len()].copy_from_slice(&ED25519_PREFIX);
+        bytes[ED25519_PREFIX.len()..].copy_from_slice(key);
+        PeerId(Bytes::InPlace(bytes))
     }
 
     /// Accepts the bytes of a peer ID.
@@ -33,17 +49,23 @@ impl PeerId {
         if bytes.is_empty() || bytes.len() > MAX_PEER_ID_SIZE {
             return Err(PeerIdError { reason: "wrong length" });
         }
-        Ok(PeerId(bytes.into()))
+        Ok(match <[u8; ED25519_SIZE]>::try_from(bytes) {
+            Ok(bytes) => PeerId(Bytes::InPlace(bytes)),
+            Err(_) => PeerId(Bytes::Apart(bytes.into())),
+        })
     }
 
     /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::InPlace(bytes) => bytes,
+            Bytes::Apart(bytes) => bytes,
+        }
     }
 
     /// Returns the ed25519 public key that the peer ID carries.
     pub fn ed25519(&self) -> Option<[u8; 32]> {
-        self.0.strip_prefix(&ED25519_PREFIX[..])?.try_into().ok()
+        self.as_bytes().strip_prefix(&ED25519_PREFIX[..])?.try_into().ok()
     }
 
     /// Returns the form for people: `12D3…fQ9a`.
@@ -56,9 +78,35 @@ impl PeerId {
     }
 }
 
+impl PartialEq for PeerId {
+    fn eq(&self, other: &PeerId) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for PeerId {}
+
+impl PartialOrd for PeerId {
+    fn partial_cmp(&self, other: &PeerId) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for PeerId {
+    fn cmp(&self, other: &PeerId) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for PeerId {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.as_bytes().hash(hasher);
+    }
+}
+
 impl fmt::Display for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&cid::multibase::Base::Base58Btc.encode(&self.0))
+        f.write_str(&cid::multibase::Base::Base58Btc.encode(self.as_bytes()))
     }
 }
 
@@ -79,13 +127,38 @@ impl FromStr for PeerId {
 
 impl Serialize for PeerId {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_bytes(&self.0)
+        s.serialize_bytes(self.as_bytes())
+    }
+}
+
+struct Visitor;
+
+impl<'de> serde::de::Visitor<'de> for Visitor {
+    type Value = PeerId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the bytes of a peer ID")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<PeerId, E> {
+        PeerId::from_bytes(bytes).map_err(E::custom)
+    }
+
+    /// Formats without bytes have a list of numbers.
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<PeerId, A::Error> {
+        let mut bytes = Vec::new();
+        while let Some(byte) = seq.next_element()? {
+            bytes.push(byte);
+            if bytes.len() > MAX_PEER_ID_SIZE {
+                break;
+            }
+        }
+        PeerId::from_bytes(&bytes).map_err(serde::de::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for PeerId {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<PeerId, D::Error> {
-        let bytes = serde_bytes::ByteBuf::deserialize(d)?;
-        PeerId::from_bytes(&bytes).map_err(serde::de::Error::custom)
+        d.deserialize_bytes(Visitor)
     }
 }

@@ -109,3 +109,19 @@ fn errors_say_what_is_wrong() {
     }
     assert!(codec::decode::<Ipld>(b"\xff").is_err());
 }
+
+#[test]
+fn peer_ids_of_every_length_are_equal_ordered_and_read_as_their_bytes() {
+    let texts: Vec<Vec<u8>> = [vec![1], vec![0; 37], vec![0; 38], vec![0; 39], vec![7; 38], vec![7; 64]].into();
+    let peers: Vec<PeerId> = texts.iter().map(|bytes| PeerId::from_bytes(bytes).expect("it is not too long")).collect();
+    for (a, left) in texts.iter().zip(&peers) {
+        for (b, right) in texts.iter().zip(&peers) {
+            assert_eq!((left == right, left.cmp(right)), (a == b, a.cmp(b)));
+        }
+        assert_eq!(left.as_bytes(), &a[..]);
+        assert_eq!(iptl_dag::decode::<PeerId>(&iptl_dag::encode(left)).expect("it was written so"), *left);
+        assert_eq!(left.to_string().parse::<PeerId>().as_ref(), Ok(left));
+    }
+    assert!(PeerId::from_bytes(&[]).is_err() && PeerId::from_bytes(&[0; 65]).is_err());
+    assert!(iptl_dag::decode::<PeerId>(&iptl_dag::encode(&serde_bytes::ByteBuf::from(vec![0; 65]))).is_err());
+}
