@@ -2,9 +2,9 @@
 //!
 //! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission,
 //! placement and bids · [`queue`] who is placed next, [`room`] where there is room · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
-//! lablets hand in, and what is lost · [`seal`] the end · [`rerun`] further attempts · [`cancel`] ends that someone or the clock asks for, [`early`] those that the plan does ·
+//! lablets hand in, [`pulls`] what of it is on its way, and what is lost · [`seal`] the end · [`rerun`] further attempts · [`cancel`] ends that someone or the clock asks for, [`early`] those that the plan does ·
 //! [`fold`] what facts make of an execution · [`replay`] the state as a fold over facts · [`takeover`] going
-//! on with what another orchestrator began · [`view`] what people may see. [`state`] holds the types, [`api`] what
+//! on with what another orchestrator began · [`waits`] what it waits for · [`view`] what people may see. [`state`] holds the types, [`api`] what
 //! goes in and out.
 //!
 //! **Terms.** The counter of an execution's epoch starts at one and rises with every later round of grants, never with
@@ -20,6 +20,7 @@ mod early;
 mod fold;
 mod grant;
 mod offer;
+mod pulls;
 mod queue;
 mod receipts;
 mod replay;
@@ -31,6 +32,7 @@ mod start;
 mod state;
 mod takeover;
 mod view;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -61,6 +63,8 @@ pub struct Orchestrator {
     /// Wall clock: monotonic time of reading and microseconds since 1970.
     wall: (Timestamp, u64),
     lablets: BTreeMap<PeerId, LabletState>,
+    /// When the lease of each lablet ends, the next one first.
+    leases: BTreeSet<(Timestamp, PeerId)>,
     executions: BTreeMap<ExecutionId, Exec>,
     /// Executions that are over, with their results.
     over: BTreeMap<ExecutionId, Option<Cid>>,
@@ -87,6 +91,7 @@ impl Orchestrator {
             config,
             wall: (Timestamp(0), 0),
             lablets: BTreeMap::new(),
+            leases: BTreeSet::new(),
             executions: BTreeMap::new(),
             over: BTreeMap::new(),
             over_order: VecDeque::new(),
@@ -179,13 +184,14 @@ impl Orchestrator {
 
     /// Returns when `handle` wants to be called with `Timeout`, where nothing else happens before.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        let leases = self.lablets.values().map(|l| l.lease_until);
+        debug_assert_eq!(self.leases.len(), self.lablets.len(), "each lablet has one lease");
+        let lease = self.leases.first().map(|(until, _)| *until);
         let stages = self.executions.values().filter_map(|exec| match self.undecided(exec) {
             true => exec.next_pull(),
             false => exec.next_timeout(),
         });
         let reconcile = self.reconcile.as_ref().map(|r| r.until);
-        leases.chain(stages).chain(reconcile).min().filter(|_| !self.deposed)
+        stages.chain(lease).chain(reconcile).min().filter(|_| !self.deposed)
     }
 
     fn message(&mut self, now: Timestamp, from: PeerId, message: Verified<ToOrchestrator>) {
@@ -321,12 +327,15 @@ impl Orchestrator {
     fn notices(&mut self, now: Timestamp) {
         let mut events = Vec::new();
         for (id, exec) in &mut self.executions {
+            if exec.notice_at > now && exec.noticed.is_none() {
+                continue;
+            }
             let Some(reason) = exec.waits_for() else { continue };
-            let changed = exec.noticed.as_deref() != Some(reason.as_str());
-            if exec.notice_at <= now || (changed && exec.noticed.is_some()) {
+            if exec.notice_at <= now || exec.noticed.as_ref() != Some(&reason) {
+                let reason = reason.into_owned();
+                events.push((*id, Event::Waiting { reason: reason.to_string() }));
                 exec.notice_at = now.after(NOTICE_INTERVAL);
-                exec.noticed = Some(reason.clone());
-                events.push((*id, Event::Waiting { reason }));
+                exec.noticed = Some(reason);
             }
         }
         for (id, event) in events {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{Affinity, Assignment, GroupRun, Refusal, Run, WorkloadKind};
-use iptl_wire::session::{Inventory, Slots};
+use iptl_wire::session::Inventory;
 
 /// What [`placement()`] decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,16 +32,109 @@ impl Placed {
 /// Label that says which lablets fail together: a group that spreads is spread over regions before lablets.
 pub const REGION: &str = "region";
 
-/// One lablet while groups are placed: what is left of its slots of each kind, and one memory for all of them.
-struct Room<'a> {
-    peer: &'a PeerId,
-    inventory: &'a Inventory,
-    slots: BTreeMap<WorkloadKind, Slots>,
-    memory_bytes: u64,
-    /// Whether it gets nothing new.
-    excluded: bool,
-    /// Instances of this run that it holds.
-    of_run: u32,
+/// Slots by kind that are free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Free([u32; 2]);
+
+impl Free {
+    const KINDS: [WorkloadKind; 2] = [WorkloadKind::Wasm, WorkloadKind::Docker];
+
+    /// Takes over what an inventory says is free, or what it has in all.
+    fn of(inventory: &Inventory, count: fn(&Inventory, WorkloadKind) -> u32) -> Free {
+        Free(Free::KINDS.map(|kind| count(inventory, kind)))
+    }
+
+    pub(crate) fn get(self, kind: WorkloadKind) -> u32 {
+        self.0[Free::at(kind)]
+    }
+
+    /// Takes slots away, as far as there are any.
+    pub(crate) fn take(&mut self, kind: WorkloadKind, count: u32) {
+        let free = &mut self.0[Free::at(kind)];
+        *free = free.saturating_sub(count);
+    }
+
+    /// Leaves no more than `most(kind)` of each kind.
+    pub(crate) fn at_most(&mut self, most: impl Fn(WorkloadKind) -> u32) {
+        for (free, kind) in self.0.iter_mut().zip(Free::KINDS) {
+            *free = (*free).min(most(kind));
+        }
+    }
+
+    fn at(kind: WorkloadKind) -> usize {
+        match kind {
+            WorkloadKind::Wasm => 0,
+            WorkloadKind::Docker => 1,
+        }
+    }
+}
+
+/// What a lablet can take beyond all that was promised: what its inventory says, less what the caller took off it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room<'a> {
+    pub peer: &'a PeerId,
+    /// What does not change with what is taken: labels, runners, whether it is draining.
+    pub inventory: &'a Inventory,
+    pub free: Free,
+    /// One memory for all kinds.
+    pub memory_bytes: u64,
+}
+
+impl<'a> Room<'a> {
+    /// All that an inventory says is free.
+    pub(crate) fn of(peer: &'a PeerId, inventory: &'a Inventory) -> Room<'a> {
+        let free = Free::of(inventory, Inventory::free);
+        Room { peer, inventory, free, memory_bytes: inventory.free_memory_bytes }
+    }
+
+    /// All that an inventory says there is.
+    pub(crate) fn emptied(peer: &'a PeerId, inventory: &'a Inventory, memory_bytes: u64) -> Room<'a> {
+        Room { peer, inventory, free: Free::of(inventory, Inventory::total), memory_bytes }
+    }
+}
+
+/// Where instances go, and what is left over.
+pub(crate) struct Plan {
+    /// All assignments, those that were kept included, merged and sorted by group and start.
+    pub assignments: Vec<Assignment>,
+    /// Instances without a place, by group.
+    pub unplaced: BTreeMap<String, u32>,
+    matching: u32,
+    /// Instances of the run that each lablet holds, kept ones included, in the order of the rooms.
+    of_run: Vec<u32>,
+}
+
+impl Plan {
+    /// Whether every instance has a place.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.unplaced.is_empty()
+    }
+
+    /// Returns the number of instances without a place.
+    pub(crate) fn missing(&self) -> u64 {
+        self.unplaced.values().map(|n| u64::from(*n)).sum()
+    }
+
+    /// Returns what the lablets are that got nothing and could not take any instance, with the reason.
+    pub(crate) fn refused<'a>(
+        &'a self,
+        run: &'a Run,
+        rooms: &'a [Room<'a>],
+        excluded: &'a BTreeMap<PeerId, String>,
+    ) -> impl Iterator<Item = Refusal> + 'a {
+        let idle = rooms.iter().zip(&self.of_run).filter(|(_, of_run)| **of_run == 0);
+        idle.filter_map(|(room, _)| {
+            let reason = excluded.get(room.peer).cloned().or_else(|| refusal(run, room))?;
+            Some(Refusal { lablet: room.peer.clone(), reason })
+        })
+    }
+
+    /// Says all of it.
+    pub(crate) fn placed(self, run: &Run, rooms: &[Room<'_>], excluded: &BTreeMap<PeerId, String>) -> Placed {
+        let refused = self.refused(run, rooms, excluded).collect();
+        let Plan { assignments, unplaced, matching, of_run: _ } = self;
+        Placed { assignments, refused, unplaced, matching }
+    }
 }
 
 /// A lablet with room for a group.
@@ -65,28 +158,28 @@ pub fn placement(
     kept: &[Assignment],
     excluded: &BTreeMap<PeerId, String>,
 ) -> Placed {
-    let mut of_run: BTreeMap<&PeerId, u32> = BTreeMap::new();
+    let rooms: Vec<Room<'_>> = inventory.iter().map(|(peer, inventory)| Room::of(peer, inventory)).collect();
+    plan(run, &rooms, kept, excluded).placed(run, &rooms, excluded)
+}
+
+/// Places as [`placement()`] does, in rooms that are sorted by peer, and leaves out to say who was refused.
+pub(crate) fn plan(run: &Run, rooms: &[Room<'_>], kept: &[Assignment], excluded: &BTreeMap<PeerId, String>) -> Plan {
+    let mut kept_of_run: BTreeMap<&PeerId, u32> = BTreeMap::new();
     let mut of_group: BTreeMap<(&str, &PeerId), u32> = BTreeMap::new();
     for a in kept {
-        *of_run.entry(&a.lablet).or_default() += a.count;
+        *kept_of_run.entry(&a.lablet).or_default() += a.count;
         *of_group.entry((&a.group, &a.lablet)).or_default() += a.count;
     }
-    let mut rooms: Vec<Room<'_>> = inventory
-        .iter()
-        .map(|(peer, inventory)| Room {
-            peer,
-            inventory,
-            slots: inventory.slots.clone(),
-            memory_bytes: inventory.free_memory_bytes,
-            excluded: excluded.contains_key(peer),
-            of_run: of_run.get(peer).copied().unwrap_or(0),
-        })
-        .collect();
+    let mut of_run: Vec<u32> = match kept_of_run.is_empty() {
+        true => vec![0; rooms.len()],
+        false => rooms.iter().map(|room| kept_of_run.get(room.peer).copied().unwrap_or(0)).collect(),
+    };
+    let mut left: Vec<(Free, u64)> = rooms.iter().map(|room| (room.free, room.memory_bytes)).collect();
     let mut assignments = kept.to_vec();
     let mut unplaced = BTreeMap::new();
     let mut matches = vec![false; rooms.len()];
 
-    for (name, group, matching) in groups_by_difficulty(run, inventory) {
+    for (name, group, matching) in groups_by_difficulty(run, rooms) {
         for at in &matching {
             matches[*at] = true;
         }
@@ -94,49 +187,42 @@ pub fn placement(
         let wanted: u32 = open.iter().map(|(_, count)| count).sum();
         let mut caps: Vec<Cap> = matching
             .into_iter()
-            .filter(|at| !rooms[*at].excluded)
+            .filter(|at| excluded.is_empty() || !excluded.contains_key(rooms[*at].peer))
             .map(|at| {
-                let held = of_group.get(&(name.as_str(), rooms[at].peer)).copied().unwrap_or(0);
-                Cap { room: at, free: room_for(group, &rooms[at], held), held }
+                let held = match of_group.is_empty() {
+                    true => 0,
+                    false => of_group.get(&(name.as_str(), rooms[at].peer)).copied().unwrap_or(0),
+                };
+                Cap { room: at, free: room_for(group, left[at], held), held }
             })
             .filter(|cap| cap.free > 0)
             .collect();
         if group.requires.affinity == Affinity::Spread {
             // The odd instances of a group go where this run has the fewest: not all groups' to the same lablet.
-            caps.sort_by_key(|cap| (rooms[cap.room].of_run, cap.room));
+            caps.sort_by_key(|cap| (of_run[cap.room], cap.room));
         }
-        let shares = distribute(group.requires.affinity, wanted, &caps, &rooms);
+        let shares = distribute(group.requires.affinity, wanted, &caps, rooms);
         let mut placed = 0;
         for (cap, share) in caps.iter().zip(shares) {
             if share == 0 {
                 continue;
             }
             placed += share;
-            let room = &mut rooms[cap.room];
-            room.of_run += share;
-            if let Some(slots) = room.slots.get_mut(&group.kind) {
-                slots.free -= share;
-            }
-            room.memory_bytes -= u64::from(share) * group.resources.memory_bytes;
+            of_run[cap.room] += share;
+            let (free, memory_bytes) = &mut left[cap.room];
+            free.take(group.kind, share);
+            *memory_bytes -= u64::from(share) * group.resources.memory_bytes;
+            let lablet = rooms[cap.room].peer;
             take(&mut open, share, |start, count| {
-                assignments.push(Assignment { group: name.clone(), start, count, lablet: room.peer.clone() });
+                assignments.push(Assignment { group: name.clone(), start, count, lablet: lablet.clone() });
             });
         }
         if placed < wanted {
             unplaced.insert(name.clone(), wanted - placed);
         }
     }
-
-    let refused = rooms
-        .iter()
-        .filter(|room| room.of_run == 0)
-        .filter_map(|room| {
-            let reason = excluded.get(room.peer).cloned().or_else(|| refusal(run, room.inventory))?;
-            Some(Refusal { lablet: room.peer.clone(), reason })
-        })
-        .collect();
     let matching = matches.into_iter().filter(|matches| *matches).count();
-    Placed { assignments: merge(assignments), refused, unplaced, matching: matching as u32 }
+    Plan { assignments: merge(assignments), unplaced, matching: matching as u32, of_run }
 }
 
 /// Sorts assignments by group and start and joins ranges that touch on one lablet.
@@ -160,15 +246,12 @@ pub fn merge(mut assignments: Vec<Assignment>) -> Vec<Assignment> {
 }
 
 /// Groups that fewest lablets match come first, then those with the largest instances; each with the lablets that match.
-fn groups_by_difficulty<'a>(
-    run: &'a Run,
-    inventory: &BTreeMap<PeerId, Inventory>,
-) -> Vec<(&'a String, &'a GroupRun, Vec<usize>)> {
+fn groups_by_difficulty<'a>(run: &'a Run, rooms: &[Room<'_>]) -> Vec<(&'a String, &'a GroupRun, Vec<usize>)> {
     let mut groups: Vec<_> = run
         .groups
         .iter()
         .map(|(name, group)| {
-            let matching = inventory.values().enumerate().filter(|(_, i)| mismatch(group, i).is_none());
+            let matching = rooms.iter().enumerate().filter(|(_, room)| matches(group, room.inventory));
             (name, group, matching.map(|(at, _)| at).collect::<Vec<_>>())
         })
         .collect();
@@ -176,6 +259,11 @@ fn groups_by_difficulty<'a>(
         (matching.len(), std::cmp::Reverse(group.resources.memory_bytes), *name)
     });
     groups
+}
+
+/// Whether a lablet can take instances of the group, where enough is free.
+fn matches(group: &GroupRun, inventory: &Inventory) -> bool {
+    !inventory.draining && inventory.runs(group.kind) && labelled(&group.requires.labels, inventory)
 }
 
 /// Returns why a lablet can never take instances of the group, whatever is free.
@@ -215,9 +303,9 @@ pub(crate) fn slot_name(kind: WorkloadKind, kinds: usize) -> &'static str {
 /// Returns why no lablet can ever take instances of one of the groups that have none, whatever is free.
 ///
 /// Where lablets give different reasons, the first that has the runner counts.
-pub(crate) fn unmatched(run: &Run, placed: &Placed, inventory: &BTreeMap<PeerId, Inventory>) -> Option<String> {
-    placed.unplaced.keys().filter_map(|name| run.groups.get(name)).find_map(|group| {
-        let reasons: Option<Vec<String>> = inventory.values().map(|i| mismatch(group, i)).collect();
+pub(crate) fn unmatched(run: &Run, plan: &Plan, rooms: &[Room<'_>]) -> Option<String> {
+    plan.unplaced.keys().filter_map(|name| run.groups.get(name)).find_map(|group| {
+        let reasons: Option<Vec<String>> = rooms.iter().map(|room| mismatch(group, room.inventory)).collect();
         let reasons = reasons?;
         let missing = no_runner(group.kind);
         reasons.iter().find(|why| **why != missing).or(reasons.first()).cloned()
@@ -255,22 +343,23 @@ pub fn left_out(run: &Run, placed: &Placed, inventory: &BTreeMap<PeerId, Invento
 }
 
 /// Returns why a lablet got nothing, or `None` where it was just not needed.
-fn refusal(run: &Run, inventory: &Inventory) -> Option<String> {
+fn refusal(run: &Run, room: &Room<'_>) -> Option<String> {
+    let inventory = room.inventory;
     let mut reason = None;
     let alone = run.kinds().len() <= 1;
     for group in run.groups.values() {
         let found = mismatch(group, inventory).or_else(|| {
-            if inventory.free(group.kind) == 0 {
+            if room.free.get(group.kind) == 0 {
                 let total = inventory.total(group.kind);
                 return Some(match alone {
                     true => format!("no free slot of {total}"),
                     false => format!("no free {} slot of {total}", group.kind.name()),
                 });
             }
-            (inventory.free_memory_bytes < group.resources.memory_bytes).then(|| {
+            (room.memory_bytes < group.resources.memory_bytes).then(|| {
                 format!(
                     "{} MiB of memory free, an instance may take {} MiB",
-                    inventory.free_memory_bytes >> 20,
+                    room.memory_bytes >> 20,
                     group.resources.memory_bytes.div_ceil(1 << 20)
                 )
             })
@@ -280,11 +369,11 @@ fn refusal(run: &Run, inventory: &Inventory) -> Option<String> {
     reason
 }
 
-fn room_for(group: &GroupRun, room: &Room<'_>, held: u32) -> u32 {
-    let slots = room.slots.get(&group.kind).map_or(0, |slots| slots.free);
+fn room_for(group: &GroupRun, (free, memory_bytes): (Free, u64), held: u32) -> u32 {
+    let slots = free.get(group.kind);
     let by_memory = match group.resources.memory_bytes {
         0 => u32::MAX,
-        each => u32::try_from(room.memory_bytes / each).unwrap_or(u32::MAX),
+        each => u32::try_from(memory_bytes / each).unwrap_or(u32::MAX),
     };
     let by_rule = match group.requires.max_per_lablet {
         0 => u32::MAX,

@@ -214,6 +214,7 @@ impl Exec {
                 | FactKind::Snapshot { .. } => {}
             }
         }
+        self.count_pulls();
     }
 }
 

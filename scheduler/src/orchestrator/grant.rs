@@ -11,7 +11,7 @@ use iptl_wire::session::{CellRef, Directory, Grant, ToLablet};
 use super::offer::{bans, usage};
 use super::state::{Cell, Exec, Phase, Stage, kinds_of, memory_of};
 use super::{Effect, Orchestrator, cell_ref, lab_unable, ms};
-use crate::placement::{merge, placement};
+use crate::placement::{merge, plan};
 
 /// How long a lablet that gave a grant back gets nothing of the same execution, per round.
 const BAN_MS: u64 = 2_000;
@@ -55,18 +55,24 @@ impl Orchestrator {
             exec.hold(lablet.clone(), Cell::new(now, epoch, assignments.clone(), attempt));
             self.persist(id, FactKind::Granted { lablet: lablet.clone(), assignments: assignments.clone(), attempt });
         }
+        let Some(directory) = self.executions.get(&id).map(|exec| self.directory(exec)) else { return };
         for (lablet, _) in &parts {
-            self.send_grant(id, lablet);
+            self.send_grant_with(id, lablet, directory.clone());
         }
     }
 
     pub(super) fn send_grant(&mut self, id: ExecutionId, lablet: &PeerId) {
         let Some(exec) = self.executions.get(&id) else { return };
+        let directory = self.directory(exec);
+        self.send_grant_with(id, lablet, directory);
+    }
+
+    fn send_grant_with(&mut self, id: ExecutionId, lablet: &PeerId, directory: Directory) {
+        let Some(exec) = self.executions.get(&id) else { return };
         let Some(cell) = exec.cells.get(lablet) else { return };
         if self.lablets.get(lablet).is_none_or(|l| l.session.is_none()) {
             return;
         }
-        let directory = self.directory(exec);
         let grant = Grant {
             cell: cell_ref(id, &cell.epoch),
             lablet: lablet.clone(),
@@ -173,7 +179,7 @@ impl Orchestrator {
     pub(super) fn give_back(&mut self, now: Timestamp, id: ExecutionId, from: &PeerId, reason: String) {
         let lablet = self.name_of(from);
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        if exec.cells.remove(from).is_none() {
+        if exec.drop_cell(from).is_none() {
             return;
         }
         exec.former.insert(from.clone());
@@ -196,21 +202,25 @@ impl Orchestrator {
     pub(super) fn place_open(&mut self, now: Timestamp, id: ExecutionId) {
         let Some(exec) = self.executions.get(&id) else { return };
         let kept = exec.kept();
-        let free = self.available(Some(id), &BTreeMap::new());
+        let run = &exec.run.run;
+        let free = self.rooms(Some(id)).beside(Some(id), run.placing.dedicated, &BTreeMap::new());
         let banned = bans(exec, now);
         let mut without_cells = banned.clone();
         without_cells.extend(exec.cells.keys().map(|l| (l.clone(), "holds a cell of this execution".into())));
-        let mut placed = placement(&exec.run.run, &free, &kept, &without_cells);
-        if placed.missing() > 0 {
-            placed = placement(&exec.run.run, &free, &kept, &banned);
+        let mut found = plan(run, &free, &kept, &without_cells);
+        let mut excluded = &without_cells;
+        if !found.is_whole() {
+            found = plan(run, &free, &kept, &banned);
+            excluded = &banned;
         }
-        let missing = placed.missing();
+        let missing = found.missing();
+        let placed = (missing == 0).then(|| found.placed(run, &free, excluded));
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        if missing > 0 {
+        let Some(placed) = placed else {
             exec.unfit_since.get_or_insert(now);
             exec.reason = format!("waits for room for {missing} instances that were given back");
             return;
-        }
+        };
         self.record_placement(now, id, placed);
         self.grant_round(now, id);
     }

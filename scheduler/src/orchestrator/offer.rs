@@ -10,9 +10,10 @@ use iptl_wire::session::{Bid, KnownRun, ToLablet};
 use iptl_wire::{Timestamp, WallTime};
 
 use super::grant::parts;
+use super::pulls::Pulls;
 use super::state::{Exec, Stage, kinds_of, slots_of};
 use super::{Effect, NOTICE_INTERVAL, Orchestrator, lab_unable, ms};
-use crate::placement::{Placed, placement};
+use crate::placement::{Placed, plan};
 
 impl Orchestrator {
     pub(super) fn submit(&mut self, now: Timestamp, node: Execution, run: KnownRun, by: PeerId, priority: i32) {
@@ -102,6 +103,7 @@ impl Orchestrator {
                 notice_at: now.after(NOTICE_INTERVAL),
                 noticed: None,
                 progress: 0,
+                pulls: Pulls::default(),
             },
         );
         self.replan = true;
@@ -209,8 +211,11 @@ impl Orchestrator {
             BTreeMap::new()
         };
         let exec = &self.executions[&id];
-        let free = self.available(Some(id), &exec.bids);
-        let without = placement(&exec.run.run, &free, &[], &excluded);
+        let run = &exec.run.run;
+        let free = self.rooms(Some(id)).beside(Some(id), run.placing.dedicated, &exec.bids);
+        let without = plan(run, &free, &[], &excluded);
+        let other = without.is_whole() && without.assignments != exec.assignments;
+        let other = other.then(|| without.placed(run, &free, &excluded));
         let names: Vec<String> = silent.iter().map(|l| self.name_of(l)).collect();
         if !excluded.is_empty()
             && let Some(exec) = self.executions.get_mut(&id)
@@ -222,9 +227,8 @@ impl Orchestrator {
                 return self.fail(id, lab_unable("lab.no-capacity", message, NO_CAPACITY_HELP));
             }
         }
-        let exec = &self.executions[&id];
-        if without.missing() == 0 && without.assignments != exec.assignments {
-            self.record_placement(now, id, without);
+        if let Some(other) = other {
+            self.record_placement(now, id, other);
             self.wait_for_bids(now, id, String::new());
             self.confirm_if_all_bid(now, id);
         } else if short {

@@ -10,14 +10,13 @@ use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId};
-use iptl_wire::session::Inventory;
 use iptl_wire::{Timestamp, WallTime};
 
 use super::offer::bans;
-use super::room::leave_nothing;
-use super::state::{Exec, Stage, kinds_of, memory_of};
+use super::room::{Rooms, find, leave_nothing, take};
+use super::state::{Exec, Stage};
 use super::{Effect, Orchestrator, ms};
-use crate::placement::placement;
+use crate::placement::{Placed, Room, plan};
 
 /// Waiting runs that have room reserved; whoever comes after so many waits for the first of them.
 const MAX_RESERVED: usize = 16;
@@ -50,14 +49,75 @@ impl Orchestrator {
             })
             .collect();
         queue.sort_unstable();
+        let queue: Vec<ExecutionId> = queue.into_iter().map(|(.., id)| id).collect();
+        for id in &queue {
+            if let Some(exec) = self.executions.get_mut(id).filter(|exec| exec.stage == Stage::Waiting) {
+                exec.drop_stale_bids(now);
+            }
+        }
         let mut reserved = Reserved::new();
-        for (.., id) in queue {
-            match self.executions.get(&id).map(|e| e.stage.clone()) {
-                Some(Stage::Granted) => self.place_open(now, id),
-                Some(Stage::Running { .. }) => self.place_replacements(now, id),
-                Some(Stage::Waiting) if reserved.len() >= MAX_RESERVED => self.wait_behind(id, &reserved),
-                Some(Stage::Waiting) => self.place_waiting(now, id, &mut reserved),
-                Some(Stage::Offered { .. } | Stage::Stopping { .. } | Stage::Assembling { .. }) | None => {}
+        let mut left = queue.as_slice();
+        while !left.is_empty() {
+            // What is free changes with what gets a place, and with nothing else.
+            let (verdicts, rest) = self.judge_until_one_moves(now, left, &mut reserved);
+            for (id, verdict) in verdicts {
+                self.carry_out(now, id, verdict);
+            }
+            left = rest;
+        }
+    }
+
+    /// Decides about executions of the queue up to the first that may take room; returns those that come after it.
+    fn judge_until_one_moves<'q>(
+        &self,
+        now: Timestamp,
+        queue: &'q [ExecutionId],
+        reserved: &mut Reserved,
+    ) -> (Vec<(ExecutionId, Verdict)>, &'q [ExecutionId]) {
+        let mut verdicts = Vec::new();
+        let mut lab = None;
+        for (n, id) in queue.iter().enumerate() {
+            let Some(exec) = self.executions.get(id) else { continue };
+            let verdict = match exec.stage {
+                Stage::Granted => Verdict::Open,
+                Stage::Running { .. } => Verdict::Replacements,
+                Stage::Waiting if reserved.len() >= MAX_RESERVED => Verdict::Behind(first_of(reserved)),
+                Stage::Waiting => {
+                    let lab = lab.get_or_insert_with(|| Lab { rooms: self.rooms(None), emptied: self.emptied() });
+                    self.judge_waiting(now, *id, exec, lab, reserved)
+                }
+                Stage::Offered { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => continue,
+            };
+            let moves = verdict.moves();
+            verdicts.push((*id, verdict));
+            if moves {
+                return (verdicts, &queue[n + 1..]);
+            }
+        }
+        (verdicts, &[])
+    }
+
+    fn carry_out(&mut self, now: Timestamp, id: ExecutionId, verdict: Verdict) {
+        match verdict {
+            Verdict::Open => self.place_open(now, id),
+            Verdict::Replacements => self.place_replacements(now, id),
+            Verdict::Place(placed) => {
+                self.record_placement(now, id, placed);
+                self.make_offer(now, id);
+            }
+            Verdict::Behind(reason) => {
+                if let Some(exec) = self.executions.get_mut(&id) {
+                    exec.reason = reason;
+                }
+            }
+            Verdict::Wait { reason, fits_empty } => {
+                let Some(exec) = self.executions.get_mut(&id) else { return };
+                exec.reason = reason;
+                if fits_empty {
+                    exec.unfit_since = None;
+                } else {
+                    exec.unfit_since.get_or_insert(now);
+                }
             }
         }
     }
@@ -72,69 +132,55 @@ impl Orchestrator {
         held
     }
 
-    fn place_waiting(&mut self, now: Timestamp, id: ExecutionId, reserved: &mut Reserved) {
-        let Some(exec) = self.executions.get_mut(&id) else { return };
-        exec.drop_stale_bids(now);
-        let exec = &self.executions[&id];
-        let free = self.available(Some(id), &exec.bids);
-        let alone = exec.run.run.placing.dedicated;
-        let placed = placement(&exec.run.run, &self.beside(free.clone(), reserved, alone), &[], &bans(exec, now));
-        if placed.missing() == 0 {
-            self.record_placement(now, id, placed);
-            return self.make_offer(now, id);
+    fn judge_waiting(
+        &self,
+        now: Timestamp,
+        id: ExecutionId,
+        exec: &Exec,
+        lab: &Lab<'_>,
+        reserved: &mut Reserved,
+    ) -> Verdict {
+        let run = &exec.run.run;
+        let alone = run.placing.dedicated;
+        let bans = bans(exec, now);
+        let free = lab.rooms.beside(Some(id), alone, &exec.bids);
+        let left = self.beside(free.clone(), reserved, alone);
+        let first = plan(run, &left, &[], &bans);
+        if first.is_whole() {
+            return Verdict::Place(first.placed(run, &left, &bans));
         }
         let unreserved = match reserved.is_empty() {
-            true => placed,
-            false => placement(&exec.run.run, &free, &[], &bans(exec, now)),
+            true => first,
+            false => plan(run, &free, &[], &bans),
         };
-        let emptied = self.emptied();
-        let fits_empty = placement(&exec.run.run, &emptied, &[], &BTreeMap::new()).missing() == 0;
-        let place = placement(&exec.run.run, &self.beside(emptied, reserved, alone), &[], &BTreeMap::new());
-        let reason = (unreserved.missing() > 0).then(|| self.reason_to_wait(exec, &unreserved));
-        match reason {
-            Some(reason) => {
-                if let Some(exec) = self.executions.get_mut(&id) {
-                    exec.reason = reason;
-                }
-            }
-            None => self.wait_behind(id, reserved),
-        }
-        let Some(exec) = self.executions.get_mut(&id) else { return };
+        let nobody = BTreeMap::new();
+        let in_empty = plan(run, &lab.emptied, &[], &nobody);
+        let fits_empty = in_empty.is_whole();
+        let reason = match unreserved.is_whole() {
+            true => first_of(reserved),
+            false => self.reason_to_wait(exec, &unreserved, &lab.rooms, &free, &bans),
+        };
         if fits_empty {
-            exec.unfit_since = None;
+            let place = match reserved.is_empty() {
+                true => in_empty,
+                false => plan(run, &self.beside(lab.emptied.clone(), reserved, alone), &[], &nobody),
+            };
             reserved.push((id, place.assignments));
-        } else {
-            exec.unfit_since.get_or_insert(now);
         }
-    }
-
-    /// Says that a run waits for the first of those that wait before it.
-    fn wait_behind(&mut self, id: ExecutionId, reserved: &Reserved) {
-        let first = reserved.first().map(|(first, _)| first.alias()).unwrap_or_default();
-        if let Some(exec) = self.executions.get_mut(&id) {
-            exec.reason = format!("waits for its turn behind {first}, which waits for room");
-        }
+        Verdict::Wait { reason, fits_empty }
     }
 
     /// Returns what is left where the room of those that wait is kept for them.
-    fn beside(
-        &self,
-        mut free: BTreeMap<PeerId, Inventory>,
-        reserved: &Reserved,
-        alone: bool,
-    ) -> BTreeMap<PeerId, Inventory> {
+    fn beside<'a>(&self, mut free: Vec<Room<'a>>, reserved: &Reserved, alone: bool) -> Vec<Room<'a>> {
         for (id, assignments) in reserved {
             let Some(exec) = self.executions.get(id) else { continue };
             for assignment in assignments {
-                if let Some(inventory) = free.get_mut(&assignment.lablet) {
+                if let Some(room) = find(&mut free, &assignment.lablet) {
                     if alone || exec.run.run.placing.dedicated {
-                        leave_nothing(inventory);
-                        continue;
+                        leave_nothing(room);
+                    } else {
+                        take(room, &exec.run.run, std::slice::from_ref(assignment));
                     }
-                    let one = std::slice::from_ref(assignment);
-                    inventory.take(&kinds_of(&exec.run.run, one));
-                    let memory = memory_of(&exec.run.run, one);
-                    inventory.free_memory_bytes = inventory.free_memory_bytes.saturating_sub(memory);
                 }
             }
         }
@@ -153,4 +199,47 @@ impl Orchestrator {
         }
         self.confirm(now, id);
     }
+}
+
+/// What lablets have, while nothing gets a place.
+struct Lab<'a> {
+    /// Free after all that was promised.
+    rooms: Rooms<'a>,
+    /// Free if nothing were held.
+    emptied: Vec<Room<'a>>,
+}
+
+/// What is to be done about one execution of the queue.
+enum Verdict {
+    /// Places what was given back.
+    Open,
+    /// Places what is to be replaced.
+    Replacements,
+    /// It has a place.
+    Place(Placed),
+    /// It waits, as so many do before it that nobody looks.
+    Behind(String),
+    /// It waits.
+    Wait {
+        /// For what.
+        reason: String,
+        /// Whether a lab of these lablets in which nothing runs could hold it.
+        fits_empty: bool,
+    },
+}
+
+impl Verdict {
+    /// Whether it may change what is free.
+    fn moves(&self) -> bool {
+        match self {
+            Verdict::Open | Verdict::Replacements | Verdict::Place(_) => true,
+            Verdict::Behind(_) | Verdict::Wait { .. } => false,
+        }
+    }
+}
+
+/// Says that a run waits for the first of those that wait before it.
+fn first_of(reserved: &Reserved) -> String {
+    let first = reserved.first().map(|(first, _)| first.alias()).unwrap_or_default();
+    format!("waits for its turn behind {first}, which waits for room")
 }

@@ -7,7 +7,7 @@ use iptl_wire::control::Event;
 use iptl_wire::session::{ReceiptsReady, ToLablet};
 
 use super::api::ReceiptSummary;
-use super::state::{Pull, Shard, Stage};
+use super::state::{Pull, Stage};
 use super::{Effect, Orchestrator, cell_ref, ms};
 
 /// Chunks that a cell may announce beyond one for each instance.
@@ -40,7 +40,7 @@ impl Orchestrator {
             Some(Pull::Pulling | Pull::Recalled | Pull::Retry(_) | Pull::Bad) => {}
             None if exec.started_ms == 0 || cell.shards.len() >= bound => {}
             None => {
-                cell.shards.insert(ready.shard, Shard { count: ready.count, state: Pull::Pulling });
+                exec.announce(from, ready.shard, ready.count, Pull::Pulling);
                 self.effects.push_back(Effect::Pull { execution: id, lablet: from.clone(), shard: ready.shard });
             }
         }
@@ -67,11 +67,11 @@ impl Orchestrator {
             Pull::Recalled => true,
             Pull::Pulling | Pull::Retry(_) => false,
         };
-        entry.state = Pull::Kept;
         // What is there counts, not what was announced.
-        entry.count = u32::try_from(receipts.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(receipts.len()).unwrap_or(u32::MAX);
+        entry.count = count;
+        exec.set_pull(lablet, &shard, Pull::Kept);
         if !recalled {
-            let count = entry.count;
             let kind = FactKind::Received { lablet: lablet.clone(), shard, count };
             if recalling {
                 // It takes its place after what is being read.
@@ -118,7 +118,7 @@ impl Orchestrator {
     ) {
         let retry_at = now.after(ms(self.config.retry_ms));
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        let Some(entry) = exec.cell_of_shard(lablet, &shard).and_then(|c| c.shards.get_mut(&shard)) else { return };
+        let Some(entry) = exec.cell_of_shard(lablet, &shard).and_then(|c| c.shards.get(&shard)) else { return };
         match entry.state {
             Pull::Kept | Pull::Bad | Pull::Retry(_) => return,
             // What was durable is read again as what it is, not as new.
@@ -128,7 +128,7 @@ impl Orchestrator {
             }
             Pull::Pulling | Pull::Recalled => {}
         }
-        entry.state = if retry { Pull::Retry(retry_at) } else { Pull::Bad };
+        exec.set_pull(lablet, &shard, if retry { Pull::Retry(retry_at) } else { Pull::Bad });
         if !retry {
             let what = format!("handed in receipts that cannot be used: {reason}");
             let lablet = self.name_of(lablet);
@@ -140,14 +140,8 @@ impl Orchestrator {
 
     pub(super) fn retry_pulls(&mut self, now: Timestamp, id: ExecutionId) {
         let Some(exec) = self.executions.get_mut(&id) else { return };
-        let past = exec.past.iter_mut().map(|(lablet, cell)| (&*lablet, cell));
-        for (lablet, cell) in exec.cells.iter_mut().chain(past) {
-            for (shard, entry) in &mut cell.shards {
-                if matches!(entry.state, Pull::Retry(at) if at <= now) {
-                    entry.state = Pull::Pulling;
-                    self.effects.push_back(Effect::Pull { execution: id, lablet: lablet.clone(), shard: *shard });
-                }
-            }
+        for (lablet, shard) in exec.due_pulls(now) {
+            self.effects.push_back(Effect::Pull { execution: id, lablet, shard });
         }
     }
 

@@ -10,7 +10,7 @@ use iptl_wire::session::Inventory;
 
 use super::api::Submission;
 use super::grant::without;
-use super::state::{Cell, Exec, LabletState, Phase, Pull, Shard, Stage, UNKNOWN_BOOT};
+use super::state::{Cell, Exec, LabletState, Phase, Pull, Stage, UNKNOWN_BOOT};
 use super::{Effect, Orchestrator, ms};
 use crate::placement::merge;
 
@@ -51,14 +51,12 @@ impl Orchestrator {
             }
             FactKind::Refused { lablet, .. } => {
                 exec.rounds = exec.rounds.max(1);
-                exec.cells.remove(&lablet);
+                exec.drop_cell(&lablet);
                 exec.former.insert(lablet);
             }
             FactKind::Started {} => exec.started_ms = fact.at_ms.max(1),
             FactKind::Received { lablet, shard, count } => {
-                if let Some(cell) = exec.cells.get_mut(&lablet) {
-                    cell.shards.insert(shard, Shard { count, state: Pull::Recalled });
-                }
+                exec.announce(&lablet, shard, count, Pull::Recalled);
             }
             // What these say of instances counts once the receipts are here.
             FactKind::Lost { lablet, .. } => {
@@ -165,6 +163,10 @@ impl Orchestrator {
 
     /// Keeps a place for a lablet that should come back: it is unknown, not lost.
     fn expect(&mut self, now: Timestamp, lablet: PeerId, until: Timestamp) {
+        if self.lablets.contains_key(&lablet) {
+            return;
+        }
+        self.leases.insert((until, lablet.clone()));
         self.lablets.entry(lablet).or_insert(LabletState {
             session: None,
             boot: UNKNOWN_BOOT,

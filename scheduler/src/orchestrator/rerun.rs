@@ -15,7 +15,7 @@ use super::grant::{parts, without};
 use super::offer::bans;
 use super::state::{Exec, Pull};
 use super::{Orchestrator, ms};
-use crate::placement::placement;
+use crate::placement::plan;
 
 impl Orchestrator {
     /// Returns how long an attempt waits for after the loss of the one before it.
@@ -46,19 +46,22 @@ impl Orchestrator {
         let due: BTreeSet<InstanceId> =
             exec.replace.iter().filter(|(_, a)| **a == attempt).map(|(i, _)| i.clone()).collect();
         let kept = without(&exec.assignments, &due);
-        let free = self.available(Some(id), &BTreeMap::new());
+        let run = &exec.run.run;
+        let free = self.rooms(Some(id)).beside(Some(id), run.placing.dedicated, &BTreeMap::new());
         let banned = bans(exec, now);
         let excluding = |holders: &mut dyn Iterator<Item = &PeerId>| {
             let mut excluded = banned.clone();
             excluded.extend(holders.map(|l| (l.clone(), "had a part in this execution".to_owned())));
             excluded
         };
-        let mut placed = placement(&exec.run.run, &free, &kept, &excluding(&mut exec.cells.keys()));
-        if placed.missing() > 0 {
+        let mut excluded = excluding(&mut exec.cells.keys());
+        let mut found = plan(run, &free, &kept, &excluded);
+        if !found.is_whole() {
             let mut unspent = exec.cells.keys().filter(|lablet| !self.spent(exec, id, lablet));
-            placed = placement(&exec.run.run, &free, &kept, &excluding(&mut unspent));
+            excluded = excluding(&mut unspent);
+            found = plan(run, &free, &kept, &excluded);
         }
-        let fresh: Vec<Assignment> = placed
+        let fresh: Vec<Assignment> = found
             .assignments
             .iter()
             .flat_map(|a| a.instances().filter(|i| due.contains(i)).map(|i| (a, i)).collect::<Vec<_>>())
@@ -69,6 +72,7 @@ impl Orchestrator {
         if parts.is_empty() {
             return;
         }
+        let placed = found.placed(run, &free, &excluded);
         let holders: BTreeSet<&PeerId> = parts.iter().map(|(lablet, _)| lablet).collect();
         let others: Vec<PeerId> = exec.live_cells().map(|(l, _)| l).filter(|l| !holders.contains(l)).cloned().collect();
         if let Some(exec) = self.executions.get_mut(&id) {

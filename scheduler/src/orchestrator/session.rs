@@ -51,6 +51,9 @@ impl Orchestrator {
             return;
         }
         let before = self.lablets.remove(&from);
+        if let Some(before) = &before {
+            self.leases.remove(&(before.lease_until, from.clone()));
+        }
         // After a restart of the orchestrator it is not known which life of the lablet it was.
         let died = before.as_ref().is_some_and(|l| l.boot != UNKNOWN_BOOT && l.boot != hello.boot);
         self.lablets.insert(
@@ -69,6 +72,7 @@ impl Orchestrator {
                 away_since: None,
             },
         );
+        self.leases.insert((now, from.clone()));
         let (heartbeat_ms, lease_ms) = self.dictate(&from, 0);
         self.renew(now, &from, heartbeat_ms, lease_ms);
         let wall = WallTime(self.wall_ms(now));
@@ -128,7 +132,10 @@ impl Orchestrator {
             state.heard_at = now;
             state.heartbeat_ms = heartbeat_ms;
             // The lablet counts from its sending, which was earlier: its own timer runs out first.
-            state.lease_until = state.lease_until.max(now.after(ms(u64::from(lease_ms))));
+            let until = state.lease_until.max(now.after(ms(u64::from(lease_ms))));
+            self.leases.remove(&(state.lease_until, lablet.clone()));
+            self.leases.insert((until, lablet.clone()));
+            state.lease_until = until;
         }
     }
 
@@ -282,12 +289,17 @@ impl Orchestrator {
 
     /// Ends the leases that ran out.
     pub(super) fn expire_leases(&mut self, now: Timestamp) {
-        let gone: Vec<PeerId> =
-            self.lablets.iter().filter(|(_, l)| l.lease_until <= now).map(|(peer, _)| peer.clone()).collect();
+        let mut gone: Vec<PeerId> =
+            self.leases.iter().take_while(|(until, _)| *until <= now).map(|(_, peer)| peer.clone()).collect();
+        gone.sort();
         for peer in gone {
             let name = self.name_of(&peer);
             let silent_ms = self.lablets.get(&peer).map_or(0, |l| now.since(l.heard_at).as_millis());
-            if self.lablets.remove(&peer).is_some_and(|l| l.session.is_some()) {
+            let lablet = self.lablets.remove(&peer);
+            if let Some(lablet) = &lablet {
+                self.leases.remove(&(lablet.lease_until, peer.clone()));
+            }
+            if lablet.is_some_and(|l| l.session.is_some()) {
                 self.effects.push_back(Effect::Close { lablet: peer.clone(), reason: "its lease ran out".into() });
             }
             let reason = format!("lablet {name} was not heard for {silent_ms} ms");

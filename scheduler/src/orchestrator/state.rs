@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use iptl_dag::model::{Assignment, Epoch, Execution, FactKind, InstanceId, LabletRecord, Run, WorkloadKind};
+use iptl_dag::model::{
+    Assignment, Epoch, Execution, ExecutionId, FactKind, InstanceId, LabletRecord, Run, WorkloadKind,
+};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellStatus, ClockSample, Inventory, KnownRun};
 
 use super::api::ReceiptSummary;
+use super::pulls::Pulls;
+use super::waits::Waits;
 
 /// How long a bid counts: two repetitions of an offer and some.
 const BID_LIFE: Duration = Duration::from_secs(5);
@@ -37,6 +41,13 @@ pub(super) struct LabletState {
     pub clock: Option<ClockSample>,
     /// When the session ended, where it did.
     pub away_since: Option<Timestamp>,
+}
+
+impl LabletState {
+    /// Whether its last word listed the cell of an execution that was granted in a term.
+    pub(super) fn lists(&self, execution: &ExecutionId, epoch: &Epoch) -> bool {
+        self.cells.iter().any(|status| status.cell.execution == *execution && status.cell.epoch == *epoch)
+    }
 }
 
 /// An execution that is not over.
@@ -114,9 +125,11 @@ pub(super) struct Exec {
     /// Whether lablets were not heard after a takeover that may hold what nobody knows of: nothing is granted anew.
     pub doubtful: bool,
     pub notice_at: Timestamp,
-    pub noticed: Option<String>,
+    pub noticed: Option<Waits<'static>>,
     /// Ended instances at the last progress event.
     pub progress: usize,
+    /// Chunks of all cells that are not here, counted.
+    pub pulls: Pulls,
 }
 
 /// How far an execution is.
@@ -224,13 +237,6 @@ impl Exec {
         }
     }
 
-    /// Returns the cell of a lablet that announced a chunk of receipts.
-    pub(super) fn cell_of_shard(&mut self, lablet: &PeerId, shard: &Cid) -> Option<&mut Cell> {
-        let past = self.past.iter_mut().map(|(holder, cell)| (&*holder, cell));
-        let mut cells = self.cells.iter_mut().chain(past).filter(|(holder, _)| *holder == lablet);
-        cells.find(|(_, cell)| cell.shards.contains_key(shard)).map(|(_, cell)| cell)
-    }
-
     /// Whether someone, the clock or the plan has asked for its end.
     pub(super) fn ending(&self) -> bool {
         self.cancelled.is_some() || self.timed_out || self.ended_early.is_some()
@@ -264,41 +270,10 @@ impl Exec {
         self.bids.retain(|_, (_, at)| now.since(*at) < BID_LIFE);
     }
 
-    /// Whether receipts that the log names were not read again yet: until then nobody knows what has finished.
-    pub(super) fn recalling(&self) -> bool {
-        self.all_cells().flat_map(|(_, c)| c.shards.values()).any(|s| s.state == Pull::Recalled)
-    }
-
     /// Whether every instance has a receipt or is lost for good.
     pub(super) fn complete(&self) -> bool {
         let open = self.recalling() || !self.replace.is_empty();
         !open && (self.received.len() + self.lost.len()) as u64 >= self.run.run.instances()
-    }
-
-    /// What it waits for, before it runs.
-    pub(super) fn waits_for(&self) -> Option<String> {
-        match &self.stage {
-            Stage::Waiting => Some(self.reason.clone()).filter(|r| !r.is_empty()),
-            Stage::Offered { .. } if self.reason.is_empty() => Some("waits for bids of lablets".into()),
-            Stage::Offered { .. } => Some(self.reason.clone()),
-            Stage::Granted if self.open() > 0 => Some(self.reason.clone()).filter(|r| !r.is_empty()),
-            Stage::Granted => {
-                let cells = self.live_cells().count();
-                let accepted = self.live_cells().filter(|(_, c)| c.phase >= Phase::Accepted).count();
-                let prepared = self.live_cells().filter(|(_, c)| c.phase >= Phase::Prepared).count();
-                Some(if accepted < cells {
-                    format!("waits for lablets to take their grants: {accepted} of {cells} did")
-                } else {
-                    format!("waits for lablets to prepare: {prepared} of {cells} are ready")
-                })
-            }
-            Stage::Running { .. } if !self.replace.is_empty() => {
-                Some(format!("waits for lablets to replace {} lost instances", self.replace.len()))
-            }
-            Stage::Running { .. } => None,
-            Stage::Stopping { .. } => Some("waits for receipts of stopped instances".into()),
-            Stage::Assembling { .. } => Some("waits for the result to be written".into()),
-        }
     }
 
     /// When it ends without a result unless it was started.
@@ -309,15 +284,6 @@ impl Exec {
         };
         let within = self.run.run.placing.within_ms.filter(|_| waits)?;
         Some(self.submitted_at.after(Duration::from_millis(within)))
-    }
-
-    /// When receipts are to be pulled again.
-    pub(super) fn next_pull(&self) -> Option<Timestamp> {
-        let pulls = self.all_cells().flat_map(|(_, c)| c.shards.values()).filter_map(|s| match s.state {
-            Pull::Retry(at) => Some(at),
-            Pull::Pulling | Pull::Recalled | Pull::Kept | Pull::Bad => None,
-        });
-        pulls.min()
     }
 
     /// When this execution wants to be looked at.
@@ -333,7 +299,7 @@ impl Exec {
         let replacing = !self.replace.is_empty() && !self.recalling();
         let replace = replacing.then(|| self.replace_at.values().copied().min().unwrap_or(self.replace_until));
         let replace = replace.map(|at| at.min(self.replace_until));
-        let notice = self.waits_for().map(|_| self.notice_at);
+        let notice = self.waits().then_some(self.notice_at);
         stage.into_iter().chain(self.next_pull()).chain(replace).chain(notice).chain(self.start_by()).min()
     }
 }

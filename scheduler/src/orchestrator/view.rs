@@ -200,7 +200,7 @@ impl Orchestrator {
 
     /// Returns what lablets have free after all that was promised.
     pub fn inventory(&self) -> BTreeMap<PeerId, Inventory> {
-        self.available(None, &BTreeMap::new())
+        self.available()
     }
 
     /// Returns the placement that a run would get now.
