@@ -17,6 +17,7 @@ use iptl_wire::session::{
     Bid, CellPhase, CellRef, CellStatus, Grant, Heartbeat, Hello, Inventory, KnownRun, ReceiptsReady, Slots, ToLablet,
     ToOrchestrator,
 };
+use iptl_wire::takeover::Claim;
 use iptl_wire::{Timestamp, Verified, WallTime};
 
 pub(crate) fn peer(n: u8) -> PeerId {
@@ -159,6 +160,19 @@ impl Bench {
         inventory: Inventory,
         cells: Vec<CellStatus>,
     ) -> Vec<Effect> {
+        self.hello_in_term(n, boot, session, inventory, cells, None)
+    }
+
+    /// Says hello as a lablet that has promised a term.
+    pub(crate) fn hello_in_term(
+        &mut self,
+        n: u8,
+        boot: u8,
+        session: u64,
+        inventory: Inventory,
+        cells: Vec<CellStatus>,
+        promised: Option<Signed<Claim>>,
+    ) -> Vec<Effect> {
         let hello = Hello {
             token: Signed {
                 body: MemberToken { lab: peer(201), member: peer(n), role: Role::Lablet, expires: WallTime(u64::MAX) },
@@ -169,7 +183,7 @@ impl Bench {
             boot: [boot; 16],
             inventory: Inventory { name: format!("l{n}"), ..inventory },
             cells,
-            promised: None,
+            promised,
             finished: Vec::new(),
         };
         self.give(Input::Hello { from: peer(n), session, hello: Verified::vouch(hello) })
@@ -225,7 +239,7 @@ impl Bench {
         effects
     }
 
-    fn pulled(&mut self, n: u8, cell: &CellRef, shard: Cid, instances: &[(&str, u32)]) -> Vec<Effect> {
+    pub(crate) fn pulled(&mut self, n: u8, cell: &CellRef, shard: Cid, instances: &[(&str, u32)]) -> Vec<Effect> {
         let receipts = instances
             .iter()
             .map(|(group, index)| ReceiptSummary {
@@ -261,6 +275,16 @@ impl Bench {
 
     /// Makes a new orchestrator out of the log.
     pub(crate) fn restart(&mut self) -> Vec<Effect> {
+        self.reborn(Input::Replayed)
+    }
+
+    /// Makes one that takes over in a later term, and asks these lablets what they hold.
+    pub(crate) fn take_over(&mut self, lablets: &[u8]) -> Vec<Effect> {
+        let lablets = lablets.iter().map(|n| peer(*n)).collect();
+        self.reborn(Input::TakeOver { term: epoch(1), lablets, handed_over: false })
+    }
+
+    fn reborn(&mut self, ready: Input) -> Vec<Effect> {
         let facts = std::mem::take(&mut self.facts);
         let submission = self.submission.clone();
         let mut next = Bench::with(|_| {});
@@ -277,7 +301,7 @@ impl Bench {
         next.facts = facts;
         next.submission = submission;
         *self = next;
-        self.give(Input::Replayed)
+        self.give(ready)
     }
 }
 

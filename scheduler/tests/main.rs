@@ -6,4 +6,5 @@ mod log;
 mod losses;
 mod placement;
 mod queue;
+mod succession;
 mod takeover;

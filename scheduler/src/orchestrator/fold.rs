@@ -156,6 +156,7 @@ impl Exec {
         let mut taken_over = false;
         let mut ending = false;
         for step in steps {
+            let recovered = matches!(step, FactKind::Recovered { .. });
             match step {
                 FactKind::Granted { lablet, assignments, attempt }
                 | FactKind::Recovered { lablet, assignments, attempt, .. } => {
@@ -170,7 +171,8 @@ impl Exec {
                             self.lost.remove(&instance);
                             self.replace.remove(&instance);
                         }
-                        if let Some(before) = self.cells.insert(lablet.clone(), cell) {
+                        if let Some(mut before) = self.cells.insert(lablet.clone(), cell) {
+                            before.over |= recovered;
                             self.past.push((lablet, before));
                         }
                     }

@@ -105,6 +105,9 @@ impl Orchestrator {
         for (lablet, reason) in std::mem::take(&mut exec.lose_later) {
             self.lose_cell(now, id, &lablet, reason);
         }
+        if self.executions.get(&id).is_some_and(|e| !self.undecided(e)) {
+            self.lose_unheld(id);
+        }
     }
 
     pub(super) fn pull_failed(

@@ -41,7 +41,7 @@ impl Orchestrator {
                 exec.rounds += 1;
                 let mut cell = Cell::new(now, granted, assignments, attempt);
                 cell.phase = Phase::Accepted;
-                exec.hold(lablet, cell);
+                exec.hold_recovered(lablet, cell);
             }
             FactKind::TakenOver { .. } => exec.taken_over = true,
             FactKind::Accepted { lablet } => {

@@ -237,6 +237,15 @@ impl Exec {
         }
     }
 
+    /// Makes a cell of which only its lablet knew the one that this holds. Of the one before nothing more is expected:
+    /// the lablet was given another since it had handed in all of that.
+    pub(super) fn hold_recovered(&mut self, lablet: PeerId, cell: Cell) {
+        if let Some(before) = self.cells.get_mut(&lablet) {
+            before.over = true;
+        }
+        self.hold(lablet, cell);
+    }
+
     /// Whether someone, the clock or the plan has asked for its end.
     pub(super) fn ending(&self) -> bool {
         self.cancelled.is_some() || self.timed_out || self.ended_early.is_some()

@@ -117,8 +117,9 @@ impl Orchestrator {
             let run = &exec.run.run;
             let most = status.assignments.iter().map(|a| run.attempts_of(&a.group)).min().unwrap_or(1);
             let attempts = 1..=most;
-            // Another cell of a lablet that had handed in all of the one before.
-            let another = exec.started() && known.is_some_and(|c| c.over && c.attempt <= status.attempt);
+            // Another cell of a lablet that had handed in all of the one before, to who was there then: it was given
+            // only once that one was spent, whatever the log here has of its receipts.
+            let another = exec.started() && known.is_some_and(|c| c.attempt <= status.attempt);
             let possible = granted.counter <= exec.epoch.saturating_add(MAX_UNSEEN_TERMS);
             let holds_receipts = known.is_some_and(|c| !c.shards.is_empty());
             if !fits || !possible || !attempts.contains(&status.attempt) || (holds_receipts && !another) {
@@ -131,7 +132,7 @@ impl Orchestrator {
                 exec.lost.remove(&instance);
                 exec.replace.remove(&instance);
             }
-            exec.hold(from.clone(), cell);
+            exec.hold_recovered(from.clone(), cell);
             exec.rounds = exec.rounds.saturating_add(1);
             exec.epoch = exec.epoch.max(granted.counter);
             exec.assignments = merge(placed(exec));
@@ -246,12 +247,14 @@ impl Orchestrator {
         self.settle(now, id);
     }
 
-    /// Counts instances of a started execution as lost that no cell holds: the one before had lost them.
-    fn lose_unheld(&mut self, id: ExecutionId) {
-        let Some(exec) = self.executions.get_mut(&id).filter(|e| e.started() && !e.recalling()) else { return };
+    /// Counts instances of a started execution as lost that no lablet holds: the one before had lost them, or had their
+    /// receipts and was lost with these.
+    pub(super) fn lose_unheld(&mut self, id: ExecutionId) {
+        let taken_over = |e: &&mut Exec| e.taken_over && e.started() && !e.recalling();
+        let Some(exec) = self.executions.get_mut(&id).filter(taken_over) else { return };
         let all = exec.run.run.groups.iter().flat_map(|(name, g)| InstanceId::range(name, 0, g.count));
         let unheld: Vec<InstanceId> = all
-            .filter(|i| !exec.all_cells().any(|(_, c)| c.holds(i)))
+            .filter(|i| !exec.cells.values().any(|c| c.holds(i)))
             .filter(|i| !exec.received.contains_key(i) && !exec.lost.contains_key(i))
             .collect();
         if unheld.is_empty() {
