@@ -55,6 +55,20 @@ pub enum Point {
     Replaced,
     /// Two orchestrators ended an execution, each without the other.
     SealedApart,
+    /// A lease lasted longer since somebody followed.
+    LeaseDoubled,
+    /// Instances ran on while their lablet turned to a successor.
+    RanOn,
+    /// What followed from a fact was held back until others had it.
+    HeldBack,
+    /// What was held back was never done: somebody else led.
+    HeldForEver,
+    /// An orchestrator that followed fell silent.
+    ContactLost,
+    /// What was held back was done without one that fell silent and knew of nobody else.
+    NotWaitedFor,
+    /// Two of three orchestrators led, cut off from each other.
+    PartedLeaders,
 }
 
 impl Point {
@@ -82,6 +96,13 @@ impl Point {
         Point::ClaimLost,
         Point::Replaced,
         Point::SealedApart,
+        Point::LeaseDoubled,
+        Point::RanOn,
+        Point::HeldBack,
+        Point::HeldForEver,
+        Point::ContactLost,
+        Point::NotWaitedFor,
+        Point::PartedLeaders,
     ];
 }
 
