@@ -225,6 +225,12 @@ pub fn blake3_digest(cid: &Cid) -> Option<[u8; 32]> {
     (cid.hash().code() == BLAKE3).then(|| cid.hash().digest().try_into().ok()).flatten()
 }
 
+/// Returns the CID of what has this BLAKE3-256 hash.
+pub fn blake3_cid(codec: Codec, hash: &[u8; 32]) -> Cid {
+    let hash = crate::Multihash::wrap(BLAKE3, hash).expect("32 bytes fit");
+    Cid::new_v1(codec.number(), hash)
+}
+
 /// Returns the content that a CID carries in itself, where it has the identity hash; check it before use.
 pub fn identity_data(cid: &Cid) -> Option<&[u8]> {
     (cid.hash().code() == IDENTITY).then(|| cid.hash().digest())

@@ -9,12 +9,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind};
 use iptl_dag::{Block, Cid, Codec, PeerId};
-use iptl_scheduler::log::{self, Chain, Tail};
+use iptl_scheduler::log::{self, Chain, Entry, Tail};
 use iptl_trust::Keypair;
 
 /// Facts after which a log gets a snapshot: reading so many takes some milliseconds.
@@ -133,19 +134,21 @@ impl Logs {
 
     /// Reads the log that stands in these files, and goes on with the last of them.
     fn reopen(&mut self, segments: &[PathBuf]) -> Result<Vec<Fact>, LogError> {
-        let mut blocks: Vec<Block> = Vec::new();
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut end: Option<Vec<u8>> = None;
         for (n, path) in segments.iter().enumerate().rev() {
-            let earlier = read_segment(path, n + 1 == segments.len())?;
-            blocks.splice(0..0, earlier);
-            if begins_whole(&blocks) {
+            let segment = read_segment(path, n + 1 == segments.len())?;
+            end = end.or(segment.last);
+            let later = std::mem::replace(&mut entries, segment.entries);
+            entries.extend(later);
+            if begins_whole(&entries) {
                 break;
             }
         }
-        let Some(path) = segments.last().filter(|_| !blocks.is_empty()) else { return Ok(Vec::new()) };
-        let (chain, facts) = follow(path, &blocks, self.writers())?;
-        let head = blocks.last().map(|block| *block.cid());
-        let (Some(last), Some(path)) = (facts.last(), segments.last()) else { return Ok(Vec::new()) };
-        let (execution, next, epoch) = (last.execution, last.seq + 1, last.epoch.clone());
+        let (Some(path), Some(end)) = (segments.last(), end) else { return Ok(Vec::new()) };
+        let (chain, facts) = follow(path, entries, &end, self.writers())?;
+        let Some(last) = facts.last() else { return Ok(Vec::new()) };
+        let (head, execution, next, epoch) = (chain.head(), last.execution, last.seq + 1, last.epoch.clone());
         let snapshot = facts.iter().rposition(|f| matches!(f.kind, FactKind::Snapshot { last: true, .. }));
         let fresh = (facts.len() - snapshot.map_or(0, |at| at + 1)) as u64;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| io_error(path, e))?;
@@ -362,32 +365,71 @@ fn first_seq(path: &Path) -> u64 {
     name.split('.').nth(1).and_then(|seq| seq.parse().ok()).unwrap_or(0)
 }
 
+/// The facts of one file.
+struct Segment {
+    entries: Vec<Entry>,
+    /// Bytes of the last of them.
+    last: Option<Vec<u8>>,
+}
+
 /// Reads the facts of a file; of the last one of a log, cuts off what a crash tore.
-fn read_segment(path: &Path, last: bool) -> Result<Vec<Block>, LogError> {
+fn read_segment(path: &Path, last: bool) -> Result<Segment, LogError> {
     let bytes = fs::read(path).map_err(|e| io_error(path, e))?;
-    let found = log::records(&bytes);
-    match found.tail {
-        Tail::Clean => {}
-        Tail::Torn if last => {
-            tracing::warn!(log = %path.display(), bytes = bytes.len() - found.whole, "cut off a tail that a crash tore");
-            let file = OpenOptions::new().write(true).open(path).map_err(|e| io_error(path, e))?;
-            file.set_len(found.whole as u64).and_then(|()| file.sync_all()).map_err(|e| io_error(path, e))?;
+    let mut bodies = log::outline(&bytes);
+    let mut read = read_all(&bytes, &bodies);
+    if read.contains(&None) || bodies.last().is_none_or(|body| body.end < bytes.len()) {
+        // Something is not whole: it is looked at one by one.
+        let found = log::records(&bytes);
+        match found.tail {
+            Tail::Clean => {}
+            Tail::Torn if last => {
+                tracing::warn!(log = %path.display(), bytes = bytes.len() - found.whole, "cut off a tail that a crash tore");
+                let file = OpenOptions::new().write(true).open(path).map_err(|e| io_error(path, e))?;
+                file.set_len(found.whole as u64).and_then(|()| file.sync_all()).map_err(|e| io_error(path, e))?;
+            }
+            Tail::Torn | Tail::Damaged => {
+                let seq = first_seq(path) + found.bodies.len() as u64;
+                return Err(damaged(path, seq, "it is not what was written, and whole facts come after it"));
+            }
         }
-        Tail::Torn | Tail::Damaged => {
-            let seq = first_seq(path) + found.bodies.len() as u64;
-            return Err(damaged(path, seq, "it is not what was written, and whole facts come after it"));
-        }
+        bodies = found.bodies;
+        read.truncate(bodies.len());
     }
-    Ok(found.bodies.into_iter().map(|body| Block::new(Codec::DagCbor, bytes[body].to_vec())).collect())
+    let mut entries = Vec::with_capacity(bodies.len());
+    for (n, entry) in read.into_iter().flatten().enumerate() {
+        let seq = first_seq(path) + n as u64;
+        entries.push(entry.map_err(|reason| damaged(path, seq, &reason))?);
+    }
+    Ok(Segment { entries, last: bodies.pop().map(|body| bytes[body].to_vec()) })
+}
+
+/// What was read of a record: none where it is not what was written, and why where it is no fact.
+type ReadRecord = Option<Result<Entry, String>>;
+
+/// Bytes from which on several threads read.
+const MANY: usize = 1 << 20;
+
+/// Reads records, many of them on all processors there are.
+fn read_all(bytes: &[u8], bodies: &[Range<usize>]) -> Vec<ReadRecord> {
+    let read = |body: &Range<usize>| log::read(bytes, body.clone()).map(|read| read.map_err(|e| e.to_string()));
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if threads == 1 || bytes.len() < MANY {
+        return bodies.iter().map(read).collect();
+    }
+    let part = bodies.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> =
+            bodies.chunks(part).map(|part| scope.spawn(move || part.iter().map(read).collect::<Vec<_>>())).collect();
+        parts.into_iter().flat_map(|part| part.join().expect("reading does not panic, whatever the bytes")).collect()
+    })
 }
 
 /// Whether these facts begin with a snapshot that is whole, so that nothing before them is needed.
-fn begins_whole(blocks: &[Block]) -> bool {
-    for (n, block) in blocks.iter().enumerate() {
-        let Ok(signed) = model::from_bytes::<model::Signed<Fact>>(block.data()) else { return false };
-        match signed.body.kind {
-            FactKind::Snapshot { part, last, .. } if part as usize == n => {
-                if last {
+fn begins_whole(entries: &[Entry]) -> bool {
+    for (n, entry) in entries.iter().enumerate() {
+        match &entry.signed.body.kind {
+            FactKind::Snapshot { part, last, .. } if *part as usize == n => {
+                if *last {
                     return true;
                 }
             }
@@ -399,28 +441,26 @@ fn begins_whole(blocks: &[Block]) -> bool {
 
 /// Checks how the facts of a log hang together, from its beginning or from a snapshot on.
 ///
-/// Each fact names the one before it by hash, so the signature of the last one is enough for all of them.
+/// Each fact names the one before it by hash, so the form and the signature of the last one are enough for all of them.
 fn follow(
     path: &Path,
-    blocks: &[Block],
+    entries: Vec<Entry>,
+    last: &[u8],
     writers: impl Iterator<Item = PeerId>,
 ) -> Result<(Chain, Vec<Fact>), LogError> {
-    let nothing = || damaged(path, 0, "it holds no fact");
-    let first = blocks.first().ok_or_else(nothing)?;
-    let first: model::Signed<Fact> = model::from_bytes(first.data()).map_err(|e| damaged(path, 0, &e.to_string()))?;
-    let (execution, writers) = (first.body.execution, writers.collect::<Vec<_>>());
+    let first = &entries.first().ok_or_else(|| damaged(path, 0, "it holds no fact"))?.signed.body;
+    let (execution, writers) = (first.execution, writers.collect::<Vec<_>>());
     let mut chain =
-        Chain::at_snapshot(execution, writers.clone(), &first.body).unwrap_or_else(|| Chain::new(execution, writers));
-    let mut facts = Vec::with_capacity(blocks.len());
-    for (n, block) in blocks.iter().enumerate() {
+        Chain::at_snapshot(execution, writers.clone(), first).unwrap_or_else(|| Chain::new(execution, writers));
+    let mut facts = Vec::with_capacity(entries.len());
+    for Entry { cid, signed } in entries {
         let seq = chain.next_seq();
-        let misfit = |e: log::Misfit| damaged(path, seq, &e.to_string());
-        let signed = chain.link(block).map_err(misfit)?;
-        if n + 1 == blocks.len() {
-            log::check_signature(&signed, signed.body.seq).map_err(misfit)?;
-        }
+        chain.fit(&cid, &signed).map_err(|e| damaged(path, seq, &e.to_string()))?;
         facts.push(signed.body);
     }
+    let seq = chain.next_seq().saturating_sub(1);
+    let last: model::Signed<Fact> = model::from_bytes(last).map_err(|e| damaged(path, seq, &e.to_string()))?;
+    log::check_signature(&last, seq).map_err(|e| damaged(path, seq, &e.to_string()))?;
     Ok((chain, facts))
 }
 

@@ -1,6 +1,7 @@
 //! The log of an execution as a value: records in bytes, the chain of its facts, and snapshots.
 //!
-//! [`records`] cuts a file into bodies and tells a tail that a crash tore from damage. [`Chain`] follows facts from the
+//! [`records`] cuts a file into bodies and tells a tail that a crash tore from damage; [`outline`] and [`read`] read one
+//! that is whole, on several threads where the caller has them. [`Chain`] follows facts from the
 //! first one and says which does not fit, in one word for each way not to. [`snapshot`] folds a long log into few
 //! facts, and [`resume`] begins at the last whole one.
 //!
@@ -10,8 +11,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use iptl_dag::block::blake3_cid;
 use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind, Recorded, Signed};
-use iptl_dag::{Block, Cid, Codec, PeerId, codec};
+use iptl_dag::{Block, Cid, Codec, DecodeError, PeerId, codec};
 use iptl_trust::SignatureError;
 
 /// Longest record that is read, in bytes: no block is larger.
@@ -91,6 +93,49 @@ fn any_record_after(log: &[u8], from: usize) -> bool {
         at += 1;
     }
     false
+}
+
+/// Returns where the bodies of records are by what their headers say of lengths, as far as these lie within the bytes.
+/// Nothing is checked: [`read`] does that, record by record, so that several can be read at once.
+pub fn outline(log: &[u8]) -> Vec<Range<usize>> {
+    let mut bodies = Vec::new();
+    let mut at = 0;
+    while let Some(header) = log.get(at..at + HEADER_SIZE) {
+        let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let body = at + HEADER_SIZE..at + HEADER_SIZE + length;
+        if length > MAX_RECORD_SIZE || body.end > log.len() {
+            break;
+        }
+        at = body.end;
+        bodies.push(body);
+    }
+    bodies
+}
+
+/// A fact as it stands in a log of one's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Its CID.
+    pub cid: Cid,
+    /// The fact.
+    pub signed: Signed<Fact>,
+}
+
+/// Reads the record whose body stands at `body`; none where the bytes are not those that its header names.
+///
+/// The hash in the header is that in the CID, so each byte is hashed once. Whether the form is canonical is not looked
+/// at: it was when the fact was appended, and the chain of hashes up to the last fact, of which form and signature are
+/// looked at, says that these are the bytes that were appended.
+pub fn read(log: &[u8], body: Range<usize>) -> Option<Result<Entry, DecodeError>> {
+    let header = log.get(body.start.checked_sub(HEADER_SIZE)?..body.start)?;
+    let data = log.get(body)?;
+    let hash = blake3::hash(data);
+    if hash.as_bytes() != &header[4..] {
+        return None;
+    }
+    let cid = blake3_cid(Codec::DagCbor, hash.as_bytes());
+    let signed = codec::decode::<model::Node>(data).and_then(Signed::<Fact>::try_from);
+    Some(signed.map(|signed| Entry { cid, signed }))
 }
 
 /// Why a fact does not fit into the log of an execution.
@@ -262,6 +307,14 @@ impl Chain {
             return Err(no_fact("it is not DAG-CBOR".into()));
         }
         let signed: Signed<Fact> = model::from_bytes(block.data()).map_err(|e| no_fact(e.to_string()))?;
+        self.fit(block.cid(), &signed)?;
+        Ok(signed)
+    }
+
+    /// Takes in the next fact of a log of one's own, whose signature and form count only with those of a later fact, or
+    /// with its own.
+    pub fn fit(&mut self, cid: &Cid, signed: &Signed<Fact>) -> Result<(), Misfit> {
+        let seq = self.next;
         let fact = &signed.body;
         if fact.execution != self.execution {
             return Err(Misfit::OtherExecution { seq, found: fact.execution });
@@ -273,7 +326,7 @@ impl Chain {
             return Err(Misfit::Forked { seq });
         }
         if signed.signer != fact.epoch.peer || !self.writers.contains(&signed.signer) {
-            return Err(Misfit::Stranger { seq, signer: signed.signer });
+            return Err(Misfit::Stranger { seq, signer: signed.signer.clone() });
         }
         self.check_term(fact)?;
         self.check_part(fact)?;
@@ -281,9 +334,9 @@ impl Chain {
             return Err(Misfit::Impossible { seq, what });
         }
         self.next += 1;
-        self.head = Some(*block.cid());
+        self.head = Some(*cid);
         self.epoch = Some(fact.epoch.clone());
-        Ok(signed)
+        Ok(())
     }
 
     fn check_term(&self, fact: &Fact) -> Result<(), Misfit> {

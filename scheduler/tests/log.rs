@@ -121,6 +121,45 @@ fn a_flipped_bit_anywhere_is_never_a_fact_and_before_the_last_record_it_is_damag
     }
 }
 
+/// Reads by outline; none where something is not whole.
+fn read_by_outline(bytes: &[u8]) -> Option<Vec<log::Entry>> {
+    let bodies = log::outline(bytes);
+    let whole = bodies.last().map_or(0, |body| body.end) == bytes.len();
+    bodies.into_iter().map(|body| log::read(bytes, body)?.ok()).collect::<Option<Vec<_>>>().filter(|_| whole)
+}
+
+#[test]
+fn what_is_read_by_outline_is_what_was_written_and_fits() {
+    let log = whole();
+    let entries = read_by_outline(&log.bytes()).expect("it is whole");
+    let mut chain = Chain::new(execution(), writers());
+    for ((entry, block), fact) in entries.iter().zip(&log.blocks).zip(&log.facts) {
+        assert_eq!((&entry.cid, &entry.signed.body), (block.cid(), fact));
+        assert_eq!(chain.fit(&entry.cid, &entry.signed), Ok(()));
+    }
+    assert_eq!((entries.len(), chain.head()), (log.blocks.len(), log.blocks.last().map(|block| *block.cid())));
+    // An entry that is left out is missed.
+    let mut chain = Chain::new(execution(), writers());
+    assert_eq!(chain.fit(&entries[0].cid, &entries[0].signed), Ok(()));
+    assert_eq!(chain.fit(&entries[2].cid, &entries[2].signed), Err(Misfit::OutOfOrder { seq: 1, found: 2 }));
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_found_by_whoever_reads_by_outline() {
+    let bytes = whole().bytes();
+    for at in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << bit;
+            assert_eq!(read_by_outline(&flipped), None, "bit {bit} of byte {at}");
+        }
+    }
+    for cut in 1..bytes.len() {
+        let whole = records(&bytes[..cut]).tail == Tail::Clean;
+        assert_eq!(read_by_outline(&bytes[..cut]).is_some(), whole, "cut at {cut}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let me = key(1).peer().clone();

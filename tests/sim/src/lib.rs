@@ -23,7 +23,7 @@ pub mod takeover;
 pub mod trace;
 pub mod world;
 
-pub use opening::{long_log, open_log};
+pub use opening::{long_log, open_log, read_in_turn};
 pub use profile::Profile;
 pub use reach::{Point, Reached};
 pub use schedule::Schedule;

@@ -1,8 +1,10 @@
 //! A long log, to measure how fast one is opened: cut into records, chained, its last signature checked, replayed.
 
+use std::ops::Range;
+
 use iptl_dag::model::{self, Assignment, Epoch, Execution, ExecutionId, Fact, FactKind};
-use iptl_dag::{Block, Codec, PeerId, codec};
-use iptl_scheduler::log::{self, Chain};
+use iptl_dag::{PeerId, codec};
+use iptl_scheduler::log::{self, Chain, Entry};
 use iptl_scheduler::{Input, Orchestrator, OrchestratorConfig, Submission};
 use iptl_trust::{Keypair, sign};
 use iptl_wire::Timestamp;
@@ -86,30 +88,30 @@ pub fn long_log(count: u32, snapshot: bool) -> LongLog {
     log
 }
 
-/// Opens a log as an orchestrator does at its start; returns the facts that a core took in.
+/// Opens a log as an orchestrator does at its start; returns the facts that a core took in. Records are read by
+/// `read_all`, which may do it on several threads.
 ///
 /// # Panics
 ///
 /// Panics where the log does not hold: it was made by [`long_log`].
-pub fn open_log(log: &LongLog) -> usize {
-    let found = log::records(&log.bytes);
+pub fn open_log(log: &LongLog, read_all: impl FnOnce(&[u8], &[Range<usize>]) -> Vec<Entry>) -> usize {
     let id: ExecutionId = log.submission.execution.id();
+    let bodies = log::outline(&log.bytes);
+    let last = bodies.last().cloned().expect("it holds facts");
+    assert_eq!(last.end, log.bytes.len(), "it was written whole");
     let mut chain: Option<Chain> = None;
-    let mut facts = Vec::with_capacity(found.bodies.len());
-    let whole = found.bodies.len();
-    for (n, body) in found.bodies.into_iter().enumerate() {
-        let block = Block::new(Codec::DagCbor, log.bytes[body].to_vec());
+    let mut facts = Vec::with_capacity(bodies.len());
+    for entry in read_all(&log.bytes, &bodies) {
         let chain = chain.get_or_insert_with(|| {
-            let first: model::Signed<Fact> = model::from_bytes(block.data()).expect("it was written so");
             let writers = [log.orchestrator.clone()];
-            Chain::at_snapshot(id, writers.clone(), &first.body).unwrap_or_else(|| Chain::new(id, writers))
+            let first = &entry.signed.body;
+            Chain::at_snapshot(id, writers.clone(), first).unwrap_or_else(|| Chain::new(id, writers))
         });
-        let signed = chain.link(&block).expect("it was written so");
-        if n + 1 == whole {
-            log::check_signature(&signed, signed.body.seq).expect("it was signed");
-        }
-        facts.push(signed.body);
+        chain.fit(&entry.cid, &entry.signed).expect("it was written so");
+        facts.push(entry.signed.body);
     }
+    let head: model::Signed<Fact> = model::from_bytes(&log.bytes[last]).expect("it was written so");
+    log::check_signature(&head, head.body.seq).expect("it was signed");
     let config = OrchestratorConfig::new(log.orchestrator.clone(), log.orchestrator.clone(), "sim".into());
     let mut core = Orchestrator::new(config);
     let facts = log::resume(facts);
@@ -120,4 +122,14 @@ pub fn open_log(log: &LongLog) -> usize {
     }
     core.handle(Timestamp(1), Input::Replayed);
     count
+}
+
+/// Reads records one after another.
+///
+/// # Panics
+///
+/// Panics where one is not whole.
+pub fn read_in_turn(bytes: &[u8], bodies: &[Range<usize>]) -> Vec<Entry> {
+    let read = |body: &Range<usize>| log::read(bytes, body.clone()).expect("it is whole").expect("it is a fact");
+    bodies.iter().map(read).collect()
 }
