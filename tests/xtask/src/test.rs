@@ -24,7 +24,7 @@ const SUITES: &[(&str, u64)] = &[
     ("iptl_runner_wasm", 180),
     // Real containers, some hundred of them.
     ("iptl_runner_docker", 240),
-    // Many seeds of whole labs.
+    // Seeds of whole labs, not optimised.
     ("iptl_sim", 120),
     // Many seeds of nodes on a bad network.
     ("iptl_bitswap", 90),
@@ -41,7 +41,7 @@ const STATIC_PROGRAMS: [&str; 2] = ["node/runner-docker/init", "node/runner-dock
 /// Which part of the checks.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only steps whose name contains this: fmt, deny, plans, witnesses, clippy, build, test, doc
+    /// Only steps whose name contains this: fmt, deny, plans, witnesses, clippy, build, sim, test, doc
     #[arg(long)]
     only: Option<String>,
 }
@@ -61,6 +61,7 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     report.step("witnesses", 300, || witness::build(shell));
     report.step("clippy", 600, || clippy(shell));
     report.step("build", 900, || build(shell));
+    report.step("sim", 300, || simulate(shell));
     report.step("test", 900, || test(shell, engine, &mut tests));
     report.step("doc", 240, || doc(shell));
     report.print(&tests, started.elapsed())
@@ -137,6 +138,27 @@ fn clippy(shell: &Shell) -> Result<()> {
 /// Programs and tests in one build: the same flags and features as the tests after it, so nothing is compiled twice.
 fn build(shell: &Shell) -> Result<()> {
     shell.run(shell.cargo().args(["build", "--workspace", "--bins", "--tests", "--locked"]))
+}
+
+/// Schedules of whole labs: profile and how many.
+const SCHEDULES: [(&str, u32); 3] = [("mixed", 10_000), ("takeover", 10_000), ("crowd", 20)];
+
+/// Runs schedules with an optimised build that has every check; fails where a rule is broken, or where one of the points
+/// that so many come through was never reached.
+fn simulate(shell: &Shell) -> Result<()> {
+    shell.run(shell.cargo().args(["build", "--profile", "sim", "--quiet", "--locked", "--package", "iptl-sim"]))?;
+    let jobs = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).to_string();
+    for (profile, seeds) in SCHEDULES {
+        let mut sim = shell.command(shell.target.join("sim/iptl-sim"));
+        sim.args(["run", "--profile", profile, "--seeds", &seeds.to_string(), "--jobs", &jobs]);
+        let output = sim.output().context("the simulator was built a moment ago")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            bail!("schedules of profile {profile} fail:\n{text}{}", String::from_utf8_lossy(&output.stderr));
+        }
+        eprintln!("   {}", text.lines().last().unwrap_or("it said nothing"));
+    }
+    Ok(())
 }
 
 fn doc(shell: &Shell) -> Result<()> {
