@@ -12,13 +12,12 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use iptl_artifacts::{BlobStore, StoreError};
 use iptl_dag::model::{Image, image::MAX_LAYERS, to_block};
 use iptl_dag::unixfs::FileBuilder;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncRead;
 
 pub(crate) use manifest::full_name;
 
@@ -29,7 +28,7 @@ use crate::limits::{Limits, MAX_COMPRESSION_RATIO, MAX_JSON_SIZE, RATIO_FREE};
 use crate::out::{Imported, Made, Out, drive};
 use crate::pages::{BlockSink, PageError};
 use crate::tar::scan::TarError;
-use ahead::{Earlies, Growing, take_apart};
+use ahead::{Earlies, Early, take_apart};
 use manifest::{BlobRef, choose};
 use source::{Archive, Blob, Source, shown};
 
@@ -308,66 +307,35 @@ pub async fn import_archive(
     let path = path.to_path_buf();
     drive(store, options.only_hash, move |out| {
         let file = seekable(&path, &options)?;
-        import(&Source::Archive(Archive::index(file, &path)?), &Earlies::new(), &options, out)
+        import(&Source::Archive(Archive::index(file, &path)?), Earlies::new(), &options, out)
     })
     .await
 }
 
 /// Imports an image from an archive that streams past, such as an engine's export.
 ///
-/// The stream is written to a file without a name: the manifest stands at its end. Its layers are taken apart while it
-/// still comes. Safe to drop half-way.
+/// The manifest stands at its end, so layers are taken apart while it still comes, and the rest is written to a file
+/// without a name. Whatever the stream holds counts to what the image may be. Safe to drop half-way.
 pub async fn import_stream(
     store: &dyn BlobStore,
     stream: impl AsyncRead + Unpin + Send,
     options: ImportOptions,
 ) -> Result<Imported, ImportError> {
-    let file = Arc::new(scratch_file(&options)?);
-    let writer = tokio::fs::File::from_std(file.try_clone().map_err(scratch_error(&options))?);
-    let (growing, writing) = Growing::new(file.clone());
-    let written = write_down(stream, writer, writing, &options);
+    let file = scratch_file(&options)?;
+    let (reading, arriving) = ahead::arriving();
+    let read = reading.read(stream, &options);
     let imported = drive(store, options.only_hash, {
         let options = options.clone();
         move |out| {
             let path = Path::new("the stream");
-            let earlies = take_apart(&growing, &options, out)?;
-            let file = file.try_clone().map_err(scratch_error(&options))?;
+            let earlies = take_apart(arriving, &file, &options, out)?;
             let file = decompressed(file, path, &options)?;
-            import(&Source::Archive(Archive::index(file, path)?), &earlies, &options, out)
+            import(&Source::Archive(Archive::index(file, path)?), earlies, &options, out)
         }
     });
     // What stopped the stream is why the import ended too, and not the other way round.
-    let (written, imported) = tokio::join!(written, imported);
-    written.and(imported)
-}
-
-/// Writes a stream to a file, and tells how far it is.
-async fn write_down(
-    mut stream: impl AsyncRead + Unpin + Send,
-    mut writer: tokio::fs::File,
-    writing: ahead::Writing,
-    options: &ImportOptions,
-) -> Result<(), ImportError> {
-    let scratch = scratch_error(options);
-    let limit = archive_limit(options);
-    let (mut buffer, mut total) = (vec![0; CHUNK], 0);
-    loop {
-        let read = stream.read(&mut buffer).await;
-        let count = read.map_err(|source| ImportError::Read { path: "the stream".into(), source })?;
-        if count == 0 {
-            break;
-        }
-        total += count as u64;
-        if total > limit {
-            return Err(ImportError::ArchiveTooLarge { limit });
-        }
-        writer.write_all(&buffer[..count]).await.map_err(&scratch)?;
-        // Otherwise it may still be on its way to the file.
-        writer.flush().await.map_err(&scratch)?;
-        writing.wrote(count as u64);
-    }
-    writing.end();
-    Ok(())
+    let (read, imported) = tokio::join!(read, imported);
+    read.and(imported)
 }
 
 /// Imports an image from an OCI layout, or an unpacked `docker save`, in a directory.
@@ -381,7 +349,7 @@ pub async fn import_layout_dir(
     let dir = dir.to_path_buf();
     drive(store, options.only_hash, move |out| {
         std::fs::read_dir(&dir).map_err(|source| ImportError::Read { path: dir.clone(), source })?;
-        import(&Source::Dir(dir), &Earlies::new(), &options, out)
+        import(&Source::Dir(dir), Earlies::new(), &options, out)
     })
     .await
 }
@@ -517,7 +485,7 @@ fn check_digest(blob: &BlobRef, stated: Digest, actual: Digest) -> Result<(), Im
     if stated == actual { Ok(()) } else { Err(ImportError::Digest { name: shown(&blob.name), stated, actual }) }
 }
 
-fn import(source: &Source, earlies: &Earlies, options: &ImportOptions, out: &mut Out) -> Result<Made, ImportError> {
+fn import(source: &Source, mut earlies: Earlies, options: &ImportOptions, out: &mut Out) -> Result<Made, ImportError> {
     let chosen = choose(source, options)?;
     let config_bytes = read_blob(source, &chosen.config)?;
     let config_name = || shown(&chosen.config.name);
@@ -536,7 +504,7 @@ fn import(source: &Source, earlies: &Earlies, options: &ImportOptions, out: &mut
     for (number, (blob, stated)) in (1..).zip(chosen.layers.iter().zip(diff_ids)) {
         let made = match done.get(blob.name.as_str()) {
             Some(made) if made.size <= left.bytes && made.entries <= left.entries => *made,
-            Some(_) | None => import_layer(source, earlies, blob, number, left, options, out)?,
+            Some(_) | None => import_layer(source, &mut earlies, blob, number, left, options, out)?,
         };
         if made.diff_id != stated {
             return Err(ImportError::DiffId { layer: number, stated, actual: made.diff_id });
@@ -575,7 +543,7 @@ pub(crate) fn finish_image(image: Image, names: Vec<String>, out: &mut Out) -> M
 
 fn import_layer(
     source: &Source,
-    earlies: &Earlies,
+    earlies: &mut Earlies,
     blob: &BlobRef,
     layer: usize,
     limits: Limits,
@@ -585,17 +553,30 @@ fn import_layer(
     let name = || shown(&blob.name);
     let opened = source.open(&blob.name)?.ok_or_else(|| ImportError::Missing { name: name() })?;
     check_size(blob, opened.size)?;
-    if let Some(early) = source.place(&blob.name).and_then(|place| earlies.get(&place))
-        && early.made.size <= limits.bytes
-        && early.made.entries <= limits.entries
-    {
-        if let Some(stated) = blob.digest {
-            check_digest(blob, stated, early.digest.unwrap_or(early.made.diff_id))?;
+    let place = source.place(&blob.name).unwrap_or_default();
+    let early = match earlies.get(&place) {
+        Some(Early::Made { made, digest }) => Some(Ok((*made, *digest))),
+        // Its refusal ends the import, so nobody asks again.
+        Some(Early::Refused(_)) => earlies.remove(&place).and_then(Early::refusal).map(Err),
+        None => None,
+    };
+    let made = match early {
+        Some(Ok((made, _))) if made.size > limits.bytes => Err(TarError::TooLarge { limit: limits.bytes }.into()),
+        Some(Ok((made, _))) if made.entries > limits.entries => {
+            Err(TarError::TooManyEntries { limit: limits.entries }.into())
         }
-        return Ok(early.made);
+        Some(early) => early,
+        None => make_layer(limits, out, |tar| read_layer(opened, blob.digest.is_some(), tar)),
+    };
+    let (made, digest) = made.map_err(|stop| stopped(stop, layer, options))?;
+    if let Some(stated) = blob.digest {
+        check_digest(blob, stated, digest.unwrap_or(made.diff_id))?;
     }
-    let made = make_layer(limits, out, |tar| read_layer(opened, blob.digest.is_some(), tar));
-    let (made, digest) = made.map_err(|stop| match stop {
+    Ok(made)
+}
+
+fn stopped(stop: LayerStop, layer: usize, options: &ImportOptions) -> ImportError {
+    match stop {
         LayerStop::Tar(TarError::TooLarge { .. }) => ImportError::TooLarge { limit: options.limits.bytes },
         LayerStop::Tar(TarError::TooManyEntries { .. }) => {
             ImportError::TooManyEntries { limit: options.limits.entries }
@@ -607,11 +588,7 @@ fn import_layer(
         LayerStop::Bomb => ImportError::Bomb { layer },
         LayerStop::Compression(method) => ImportError::Compression { what: format!("layer {layer}"), method },
         LayerStop::Stopped | LayerStop::Tree(_) => ImportError::Store(StoreError::Closed),
-    })?;
-    if let Some(stated) = blob.digest {
-        check_digest(blob, stated, digest.unwrap_or(made.diff_id))?;
     }
-    Ok(made)
 }
 
 /// Unpacks a layer; returns the digest of its compressed form, where it has one and it is asked for.

@@ -130,6 +130,18 @@ pub(crate) struct Chunks {
 }
 
 impl Chunks {
+    /// Hands bytes on as they are, without a copy.
+    pub(crate) fn pass(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.flush()?;
+        self.send(bytes)
+    }
+
+    fn send(&mut self, chunk: Bytes) -> io::Result<()> {
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        self.to_maker.send(chunk.clone()).map_err(gone)?;
+        self.to_hasher.send(chunk).map_err(gone)
+    }
+
     /// Copies all that `from` has; `check` is asked after each read, with it and the bytes so far.
     pub(crate) fn copy_from<R: Read>(
         &mut self,
@@ -174,9 +186,6 @@ impl Write for Chunks {
         let mut chunk = std::mem::replace(&mut self.chunk, vec![0; CHUNK]);
         chunk.truncate(self.filled);
         self.filled = 0;
-        let chunk = Bytes::from(chunk);
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.to_maker.send(chunk.clone()).map_err(gone)?;
-        self.to_hasher.send(chunk).map_err(gone)
+        self.send(chunk.into())
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use iptl_artifacts::{BlobStore as _, MemStore};
 use iptl_artifacts_oci::{
-    Digest, ImportError, ImportOptions, Platform, import_archive, import_layout_dir, import_stream,
+    Digest, ImportError, ImportOptions, Limits, Platform, import_archive, import_layout_dir, import_stream,
 };
 use serde_json::{Value, json};
+use tar::EntryType;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::make::{
@@ -124,6 +125,47 @@ async fn stream_that_breaks_off_is_an_error_at_once() {
     let ended = tokio::time::timeout(Duration::from_secs(60), importing);
     let error = ended.await.expect("it ends").unwrap_err();
     assert!(matches!(&error, ImportError::Read { .. }), "{error:?}");
+}
+
+/// Layers of a stream are taken apart before anybody knows what they are for, and are not read a second time.
+#[tokio::test]
+async fn what_is_wrong_with_a_layer_is_said_of_a_stream_as_of_a_file() {
+    let large = |seed| Tar::new().file("large", noise(seed, 5 << 20));
+    let (good, other) = (large(1).end(), large(2).file("x", "x").end());
+    let mut damaged = docker_save(std::slice::from_ref(&good), &["x:1"]);
+    damaged[3 << 20] ^= 1;
+    let bytes = |bytes| Limits { bytes, ..Limits::default() };
+    let entries = |entries| Limits { entries, ..Limits::default() };
+    let rows = [
+        (docker_save(&[good.clone(), other.clone(), good.clone()], &["x:1"]), Limits::default(), ""),
+        (docker_save(&[large(1).raw("sda", EntryType::Block, "", &[]).end()], &["x:1"]), Limits::default(), "device"),
+        (docker_save(&[[b"BZh9".to_vec(), noise(1, 5 << 20)].concat()], &["x:1"]), Limits::default(), "bzip2"),
+        (docker_save(&[noise(1, 5 << 20)], &["x:1"]), Limits::default(), "layer 1 cannot be taken"),
+        (damaged, Limits::default(), "should unpack to"),
+        (docker_save(&[good.clone(), other.clone()], &["x:1"]), bytes(7 << 20), "more than 7340032 bytes"),
+        (docker_save(&[good.clone(), other.clone()], &["x:1"]), entries(2), "more than 2"),
+        // The third is the first again, whose size counts again.
+        (docker_save(&[good.clone(), other, good.clone()], &["x:1"]), bytes(12 << 20), "more than 12582912 bytes"),
+        (docker_save(&[good], &["x:1"])[..3 << 20].to_vec(), Limits::default(), "3145728"),
+    ];
+    for (archive, limits, part) in rows {
+        let options = ImportOptions { limits, ..ImportOptions::default() };
+        let store = MemStore::new();
+        let of_file = try_import(&store, &archive, options.clone()).await.map(|made| made.image).map_err(|e| said(&e));
+        let of_stream = import_stream(&store, archive.as_slice(), options).await;
+        assert_eq!(of_stream.map(|made| made.image).map_err(|e| said(&e)), of_file);
+        let error = of_file.err().unwrap_or_default();
+        assert!(error.contains(part) && error.is_empty() == part.is_empty(), "{part:?} in {error:?}");
+    }
+}
+
+/// What an error and its cause say, but for the path of the archive.
+fn said(error: &ImportError) -> String {
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    match error {
+        ImportError::Archive { .. } => cause,
+        error => format!("{error}: {cause}"),
+    }
 }
 
 /// Bytes and then an error.
