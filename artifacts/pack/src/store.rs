@@ -19,6 +19,9 @@ use crate::recover;
 /// Hashes that are looked up where they are asked for; more of them go to a thread that may wait.
 const FEW: usize = 64;
 
+/// Bytes of a batch that are read where they are asked for, in some 100 µs; the rest goes to a thread that may wait.
+const GLANCED_BYTES: usize = 512 << 10;
+
 /// Times that the index may lag behind what it should before puts wait for it.
 const MAX_LAG: f64 = 4.0;
 
@@ -188,8 +191,26 @@ impl BlobStore for PackStore {
         if let [hash] = hashes {
             return Ok(vec![self.get(hash).await?]);
         }
-        let hashes = hashes.to_vec();
-        self.run(move |engine| hashes.iter().map(|hash| engine.get(hash)).collect()).await
+        // What is in memory is read where it is asked for; from the first block on that is not, a thread does it.
+        let (mut found, mut bytes) = (Vec::with_capacity(hashes.len()), 0);
+        for hash in hashes {
+            match self.engine().glance(hash)? {
+                Glance::Known(data) => {
+                    bytes += data.as_ref().map_or(0, Bytes::len);
+                    found.push(data);
+                }
+                Glance::Unknown => break,
+            }
+            if bytes >= GLANCED_BYTES {
+                break;
+            }
+        }
+        let rest = hashes[found.len()..].to_vec();
+        if !rest.is_empty() {
+            let read = self.run(move |engine| rest.iter().map(|hash| engine.get(hash)).collect::<Result<Vec<_>, _>>());
+            found.extend(read.await?);
+        }
+        Ok(found)
     }
 
     async fn put(&self, blocks: Vec<Block>) -> Result<(), StoreError> {
