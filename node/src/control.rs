@@ -15,7 +15,7 @@ mod top;
 
 use std::sync::Arc;
 
-use iptl_dag::PeerId;
+use iptl_dag::{Block, PeerId};
 use iptl_wire::control::{Failure, FailureKind, MAX_FRAME_SIZE, PROTOCOL, Reply, Request};
 use iptl_wire::lab::Role;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
@@ -118,6 +118,17 @@ pub(crate) async fn listen(node: Arc<Node>, listener: UnixListener) {
             }
         }
     }
+}
+
+/// Stores blocks of the owner's own process: those of [`Request::Put`], without the flush.
+pub(crate) async fn put_here(node: &Node, blocks: Vec<Block>) -> Result<(), Failure> {
+    let _grace = node.keeper.grace();
+    node.store.put(blocks).await.map_err(content::store)
+}
+
+/// Makes durable what was put.
+pub(crate) async fn flush_here(node: &Node) -> Result<(), Failure> {
+    node.store.flush().await.map_err(content::store)
 }
 
 /// Answers the owner.

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, Collectable, Pins, PinsError, PublicError, PublicIndex, Recent};
 use iptl_artifacts_pack::{OpenError, PackStore};
+use iptl_dag::Block;
 use iptl_dag::model::Signed;
 use iptl_runner::{Runner, Runners};
 use iptl_runner_docker::DockerRunner;
 use iptl_runner_wasm::{WasmConfig, WasmRunner};
 use iptl_trust::Keypair;
+use iptl_wire::control::Failure;
 use iptl_wire::lab::Role;
 use iptl_wire::offer::Offer;
 use iptl_wire::takeover::Orchestrators;
@@ -114,6 +116,27 @@ impl Running {
         let (here, there) = tokio::io::duplex(PIPE_SIZE);
         tokio::spawn(control::serve_local(self.node.clone(), there));
         here
+    }
+
+    /// Gives blocks to the store, as [`Request::Put`](iptl_wire::control::Request::Put) does for who is elsewhere; they are
+    /// acknowledged, not flushed. What is a [`Block`] was verified, so it goes through no pipe and is hashed no second time.
+    ///
+    /// Dropped half-way, the blocks may be there or not.
+    ///
+    /// # Errors
+    ///
+    /// As the request answers.
+    pub async fn put(&self, blocks: Vec<Block>) -> Result<(), Failure> {
+        control::put_here(&self.node, blocks).await
+    }
+
+    /// Makes durable what was put before. Safe to drop half-way.
+    ///
+    /// # Errors
+    ///
+    /// As the request answers.
+    pub async fn flush(&self) -> Result<(), Failure> {
+        control::flush_here(&self.node).await
     }
 
     #[cfg(test)]

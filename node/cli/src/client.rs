@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use iptl_dag::Block;
 use iptl_node::Running;
 use iptl_wire::control::{MAX_FRAME_SIZE, Reply, Request, Upload};
 use iptl_wire::frame;
@@ -95,8 +96,12 @@ impl Client {
         all.into_iter().next().ok_or_else(|| unexpected("nothing"))
     }
 
-    /// Stores blocks at the node. When it returns, the node holds them.
-    pub async fn put(&self, blocks: &[iptl_dag::Block]) -> Result<()> {
+    /// Stores blocks at the node. When it returns, the node holds them durably.
+    pub async fn put(&self, blocks: &[Block]) -> Result<()> {
+        if let Client::Here(node) = self {
+            node.put(blocks.to_vec()).await?;
+            return Ok(node.flush().await?);
+        }
         let mut replies = self.call(Request::Put {}).await?;
         for block in blocks {
             replies.send(&Upload::Block { cid: *block.cid(), data: block.data().to_vec() }).await?;

@@ -11,6 +11,7 @@ use iptl_dag::unixfs::UnixFs;
 use iptl_dag::{Block, Cid, Codec};
 use iptl_plans::ImageSource;
 use iptl_runner_docker::{Images, ImagesError, Unusable};
+use tokio::io::AsyncRead;
 
 use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
@@ -87,13 +88,23 @@ pub async fn image(
             };
             imported.map_err(|e| of_import(&e))?
         }
-        ImageSource::Engine(image) => saved(store, &engine(ctx).await?, image, only_hash).await?,
+        ImageSource::Engine(image) => saved(store, export(ctx, image).await?, only_hash).await?,
         ImageSource::Dockerfile(path) => {
             let images = engine(ctx).await?;
             let id = images.build(&dir.join(path), |line| ctx.say(format!("    {line}"))).await.map_err(of_engine)?;
-            saved(store, &images, &id, only_hash).await?
+            saved(store, Export::begin(&images, &id).await?, only_hash).await?
         }
     };
+    of_image(store, name, &imported, only_hash).await
+}
+
+/// Imports an image that the engine has begun to write.
+pub async fn exported(store: &dyn BlobStore, name: &str, export: Export, only_hash: bool) -> Result<Made> {
+    let imported = saved(store, export, only_hash).await?;
+    of_image(store, name, &imported, only_hash).await
+}
+
+async fn of_image(store: &dyn BlobStore, name: &str, imported: &oci::Imported, only_hash: bool) -> Result<Made> {
     let workload =
         Workload { name: name.to_owned(), kind: WorkloadKind::Docker, content: imported.image, size: imported.size };
     finish(store, workload, imported.blocks, only_hash).await
@@ -108,11 +119,27 @@ async fn finish(store: &dyn BlobStore, workload: Workload, blocks: u64, only_has
     Ok(Made { cid, bytes: workload.size, workload, blocks: blocks + 1 })
 }
 
-/// Imports an image that the engine has.
-async fn saved(store: &dyn BlobStore, images: &Images, name: &str, only_hash: bool) -> Result<oci::Imported> {
-    let archive = images.save(name).await.map_err(of_engine)?;
+/// An image that the engine writes: it works at that for a while before the first byte comes.
+pub struct Export {
+    archive: Box<dyn AsyncRead + Send + Unpin>,
+}
+
+impl Export {
+    async fn begin(images: &Images, name: &str) -> Result<Export> {
+        let archive = images.save(name).await.map_err(of_engine)?;
+        Ok(Export { archive: Box::new(archive) })
+    }
+}
+
+/// Has the engine of this machine begin to write an image. Dropped, the engine gives it up.
+pub async fn export(ctx: &Context, image: &str) -> Result<Export> {
+    Export::begin(&engine(ctx).await?, image).await
+}
+
+/// Imports what the engine writes.
+async fn saved(store: &dyn BlobStore, export: Export, only_hash: bool) -> Result<oci::Imported> {
     let options = oci::ImportOptions { only_hash, ..Default::default() };
-    oci::import_stream(store, archive, options).await.map_err(|e| of_import(&e))
+    oci::import_stream(store, export.archive, options).await.map_err(|e| of_import(&e))
 }
 
 /// Connects to the engine that a lablet of this home would use.

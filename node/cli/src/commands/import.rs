@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use iptl_artifacts::BlobStore as _;
 use iptl_artifacts::car::{self, CarImportError, CarImported};
 use iptl_wire::control::Request;
 use serde_json::json;
@@ -39,6 +40,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     let far = store.counter().teller(size);
     let imported = ctx.watching("importing", far, car::import_car(&store, &mut *stream)).await;
     let imported = imported.map_err(|error| of_import(&args.path, error))?;
+    // Without a root, nothing is announced that would do it.
+    store.flush().await?;
     let name = args.name.clone().unwrap_or_else(|| {
         let stem = args.path.file_stem().filter(|_| !is_stdin);
         stem.map_or("car".to_owned(), |stem| stem.to_string_lossy().into_owned())

@@ -145,10 +145,19 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         let root = import(ctx, &args, &subject, &MemStore::default(), &Counter::default(), None).await?;
         return answer(ctx, &args, &root);
     }
-    // A mistake in the plan or its build should not cost the start of a node.
-    let client = node::reach(ctx).await?;
+    // The engine takes its time before it writes the first byte: as long as a node takes to start, and longer.
+    let (client, export) = tokio::join!(node::reach(ctx), subject.export(ctx));
+    let (client, export) = (client?, export?);
     let store = RemoteStore::new(client.clone());
-    let root = import(ctx, &args, &subject, &store, &store.counter(), Some(&client)).await?;
+    let root = match export {
+        Some(export) => {
+            let name = subject.name(args.kind)?;
+            let far = store.counter().teller(None);
+            let made = ctx.watching("importing", far, workload::exported(&store, &name, export, false)).await?;
+            Root { cid: made.cid, name, blocks: made.blocks, bytes: made.bytes }
+        }
+        None => import(ctx, &args, &subject, &store, &store.counter(), Some(&client)).await?,
+    };
     let public = match (args.private, args.public) {
         (true, _) => Some(false),
         (false, true) => Some(true),
@@ -204,6 +213,14 @@ impl Subject {
                 | ImageSource::Dockerfile(path),
             ) => Some(Path::new(path)),
             Subject::Image(ImageSource::Engine(_)) => None,
+        }
+    }
+
+    /// Has the engine begin to write the image that is published, where it is one of the engine's.
+    async fn export(&self, ctx: &Context) -> Result<Option<workload::Export>> {
+        match self {
+            Subject::Image(ImageSource::Engine(name)) => workload::export(ctx, name).await.map(Some),
+            Subject::Image(_) | Subject::Path(_) => Ok(None),
         }
     }
 
