@@ -10,7 +10,7 @@ mod pool;
 mod share;
 mod trade;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,8 +35,12 @@ use trade::Trade;
 /// Hashes in one request for structure: blocks of a few kilobytes, so that a batch is a megabyte or so.
 const NODES_PER_BATCH: usize = 256;
 
-/// Hashes in one request for leaves: at most 64 MiB, 4 MiB on average.
+/// Hashes in one request for leaves, as long as nothing is known of their size: 4 MiB on average.
 const LEAVES_PER_BATCH: usize = 64;
+
+/// Bytes in one request for leaves, once it is known what those that came hold, and most hashes.
+const BATCH_BYTES: u64 = 4 << 20;
+const MAX_LEAVES_PER_BATCH: u64 = 1024;
 
 /// Batches in flight over all providers: enough to hide the round trip, little enough to stay within memory.
 const MAX_BATCHES: usize = 4;
@@ -207,7 +211,7 @@ impl Fetcher {
         };
         // What the root says of the whole, for whoever waits.
         let size = AtomicU64::new(0);
-        let mut seen = BTreeSet::from([wanted.root]);
+        let mut seen = HashSet::from([wanted.root]);
         let mut level = vec![wanted.root];
         let too_large = || FetchError::TooLarge { root: wanted.root, limits: self.limits };
         for _ in 0..=self.limits.depth {
@@ -277,12 +281,13 @@ impl Fetcher {
         let Parties { pool, trade, share, size } = parties;
         let mut left = missing.len();
         let (blake3, others) = by_protocol(missing, trade.is_open())?;
-        let mut queue = batches(blake3, share);
+        let mut queue: VecDeque<Batch> = batches(blake3, share).into();
         trade.want(others).await;
         trade.add_peers(pool.sources(), false).await;
         // Came by Bitswap while a batch that asks for it may be in flight.
         let mut traded = BTreeSet::new();
         let mut flying = tokio::task::JoinSet::new();
+        let mut leaves = Leaves::default();
         let mut last_block = Instant::now();
         loop {
             queue = pass_on(queue, share, pool);
@@ -291,7 +296,8 @@ impl Fetcher {
                 let due = queue.iter().enumerate().filter(|(_, batch)| batch.is_due(now));
                 let taken = due.filter_map(|(i, batch)| Some((i, pool.take_for(batch, share)?))).next();
                 let Some((position, provider)) = taken else { break };
-                let Batch { cids, whom, .. } = queue.remove(position);
+                let taken = Batch::take(&mut queue, position, leaves.per_batch());
+                let Batch { cids, whom, .. } = taken.expect("it was found there");
                 let (links, members, store) = (self.links.clone(), self.members.clone(), self.store.clone());
                 let batch = run_batch(links, members, store, provider, cids, self.patience);
                 flying.spawn(async move { (whom, batch.await) });
@@ -299,7 +305,7 @@ impl Fetcher {
             let ready = trade.ready();
             let later = share::next_look(&queue, flying.is_empty());
             if ready.is_none() && flying.is_empty() && !trade.is_moving() && later.is_none() {
-                let first = queue.first().and_then(|batch| batch.cids.first()).copied().or(trade.first());
+                let first = queue.front().and_then(|batch| batch.cids.first()).copied().or(trade.first());
                 let Some(first) = first else { return Ok(()) };
                 let wait = format!("looking for a provider of {first}");
                 progress(FetchProgress { waiting: wait, ..told(report, left, size, pool, trade) });
@@ -357,24 +363,27 @@ impl Fetcher {
                     let rest: Vec<Cid> = done.rest().iter().filter(|cid| !traded.contains(cid)).copied().collect();
                     match (&done.end, &whom) {
                         (BatchEnd::Complete, _) => {}
+                        // What its blocks hold is known by now, so that the next ones are smaller.
+                        (BatchEnd::Full, Whom::Anyone) => queue.push_front(Batch::loose(rest)),
+                        (BatchEnd::Full, Whom::Origins | Whom::Fellow(_)) => queue.push_front(Batch::of(rest, whom)),
                         // It is about to come there.
-                        (BatchEnd::Lacks, Whom::Fellow(_)) => queue.push(Batch::of(rest, whom).later()),
+                        (BatchEnd::Lacks, Whom::Fellow(_)) => queue.push_back(Batch::of(rest, whom).later()),
                         // Only the first one is known to be missing there; the others are asked for again.
                         (BatchEnd::Lacks, Whom::Anyone | Whom::Origins) => {
                             let (lacking, others) = rest.split_at(rest.len().min(1));
-                            queue.push(Batch::of(lacking.to_vec(), Whom::Anyone));
-                            queue.push(Batch::of(others.to_vec(), whom));
+                            queue.push_back(Batch::of(lacking.to_vec(), Whom::Anyone));
+                            queue.push_back(Batch::of(others.to_vec(), whom));
                         }
                         // It may have more to do than it can at the moment.
                         (BatchEnd::Broke(_), Whom::Fellow(peer)) if !pool.is_dropped(peer) => {
-                            queue.push(Batch::of(rest, whom).later());
+                            queue.push_back(Batch::of(rest, whom).later());
                         }
                         (BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_), Whom::Fellow(peer)) => {
                             share.pass_over(peer);
                             queue.extend(share.split(rest, LEAVES_PER_BATCH));
                         }
                         (BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_), Whom::Anyone | Whom::Origins) => {
-                            queue.push(Batch::of(rest, Whom::Anyone));
+                            queue.push_back(Batch::of(rest, Whom::Anyone));
                         }
                     }
                     queue.retain(|batch| !batch.cids.is_empty());
@@ -391,6 +400,7 @@ impl Fetcher {
                 left = left.saturating_sub(1);
                 report.bytes_fetched += block.data().len() as u64;
                 self.traffic.add_received(block.data().len() as u64);
+                leaves.saw(block);
                 visit(block, report)?;
             }
             if let Some(bitswap) = self.bitswap.as_ref().filter(|_| !blocks.is_empty()) {
@@ -398,6 +408,28 @@ impl Fetcher {
             }
             progress(told(report, left, size, pool, trade));
         }
+    }
+}
+
+/// What the leaves that came hold.
+#[derive(Default)]
+struct Leaves {
+    count: u64,
+    bytes: u64,
+}
+
+impl Leaves {
+    fn saw(&mut self, block: &Block) {
+        if Codec::of(block.cid()) == Some(Codec::Raw) {
+            self.count += 1;
+            self.bytes += block.data().len() as u64;
+        }
+    }
+
+    /// Returns how many to ask for together: as many as make [`BATCH_BYTES`], if they are like those before.
+    fn per_batch(&self) -> usize {
+        let average = self.bytes.checked_div(self.count).map(|average| average.max(1));
+        average.map_or(LEAVES_PER_BATCH, |average| (BATCH_BYTES / average).clamp(1, MAX_LEAVES_PER_BATCH) as usize)
     }
 }
 
@@ -412,7 +444,7 @@ struct Parties<'a> {
 
 /// Gives what was to come from fellows that are passed over to those whose turn it is then. Where nobody but fellows
 /// is good for something, they are asked for it like everybody.
-fn pass_on(queue: Vec<Batch>, share: &mut Share, pool: &Pool) -> Vec<Batch> {
+fn pass_on(queue: VecDeque<Batch>, share: &mut Share, pool: &Pool) -> VecDeque<Batch> {
     if !share.is_shared() {
         return queue;
     }
@@ -422,16 +454,16 @@ fn pass_on(queue: Vec<Batch>, share: &mut Share, pool: &Pool) -> Vec<Batch> {
     };
     let asked: BTreeSet<PeerId> = queue.iter().filter_map(fellow).collect();
     share.lose_patience(&mut asked.iter());
-    let mut kept = Vec::with_capacity(queue.len());
+    let mut kept = VecDeque::with_capacity(queue.len());
     for mut batch in queue {
         match fellow(&batch) {
             Some(peer) if !share.is_fellow(&peer) => kept.extend(share.split(batch.cids, LEAVES_PER_BATCH)),
-            Some(_) => kept.push(batch),
+            Some(_) => kept.push_back(batch),
             None => {
                 if batch.whom == Whom::Origins && !pool.has_origin(share) {
                     batch.whom = Whom::Anyone;
                 }
-                kept.push(batch);
+                kept.push_back(batch);
             }
         }
     }

@@ -130,6 +130,48 @@ async fn blocks_of_a_batch_that_was_cut_are_kept() {
     assert_eq!(fetched(&asker, dag.cid(), &[&honest]).await.bytes_fetched, 30_000);
 }
 
+/// What one batch of them would hold does not fit into memory, and shows only when they come.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_leaves_are_asked_for_a_few_at_a_time_once_some_came() {
+    let asker = bystander().await;
+    let dag = Dag::new(1, 40, 1 << 20);
+    let origin = Stranger::new(33).await;
+    let mut incoming = origin.blob_streams().await;
+    let provider = Provider::over(store_of(dag.blocks()).await);
+    let (asked, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let serving = tokio::spawn(async move {
+        while let Some((_, mut stream)) = incoming.next().await {
+            let mut request = Vec::new();
+            stream.read_to_end(&mut request).await.unwrap();
+            // Some bytes around 32 of each hash.
+            asked.send(request.len() / 32).unwrap();
+            let (mut pipe, end) = tokio::io::duplex(1 << 20);
+            pipe.write_all(&request).await.unwrap();
+            pipe.shutdown().await.unwrap();
+            let provider = provider.clone();
+            tokio::spawn(async move { provider.serve(end).await });
+            // The asker lets go of a stream whose batch is full.
+            tokio::spawn(async move {
+                if tokio::io::copy(&mut pipe, &mut stream).await.is_ok() {
+                    let _ = stream.shutdown().await;
+                }
+            });
+        }
+    });
+    let (report, _) = asker.fetch(dag.cid(), vec![origin.addr().await], PATIENT_MS).await;
+    serving.abort();
+    let report = report.unwrap();
+    assert_eq!((report.bytes, report.bytes_fetched), (dag.bytes(), dag.bytes()), "none is counted twice");
+    assert_eq!(report.dropped, []);
+    let mut counts = Vec::new();
+    while let Ok(count) = heard.try_recv() {
+        counts.push(count);
+    }
+    let leaves = &counts[2..];
+    assert_eq!(leaves[0], 40, "{counts:?}");
+    assert!(leaves[1..].iter().all(|count| *count <= 4) && leaves.len() >= 7, "{counts:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_liar_is_dropped_and_named_and_the_honest_serves_the_rest() {
     let (honest, asker) = (bystander().await, bystander().await);

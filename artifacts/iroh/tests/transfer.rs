@@ -37,7 +37,7 @@ async fn ask(
     hashes: &[[u8; 32]],
 ) -> (Result<GetManyOutcome, TransferError>, Received) {
     let mut received = Vec::new();
-    let outcome = get_many(stream, hashes, &mut |index, data| received.push((index, data))).await;
+    let outcome = get_many(stream, hashes, &mut |index, block| received.push((index, block.data().clone()))).await;
     (outcome, received)
 }
 

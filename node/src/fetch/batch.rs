@@ -7,11 +7,23 @@ use std::time::Duration;
 use iptl_artifacts::{BlobStore, StoreError};
 use iptl_artifacts_iroh::{TransferError, get_many};
 use iptl_dag::{Block, Cid, PeerId, block};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::Source;
 use crate::links::Links;
 use crate::members::Members;
+
+/// Bytes after which a batch ends, whatever is left of it: what is in flight has to fit into memory, and what blocks hold
+/// shows only when they come. Twice the limit of one block is far below it, so that a batch always brings some.
+const MAX_BATCH_BYTES: u64 = 16 << 20;
+
+/// Blocks, or bytes of them, that are put at once: a put costs a hop to another thread and a system call, whatever it
+/// holds.
+const PUT_BLOCKS: usize = 256;
+const PUT_BYTES: usize = 512 << 10;
+
+/// How long the first of them waits for the others: a kill loses no more than what came within it.
+const PUT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a provider is waited for, and how little it may send meanwhile.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +68,8 @@ impl BatchDone {
 pub(super) enum BatchEnd {
     /// Everything came.
     Complete,
+    /// As much came as one batch may hold.
+    Full,
     /// The provider lacks the first block that did not come.
     Lacks,
     /// The provider sent bytes that are not what was asked for.
@@ -75,12 +89,12 @@ pub(super) async fn run_batch(
     asked: Vec<Cid>,
     patience: Patience,
 ) -> Result<BatchDone, StoreError> {
-    // The whole batch fits into memory, so nothing needs to push back.
+    // The whole batch fits into memory, so nothing needs to push back: it ends when it is full.
     let (arrived, mut arriving) = mpsc::unbounded_channel();
     let keep = async {
         let mut blocks: Vec<Block> = Vec::with_capacity(asked.len());
         let mut fresh = Vec::new();
-        while arriving.recv_many(&mut fresh, asked.len()).await > 0 {
+        while gather(&mut arriving, &mut fresh).await {
             store.put(fresh.clone()).await?;
             blocks.append(&mut fresh);
         }
@@ -95,6 +109,23 @@ pub(super) async fn run_batch(
         end
     };
     Ok(BatchDone { provider: provider.0, asked, blocks, end })
+}
+
+/// Waits for blocks: until a put is worth its while, the first of them has waited for long, or no more come. Says whether
+/// there are any.
+async fn gather(arriving: &mut mpsc::UnboundedReceiver<Block>, fresh: &mut Vec<Block>) -> bool {
+    if arriving.recv_many(fresh, PUT_BLOCKS).await == 0 {
+        return false;
+    }
+    let deadline = tokio::time::sleep(PUT_PAUSE);
+    tokio::pin!(deadline);
+    while fresh.len() < PUT_BLOCKS && fresh.iter().map(|block| block.data().len()).sum::<usize>() < PUT_BYTES {
+        tokio::select! {
+            more = arriving.recv_many(fresh, PUT_BLOCKS) => if more == 0 { break },
+            () = &mut deadline => break,
+        }
+    }
+    true
 }
 
 /// Asks for blocks and hands on what comes, verified.
@@ -116,18 +147,26 @@ async fn receive(
         Ok(stream) => stream,
     };
     let (count, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let mut on_block = |index: usize, data| {
-        // Checked once more against the CID, which costs a seventh of a nanosecond per byte and means that nothing
-        // enters the store on the word of another crate.
-        if let Some(Ok(block)) = asked.get(index).map(|cid| Block::verify(*cid, data)) {
-            bytes.fetch_add(block.data().len() as u64, Ordering::Relaxed);
+    let full = Notify::new();
+    let mut on_block = |index: usize, block: Block| {
+        // What is no longer wanted, since the batch is full, counts no more.
+        if bytes.load(Ordering::Relaxed) >= MAX_BATCH_BYTES {
+            return;
+        }
+        if let Some(block) = asked.get(index).and_then(|cid| block.named(*cid)) {
+            let size = block.data().len() as u64;
             let _store_failed = arrived.send(block);
             count.fetch_add(1, Ordering::Relaxed);
+            if bytes.fetch_add(size, Ordering::Relaxed) + size >= MAX_BATCH_BYTES {
+                full.notify_one();
+            }
         }
     };
     let transfer = get_many(stream, &hashes, &mut on_block);
     tokio::select! {
         result = transfer => match result {
+            // The last that it may hold may be the last that was asked for, or stand before it.
+            Ok(_) if bytes.load(Ordering::Relaxed) >= MAX_BATCH_BYTES => BatchEnd::Full,
             Ok(outcome) if outcome.received == asked.len() => BatchEnd::Complete,
             Ok(_) => {
                 members.inspect(|members| members.doubt(provider));
@@ -138,6 +177,7 @@ async fn receive(
             }
             Err(error) => BatchEnd::Broke(error.to_string()),
         },
+        () = full.notified() => BatchEnd::Full,
         slow = slow(&count, &bytes, patience) => slow,
     }
 }

@@ -95,7 +95,7 @@ impl Pool {
             provider.failures = 0;
         }
         match &done.end {
-            BatchEnd::Complete => {}
+            BatchEnd::Complete | BatchEnd::Full => {}
             // A fellow has it in a moment.
             BatchEnd::Lacks if matches!(whom, Whom::Fellow(_)) => {}
             BatchEnd::Lacks => provider.lacks.extend(done.rest().first()),

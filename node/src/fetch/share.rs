@@ -5,7 +5,7 @@
 //! So the origin sends about one copy, however many fetch. A fellow that gives nothing for a while is passed over, and its
 //! part falls to the next in the same order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use iptl_dag::{Cid, PeerId, block};
@@ -26,6 +26,8 @@ const MAX_FELLOWS: usize = 64;
 pub(super) struct Batch {
     pub(super) cids: Vec<Cid>,
     pub(super) whom: Whom,
+    /// How many are asked for together is settled when they are.
+    is_loose: bool,
     /// Not before this: whoever is asked did not have it a moment ago.
     not_before: Option<Instant>,
 }
@@ -43,7 +45,26 @@ pub(super) enum Whom {
 
 impl Batch {
     pub(super) fn of(cids: Vec<Cid>, whom: Whom) -> Batch {
-        Batch { cids, whom, not_before: None }
+        Batch { cids, whom, is_loose: false, not_before: None }
+    }
+
+    /// Makes one of leaves that anybody may be asked for together with others, and apart.
+    pub(super) fn loose(cids: Vec<Cid>) -> Batch {
+        Batch { is_loose: true, ..Batch::of(cids, Whom::Anyone) }
+    }
+
+    /// Takes the batch at a place of the queue. One that is loose is taken with as much of what stands behind it as makes
+    /// `count` leaves.
+    pub(super) fn take(queue: &mut VecDeque<Batch>, position: usize, count: usize) -> Option<Batch> {
+        let mut batch = queue.remove(position)?;
+        while batch.is_loose && batch.cids.len() < count && queue.get(position).is_some_and(|next| next.is_loose) {
+            batch.cids.append(&mut queue.remove(position)?.cids);
+        }
+        if batch.is_loose && batch.cids.len() > count {
+            let rest = batch.cids.split_off(count);
+            queue.insert(position, Batch::loose(rest));
+        }
+        Some(batch)
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
@@ -58,7 +79,7 @@ impl Batch {
 
 /// Returns when to look at the queue again though nothing came: when a batch is due; or in a moment where nothing is
 /// under way, since a fellow may have to be passed over.
-pub(super) fn next_look(queue: &[Batch], is_idle: bool) -> Option<Instant> {
+pub(super) fn next_look(queue: &VecDeque<Batch>, is_idle: bool) -> Option<Instant> {
     let now = Instant::now();
     let due = queue.iter().filter_map(|batch| batch.not_before).filter(|at| *at > now).min();
     let waits = is_idle && queue.iter().any(|batch| matches!(batch.whom, Whom::Fellow(_)));
@@ -126,7 +147,7 @@ impl Share {
     /// Parts leaves by whose turn they are, this node's own first.
     pub(super) fn split(&self, cids: Vec<Cid>, size: usize) -> Vec<Batch> {
         if !self.is_shared() {
-            return cids.chunks(size).map(|part| Batch::of(part.to_vec(), Whom::Anyone)).collect();
+            return cids.chunks(size).map(|part| Batch::loose(part.to_vec())).collect();
         }
         let mut own = Vec::new();
         let mut others: BTreeMap<PeerId, Vec<Cid>> = BTreeMap::new();
@@ -200,6 +221,24 @@ mod tests {
             batches.iter().filter(|b| b.whom == Whom::Origins).map(|batch| batch.cids.len()).sum::<usize>()
         };
         assert_eq!(shares.iter().map(own).sum::<usize>(), 800);
+    }
+
+    #[test]
+    fn leaves_are_asked_for_together_as_many_as_fit() {
+        let me = peers(1);
+        let mut queue: VecDeque<Batch> = Share::new(me[0].clone(), &me).split(leaves(), 64).into();
+        queue.push_back(Batch::of(leaves(), Whom::Anyone));
+        let mut taken = Vec::new();
+        for count in [64, 10, 300, 300, 300, 1] {
+            taken.push(Batch::take(&mut queue, 0, count).unwrap().cids);
+        }
+        assert_eq!(
+            taken.iter().map(Vec::len).collect::<Vec<_>>(),
+            [64, 10, 300, 300, 126, 800],
+            "the last is not loose"
+        );
+        assert_eq!(taken[..5].concat(), leaves());
+        assert!(queue.is_empty());
     }
 
     #[test]
