@@ -22,6 +22,7 @@ use iptl_node::links::Links;
 
 use crate::blocks::write_noise;
 use crate::lab::repository;
+use crate::process::own_cpu;
 use crate::reference::Transport;
 use crate::report::Row;
 
@@ -116,13 +117,14 @@ async fn many(transport: Transport) -> Result<Row> {
     let pair = Pair::new(transport, Arc::new(source)).await?;
 
     let sink: Arc<dyn BlobStore> = Arc::new(PackStore::open(dir.path().join("sink")).await?);
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), own_cpu());
     let report = pair.fetcher(sink.clone()).fetch(&pair.wanted(*root.cid()).await, |_| {}).await?;
     sink.flush().await?;
     let ours = report.blocks as f64 / begun.elapsed().as_secs_f64();
+    let busy = (own_cpu() - cpu).as_secs_f64() * 1e6 / report.blocks as f64;
     ensure!(report.blocks > BLOCKS, "{} blocks came", report.blocks);
 
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), own_cpu());
     let mut tasks = tokio::task::JoinSet::new();
     let (peer, addrs) = (pair.a.peer().clone(), pair.a.addrs().await);
     for part in leaves[..STREAM_EACH].chunks(STREAM_EACH / STREAMS) {
@@ -142,16 +144,21 @@ async fn many(transport: Transport) -> Result<Row> {
         done??;
     }
     let each = STREAM_EACH as f64 / begun.elapsed().as_secs_f64();
+    let each_busy = (own_cpu() - cpu).as_secs_f64() * 1e6 / STREAM_EACH as f64;
     pair.end().await;
     let ratio = ours / each;
     Ok(Row {
         measure: format!("DAG of {BLOCKS} blocks of {SIZE} bytes into the store over {}", transport.name()),
-        figure: format!("{ours:.0} blocks/s"),
-        reference: format!("a stream per block, {STREAMS} at a time, stored nowhere: {each:.0} blocks/s"),
-        ratio: format!("{ratio:.1} ×"),
+        figure: format!("{ours:.0} blocks/s, {busy:.0} µs of the processors each"),
+        reference: format!(
+            "a stream per block, {STREAMS} at a time, stored nowhere: {each:.0} blocks/s, {each_busy:.0} µs each"
+        ),
+        ratio: format!("{ratio:.1} ×, {:.1} × per CPU second", each_busy / busy),
         goal: "≥ 5 ×, ≥ 40,000 blocks/s".into(),
         reached: Some(ratio >= 5.0 && ours >= 40_000.0),
-        bound: "hashing, encoding and storing of small blocks, on both sides in one process".into(),
+        bound: "both sides share the processors: the kernel's pages under the new store, then hashing and encryption; \
+                the reference does less, since it stores nothing and knows all hashes beforehand"
+            .into(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`blocks`], [`exchange`], [`feed`], [`sync`], [`stream`], [`idle`],
+//! One file per measure: [`run`], [`park`], [`transfer`], [`memory`], [`blocks`], [`exchange`], [`feed`], [`sync`], [`stream`], [`idle`],
 //! [`containers`], [`images`], [`network`], [`orchestrator`]. Labs are real processes of the program `iptl` beside this
 //! one ([`lab`]); what they are held against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
 //! [`report`] writes the table.
@@ -16,6 +16,7 @@ mod feed;
 mod idle;
 mod images;
 mod lab;
+mod memory;
 mod network;
 mod orchestrator;
 mod park;
@@ -44,6 +45,9 @@ struct Cli {
     /// Bytes of the file that is imported and of the one that is fetched, in MiB
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
     file: u64,
+    /// Bytes that move while memory is looked at, in MiB; the disk has to hold them twice
+    #[arg(long, default_value_t = 10 << 10, value_name = "MIB")]
+    moved: u64,
     /// Warm runs of the trivial plan
     #[arg(long, default_value_t = 50)]
     runs: u32,
@@ -68,6 +72,8 @@ enum Measure {
     Blocks,
     /// A file from another node's store
     Transfer,
+    /// Memory of two nodes while much moves between them
+    Memory,
     /// Many small blocks, between our nodes and with boxo; second versions
     Exchange,
     /// Large artifacts that many lablets want at once
@@ -106,6 +112,7 @@ async fn measure(cli: Cli) -> Result<()> {
         Measure::Park,
         Measure::Blocks,
         Measure::Transfer,
+        Measure::Memory,
         Measure::Exchange,
         Measure::Feed,
         Measure::Sync,
@@ -130,6 +137,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Park => park::measure(&guest, cli.parked).await,
             Measure::Blocks => blocks::measure(cli.file << 20).await,
             Measure::Transfer => transfer::measure(cli.file << 20).await,
+            Measure::Memory => memory::measure(cli.moved << 20).await,
             Measure::Exchange => exchange::measure().await,
             Measure::Feed => feed::measure(&guest),
             Measure::Sync => sync::measure(&guest).await,

@@ -13,6 +13,13 @@ pub fn pss_kib(pid: u32) -> Result<u64> {
     Ok(line.split_whitespace().nth(1).context("Pss has no value")?.parse()?)
 }
 
+/// Returns the most memory that a process had resident since it began, in KiB.
+pub fn peak_kib(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the state of a process")?;
+    let line = text.lines().find(|line| line.starts_with("VmHWM:")).context("status has no VmHWM")?;
+    Ok(line.split_whitespace().nth(1).context("VmHWM has no value")?.parse()?)
+}
+
 /// Returns the processor time that a process has used, in ticks of 10 ms.
 pub fn cpu_ticks(pid: u32) -> Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the times of a process")?;
