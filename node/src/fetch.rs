@@ -299,8 +299,12 @@ impl Fetcher {
                 let taken = Batch::take(&mut queue, position, leaves.per_batch());
                 let Batch { cids, whom, .. } = taken.expect("it was found there");
                 let (links, members, store) = (self.links.clone(), self.members.clone(), self.store.clone());
-                let batch = run_batch(links, members, store, provider, cids, self.patience);
-                flying.spawn(async move { (whom, batch.await) });
+                let patience = match whom {
+                    Whom::Fellow(_) => Patience { stall: self.patience.stall.min(share::STALL), ..self.patience },
+                    Whom::Anyone | Whom::Origins => self.patience,
+                };
+                let batch = run_batch(links, members, store, provider, cids, patience);
+                flying.spawn(async move { (whom, now, batch.await) });
             }
             let ready = trade.ready();
             let later = share::next_look(&queue, flying.is_empty());
@@ -328,8 +332,8 @@ impl Fetcher {
                 Some(block) => Arrived::Traded(block),
                 None => tokio::select! {
                     Some(joined) = flying.join_next() => {
-                        let (whom, done) = joined.expect("a batch does not panic and is not aborted");
-                        Arrived::Batch(whom, done?)
+                        let (whom, asked, done) = joined.expect("a batch does not panic and is not aborted");
+                        Arrived::Batch(whom, asked, done?)
                     }
                     block = trade.next() => Arrived::Traded(block),
                     () = until(later) => continue,
@@ -353,9 +357,10 @@ impl Fetcher {
                     trade.fill().await;
                     blocks
                 }
-                Arrived::Batch(whom, done) => {
+                Arrived::Batch(whom, asked, done) => {
                     pool.give_back(&done, &whom);
                     match &whom {
+                        Whom::Fellow(peer) if done.blocks.is_empty() => share.gave_nothing(peer, asked, Instant::now()),
                         _ if done.blocks.is_empty() => {}
                         Whom::Fellow(peer) => share.gave(peer),
                         Whom::Anyone | Whom::Origins => share.got_own(),
@@ -452,10 +457,13 @@ fn pass_on(queue: VecDeque<Batch>, share: &mut Share, pool: &Pool) -> VecDeque<B
         Whom::Fellow(peer) => Some(peer.clone()),
         Whom::Anyone | Whom::Origins => None,
     };
-    let asked: BTreeSet<PeerId> = queue.iter().filter_map(fellow).collect();
-    share.lose_patience(&mut asked.iter());
     let mut kept = VecDeque::with_capacity(queue.len());
     for mut batch in queue {
+        if let Whom::Fellow(peer) = &batch.whom
+            && pool.is_dropped(peer)
+        {
+            share.pass_over(peer);
+        }
         match fellow(&batch) {
             Some(peer) if !share.is_fellow(&peer) => kept.extend(share.split(batch.cids, LEAVES_PER_BATCH)),
             Some(_) => kept.push_back(batch),
@@ -488,8 +496,8 @@ fn claimed_size(block: &Block) -> u64 {
 
 /// What came.
 enum Arrived {
-    /// A batch of iroh-blobs has ended.
-    Batch(Whom, BatchDone),
+    /// A batch of iroh-blobs has ended that was asked for then.
+    Batch(Whom, Instant, BatchDone),
     /// A block by Bitswap; none where something else happened there.
     Traded(Option<Block>),
 }

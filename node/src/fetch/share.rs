@@ -11,9 +11,14 @@ use std::time::Duration;
 use iptl_dag::{Cid, PeerId, block};
 use tokio::time::Instant;
 
-/// A fellow is passed over that gave nothing for so long, counted from when this node last got something of its own part:
-/// it may not have begun, or fetch from where it is slow.
+/// A fellow is passed over that had nothing whenever it was asked in so long, counted from when this node last got
+/// something of its own part: it may not have begun, or fetch from where it is slow. That it was not asked does not count,
+/// nor that what it sends takes long.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A fellow that sends no block for so long after it was asked is given up for that batch: as long as a stream may take to
+/// open, since others are there who have it as soon.
+pub(super) const STALL: Duration = Duration::from_secs(10);
 
 /// Pause before a fellow is asked again for what it did not have: short beside the time that a batch takes it.
 const RETRY: Duration = Duration::from_millis(50);
@@ -89,19 +94,18 @@ pub(super) fn next_look(queue: &VecDeque<Batch>, is_idle: bool) -> Option<Instan
 /// The fellows of one fetch.
 pub(super) struct Share {
     me: PeerId,
-    /// When each of them last gave something; those that are passed over are gone.
-    fellows: BTreeMap<PeerId, Instant>,
+    /// Since when each of them had nothing when it was asked; those that are passed over are gone.
+    fellows: BTreeMap<PeerId, Option<Instant>>,
 }
 
 impl Share {
     pub(super) fn new(me: PeerId, fellows: &[PeerId]) -> Share {
-        let now = Instant::now();
         // The same ones on every node, so that they agree.
         let mut all: Vec<&PeerId> = fellows.iter().chain([&me]).collect();
         all.sort_unstable();
         all.dedup();
         all.truncate(MAX_FELLOWS);
-        let fellows = all.into_iter().filter(|peer| **peer != me).map(|peer| (peer.clone(), now)).collect();
+        let fellows = all.into_iter().filter(|peer| **peer != me).map(|peer| (peer.clone(), None)).collect();
         Share { me, fellows }
     }
 
@@ -116,32 +120,29 @@ impl Share {
 
     /// Notes that something of this node's own part came. As long as that takes, it takes the fellows too.
     pub(super) fn got_own(&mut self) {
-        let now = Instant::now();
-        self.fellows.values_mut().for_each(|last| *last = now);
+        self.fellows.values_mut().for_each(|since| *since = None);
     }
 
     /// Notes that a fellow gave something.
     pub(super) fn gave(&mut self, peer: &PeerId) {
-        if let Some(last) = self.fellows.get_mut(peer) {
-            *last = Instant::now();
+        if let Some(since) = self.fellows.get_mut(peer) {
+            *since = None;
+        }
+    }
+
+    /// Notes that a fellow had nothing that it was asked for at `asked`, as is known `now`; passes it over where that is
+    /// so for long.
+    pub(super) fn gave_nothing(&mut self, peer: &PeerId, asked: Instant, now: Instant) {
+        let Some(since) = self.fellows.get_mut(peer) else { return };
+        if now - *since.get_or_insert(asked) > PATIENCE {
+            tracing::debug!(%peer, "a fellow had nothing for a while, and is passed over");
+            self.fellows.remove(peer);
         }
     }
 
     /// Passes a fellow over from now on.
     pub(super) fn pass_over(&mut self, peer: &PeerId) {
         self.fellows.remove(peer);
-    }
-
-    /// Passes over those that gave nothing for long; says whether there were any.
-    pub(super) fn lose_patience(&mut self, asked: &mut dyn Iterator<Item = &PeerId>) -> bool {
-        let now = Instant::now();
-        let slow: Vec<PeerId> =
-            asked.filter(|peer| self.fellows.get(peer).is_some_and(|last| now - *last > PATIENCE)).cloned().collect();
-        for peer in &slow {
-            tracing::debug!(%peer, "a fellow gave nothing for a while, and is passed over");
-            self.fellows.remove(peer);
-        }
-        !slow.is_empty()
     }
 
     /// Parts leaves by whose turn they are, this node's own first.
@@ -239,6 +240,31 @@ mod tests {
         );
         assert_eq!(taken[..5].concat(), leaves());
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn fellow_is_passed_over_that_has_nothing_for_long_and_none_that_is_only_not_asked() {
+        let all = peers(4);
+        let mut share = Share::new(all[0].clone(), &all);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        // It has nothing yet, gives something, and has nothing again for a moment.
+        share.gave_nothing(&all[1], start, after(1));
+        share.gave(&all[1]);
+        share.gave_nothing(&all[1], after(60), after(61));
+        // It has nothing as often as it is asked.
+        share.gave_nothing(&all[2], start, after(1));
+        share.gave_nothing(&all[2], after(2), after(2));
+        assert!(share.is_fellow(&all[2]));
+        share.gave_nothing(&all[2], after(4), after(4));
+        assert_eq!([1, 2, 3].map(|n: usize| share.is_fellow(&all[n])), [true, false, true]);
+        // What this node gets of its own part takes the others as long.
+        share.got_own();
+        share.gave_nothing(&all[1], after(62), after(64));
+        assert!(share.is_fellow(&all[1]));
+        // One that cannot be reached is asked once.
+        share.gave_nothing(&all[3], after(70), after(80));
+        assert!(!share.is_fellow(&all[3]));
     }
 
     #[test]
