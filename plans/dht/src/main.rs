@@ -2,22 +2,26 @@
 //!
 //! Instances of the group `boot` are what everybody knows at first; they tell each peer whether it can be dialled, as
 //! AutoNAT does, and answer until all is over. Those of the group `peer` do the experiment. [`node`] is one node with
-//! its swarm, [`lookup`] what one query found and took, [`churn`] the coming and going of some. This file is the order
-//! of events.
+//! its swarm, [`lookup`] what one query found and took, [`pace`] when whose turn is, [`churn`] the coming and going of some.
+//! This file is the order of events.
 
 mod churn;
 mod lookup;
 mod node;
+mod pace;
 
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::time::Instant;
 
 use futures_timer::Delay;
 use iptl_sdk::{Env, Error, Json, Result, Rng, event, metric, pending};
 use iptl_stack::churn::Churn;
-use iptl_stack::{keys, lab, runtime};
+use iptl_stack::{PORT, keys, lab, resolve, runtime, tcp};
 use libp2p::PeerId;
 
+use crate::lookup::Lookup;
 use crate::node::Node;
+use crate::pace::Pace;
 
 /// What a run chooses.
 struct Settings {
@@ -25,10 +29,10 @@ struct Settings {
     provides: u32,
     /// Look-ups of each kind by each peer that stays.
     lookups: u32,
-    /// Time from one look-up to the next.
-    interval: Duration,
-    /// Time over which peers join.
-    join_over: Duration,
+    /// Peers that join in a second.
+    joins: f64,
+    /// Keys that all together provide in a second, and look-ups that they make.
+    queries: f64,
     node: node::Settings,
     churn: Churn,
 }
@@ -41,8 +45,8 @@ fn main() -> Result<()> {
     let settings = Settings {
         provides: env.param("provides")?,
         lookups: env.param("lookups")?,
-        interval: env.param("interval")?,
-        join_over: env.param("join-over")?,
+        joins: env.param("joins")?,
+        queries: env.param("queries")?,
         node: node::Settings {
             dial: env.param("dial-timeout")?,
             query: env.param("query-timeout")?,
@@ -70,7 +74,8 @@ async fn peer(env: Env, settings: Settings) -> Result<()> {
     let mut node = Node::start(&env, settings.node, false)?;
     iptl_sdk::signal_and_wait("listening", env.total.into())?;
 
-    node.serve(Delay::new(some_of(&mut rng, settings.join_over))).await;
+    let peers = env.total - boots(&env);
+    node.serve(Delay::new(Pace::new(&mut rng, peers, settings.joins).wait())).await;
     let began = Instant::now();
     let dialable = node.meet_boots().await?;
     node.join().await?;
@@ -80,7 +85,9 @@ async fn peer(env: Env, settings: Settings) -> Result<()> {
     iptl_sdk::publish("dialable", format!("{} {dialable}", env.ordinal).as_bytes())?;
     node.serve(lab::answer(pending::signal_and_wait("joined", env.total.into())?)).await?;
 
+    let mut pace = Pace::new(&mut rng, peers, settings.queries);
     for number in 0..settings.provides {
+        node.serve(Delay::new(pace.wait())).await;
         let query = node.provide(key(&env, env.ordinal, number))?;
         let found = node.finish(query, None).await;
         metric("dht.provide", found.took_ms, "ms")?;
@@ -88,14 +95,13 @@ async fn peer(env: Env, settings: Settings) -> Result<()> {
     }
     node.serve(lab::answer(pending::signal_and_wait("provided", env.total.into())?)).await?;
 
-    let peers = u64::from(env.total - boots(&env));
     let mut dialables = Vec::new();
     for _ in 0..peers {
         let report = node.serve(lab::next(&mut reports)).await?.payload;
         dialables.extend(dialable_one(&report).filter(|ordinal| *ordinal != env.ordinal));
     }
     let leavers = settings.churn.leavers(&env, boots(&env));
-    let stayers = peers - leavers.len() as u64;
+    let stayers = u64::from(peers) - leavers.len() as u64;
     if leavers.contains(&env.ordinal) {
         let looked = pending::barrier("looked-up", stayers)?;
         node = churn::come_and_go(&env, node, &settings.churn, settings.node, &mut rng, looked).await?;
@@ -111,21 +117,39 @@ async fn peer(env: Env, settings: Settings) -> Result<()> {
 /// Looks for peers that can be dialled and stay, and for providers of what all have provided.
 async fn look_up(env: &Env, settings: &Settings, node: &mut Node, rng: &mut Rng, dialables: &[u32]) -> Result<()> {
     let first = boots(env);
+    let mut pace = Pace::new(rng, env.total - first, settings.queries);
     for _ in 0..settings.lookups {
         if !dialables.is_empty() {
-            let target = dialables[rng.below(dialables.len() as u64) as usize];
-            let target: PeerId = keys::peer(env.seed, target);
+            node.serve(Delay::new(pace.wait())).await;
+            let ordinal = dialables[rng.below(dialables.len() as u64) as usize];
+            let target: PeerId = keys::peer(env.seed, ordinal);
             node.forget(&target);
             let query = node.find_peer(target);
-            node.finish(query, Some(target)).await.record("dht.find-peer")?;
-            node.serve(Delay::new(settings.interval)).await;
+            let lookup = node.finish(query, Some(target)).await;
+            lookup.record("dht.find-peer")?;
+            if lookup.found {
+                compare(env, node, ordinal, &lookup).await?;
+            }
         }
         // Ordinals follow the names of groups, and `boot` comes before `peer`.
         let provider = first + rng.below(u64::from(env.total - first)) as u32;
         let number = rng.below(settings.provides.into()) as u32;
+        node.serve(Delay::new(pace.wait())).await;
         let query = node.find_providers(key(env, provider, number));
         node.finish(query, Some(keys::peer(env.seed, provider))).await.record("dht.find-providers")?;
-        node.serve(Delay::new(settings.interval)).await;
+    }
+    Ok(())
+}
+
+/// Records what the network alone takes to a peer that was found and back, and what the look-up took of that.
+async fn compare(env: &Env, node: &mut Node, ordinal: u32, lookup: &Lookup) -> Result<()> {
+    let Some(peer) = env.instances().find(|peer| peer.ordinal == ordinal) else { return Ok(()) };
+    let at = SocketAddr::new(resolve(&peer.host())?, PORT);
+    // Whoever has no room for one more connection, or is too slow to answer, has nothing to compare with.
+    if let Some(Ok(trip)) = node.serve_for(tcp::round_trip(at), node.patience()).await {
+        let trip_ms = trip.as_secs_f64() * 1e3;
+        metric("dht.round-trip", trip_ms, "ms")?;
+        metric("dht.find-peer.trips", lookup.took_ms / trip_ms, "round trips")?;
     }
     Ok(())
 }
@@ -144,10 +168,6 @@ fn dialable_one(report: &[u8]) -> Option<u32> {
 /// Returns how many boots there are.
 fn boots(env: &Env) -> u32 {
     env.groups.iter().find(|(name, _)| name == BOOT).map_or(0, |(_, size)| *size)
-}
-
-fn some_of(rng: &mut Rng, time: Duration) -> Duration {
-    Duration::from_millis(rng.below(time.as_millis() as u64 + 1))
 }
 
 fn ms(began: Instant) -> f64 {

@@ -12,6 +12,7 @@ use futures_timer::Delay;
 use iptl_sdk::{Env, Error, Json, Result, event};
 use iptl_stack::{PORT, keys, multiaddr, own_address, resolve};
 use libp2p::core::ConnectedPoint;
+use libp2p::core::multiaddr::Protocol;
 use libp2p::kad::store::MemoryStore;
 use libp2p::kad::{self, Mode, QueryId, QueryResult};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -50,6 +51,8 @@ struct Behaviour {
 pub struct Node {
     swarm: Swarm<Behaviour>,
     settings: Settings,
+    /// Where it listens.
+    own: Multiaddr,
     boots: Vec<(PeerId, Multiaddr)>,
     is_boot: bool,
     /// Peers that a boot has dialled, or tries to.
@@ -88,11 +91,15 @@ impl Node {
         for peer in env.instances().filter(|peer| peer.group == BOOT && peer.ordinal != env.ordinal) {
             boots.push((keys::peer(env.seed, peer.ordinal), multiaddr(resolve(&peer.host())?)));
         }
-        let own = own_address(env);
-        swarm.listen_on(multiaddr(IpAddr::V4(own))).map_err(|error| refused(format!("port {PORT}: {error}")))?;
+        let own = multiaddr(IpAddr::V4(own_address(env)));
+        swarm.listen_on(own.clone()).map_err(|error| refused(format!("port {PORT}: {error}")))?;
+        if is_boot {
+            swarm.add_external_address(own.clone());
+        }
         Ok(Node {
             swarm,
             settings,
+            own,
             boots,
             is_boot,
             tried: BTreeSet::new(),
@@ -127,7 +134,21 @@ impl Node {
         if self.was_dialled || !self.settings.clients {
             self.swarm.behaviour_mut().kad.set_mode(Some(Mode::Server));
         }
+        let reached = self.reached_at();
+        self.swarm.add_external_address(reached);
         Ok(self.was_dialled)
+    }
+
+    /// Returns where this node says that it can be reached: where a boot has reached it, or through a boot, as whoever
+    /// cannot be dialled is reached through a relay.
+    ///
+    /// Records of providers carry this address, and one without any is worth nothing: whoever keeps it tells of it only
+    /// as long as the provider happens to be in its own routing table.
+    fn reached_at(&self) -> Multiaddr {
+        match self.boots.first() {
+            Some((relay, at)) if !self.was_dialled => at.clone().with(Protocol::P2p(*relay)).with(Protocol::P2pCircuit),
+            Some(_) | None => self.own.clone(),
+        }
     }
 
     /// Fills the routing table.
@@ -155,6 +176,11 @@ impl Node {
     /// Removes a peer from the routing table, so that finding it takes a look-up.
     pub fn forget(&mut self, peer: &PeerId) {
         self.swarm.behaviour_mut().kad.remove_peer(peer);
+    }
+
+    /// Returns how long it waits for a connection.
+    pub fn patience(&self) -> Duration {
+        self.settings.dial
     }
 
     /// Returns how many peers the routing table has.

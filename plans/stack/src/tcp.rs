@@ -7,6 +7,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, FutureExt};
@@ -194,9 +195,23 @@ impl Transport for Tcp {
 fn socket_addr(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     match (parts.next()?, parts.next()?, parts.next()) {
-        (Protocol::Ip4(ip), Protocol::Tcp(port), None | Some(Protocol::P2p(_))) => Some((ip, port).into()),
+        // What follows a peer leads through it, which takes a relay.
+        (Protocol::Ip4(ip), Protocol::Tcp(port), None | Some(Protocol::P2p(_))) if parts.next().is_none() => {
+            Some((ip, port).into())
+        }
         _ => None,
     }
+}
+
+/// Returns how long a connection takes to open without anything above it: one round trip.
+///
+/// # Errors
+///
+/// Fails where there is no such connection. Waits as long as the sockets do; dropping it gives up.
+pub async fn round_trip(to: SocketAddr) -> io::Result<Duration> {
+    let began = Instant::now();
+    Stream::connect(to).await?;
+    Ok(began.elapsed())
 }
 
 pub(crate) fn multiaddr(addr: SocketAddr) -> Multiaddr {
@@ -205,4 +220,17 @@ pub(crate) fn multiaddr(addr: SocketAddr) -> Multiaddr {
         IpAddr::V6(ip) => Protocol::Ip6(ip),
     };
     Multiaddr::empty().with(ip).with(Protocol::Tcp(addr.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_behind_a_relay_is_not_that_of_the_relay() {
+        let peer = crate::keys::peer(7, 1);
+        let direct: Multiaddr = format!("/ip4/10.0.0.1/tcp/4001/p2p/{peer}").parse().unwrap();
+        assert_eq!(socket_addr(&direct), Some("10.0.0.1:4001".parse().unwrap()));
+        assert_eq!(socket_addr(&direct.with(Protocol::P2pCircuit)), None);
+    }
 }

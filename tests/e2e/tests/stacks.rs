@@ -23,9 +23,9 @@ const DHT: [&str; 14] = [
     "-p",
     "lookups=2",
     "-p",
-    "interval=50ms",
+    "queries=100",
     "-p",
-    "join-over=500ms",
+    "joins=10",
     "-p",
     "dial-timeout=1s",
 ];
