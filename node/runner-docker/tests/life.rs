@@ -26,6 +26,7 @@ async fn container_has_no_more_than_is_written() {
     assert_eq!((&host["Privileged"], &host["ReadonlyRootfs"]), (&false.into(), &true.into()));
     assert_eq!((&host["Memory"], &host["MemorySwap"]), (&(32 << 20).into(), &(32 << 20).into()));
     assert_eq!(host["PidsLimit"], 257);
+    assert_eq!(host["CpuShares"], 2, "the least there is: the lablet has 1024");
     assert_eq!(config["User"], "65534:65534");
     for mount in found[0]["Mounts"].as_array().unwrap() {
         let destination = mount["Destination"].as_str().unwrap();
