@@ -3,8 +3,8 @@
 //!
 //! A [`Hosts`] is told what instances do, as a [`Switch`](crate::Switch) is, and what time it is
 //! ([`advance`](crate::Sockets::advance)). `stack.rs` has what smoltcp, the TCP of each instance, is given; `tcp.rs`
-//! connections, `buffers.rs` how much these hold, `udp.rs` datagrams, `parts.rs` fragments, `carry.rs` packets from and to other cells, `sockets.rs` what
-//! instances may ask for. Ports, and the way of a packet, are here.
+//! connections, `buffers.rs` how much these hold, `udp.rs` datagrams, `parts.rs` fragments, `carry.rs` packets from and
+//! to other cells, `sockets.rs` what instances may ask for. Ports, and the way of a packet, are here.
 
 mod buffers;
 mod carry;

@@ -243,8 +243,7 @@ impl Hosts {
         self.top_up(me);
         let Some(host) = self.hosts.get_mut(&me) else { return false };
         let mut has_more = false;
-        for at in 0..host.closing.len() {
-            let handle = host.closing[at];
+        for handle in host.closing.clone() {
             if host.stack.tcp_ref(handle).recv_queue() > 0 {
                 host.stack.tcp(handle).abort();
                 has_more = true;
