@@ -27,12 +27,12 @@ use serde::{Deserialize, Serialize};
 pub use container::{Container, Health};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
 pub use fact::{Fact, FactKind, Recorded};
-pub use fault::{Fault, FaultSchedule, FaultTarget, ScheduledFault};
+pub use fault::{Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, ScheduledFault};
 pub use image::{Image, Layer, LayerPage};
 pub use loss::{BarrierLoss, GroupLoss, LossPolicy, MaxLost, Placing};
 pub use network::{
     AccessClass, DependenceModel, GatewayModel, GroupNetwork, JitterModel, LinkModel, NetworkModel, PortsModel,
-    SiteShare,
+    SiteShare, Way,
 };
 pub use outcome::{
     Counts, GroupOutcome, InstanceOutcome, LossOutcome, Outcome, OutcomeShard, Termination, ThresholdOutcome, Verdict,

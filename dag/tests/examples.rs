@@ -1,16 +1,17 @@
 //! One node of every kind, with every variant of every union and every optional field somewhere set and somewhere not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::{
     AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, Case, CellNetworkUse, Comparison, Container,
     Count, Counts, DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault,
-    FaultSchedule, FaultTarget, GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health,
-    Image, InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse,
-    LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind,
-    ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources,
-    ResultNode, ResultVerdict, Run, ScheduledFault, Series, SeriesExecution, Signed, SiteShare, Statistic, Subject,
-    Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Workload, WorkloadKind,
+    FaultDone, FaultKind, FaultSchedule, FaultTarget, GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun,
+    GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage,
+    LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome,
+    OutcomeShard, ParamKind, ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal,
+    Requirements, Resources, ResultNode, ResultVerdict, Run, ScheduledFault, Series, SeriesExecution, Signed,
+    SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Way, Workload,
+    WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -57,6 +58,8 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("outcome-with-losses".into(), lossy_outcome().into()),
         ("attestation-with-attempts".into(), sign(lossy_attestation()).into()),
         ("series".into(), series().into()),
+        ("run-that-bears-slow-ways".into(), bearing().into()),
+        ("run-with-captures".into(), Run { captures: map([("spread", BTreeSet::from([0, 2]))]), ..run() }.into()),
     ];
     for (name, verdict) in [
         ("result", ResultVerdict::Pass),
@@ -245,7 +248,14 @@ fn run() -> Run {
         thresholds: thresholds(),
         timeout_ms: 60_000,
         placing: Placing::default(),
+        captures: BTreeMap::new(),
     }
+}
+
+fn bearing() -> Run {
+    let mut run = run();
+    run.placing.slow_ways = true;
+    run
 }
 
 fn policies() -> [GroupLoss; 2] {
@@ -261,7 +271,7 @@ fn lossy_plan() -> Plan {
     for case in plan.cases.values_mut() {
         case.max_lost = Some(3);
         case.barriers = BarrierLoss::Release;
-        case.placing = Placing { dedicated: true, within_ms: Some(60_000) };
+        case.placing = Placing { dedicated: true, within_ms: Some(60_000), ..Placing::default() };
         for (group, loss) in case.groups.values_mut().zip(policies()) {
             group.loss = Some(loss);
         }
@@ -368,7 +378,33 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
             FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: -3 },
         ),
         ("ended-early", FactKind::EndedEarly { reason: reason() }),
+        ("measured", FactKind::Measured { lablet: peer(2), ways: ways() }),
+        ("faulted", FactKind::Faulted { lablet: peer(2), faults: faults_done() }),
     ]
+}
+
+fn ways() -> Vec<Way> {
+    let way = |n, measured_us, relayed| Way {
+        to: peer(n),
+        from_region: "east".into(),
+        to_region: "west".into(),
+        asked_us: 50_000,
+        measured_us,
+        relayed,
+    };
+    vec![way(3, Some(230), false), way(4, None, true)]
+}
+
+fn faults_done() -> Vec<FaultDone> {
+    use FaultKind::{Crash, Delay, Heal, Link, Partition, Pause, Rebind, Restart, Resume};
+    let kinds = [Partition, Heal, Link, Delay, Rebind, Crash, Restart, Pause, Resume];
+    let done = |(n, kind): (u64, FaultKind)| FaultDone {
+        due_us: n * 1_000_000,
+        kind,
+        done_us: n * 1_000_000 + 30,
+        instances: 2,
+    };
+    (0..).zip(kinds).map(done).collect()
 }
 
 fn receipts() -> ReceiptShard {

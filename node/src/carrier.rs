@@ -68,6 +68,23 @@ const LOOKS: usize = 8;
 /// Time in which a receiver says what its clock shows.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// Looks at a way that is measured; as many where it is not known what is enough, and as many more, with a pause between
+/// two of them, where it is and they were all too long: a machine that is busy is so for a moment.
+const MEASURED_LOOKS: usize = 20;
+const FURTHER_LOOKS: usize = 100;
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// The way to another lablet, one way: half of round trips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// Of the shortest, in nanoseconds.
+    pub(crate) best_ns: u64,
+    /// Of the median.
+    pub(crate) median_ns: u64,
+    /// Whether it goes by way of a third machine.
+    pub(crate) relayed: bool,
+}
+
 /// What stands in a frame.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -203,6 +220,47 @@ impl Carrier {
     /// Tells whether a lablet is this one.
     pub(crate) fn is_here(&self, peer: &PeerId) -> bool {
         self.links.peer() == peer
+    }
+
+    /// Measures the way to a lablet, on a stream of its own; where what is enough is found to be kept after
+    /// [`FIRST_LOOKS`], no longer. Takes two seconds and a half at most, and longer where the lablet is far.
+    ///
+    /// Dropped half-way, the stream ends.
+    ///
+    /// # Errors
+    ///
+    /// Fails where there is no way, or the lablet does not answer.
+    pub(crate) async fn measure(
+        &self,
+        peer: &PeerId,
+        addrs: &[String],
+        enough_ns: Option<u64>,
+    ) -> std::io::Result<Way> {
+        let stream = self.links.open(peer, addrs, PROTOCOL).await.map_err(std::io::Error::other)?;
+        let (mut answers, mut stream) = tokio::io::split(stream);
+        let mut one_ways = Vec::with_capacity(MEASURED_LOOKS);
+        let most = if enough_ns.is_some() { MEASURED_LOOKS + FURTHER_LOOKS } else { MEASURED_LOOKS };
+        while one_ways.len() < most {
+            framed::write(&mut stream, &Letter::Ask { at_ns: now_ns() }).await?;
+            let answer = framed::expect::<Clock>(&mut answers, MAX_ANSWER_SIZE);
+            let answer = tokio::time::timeout(ANSWER, answer).await??;
+            one_ways.push(now_ns().saturating_sub(answer.asked_ns) / 2);
+            let best_ns = one_ways.iter().min().copied().unwrap_or(u64::MAX);
+            if one_ways.len() >= FIRST_LOOKS && enough_ns.is_some_and(|enough_ns| best_ns <= enough_ns) {
+                break;
+            }
+            if one_ways.len() >= MEASURED_LOOKS {
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+        }
+        framed::write(&mut stream, &Letter::End {}).await?;
+        stream.shutdown().await?;
+        one_ways.sort_unstable();
+        let relayed = match self.links.net() {
+            Some(net) => net.peers().await.iter().any(|info| info.peer == *peer && info.relayed),
+            None => false,
+        };
+        Ok(Way { best_ns: one_ways[0], median_ns: one_ways[one_ways.len() / 2], relayed })
     }
 
     /// Opens the stream to a lablet and looks at its clock, so that the first timed packet is not late.

@@ -2,13 +2,14 @@
 //!
 //! One connection carries one request. [`serve_local`] answers the owner, who may do anything; [`serve_remote`] answers
 //! members of the lab, who may run things. The requests are handled by family: `content` (blocks, publishing,
-//! fetching), `exec` (commands in instances), `keep` (collecting, checking), `lab` (making, joining, letting in), `runs` (submitting, watching,
+//! fetching), `exec` (commands in instances), `keep` (collecting, checking), `lab` (making, joining, letting in), `probe` (networks), `runs` (submitting, watching,
 //! listing), `top` (what they do now).
 
 mod content;
 mod exec;
 mod keep;
 mod lab;
+mod probe;
 mod remote;
 mod runs;
 mod top;
@@ -212,6 +213,7 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
             exec::exec(node, caller, exec::Wanted { execution, instance, command, terminal }, talk).await
         }
         Request::Top { execution, once } => top::top(node, caller, execution, once, talk).await,
+        Request::Probe { network } => probe::probe(node, caller, network, talk).await,
         Request::List { what } => runs::list(node, caller, what, talk).await,
         Request::LabInit { name, open, private } => lab::init(node, caller, &name, open, private).await,
         Request::Invite { role, ttl_ms } => lab::invite(node, caller, role, ttl_ms, talk).await,

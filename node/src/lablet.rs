@@ -11,6 +11,7 @@ mod artifacts;
 mod cell;
 mod driver;
 mod exec;
+mod faults;
 mod interventions;
 mod journal;
 mod lease;
@@ -18,10 +19,11 @@ mod memory;
 mod prepare;
 mod receipts;
 mod session;
+mod ways;
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{ExecutionId, InstanceId, Run, Signed, WorkloadKind};
+use iptl_dag::model::{ExecutionId, InstanceId, Run, Signed, Way, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::Ended;
 use iptl_wire::Timestamp;
@@ -50,7 +52,7 @@ pub(crate) enum Command {
     /// An offer was heard.
     Offer(Signed<Offer>),
     /// A cell is prepared.
-    Prepared { cell: CellRef, run: Box<Run>, prepared: iptl_runner::PreparedCell },
+    Prepared { cell: CellRef, run: Box<Run>, prepared: iptl_runner::PreparedCell, ways: Vec<Way> },
     /// A cell could not be prepared.
     PrepareFailed { cell: CellRef, reason: String, unfit: bool },
     /// Instances ended.

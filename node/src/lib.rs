@@ -31,6 +31,7 @@ pub mod links;
 pub mod members;
 mod node;
 mod orchestrator;
+mod probe;
 pub mod readers;
 mod serving;
 pub mod traffic;

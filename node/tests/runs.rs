@@ -105,6 +105,7 @@ async fn publish(node: &Node) -> Cid {
         thresholds: Vec::new(),
         timeout_ms: 10_000,
         placing: Placing::default(),
+        captures: BTreeMap::new(),
     });
     let cid = *run.cid();
     node.put(&[program, workload, plan, run]).await;

@@ -96,6 +96,8 @@ codes! {
     NO_WORKLOAD = "E0408";
     /// The run would have no instances, or too many.
     RUN_SIZE = "E0409";
+    /// A capture of what cannot be captured.
+    CAPTURE = "E0410";
 }
 
 /// The page that explains every code, a section for each.

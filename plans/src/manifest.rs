@@ -359,6 +359,14 @@ impl Manifest {
         }
     }
 
+    /// Returns the network of a case, or of the first that has one; none where it is clean.
+    pub fn network_of(&self, case: Option<&str>) -> Option<&NetworkModel> {
+        match case {
+            Some(case) => self.networks.get(case),
+            None => self.networks.values().next(),
+        }
+    }
+
     /// Returns the paths in the manifest's directory that containers get, each once.
     pub fn paths(&self) -> BTreeSet<&str> {
         let groups = self.files.values().flat_map(BTreeMap::values);

@@ -3,12 +3,12 @@
 //! Nothing here depends on anything but its inputs, so equal choices make equal runs with equal CIDs. Values are
 //! spelt as in a manifest (`5s`, `64KiB`), since they come from a command line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::Cid;
 use iptl_dag::model::{
-    Case, Container, Count, GroupRun, LossPolicy, Network, ParamKind, ParamSpec, Plan, Run, Value, Workload,
-    WorkloadKind,
+    Case, Container, Count, GroupRun, InstanceId, LossPolicy, Network, ParamKind, ParamSpec, Placing, Plan, Run, Value,
+    Workload, WorkloadKind,
 };
 
 use crate::codes;
@@ -35,11 +35,23 @@ pub struct RunOptions {
     pub seed: u64,
     /// Network; none means that of the case.
     pub network: Option<Network>,
+    /// Instances whose links are captured.
+    pub captures: BTreeSet<InstanceId>,
+    /// Whether ways between lablets may be longer than delays, whatever the case says.
+    pub slow_ways: bool,
 }
 
 impl Default for RunOptions {
     fn default() -> RunOptions {
-        RunOptions { case: None, groups: BTreeMap::new(), params: BTreeMap::new(), seed: DEFAULT_SEED, network: None }
+        RunOptions {
+            case: None,
+            groups: BTreeMap::new(),
+            params: BTreeMap::new(),
+            seed: DEFAULT_SEED,
+            network: None,
+            captures: BTreeSet::new(),
+            slow_ways: false,
+        }
     }
 }
 
@@ -80,8 +92,10 @@ pub fn make_run(
         },
         thresholds: case.thresholds.clone(),
         timeout_ms: case.timeout_ms,
-        placing: case.placing,
+        placing: Placing { slow_ways: case.placing.slow_ways || options.slow_ways, ..case.placing },
+        captures: by_group(&options.captures),
     };
+    check_captures(&run, &options.captures)?;
     match run.instances() {
         0 => Err(vec![
             mistake(codes::RUN_SIZE, "the run would have no instances".to_owned())
@@ -93,6 +107,38 @@ pub fn make_run(
         )]),
         _ => Ok(run),
     }
+}
+
+fn by_group(ids: &BTreeSet<InstanceId>) -> BTreeMap<String, BTreeSet<u32>> {
+    let mut groups: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+    for id in ids {
+        groups.entry(id.group.clone()).or_default().insert(id.index);
+    }
+    groups
+}
+
+fn check_captures(run: &Run, captures: &BTreeSet<InstanceId>) -> Result<(), Vec<Diagnostic>> {
+    let most = Run::MAX_CAPTURES;
+    let mut mistakes = Vec::new();
+    for id in captures {
+        let size = run.groups.get(&id.group).map(|group| group.count);
+        let help = match size {
+            Some(size) if id.index < size => continue,
+            Some(0) => Some(format!("group `{}` has none", id.group)),
+            Some(size) => Some(format!("group `{}` has 0 to {}", id.group, size - 1)),
+            None => suggestion(&id.group, run.groups.keys().map(String::as_str)),
+        };
+        mistakes.push(mistake(codes::CAPTURE, format!("the run has no instance {id} to capture")).maybe_help(help));
+    }
+    if captures.len() > most {
+        let message = format!("{} instances would be captured; {most} may be", captures.len());
+        mistakes.push(mistake(codes::CAPTURE, message));
+    }
+    if !captures.is_empty() && !run.has_packets() {
+        let message = "components on clean links send no packets that could be captured".to_owned();
+        mistakes.push(mistake(codes::CAPTURE, message).help("give the run a network: `--network world-2019`"));
+    }
+    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
 }
 
 fn mistake(code: &'static str, message: String) -> Diagnostic {

@@ -52,6 +52,7 @@ max_lost = 3
 barriers = "release"
 dedicated = true
 start_within = "90s"
+slow_ways = true
 
 [cases.careful.groups.node]
 workload = "node"
@@ -129,7 +130,7 @@ fn what_is_said_of_losses_and_machines_ends_up_in_the_plan() {
     assert_eq!(mesh.groups["peer"].loss, Some(loss));
     assert_eq!((careful.max_lost, careful.max_lost_ppm), (Some(3), 0));
     assert_eq!(careful.barriers, BarrierLoss::Release);
-    assert_eq!(careful.placing, Placing { dedicated: true, within_ms: Some(90_000) });
+    assert_eq!(careful.placing, Placing { dedicated: true, within_ms: Some(90_000), slow_ways: true });
     let loss = GroupLoss { max_lost: Some(MaxLost::Share(100_000)), ..GroupLoss::default() };
     assert_eq!(careful.groups["node"].loss, Some(loss));
 }

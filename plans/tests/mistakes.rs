@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use iptl_dag::model::InstanceId;
 use iptl_plans::{CODES, Diagnostic, RunOptions, explain, make_run, parse};
 
 use crate::run::{PLAN_CID, workload};
@@ -36,6 +37,11 @@ fn mistakes(source: &str) -> Vec<Diagnostic> {
                 options.params.insert(name.to_owned(), value.to_owned());
             }
             "--case" => options.case = words.next().map(str::to_owned),
+            "--pcap" => {
+                let (group, index) = words.next().and_then(|id| id.split_once('/')).expect("GROUP/N");
+                let id = InstanceId { group: group.to_owned(), index: index.parse().expect("an index") };
+                options.captures.insert(id);
+            }
             "--without-workload" => workloads.clear(),
             other => panic!("{other}"),
         }

@@ -401,6 +401,12 @@ impl Chain {
             FactKind::Refused { lablet, .. } if !self.granted.remove(lablet) => {
                 return Some("has a lablet give back what it was not granted");
             }
+            FactKind::Measured { lablet, .. } if !self.granted.contains(lablet) => {
+                return Some("has a lablet measure for what it was not granted");
+            }
+            FactKind::Faulted { lablet, .. } if !self.started || !self.granted.contains(lablet) => {
+                return Some("has faults done in what was not granted and started");
+            }
             FactKind::Received { lablet, .. } if !self.started || !self.granted.contains(lablet) => {
                 return Some("receives receipts of what was not granted and started");
             }
@@ -414,6 +420,8 @@ impl Chain {
             | FactKind::Accepted { .. }
             | FactKind::Refused { .. }
             | FactKind::Started {}
+            | FactKind::Faulted { .. }
+            | FactKind::Measured { .. }
             | FactKind::Received { .. }
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
@@ -499,6 +507,8 @@ pub fn compact(facts: impl IntoIterator<Item = Recorded>) -> Vec<Recorded> {
             FactKind::Submitted { .. }
             | FactKind::Placed { .. }
             | FactKind::Started {}
+            | FactKind::Faulted { .. }
+            | FactKind::Measured { .. }
             | FactKind::Received { .. }
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }

@@ -2,7 +2,9 @@
 //!
 //! One file per family of messages: [`session`] hello, heartbeats and leases · [`offer`] submission,
 //! placement and bids · [`queue`] who is placed next, [`room`] where there is room · [`grant`] the three-way grant · [`start`] the barrier before the start · [`receipts`] what
-//! lablets hand in, [`pulls`] what of it is on its way, and what is lost · [`seal`] the end · [`rerun`] further attempts · [`cancel`] ends that someone or the clock asks for, [`early`] those that the plan does ·
+//! lablets hand in, [`pulls`] what of it is on its way, and what is lost · [`faults`] what they did on purpose · [`ways`] how
+//! far they are from each other · [`seal`] the end · [`rerun`] further attempts · [`cancel`] ends that someone or the clock
+//! asks for, [`early`] those that the plan does ·
 //! [`fold`] what facts make of an execution · [`replay`] the state as a fold over facts · [`takeover`] going
 //! on with what another orchestrator began · [`waits`] what it waits for · [`view`] what people may see. [`state`] holds the types, [`api`] what
 //! goes in and out.
@@ -17,6 +19,7 @@
 mod api;
 mod cancel;
 mod early;
+mod faults;
 mod fold;
 mod grant;
 mod offer;
@@ -33,6 +36,7 @@ mod state;
 mod takeover;
 mod view;
 mod waits;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -206,6 +210,8 @@ impl Orchestrator {
             ToOrchestrator::Unfit(cell, reason) => self.unfit(&from, &cell, reason),
             ToOrchestrator::Prepared(cell) => self.prepared(now, &from, &cell),
             ToOrchestrator::Receipts(ready) => self.receipts_ready(&from, ready),
+            ToOrchestrator::Ways(cell, ways) => self.measured(&from, &cell, ways),
+            ToOrchestrator::Faults(cell, faults) => self.faulted(&from, &cell, faults),
             // A start shows in the next heartbeat; the others are not for the core.
             ToOrchestrator::Started(_)
             | ToOrchestrator::Hello(_)

@@ -52,6 +52,7 @@ pub(crate) fn run(groups: &[(&str, u32)]) -> Run {
         thresholds: Vec::new(),
         timeout_ms: 10_000,
         placing: Placing::default(),
+        captures: BTreeMap::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The cores through their three verbs, and placement by properties.
 
 mod cores;
+mod faults;
 mod lablet;
 mod log;
 mod losses;
@@ -8,3 +9,4 @@ mod placement;
 mod queue;
 mod succession;
 mod takeover;
+mod ways;

@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use iptl_dag::model::signed::signing_bytes;
 use iptl_dag::model::{
-    Adopted, Assignment, Attestation, Counts, Execution, Fact, FactKind, InstanceId, Intervention, Outcome, Placement,
-    Receipt, ReceiptShard, ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
+    Adopted, Assignment, Attestation, Counts, Execution, Fact, FactKind, FaultDone, InstanceId, Intervention, Outcome,
+    Placement, Receipt, ReceiptShard, ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome, Way,
 };
 use iptl_dag::{Cid, PeerId};
 
@@ -68,6 +68,10 @@ pub struct Verification {
     pub interventions: Vec<(InstanceId, Intervention)>,
     /// Instances whose lablet was started again while they ran, as the receipts that count say, by instance.
     pub adopted: Vec<(InstanceId, Adopted)>,
+    /// What was done to it on purpose, by the lablets that say so, in the order in which it was due.
+    pub faults: Vec<(PeerId, FaultDone)>,
+    /// How far lablets were from each other before the start, by the one that measured; only where delays were to hide it.
+    pub ways: Vec<(PeerId, Way)>,
     /// Everything that is wrong, for people; empty where the result is what it says.
     pub problems: Vec<String>,
 }
@@ -146,7 +150,8 @@ pub fn verify(
         .filter_map(|signed| Some((signed.body.instance.clone(), signed.body.adopted.clone()?)))
         .collect();
     adopted.sort_by(|a, b| a.0.cmp(&b.0));
-    let (facts, successors) = check.log();
+    let Told { facts, successors, faults, mut ways } = check.log();
+    ways.sort();
     check.leader(&receipts, &successors);
     check.attempts();
     let assembled = check.assemble_again(receipts, &outcome);
@@ -171,8 +176,20 @@ pub fn verify(
         lablets,
         interventions,
         adopted,
+        faults,
+        ways,
         problems: problems.into_list(),
     })
+}
+
+/// What a log tells.
+struct Told {
+    facts: u64,
+    /// Who took over in it.
+    successors: BTreeSet<PeerId>,
+    /// What lablets did on purpose, in the order in which it was due.
+    faults: Vec<(PeerId, FaultDone)>,
+    ways: Vec<(PeerId, Way)>,
 }
 
 /// Problems up to a bound: a hostile result could have millions.
@@ -427,9 +444,10 @@ impl Check<'_> {
         }
     }
 
-    /// Follows the log from its end to its first fact; returns the number of facts, and who took over in it.
-    fn log(&mut self) -> (u64, BTreeSet<PeerId>) {
+    /// Follows the log from its end to its first fact; returns what it tells.
+    fn log(&mut self) -> Told {
         let mut successors = BTreeSet::new();
+        let (mut faulted, mut ways) = (Vec::new(), Vec::new());
         let mut next = self.attestation.body.log;
         let mut expected_seq = None;
         let mut facts = 0;
@@ -464,6 +482,14 @@ impl Check<'_> {
                 FactKind::Granted { assignments, attempt, .. } | FactKind::Recovered { assignments, attempt, .. } => {
                     self.granted(assignments, *attempt);
                 }
+                FactKind::Measured { lablet, ways: measured } => {
+                    let room = MAX_INSTANCES as usize - ways.len().min(MAX_INSTANCES as usize);
+                    ways.extend(measured.iter().take(room).map(|way| (lablet.clone(), way.clone())));
+                }
+                FactKind::Faulted { lablet, faults: done } => {
+                    let room = MAX_INSTANCES as usize - faulted.len().min(MAX_INSTANCES as usize);
+                    faulted.extend(done.iter().take(room).map(|done| (lablet.clone(), *done)));
+                }
                 FactKind::Submitted { .. }
                 | FactKind::Placed { .. }
                 | FactKind::Accepted { .. }
@@ -480,7 +506,8 @@ impl Check<'_> {
                 | FactKind::Snapshot { .. } => {}
             }
         }
-        (facts, successors)
+        faulted.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+        Told { facts, successors, faults: faulted, ways }
     }
 
     fn assemble_again(&mut self, receipts: Vec<Signed<Receipt>>, outcome: &Outcome) -> Option<Assembled> {

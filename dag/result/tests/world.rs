@@ -80,6 +80,7 @@ impl World {
             thresholds,
             timeout_ms: 60_000,
             placing: Default::default(),
+            captures: Default::default(),
         };
         let execution =
             Execution { run: model::to_block(run.clone()).cid().to_owned(), orchestrator: peer(9), nonce: [0; 16] };

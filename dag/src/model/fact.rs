@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::execution::{Epoch, ExecutionId, InstanceId};
+use crate::model::fault::FaultDone;
 use crate::model::loss::is_default;
+use crate::model::network::Way;
 use crate::model::placement::Assignment;
 use crate::model::signed::Signable;
 use crate::{Cid, PeerId};
@@ -75,6 +77,20 @@ pub enum FactKind {
     },
     /// Every cell was prepared and the start was given.
     Started {},
+    /// A lablet measured the ways to others that the run's network lies between.
+    Measured {
+        /// Lablet.
+        lablet: PeerId,
+        /// To each other lablet, the pair of regions that asks for the shortest delay.
+        ways: Vec<Way>,
+    },
+    /// Faults of the run's schedules were done in a lablet's cell, as it says.
+    Faulted {
+        /// Lablet.
+        lablet: PeerId,
+        /// Which.
+        faults: Vec<FaultDone>,
+    },
     /// Receipts of a lablet were fetched, verified and pinned.
     Received {
         /// Lablet.

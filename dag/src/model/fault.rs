@@ -84,3 +84,58 @@ pub struct FaultTarget {
     /// So many of those, in parts per million; the run's seed says which, and others each time.
     pub share_ppm: u32,
 }
+
+/// What was done to a run on purpose: a fault, or the end of one that ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// Sides were parted.
+    Partition,
+    /// All sides reach each other again.
+    Heal,
+    /// The links of an access class are others.
+    Link,
+    /// The delay between two regions is another.
+    Delay,
+    /// Gateways forgot their mappings.
+    Rebind,
+    /// Instances were ended at once.
+    Crash,
+    /// An instance that was crashed starts again.
+    Restart,
+    /// Instances were stopped.
+    Pause,
+    /// An instance that was paused goes on.
+    Resume,
+}
+
+impl FaultKind {
+    /// Returns the name that events and people know it by: `partition`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FaultKind::Partition => "partition",
+            FaultKind::Heal => "heal",
+            FaultKind::Link => "link",
+            FaultKind::Delay => "delay",
+            FaultKind::Rebind => "rebind",
+            FaultKind::Crash => "crash",
+            FaultKind::Restart => "restart",
+            FaultKind::Pause => "pause",
+            FaultKind::Resume => "resume",
+        }
+    }
+}
+
+/// One thing that was done in a cell on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultDone {
+    /// When it was due, in microseconds since the release of the cell's instances.
+    pub due_us: u64,
+    /// What it was.
+    pub kind: FaultKind,
+    /// When it was done, by the same clock.
+    pub done_us: u64,
+    /// Instances of the cell that it concerned.
+    pub instances: u32,
+}

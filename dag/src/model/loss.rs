@@ -92,6 +92,9 @@ pub struct Placing {
     /// Longest time from submission to start, in milliseconds; one that is not started by then ends without a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within_ms: Option<u64>,
+    /// Whether it is started where the way between lablets is longer than the delays that are to hide it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub slow_ways: bool,
 }
 
 /// Whether a value is what stands for it where it is left out.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::PeerId;
+
 /// A description of a network, without names of instances: a run, a group, an index and the run's seed say which place
 /// in it an instance has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,4 +132,34 @@ pub enum PortsModel {
     Sequential,
     /// Any.
     Random,
+}
+
+/// The way between two lablets, and the shortest delay that is to hide it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Way {
+    /// The other lablet.
+    pub to: PeerId,
+    /// Region of instances on the lablet that measured.
+    pub from_region: String,
+    /// Region of instances on the other.
+    pub to_region: String,
+    /// Delay from the one to the other, in microseconds.
+    pub asked_us: u64,
+    /// Time that the way takes, in microseconds; none where there is no way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_us: Option<u64>,
+    /// Whether it goes by way of a third machine.
+    pub relayed: bool,
+}
+
+impl Way {
+    /// By how much a way may be longer than its delay, in microseconds: as late as one packet in a hundred may be before
+    /// a result says so.
+    pub const GRACE_US: u64 = 1_000;
+
+    /// Returns whether the way cannot be hidden in the delay.
+    pub fn is_too_slow(&self) -> bool {
+        self.measured_us.is_some_and(|us| us > self.asked_us.saturating_add(Way::GRACE_US))
+    }
 }

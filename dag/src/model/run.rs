@@ -1,11 +1,12 @@
 //! Runs: the pure specification of one experiment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Cid;
 use crate::model::container::Container;
+use crate::model::execution::InstanceId;
 use crate::model::loss::{GroupLoss, LossPolicy, MAX_RERUNS, Placing, is_default};
 use crate::model::plan::{Engine, Requirements, Resources, Threshold, Value, WorkloadKind};
 
@@ -37,6 +38,9 @@ pub struct Run {
     /// What it wants of machines and of its start.
     #[serde(default, skip_serializing_if = "is_default")]
     pub placing: Placing,
+    /// Instances whose links are captured, by group; at most [`MAX_CAPTURES`](Run::MAX_CAPTURES) in all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub captures: BTreeMap<String, BTreeSet<u32>>,
 }
 
 /// One group of a run.
@@ -76,6 +80,25 @@ pub enum Network {
 }
 
 impl Run {
+    /// Most instances whose links are captured: what a lablet writes beside their work must not be the work.
+    pub const MAX_CAPTURES: usize = 8;
+
+    /// Returns whether the link of an instance is captured.
+    pub fn captures(&self, id: &InstanceId) -> bool {
+        self.captures.get(&id.group).is_some_and(|of_group| of_group.contains(&id.index))
+    }
+
+    /// Returns how many links are captured.
+    pub fn capture_count(&self) -> usize {
+        self.captures.values().map(BTreeSet::len).sum()
+    }
+
+    /// Returns whether its instances send packets that can be captured: between components with ideal streams there are
+    /// none.
+    pub fn has_packets(&self) -> bool {
+        self.network != Network::Clean || self.kinds().contains_key(&WorkloadKind::Docker)
+    }
+
     /// Returns the number of instances over all groups.
     pub fn instances(&self) -> u64 {
         self.groups.values().map(|g| u64::from(g.count)).sum()

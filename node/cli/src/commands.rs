@@ -21,6 +21,7 @@ pub mod lab;
 pub mod leave;
 pub mod logs;
 pub mod ls;
+pub mod net;
 pub mod new;
 pub mod overview;
 pub mod publish;
@@ -88,6 +89,9 @@ pub enum Command {
     /// Look at the DAG itself
     #[command(subcommand)]
     Dag(dag::Command),
+    /// Look at networks before they are trusted
+    #[command(subcommand)]
+    Net(net::Command),
     /// Make and manage a lab
     #[command(subcommand)]
     Lab(lab::Command),
@@ -137,6 +141,7 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Store(command)) => store::run(ctx, command).await,
         Some(Command::Show(args)) => show::run(ctx, args).await,
         Some(Command::Dag(command)) => dag::run(ctx, command).await,
+        Some(Command::Net(command)) => net::run(ctx, command).await,
         Some(Command::Lab(command)) => lab::run(ctx, command).await,
         Some(Command::Invite(args)) => invite::run(ctx, args).await,
         Some(Command::Join(args)) => join::run(ctx, args).await,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use iptl_dag::model::ResultVerdict;
+use iptl_dag::model::{FaultDone, ResultVerdict};
 use iptl_wire::control::{Event, Reply, Request};
 use serde_json::{Value, json};
 
@@ -18,6 +18,9 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Most groups whose instances are counted one by one while a run goes on.
 const MAX_GROUPS: usize = 4;
+
+/// Lablets of which it is told that they did the same fault.
+const MAX_FAULT_LINES: usize = 3;
 
 /// How long a node that went away is looked for.
 const AWAY_LIMIT: Duration = Duration::from_secs(60);
@@ -199,7 +202,7 @@ impl Teller<'_> {
                 }
                 self.told.push(event.clone());
             }
-            Event::Placed { .. } | Event::Preparing { .. } | Event::Lablet { .. } => {
+            Event::Placed { .. } | Event::Preparing { .. } | Event::Lablet { .. } | Event::Fault { .. } => {
                 if self.told.contains(&event) {
                     return Ok(None);
                 }
@@ -244,6 +247,7 @@ impl Teller<'_> {
             | Event::Started { .. }
             | Event::Progress { .. }
             | Event::Barrier { .. }
+            | Event::Fault { .. }
             | Event::Lablet { .. } => Ok(None),
         }
     }
@@ -315,6 +319,16 @@ impl Teller<'_> {
                     if missing.is_empty() { String::new() } else { format!("   missing: {}", some(missing, 5)) };
                 ctx.say(format!("    {}  barrier \"{state}\"  {count}/{target}{missing}", ui::clock(*after_ms)));
             }
+            Event::Fault { lablet, done } => {
+                // In a large lab each part does the same: the first few say enough.
+                let same = |told: &&Event| {
+                    matches!(told, Event::Fault { done: other, .. }
+                        if (other.kind, other.due_us) == (done.kind, done.due_us))
+                };
+                if self.told.iter().filter(same).count() <= MAX_FAULT_LINES {
+                    ctx.say(format!("    {}", fault(done, lablet)));
+                }
+            }
             Event::Lablet { lablet, what } => ctx.say(format!("    lablet {lablet} {what}")),
             Event::Finished { verdict, counts, thresholds, inconclusive, failures, notes, after_ms, .. } => {
                 let (style, word) = match verdict {
@@ -344,6 +358,18 @@ impl Teller<'_> {
             Event::Failed { .. } => {}
         }
     }
+}
+
+/// Says what was done on purpose, to whom, when that was asked for and when it was done.
+pub fn fault(done: &FaultDone, lablet: &str) -> String {
+    format!(
+        "{}  {:<9}  {} on {lablet}, asked for {:.3} s, done {:.3} s",
+        ui::clock(done.due_us / 1000),
+        done.kind.name(),
+        ui::count(u64::from(done.instances), "instance"),
+        done.due_us as f64 / 1e6,
+        done.done_us as f64 / 1e6,
+    )
 }
 
 /// Writes a measured number without noise behind the point.
@@ -392,6 +418,10 @@ pub fn to_json(event: &Event) -> Value {
         Event::Barrier { state, count, target, missing, after_ms } => json!({
             "event": "barrier", "state": state, "count": count, "target": target, "missing": missing,
             "after_ms": after_ms,
+        }),
+        Event::Fault { lablet, done } => json!({
+            "event": "fault", "fault": done.kind.name(), "lablet": lablet, "instances": done.instances,
+            "due_us": done.due_us, "done_us": done.done_us,
         }),
         Event::Lablet { lablet, what } => json!({"event": "lablet", "lablet": lablet, "what": what}),
         Event::Finished {

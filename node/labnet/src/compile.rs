@@ -169,7 +169,7 @@ pub fn compile(network: &NetworkModel, groups: &BTreeMap<String, u32>, seed: u64
     Ok(Compiled { topology: world.topology, nodes, classes, described: true })
 }
 
-fn check(network: &NetworkModel, groups: &BTreeMap<String, u32>) -> Result<(), CompileError> {
+pub(crate) fn check(network: &NetworkModel, groups: &BTreeMap<String, u32>) -> Result<(), CompileError> {
     let mut names: Vec<&String> = network.regions.iter().collect();
     names.sort();
     names.dedup();

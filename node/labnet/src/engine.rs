@@ -27,6 +27,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::capture::{Captured, Captures};
 use crate::draw::mix;
 use crate::ip::{Header, IpError, OFFLOAD_SIZE, Offload};
 use crate::link::{Fate, LinkConfig};
@@ -135,6 +136,7 @@ pub struct Engine {
     behind: Vec<Option<usize>>,
     leaving: VecDeque<Away>,
     spare: [Vec<Vec<u8>>; 2],
+    captures: Captures,
     stats: EngineStats,
     lateness: Lateness,
 }
@@ -176,6 +178,7 @@ impl Engine {
             held_bytes: 0,
             outputs: VecDeque::new(),
             spare: [Vec::new(), Vec::new()],
+            captures: Captures::default(),
             stats: EngineStats::default(),
             lateness: Lateness::default(),
         }
@@ -206,6 +209,7 @@ impl Engine {
             self.stats.spoofed += 1;
             return self.recycle(bytes);
         };
+        self.captures.take(node.0, self.now_ns, &bytes);
         let parsed = Header::parse(&bytes).and_then(|header| offload(&bytes, &header).map(|offload| (header, offload)));
         let Ok((mut header, offload)) = parsed else {
             self.stats.malformed += 1;
@@ -263,6 +267,17 @@ impl Engine {
     /// Returns the next packet for a node.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
+    }
+
+    /// Captures what a node sends and gets from now on, up to so many bytes; `ahead_ns` is what the wall clock, since
+    /// 1970, is ahead of the engine's.
+    pub fn capture(&mut self, node: NodeId, limit: u64, ahead_ns: u64) {
+        self.captures.begin(node.0, limit, ahead_ns);
+    }
+
+    /// Returns the next piece of what was captured.
+    pub fn poll_captured(&mut self) -> Option<Captured> {
+        self.captures.poll()
     }
 
     /// Returns an empty buffer with room for this many bytes, one of those given back if there is any of the kind.

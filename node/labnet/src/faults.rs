@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{Fault, FaultSchedule, FaultTarget, InstanceId, NetworkModel, ScheduledFault};
+use iptl_dag::model::{Fault, FaultKind, FaultSchedule, FaultTarget, InstanceId, NetworkModel, ScheduledFault};
 
 use crate::compile::{Compiled, link};
 use crate::draw::{Draw, mix};
@@ -65,8 +65,8 @@ pub enum FaultError {
 pub struct Happened {
     /// When it was due, in nanoseconds from the start.
     pub due_ns: u64,
-    /// What it was: `partition`, `heal`, `link`, `delay`, `rebind`, `crash`, `pause`.
-    pub what: &'static str,
+    /// What it was; never the end of one.
+    pub what: FaultKind,
     /// Instances that it concerns, in their order.
     pub hit: Vec<InstanceId>,
     /// What is to be done to them, where it is not all done.
@@ -179,11 +179,11 @@ impl Faults {
                 engine.partition(&of_nodes);
                 hit.sort();
                 hit.dedup();
-                happened("partition", hit)
+                happened(FaultKind::Partition, hit)
             }
             Fault::Heal {} => {
                 engine.partition(&[]);
-                happened("heal", self.places.keys().cloned().collect())
+                happened(FaultKind::Heal, self.places.keys().cloned().collect())
             }
             Fault::Link { access, up, down } => {
                 let mut hit = Vec::new();
@@ -193,7 +193,7 @@ impl Faults {
                     engine.configure(of_down, link(&down));
                     hit.push(id.clone());
                 }
-                happened("link", hit)
+                happened(FaultKind::Link, hit)
             }
             Fault::Delay { from, to, delay_us } => {
                 let place = |name: &str| self.regions.iter().position(|region| region == name);
@@ -206,9 +206,9 @@ impl Faults {
                             .configure(between, crate::LinkConfig { delay_ns: delay_us.saturating_mul(1_000), ..now });
                     }
                     let concerned = self.places.iter().filter(|(_, place)| [from, to].contains(&place.region));
-                    return Some(happened("delay", concerned.map(|(id, _)| id.clone()).collect()));
+                    return Some(happened(FaultKind::Delay, concerned.map(|(id, _)| id.clone()).collect()));
                 }
-                happened("delay", Vec::new())
+                happened(FaultKind::Delay, Vec::new())
             }
             Fault::Rebind { who } => {
                 let mut hit = Vec::new();
@@ -218,17 +218,17 @@ impl Faults {
                     }
                     hit.push(id.clone());
                 }
-                happened("rebind", hit)
+                happened(FaultKind::Rebind, hit)
             }
             Fault::Crash { who, restart_ms } => {
                 let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
                 let act = Act::Crash { restart_ns: restart_ms.saturating_mul(1_000_000) };
-                Happened { act: Some(act), ..happened("crash", hit) }
+                Happened { act: Some(act), ..happened(FaultKind::Crash, hit) }
             }
             Fault::Pause { who, for_ms } => {
                 let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
                 let act = Act::Pause { for_ns: for_ms.saturating_mul(1_000_000) };
-                Happened { act: Some(act), ..happened("pause", hit) }
+                Happened { act: Some(act), ..happened(FaultKind::Pause, hit) }
             }
         })
     }

@@ -34,6 +34,7 @@ use carry::Leaving;
 use parts::Parts;
 use stack::Stack;
 use udp::Udp;
+pub(crate) use udp::datagram;
 
 /// First ephemeral port: the range of RFC 6335.
 const FIRST_EPHEMERAL_PORT: u16 = 49_152;

@@ -15,9 +15,12 @@
 //!
 //! [`Faults`] does to an engine what a run's schedule asks for.
 //!
+//! [`Probe`] sends packets over a network's links to see what they do.
+//!
 //! Nothing here touches a socket of the host, a file or a clock: both are told what happens and asked what follows.
 //! Start reading at [`Switch`] or [`Engine`].
 
+mod capture;
 mod compile;
 mod directory;
 mod draw;
@@ -28,11 +31,13 @@ mod ip;
 mod link;
 mod nat;
 mod packet;
+mod probe;
 mod slots;
 mod sockets;
 mod switch;
 mod topology;
 
+pub use capture::{Captured, PCAP_HEADER};
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError};
 pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
@@ -42,6 +47,7 @@ pub use ip::{Fragment, Header, IcmpError, IpError, OFFLOAD_SIZE, Offload, Transp
 pub use link::{Fate, Jitter, Link, LinkConfig};
 pub use nat::{Dependence, Nat, NatConfig, Ports, Refusal};
 pub use packet::{Flow, MAX_CHUNK_SIZE, MAX_DATAGRAM_SIZE, MAX_PACKET_SIZE, Packet, PacketError};
+pub use probe::{Probe, Probed};
 pub use sockets::Sockets;
 pub use switch::{
     Datagram, Dropped, Half, InstanceStats, Limits, NetError, Read, SocketId, Switch, UDP_QUEUE_SIZE, WINDOW_SIZE,

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use bytes::Bytes;
 use iptl_dag::model::{InstanceId, NetworkUse};
 
+use crate::capture::Captured;
 use crate::faults::Happened;
 use crate::packet::Packet;
 use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId, Switch};
@@ -26,6 +27,17 @@ pub trait Sockets: Send {
 
     /// Returns the next fault that has happened.
     fn poll_fault(&mut self) -> Option<Happened> {
+        None
+    }
+
+    /// Captures what an instance sends and gets from now on, as [`Engine::capture`](crate::Engine::capture) does; false
+    /// where there are no packets.
+    fn capture(&mut self, _id: &InstanceId, _limit: u64, _ahead_ns: u64) -> bool {
+        false
+    }
+
+    /// Returns the next piece of what was captured, with whose it is.
+    fn poll_captured(&mut self) -> Option<(InstanceId, Captured)> {
         None
     }
 

@@ -77,7 +77,7 @@ impl World {
     fn until(&mut self, at_ms: u64) -> Vec<(u64, &'static str, Vec<InstanceId>)> {
         let mut happened = Vec::new();
         while let Some(next) = self.faults.advance(500 * MS, (500 + at_ms) * MS, &mut self.engine) {
-            happened.push((next.due_ns / MS, next.what, next.hit));
+            happened.push((next.due_ns / MS, next.what.name(), next.hit));
         }
         happened
     }
@@ -100,7 +100,7 @@ fn what_is_to_be_done_to_instances_is_told() {
     let crash = Fault::Crash { who: who(), restart_ms: 250 };
     let pause = Fault::Pause { who: who(), for_ms: 1_500 };
     let mut world = world(vec![scheduled(10, 0, crash), scheduled(20, 0, pause), scheduled(30, 0, Fault::Heal {})]);
-    let mut next = || world.faults.advance(0, 30 * MS, &mut world.engine).map(|next| (next.what, next.act));
+    let mut next = || world.faults.advance(0, 30 * MS, &mut world.engine).map(|next| (next.what.name(), next.act));
     assert_eq!(next(), Some(("crash", Some(Act::Crash { restart_ns: 250 * MS }))));
     assert_eq!(next(), Some(("pause", Some(Act::Pause { for_ns: 1_500 * MS }))));
     assert_eq!((next(), next()), (Some(("heal", None)), None));

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
 
 mod away;
+mod bad_input;
 mod bytes;
+mod captures;
 mod cells;
 mod compile;
 mod directory;
@@ -16,6 +18,7 @@ mod model;
 mod nats;
 mod offload;
 mod packets;
+mod probe;
 mod rng;
 mod sockets;
 mod topology;

@@ -92,6 +92,11 @@ impl Cell {
         }
     }
 
+    /// Returns microseconds since the start.
+    pub(crate) fn at_us(&self) -> u64 {
+        u64::try_from(self.age().as_micros()).unwrap_or(u64::MAX)
+    }
+
     /// Returns how long ago it started.
     pub(crate) fn age(&self) -> Duration {
         self.started().0.elapsed()

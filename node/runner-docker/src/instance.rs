@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use iptl_dag::model::{Adopted, Exit, InstanceId, NetworkUse, Usage};
+use iptl_dag::model::{Adopted, Exit, FaultDone, FaultKind, InstanceId, NetworkUse, Usage};
 use iptl_runner::files::{CellFiles, check_artifact_path};
 use iptl_runner::usage::cpu_milli;
 use iptl_runner::{CellEvent, Ended, InstanceSpec, SyncReply};
@@ -115,6 +115,18 @@ enum Over {
 }
 
 impl Instance {
+    /// Tells that what was done to it on purpose is over, which was due at `due_us`.
+    async fn fault_is_over(&self, kind: FaultKind, due_us: u64) {
+        let done_us = self.cell.at_us();
+        let mut line = Vec::new();
+        CellFiles::fault_line(&mut line, done_us, kind, due_us);
+        if let Err(error) = self.cell.files.append_events(&self.id, &line) {
+            tracing::warn!(instance = %self.id, %error, "the end of a fault is not among the events");
+        }
+        let done = FaultDone { due_us, kind, done_us, instances: 1 };
+        let _gone = self.events.send(CellEvent::Fault(done)).await;
+    }
+
     /// Lives to the end, tells it, and leaves nothing running.
     pub(crate) async fn live(mut self, mut phases: watch::Receiver<Phase>) {
         let mut life = Life {
@@ -315,18 +327,21 @@ impl Instance {
                 self.stop(life, reason).await;
                 None
             }
-            Some(act) = self.acts.recv(), if life.ending.is_none() => {
-                if let Some(order) = life.doing.begin(act) {
+            Some((act, due_us)) = self.acts.recv(), if life.ending.is_none() => {
+                if let Some(order) = life.doing.begin(act, due_us) {
                     self.tell_init(&order).await;
                 }
                 None
             }
-            order = life.doing.next(), if life.ending.is_none() => {
-                match &order {
-                    ToInit::Start => life.doing.restart_at = None,
-                    _ => life.doing.resume_at = None,
-                }
+            over = life.doing.next(), if life.ending.is_none() => {
+                let (order, due) = match over {
+                    FaultKind::Restart => (ToInit::Start, life.doing.restart_at.take()),
+                    _ => (ToInit::Resume, life.doing.resume_at.take()),
+                };
                 self.tell_init(&order).await;
+                if let Some((_, due_us)) = due {
+                    self.fault_is_over(over, due_us).await;
+                }
                 None
             }
             Some(exceeded) = exceedings.recv() => {
@@ -563,11 +578,17 @@ impl Instance {
         let limits_met = exit::limits_met(&last, links, &exit);
         let started_ms = if matches!(exit, Exit::NotStarted { .. }) { 0 } else { started_ms };
         let usage = usage(&last, life.peak);
-        let left = self.cell.files.left(&self.id);
         let network = match self.cell.network.upgrade() {
-            Some(network) => network.disconnect(&self.id).await,
+            Some(network) => {
+                let used = network.disconnect(&self.id).await;
+                if self.spec.capture {
+                    network.keep_capture(self.id.clone(), self.cell.at_us()).await;
+                }
+                used
+            }
             None => None,
         };
+        let left = self.cell.files.left(&self.id);
         let network = network.map(|network| Box::new(NetworkUse { crashes: life.doing.crashes, ..network }));
         let at_ms = self.dir.adoptions();
         let adopted = (!at_ms.is_empty()).then(|| Box::new(Adopted { at_ms, sync_lost: life.is_without_sync() }));

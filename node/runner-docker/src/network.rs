@@ -22,6 +22,8 @@ use iptl_labnet::{
 use iptl_labnet_tun::{
     DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report, now_ns,
 };
+use iptl_runner::capture::{self, Captures};
+use iptl_runner::files::CellFiles;
 use iptl_runner::{CellEvent, CellSpec, PrepareError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -66,6 +68,8 @@ pub(crate) struct CellNetwork {
     faults: Mutex<Option<Faults>>,
     /// Packets for other cells that found too many waiting.
     crowded_out: Arc<AtomicU64>,
+    /// Where captures are written, where there are any.
+    captures: Option<Captures>,
 }
 
 /// Who makes devices.
@@ -153,12 +157,31 @@ impl CellNetwork {
         tokio::spawn(tell(queue, events.downgrade(), directory));
         let crowded_out = Arc::new(AtomicU64::new(0));
         let lost = Arc::clone(&crowded_out);
+        let captured: BTreeMap<usize, InstanceId> = spec
+            .instances
+            .iter()
+            .filter(|instance| instance.capture)
+            .filter_map(|instance| Some((seats.get(&instance.id)?.node.index(), instance.id.clone())))
+            .collect();
+        let captures = match captured.is_empty() {
+            true => None,
+            false => Some(
+                Captures::start(spec.scratch.clone())
+                    .map_err(|source| PrepareError::Io { what: "the capture of a link".to_owned(), source })?,
+            ),
+        };
+        let (writer, whose) = (captures.clone(), captured.clone());
         let (happens, told) = mpsc::unbounded_channel();
         let (breaks, broken) = watch::channel(None);
         let outlets = Outlets {
             away: Box::new(move |packet| {
                 if leaving.try_send(packet).is_err() {
                     lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }),
+            captured: Box::new(move |piece| {
+                if let (Some(writer), Some(id)) = (&writer, whose.get(&piece.node.index())) {
+                    writer.add(id.clone(), piece);
                 }
             }),
             happened: Box::new(move |fault| {
@@ -175,8 +198,12 @@ impl CellNetwork {
         };
         let network = Network::start(engine, Options::default(), outlets)
             .map_err(|source| PrepareError::Io { what: "the lab network".to_owned(), source })?;
+        let files = CellFiles::new(spec.scratch.clone());
+        for (node, id) in captured {
+            network.capture(NodeId::from_index(node), capture::room(&files, &id), capture::ahead_of(now_ns()));
+        }
         let faults = Mutex::new(faults);
-        Ok((CellNetwork { network, maker, seats, broken, described, hosts, faults, crowded_out }, told))
+        Ok((CellNetwork { network, maker, seats, broken, described, hosts, faults, crowded_out, captures }, told))
     }
 
     /// Lets faults happen, whose times count from this long ago; a second call does nothing.
@@ -216,6 +243,13 @@ impl CellNetwork {
         let report = answer.await.ok()?;
         self.network.detach(seat.node);
         report.nodes.contains_key(&seat.node.index()).then(|| self.used(&report, seat.node.index()))
+    }
+
+    /// Puts the capture of an instance that was disconnected among its artifacts, where there is one.
+    pub(crate) async fn keep_capture(&self, id: InstanceId, at_us: u64) {
+        if let Some(captures) = &self.captures {
+            captures.keep(id, at_us).await;
+        }
     }
 
     fn used(&self, report: &Report, node: usize) -> NetworkUse {

@@ -406,7 +406,7 @@ impl Inner {
         if !since.is_zero() {
             network.begin(since);
         }
-        self.tasks.spawn(faults::follow(Arc::clone(&cell), told, targets, since));
+        self.tasks.spawn(faults::follow(Arc::clone(&cell), events.downgrade(), told, targets, since));
         if self.over.is_cancelled() {
             stop(&phase, "the runner shuts down");
         }

@@ -53,7 +53,7 @@ async fn crashed_containers_start_again_with_their_address_and_their_files() {
         assert!(lives(index, 1)(&outcome) && lives(index, 2)(&outcome), "{:?}", outcome.output);
         let ended = &outcome.ended[&instance(index)];
         assert_eq!(ended.network.as_ref().unwrap().crashes, 2);
-        assert_eq!(told(&ended.left), ["crash", "crash"]);
+        assert_eq!(told(&ended.left), ["crash", "restart", "crash", "restart"]);
         let artifacts = ended.left.artifacts.clone().unwrap();
         assert_eq!(std::fs::read_to_string(artifacts.join("lives")).unwrap(), "...");
     }
@@ -89,7 +89,10 @@ async fn paused_containers_stand_still_and_go_on() {
     lab.control.stop("seen".to_owned()).await;
     let outcome = lab.finish().await;
     let ended = &outcome.ended[&instance(0)];
-    assert_eq!((told(&ended.left), ended.network.as_ref().unwrap().crashes), (vec!["pause".to_owned()], 0));
+    assert_eq!(
+        (told(&ended.left), ended.network.as_ref().unwrap().crashes),
+        (vec!["pause".to_owned(), "resume".to_owned()], 0)
+    );
     bench.close().await;
 }
 

@@ -71,6 +71,33 @@ async fn containers_reach_each_other_by_address_and_name_where_no_network_is_des
 }
 
 #[tokio::test]
+async fn link_of_a_container_is_captured_and_that_of_its_neighbour_is_not() {
+    let bench = engine!();
+    let mut cell = reaching(&bench, 1, None);
+    cell.instances[1].capture = true;
+    let outcome = run(&bench, cell).await;
+    assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 });
+    let artifacts = outcome.ended[&instance(1)].left.artifacts.clone().expect("there is a capture");
+    let capture = std::fs::read(artifacts.join("lab-link.pcap")).unwrap();
+    assert!(capture.len() > 1_000_000, "what it sent is there: {} bytes", capture.len());
+    let (head, mut rest) = capture.split_at(iptl_labnet::PCAP_HEADER.len());
+    assert_eq!(head, iptl_labnet::PCAP_HEADER);
+    let mut packets = 0;
+    while let Some((record, after)) = rest.split_first_chunk::<16>() {
+        let size = u32::from_le_bytes([record[8], record[9], record[10], record[11]]) as usize;
+        let (packet, after) = after.split_at(size);
+        let header = iptl_labnet::Header::parse(packet).expect("a packet of IP");
+        let ends = [header.src, header.dst];
+        assert!(ends.contains(&[10, 0, 0, 2].into()), "its own alone: {ends:?}");
+        (packets, rest) = (packets + 1, after);
+    }
+    assert!(rest.is_empty() && packets > 20, "{packets} packets");
+    let other = &outcome.ended[&instance(0)].left.artifacts;
+    assert!(other.as_ref().is_none_or(|artifacts| !artifacts.join("lab-link.pcap").exists()));
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn engine_makes_the_devices_of_a_lablet_that_may_not() {
     let Some(bench) = Bench::unprivileged().await else { return };
     let outcome = run(&bench, reaching(&bench, 2, None)).await;

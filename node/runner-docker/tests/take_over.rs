@@ -90,7 +90,11 @@ async fn running_containers_are_found_again_and_nothing_is_run_twice() {
                 }
                 outcome.ended.insert(id, ended);
             }
-            CellEvent::Sync { .. } | CellEvent::Packet { .. } | CellEvent::Usage(_) | CellEvent::CellOver => {}
+            CellEvent::Sync { .. }
+            | CellEvent::Packet { .. }
+            | CellEvent::Usage(_)
+            | CellEvent::Fault(_)
+            | CellEvent::CellOver => {}
         }
     }
     assert_eq!(outcome.exit(0), &Exit::Exited { code: 0 });

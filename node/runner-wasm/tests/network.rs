@@ -210,7 +210,7 @@ async fn run_split(args: &[&str]) -> BTreeMap<u32, Vec<String>> {
             }
             CellEvent::CellOver if std::ptr::eq(other, &b.control) => over_a = true,
             CellEvent::CellOver => over_b = true,
-            CellEvent::Usage(_) => {}
+            CellEvent::Usage(_) | CellEvent::Fault(_) => {}
             CellEvent::Sync { .. } => panic!("these guests call nobody"),
         }
     }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use iptl_dag::Cid;
 use iptl_dag::model::{
-    Adopted, Container, Exit, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources, Usage, WorkloadKind,
+    Adopted, Container, Exit, FaultDone, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources, Usage,
+    WorkloadKind,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -77,6 +78,8 @@ pub struct InstanceSpec {
     pub attempt: u32,
     /// Settings of its container, where it is one.
     pub container: Option<ContainerSpec>,
+    /// Whether what its link carries is captured into its artifacts.
+    pub capture: bool,
 }
 
 /// Settings of a container with its files at hand.
@@ -233,6 +236,8 @@ pub enum CellEvent {
     },
     /// What the instances use now, at most once in a second and where it changed; with the same groups each time.
     Usage(CellUsage),
+    /// Something was done on purpose, as a schedule of faults says, or what was done so is over.
+    Fault(FaultDone),
     /// An instance ended; exactly one of these for each.
     Ended {
         /// Instance.

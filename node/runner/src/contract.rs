@@ -124,6 +124,7 @@ impl Fixture {
                     limits: limits(),
                     attempt: 1,
                     container: self.container.clone(),
+                    capture: false,
                 }
             })
             .collect();

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use iptl_dag::model::{InstanceId, Usage};
+use iptl_dag::model::{FaultKind, InstanceId, Usage};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::OutputStream;
@@ -21,6 +21,12 @@ const MAX_OPEN_FILES: usize = 2048;
 
 /// Name of the events that say what was done to an instance on purpose.
 pub const FAULT_EVENT: &str = "iptl.fault";
+
+/// Name of the events that say whether a capture has everything.
+pub const CAPTURE_EVENT: &str = "iptl.capture";
+
+/// Name of the capture of an instance's link among its artifacts.
+pub const CAPTURE: &str = "lab-link.pcap";
 
 /// Longest path of an artifact in bytes.
 const MAX_ARTIFACT_PATH: usize = 512;
@@ -108,10 +114,18 @@ impl CellFiles {
     }
 
     /// Encodes an event that says what was done to an instance on purpose, and when that was due.
-    pub fn fault_line(out: &mut Vec<u8>, at_us: u64, fault: &str, due_us: u64) {
-        let data = format!(r#"{{"fault":{},"due_us":{due_us}}}"#, serde_json::Value::from(fault));
+    pub fn fault_line(out: &mut Vec<u8>, at_us: u64, fault: FaultKind, due_us: u64) {
+        let data = format!(r#"{{"fault":{},"due_us":{due_us}}}"#, serde_json::Value::from(fault.name()));
         if let Ok(data) = serde_json::value::RawValue::from_string(data) {
             CellFiles::event_line(out, at_us, FAULT_EVENT, &data);
+        }
+    }
+
+    /// Encodes an event that says whether the capture of an instance's link has everything.
+    pub fn capture_line(out: &mut Vec<u8>, at_us: u64, whole: bool) {
+        let data = format!(r#"{{"artifact":"{CAPTURE}","whole":{whole}}}"#);
+        if let Ok(data) = serde_json::value::RawValue::from_string(data) {
+            CellFiles::event_line(out, at_us, CAPTURE_EVENT, &data);
         }
     }
 
@@ -160,6 +174,32 @@ impl CellFiles {
     /// Appends to an artifact of an instance, whose path was checked by [`check_artifact_path`].
     pub fn append_artifact(&self, id: &InstanceId, path: &str, data: &[u8]) -> io::Result<()> {
         self.append(id, &format!("artifacts/{path}"), data)
+    }
+
+    /// Appends to the capture of an instance's link, which stands beside its artifacts until it is kept.
+    pub fn append_capture(&self, id: &InstanceId, data: &[u8]) -> io::Result<()> {
+        self.append(id, CAPTURE, data)
+    }
+
+    /// Returns the size of the capture of an instance's link so far.
+    pub fn capture_size(&self, id: &InstanceId) -> u64 {
+        std::fs::metadata(self.dir(id).join(CAPTURE)).map_or(0, |file| file.len())
+    }
+
+    /// Puts the capture of an instance's link among its artifacts, in the place of one that has its name. Where there is
+    /// none, does nothing.
+    pub fn keep_capture(&self, id: &InstanceId) -> io::Result<()> {
+        self.open().remove(&format!("{}/{}/{CAPTURE}", id.group, id.index));
+        let (from, artifacts) = (self.dir(id).join(CAPTURE), self.dir(id).join("artifacts"));
+        if !from.is_file() {
+            return Ok(());
+        }
+        let to = artifacts.join(CAPTURE);
+        if to.is_dir() {
+            std::fs::remove_dir_all(&to)?;
+        }
+        std::fs::create_dir_all(&artifacts)?;
+        std::fs::rename(from, to)
     }
 
     /// Returns what an instance has left so far.

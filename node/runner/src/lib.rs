@@ -3,13 +3,14 @@
 //! A cell is all instances of one execution on one lablet. [`runner`] is the trait with its errors, [`cell`] what goes
 //! into a cell and what comes out, [`sync`] the calls of instances to the lab, [`mod@environment`] the variables that an
 //! instance starts with. [`files`] are what
-//! instances leave behind. [`several`] makes one runner of
+//! instances leave behind, [`capture`] what of it their links carried. [`several`] makes one runner of
 //! those of several kinds. [`fake`] executes scripts instead of programs, for the tests of whatever drives a runner;
 //! [`contract`] is the suite that every implementation passes.
 //!
 //! A runner never sees the store or the swarm: it gets verified files and leaves files behind. Start reading at
 //! [`runner::Runner`].
 
+pub mod capture;
 pub mod cell;
 pub mod contract;
 pub mod environment;

@@ -27,6 +27,7 @@ fn cell(scratch: &Path) -> CellSpec {
         limits: Resources::default(),
         attempt: 1,
         container: None,
+        capture: false,
     };
     CellSpec {
         name: "x-test".to_owned(),

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::Command;
+use super::faults::Faults;
 use super::memory::Memory;
 use crate::carrier::Carrier;
 
@@ -187,6 +188,7 @@ impl CellTask {
         let mut used: BTreeMap<Vec<String>, CellUsage> = BTreeMap::new();
         let mut used_told: Option<Instant> = None;
         let mut recent = VecDeque::with_capacity(RECENT_LINES);
+        let mut faults = Faults::default();
         loop {
             let (mut lines, mut gauged) = (Vec::new(), false);
             tokio::select! {
@@ -198,9 +200,13 @@ impl CellTask {
                 }
                 taken = self.notes.recv_many(&mut notes, MAX_EVENTS_AT_ONCE) => if taken == 0 { break },
                 Ok(()) = self.uplink.changed() => match self.uplink.borrow_and_update().is_some() {
-                    true => sync.session_up(),
+                    true => {
+                        sync.session_up();
+                        faults.say_again();
+                    }
                     false => sync.session_down(),
                 },
+                () = faults.due() => faults.close(),
             }
             if !batch.is_empty() {
                 // Whoever reads the runner goes first: what comes together is summed up together.
@@ -239,10 +245,13 @@ impl CellTask {
                     }
                     CellEvent::Sync { id, call } => sync_call(&mut sync, &id, call),
                     CellEvent::Packet { dst, bytes } => self.carry(execution, dst, bytes),
+                    CellEvent::Fault(done) => faults.add(done),
                     CellEvent::Usage(usage) => {
                         used.insert(usage.groups.keys().cloned().collect(), usage);
                     }
                     CellEvent::Ended { id, ended: how } => {
+                        // What was done to it is told before its receipt.
+                        faults.close();
                         sync.end_instance(&id);
                         ended.push((id, how));
                     }
@@ -266,6 +275,9 @@ impl CellTask {
                 if gauged && used_told.is_none_or(|told| told.elapsed() >= MIN_GAUGE_PAUSE) {
                     used_told = Some(Instant::now());
                     let _down = uplink.send(ToOrchestrator::Usage(execution, sum(used.values()))).await;
+                }
+                if let Some(news) = faults.news() {
+                    let _down = uplink.send(ToOrchestrator::Faults(self.cell.clone(), news)).await;
                 }
                 if !lines.is_empty() {
                     let _down = uplink.send(ToOrchestrator::Output(execution, lines)).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::BlobStore;
-use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Network, Run, Signed, Usage, WorkloadKind};
+use iptl_dag::model::{Assignment, ExecutionId, Exit, InstanceId, Network, Run, Signed, Usage, Way, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_labnet::DirectoryError;
 use iptl_runner::files::LeftFiles;
@@ -29,9 +29,10 @@ use super::exec::{self, Permit};
 use super::interventions::Interventions;
 use super::journal::Journal;
 use super::lease::LeaseFile;
-use super::prepare::{Preparer, scratch_path};
+use super::prepare::{Prepared, Preparer, scratch_path};
 use super::receipts::Sealer;
 use super::session::SessionKeeper;
+use super::ways;
 use super::{Command, LabletHandle, LabletStatus};
 use crate::carrier::Carrier;
 use crate::clock;
@@ -40,6 +41,7 @@ use crate::home::{Config, Home, HomeError, Membership};
 use crate::keeper::{Holder, Keeper};
 use crate::links::Links;
 use crate::members::Members;
+use crate::probe::Prober;
 
 /// Commands that wait for the driver.
 const COMMAND_QUEUE: usize = 4096;
@@ -127,6 +129,14 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
     driver.act();
     tokio::spawn(keeper.run());
     let (links, members, stop) = (driver.parts.links.clone(), driver.parts.members.clone(), driver.parts.stop.clone());
+    let prober = Prober {
+        links: links.clone(),
+        members: members.clone(),
+        carrier: driver.carrier.clone(),
+        name: driver.parts.config.name.clone(),
+        stop: stop.clone(),
+    };
+    tokio::spawn(prober.serve());
     tokio::spawn(exec::serve(links, members, commands.clone(), stop));
     tokio::spawn(driver.run(queue));
     Ok(LabletHandle { commands })
@@ -274,7 +284,7 @@ impl Driver {
                     Err(error) => tracing::warn!(signer = %signed.signer, %error, "refused an offer"),
                 }
             }
-            Command::Prepared { cell, run, prepared } => self.prepared(cell, run, prepared),
+            Command::Prepared { cell, run, prepared, ways } => self.prepared(cell, run, prepared, ways),
             Command::PrepareFailed { cell, reason, unfit } => {
                 tracing::warn!(execution = %cell.execution.alias(), reason, "cannot prepare a cell");
                 if let Some(held) = self.cells.get_mut(&cell) {
@@ -316,6 +326,16 @@ impl Driver {
                 self.draining = Some(answer);
                 self.input(LabletInput::Drain { now });
             }
+        }
+    }
+
+    fn send(&mut self, message: ToOrchestrator) {
+        let outbox = self.uplink.borrow().clone();
+        if let Some(outbox) = outbox
+            && outbox.try_send(message).is_err()
+        {
+            // The session's writer is stuck or gone; the session ends and comes back with everything in hello.
+            self.uplink.send_replace(None);
         }
     }
 
@@ -392,15 +412,7 @@ impl Driver {
 
     fn carry_out(&mut self, effect: LabletEffect) {
         match effect {
-            LabletEffect::Send { to: _, message } => {
-                let outbox = self.uplink.borrow().clone();
-                if let Some(outbox) = outbox
-                    && outbox.try_send(message).is_err()
-                {
-                    // The session's writer is stuck or gone; the session ends and comes back with everything in hello.
-                    self.uplink.send_replace(None);
-                }
-            }
+            LabletEffect::Send { to: _, message } => self.send(message),
             LabletEffect::Promise(record) => {
                 let grant = self.granted.remove(&record.cell);
                 if let Some(grant) = &grant {
@@ -480,10 +492,15 @@ impl Driver {
         let mut orchestrators = self.parts.members.candidates();
         orchestrators.sort_by_key(|(peer, _)| *peer != grant.cell.epoch.peer);
         let commands = self.commands.clone();
-        let (name, job) = (cell.clone(), grant.clone());
+        let (name, job, carrier) = (cell.clone(), grant.clone(), self.carrier.clone());
         let task = tokio::spawn(async move {
             let command = match preparer.prepare(orchestrators, &job).await {
-                Ok(done) => Command::Prepared { cell: name, run: Box::new(done.run), prepared: done.cell },
+                Ok(Prepared { run, cell: prepared, asked }) => {
+                    let addrs = |peer: &PeerId| job.roster.get(&peer.to_string()).cloned().unwrap_or_default();
+                    let asked = asked.into_iter().map(|(peer, asked)| (peer.clone(), addrs(&peer), asked)).collect();
+                    let ways = ways::measure(&carrier, asked).await;
+                    Command::Prepared { cell: name, run: Box::new(run), prepared, ways }
+                }
                 Err(error) => {
                     Command::PrepareFailed { cell: name, reason: describe(&error), unfit: error.lies_in_the_workload() }
                 }
@@ -494,9 +511,15 @@ impl Driver {
         self.cells.insert(cell, held);
     }
 
-    fn prepared(&mut self, cell: CellRef, run: Box<Run>, prepared: PreparedCell) {
+    fn prepared(&mut self, cell: CellRef, run: Box<Run>, prepared: PreparedCell, ways: Vec<Way>) {
         match self.run_cell(&cell, run, prepared, BTreeSet::new()) {
-            Ok(()) => self.input(LabletInput::Prepared { cell }),
+            Ok(()) => {
+                if !ways.is_empty() {
+                    // Before it is said to be prepared: who decides on the start is to know.
+                    self.send(ToOrchestrator::Ways(cell.clone(), ways));
+                }
+                self.input(LabletInput::Prepared { cell });
+            }
             Err(error) => {
                 self.input(LabletInput::PrepareFailed { cell, reason: error.to_string(), unfit: true });
             }

@@ -15,6 +15,7 @@ use iptl_runner::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, Prepa
 use iptl_wire::session::Grant;
 
 use super::artifacts::{ArtifactError, Artifacts};
+use super::ways::{self, Asked};
 use crate::fetch::{FetchError, Fetcher, Source, Wanted};
 use crate::home::Home;
 
@@ -89,6 +90,8 @@ impl CellError {
 pub(super) struct Prepared {
     pub(super) run: Run,
     pub(super) cell: PreparedCell,
+    /// Other lablets of its placement, and the shortest delay to each; of a run with a network.
+    pub(super) asked: BTreeMap<PeerId, Asked>,
 }
 
 /// A cell that runs on.
@@ -146,8 +149,9 @@ impl Preparer {
         }
         let files = Files { artifacts, containers, network, faults, scratch };
         let spec = spec(&self.lab, &run, grant, files)?;
+        let asked = asked(&run, grant, &spec)?;
         let cell = self.runners.prepare(spec).await?;
-        Ok(Prepared { run, cell })
+        Ok(Prepared { run, cell, asked })
     }
 
     /// Takes over what an earlier life of the lablet started of a granted cell; none where nothing of it is left.
@@ -329,9 +333,24 @@ fn check_network(run: &Run, network: Option<&NetworkModel>, faults: &[FaultSched
     Ok(())
 }
 
+/// Returns the delays that are to hide the ways to other lablets; none where nothing is promised of delays.
+fn asked(run: &Run, grant: &Grant, spec: &CellSpec) -> Result<BTreeMap<PeerId, Asked>, CellError> {
+    let (Network::Model(cid), Some(network)) = (&run.network, &spec.network) else { return Ok(BTreeMap::new()) };
+    if grant.placement.iter().all(|assignment| assignment.lablet == grant.lablet) {
+        return Ok(BTreeMap::new());
+    }
+    let compiled = iptl_labnet::compile(network, &spec.groups, run.seed)
+        .map_err(|e| CellError::Bad { cid: *cid, reason: format!("it is no network of this run: {e}") })?;
+    Ok(ways::asked(network, &compiled, &grant.placement, &grant.lablet))
+}
+
 fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec, CellError> {
     let Files { artifacts, containers, network, faults, scratch } = files;
     check_network(run, network.as_ref(), &faults)?;
+    if run.capture_count() > Run::MAX_CAPTURES {
+        let reason = format!("it has {} instances captured; {} may be", run.capture_count(), Run::MAX_CAPTURES);
+        return Err(CellError::Bad { cid: grant.run, reason });
+    }
     let mut instances = Vec::new();
     let mut start_size = 0;
     let mut needed: BTreeMap<WorkloadKind, u32> = BTreeMap::new();
@@ -351,6 +370,7 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         *of_kind = of_kind.saturating_add(assignment.count);
         let artifact = artifacts.get(&group.workload).expect("every group's workload was fetched");
         instances.extend(assignment.instances().map(|id| InstanceSpec {
+            capture: run.captures(&id),
             id,
             kind: group.kind,
             artifact: artifact.clone(),

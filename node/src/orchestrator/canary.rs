@@ -147,6 +147,7 @@ impl Canary {
                 | Event::Preparing { .. }
                 | Event::Progress { .. }
                 | Event::Barrier { .. }
+                | Event::Fault { .. }
                 | Event::Lablet { .. } => {}
             }
         }
@@ -225,6 +226,7 @@ fn content() -> (KnownRun, Vec<Block>) {
         faults: Vec::new(),
         loss: LossPolicy { max_attempts: 1, max_lost_ppm: 0, max_lost: None, barriers: BarrierLoss::default() },
         placing: Placing::default(),
+        captures: BTreeMap::new(),
         thresholds: Vec::new(),
         timeout_ms,
     };

@@ -453,6 +453,8 @@ impl Driver {
             | FactKind::Accepted { .. }
             | FactKind::Refused { .. }
             | FactKind::Started {}
+            | FactKind::Faulted { .. }
+            | FactKind::Measured { .. }
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
@@ -563,6 +565,8 @@ fn names_new_blocks(kind: &FactKind) -> bool {
         | FactKind::Accepted { .. }
         | FactKind::Refused { .. }
         | FactKind::Started {}
+        | FactKind::Faulted { .. }
+        | FactKind::Measured { .. }
         | FactKind::Lost { .. }
         | FactKind::Cancelled { .. }
         | FactKind::TimedOut {}

@@ -247,6 +247,8 @@ impl Follower {
             | FactKind::Accepted { .. }
             | FactKind::Refused { .. }
             | FactKind::Started {}
+            | FactKind::Faulted { .. }
+            | FactKind::Measured { .. }
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}

@@ -50,6 +50,7 @@ impl Health {
             | Event::Preparing { .. }
             | Event::Progress { .. }
             | Event::Barrier { .. }
+            | Event::Fault { .. }
             | Event::Lablet { .. }
             | Event::Failed { .. } => {}
         }

@@ -137,6 +137,8 @@ fn named(kind: &FactKind) -> Vec<Cid> {
         | FactKind::Sealed { .. }
         | FactKind::Failed { .. }
         | FactKind::TakenOver { .. }
+        | FactKind::Faulted { .. }
+        | FactKind::Measured { .. }
         | FactKind::Recovered { .. } => Vec::new(),
     }
 }

@@ -316,6 +316,7 @@ mod tests {
             thresholds: Vec::new(),
             timeout_ms: 1,
             placing: Placing::default(),
+            captures: BTreeMap::new(),
         };
         let run_cid = iptl_dag::codec::cid_of(&run);
         let execution = Execution { run: run_cid, orchestrator: peer.clone(), nonce: [0; 16] }.id();

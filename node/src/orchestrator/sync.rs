@@ -152,6 +152,8 @@ impl Driver {
             | FactKind::Placed { .. }
             | FactKind::Accepted { .. }
             | FactKind::Started {}
+            | FactKind::Faulted { .. }
+            | FactKind::Measured { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }

@@ -50,6 +50,7 @@ fn cell() -> (CellSpec, InstanceSpec) {
         attempt: 1,
         kind: WorkloadKind::Docker,
         container: None,
+        capture: false,
     };
     let cell = CellSpec {
         name: "x-test".into(),

@@ -186,6 +186,7 @@ fn variables(case: &str, index: u32, count: u32, setting: &Setting) -> std::coll
         limits: Resources::default(),
         attempt: 1,
         container: None,
+        capture: false,
     };
     let params = [
         ("greeting", "hello"),

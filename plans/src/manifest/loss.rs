@@ -11,7 +11,7 @@ use crate::section::{Section, Sink, quantity, wrong_type};
 use crate::units;
 
 /// Keys of a case that are read here.
-pub(super) const CASE_KEYS: &[&str] = &["max_lost", "barriers", "dedicated", "start_within"];
+pub(super) const CASE_KEYS: &[&str] = &["max_lost", "barriers", "dedicated", "start_within", "slow_ways"];
 
 /// Keys of a group that are read here.
 pub(super) const GROUP_KEYS: &[&str] = &["rerun", "max_lost", "fail_fast"];
@@ -30,6 +30,7 @@ pub(super) fn of_case(sink: &mut Sink, section: &Section<'_>) -> CaseLoss {
         barriers: section.word(sink, "barriers", &words).map(|word| word.value).unwrap_or_default(),
         placing: Placing {
             dedicated: section.boolean(sink, "dedicated").is_some_and(|dedicated| dedicated.value),
+            slow_ways: section.boolean(sink, "slow_ways").is_some_and(|slow| slow.value),
             within_ms: section.duration_ms(sink, "start_within", 1, MAX_TIMEOUT_MS).map(|within| within.value),
         },
     }

@@ -211,6 +211,8 @@ impl Exec {
                 | FactKind::Accepted { .. }
                 | FactKind::Refused { .. }
                 | FactKind::Started {}
+                | FactKind::Faulted { .. }
+                | FactKind::Measured { .. }
                 | FactKind::Sealed { .. }
                 | FactKind::Failed { .. }
                 | FactKind::Snapshot { .. } => {}

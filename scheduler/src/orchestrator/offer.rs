@@ -94,6 +94,7 @@ impl Orchestrator {
                 timed_out: false,
                 records: BTreeMap::new(),
                 distortions: Vec::new(),
+                faults_told: 0,
                 steps: Vec::new(),
                 recalled: BTreeMap::new(),
                 leader,

@@ -55,6 +55,16 @@ impl Orchestrator {
                 exec.former.insert(lablet);
             }
             FactKind::Started {} => exec.started_ms = fact.at_ms.max(1),
+            FactKind::Measured { lablet, .. } => {
+                if let Some(cell) = exec.cells.get_mut(&lablet) {
+                    cell.measured = true;
+                }
+            }
+            FactKind::Faulted { lablet, faults } => {
+                if let Some(cell) = exec.cells.get_mut(&lablet) {
+                    cell.faults.extend(faults);
+                }
+            }
             FactKind::Received { lablet, shard, count } => {
                 exec.announce(&lablet, shard, count, Pull::Recalled);
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iptl_dag::model::{
-    Assignment, Epoch, Execution, ExecutionId, FactKind, InstanceId, LabletRecord, Run, WorkloadKind,
+    Assignment, Epoch, Execution, ExecutionId, FactKind, FaultDone, InstanceId, LabletRecord, Run, WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
@@ -112,6 +112,8 @@ pub(super) struct Exec {
     /// Lablets that were granted instances.
     pub records: BTreeMap<PeerId, LabletRecord>,
     pub distortions: Vec<(String, String)>,
+    /// Faults that those who watch were told of.
+    pub faults_told: usize,
     /// Facts that are taken in again once all receipts that the log names were read.
     pub steps: Vec<FactKind>,
     /// Receipts that were read since the replay, by lablet and chunk.
@@ -181,6 +183,10 @@ pub(super) struct Cell {
     /// Its lablet died under it, as far as it was there to see; what was sealed before may still come.
     pub died: bool,
     pub shards: BTreeMap<Cid, Shard>,
+    /// Faults that were done in it and are in the log; at most [`MAX_FAULTS_TOLD`](iptl_wire::session::MAX_FAULTS_TOLD).
+    pub faults: BTreeSet<FaultDone>,
+    /// Whether its lablet has said how far the others are.
+    pub measured: bool,
 }
 
 /// How far a cell is, as the orchestrator knows.
@@ -326,6 +332,8 @@ impl Cell {
             over: false,
             died: false,
             shards: BTreeMap::new(),
+            faults: BTreeSet::new(),
+            measured: false,
         }
     }
 

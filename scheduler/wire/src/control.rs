@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Counts, InstanceId, ResultVerdict, WorkloadKind};
+use iptl_dag::model::{Counts, FaultDone, InstanceId, NetworkModel, ResultVerdict, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use serde::{Deserialize, Serialize};
 
 use crate::exec::{ExecOutput, Window};
 use crate::lab::Role;
+use crate::probe::ProbeReport;
 use crate::session::{GroupUsage, InstanceUsage, OutputLine, Slots};
 
 /// Protocol ID of the control stream.
@@ -138,6 +139,11 @@ pub enum Request {
         execution: String,
         /// One answer is enough.
         once: bool,
+    },
+    /// What the lab's lablets make of a network, one after the other. Answers: one `Probed` for each, then `End`.
+    Probe {
+        /// The network.
+        network: Box<NetworkModel>,
     },
     /// Lists things. Answers: one `Row` each, then `End`.
     List {
@@ -331,6 +337,8 @@ pub enum Reply {
     Exec(ExecOutput),
     /// What an execution does now.
     Top(Box<Top>),
+    /// What a lablet makes of a network, or why it does not say: its name, and the reason.
+    Probed(Result<Box<ProbeReport>, (String, String)>),
     /// One thing of a list: columns by name.
     Row(BTreeMap<String, String>),
     /// Another orchestrator leads from now on.
@@ -760,6 +768,13 @@ pub enum Event {
         missing: Vec<String>,
         /// Milliseconds since start.
         after_ms: u64,
+    },
+    /// Something was done on purpose in a lablet's part of it, as its schedules of faults say.
+    Fault {
+        /// Name and short peer ID.
+        lablet: String,
+        /// What, and when.
+        done: FaultDone,
     },
     /// A lablet was lost, came back, or gave a grant back.
     Lablet {

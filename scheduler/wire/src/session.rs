@@ -5,7 +5,7 @@ use std::iter::Sum;
 
 use bytes::Bytes;
 use iptl_dag::model::signed::{Signable, Signed};
-use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, Run, WorkloadKind};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, FaultDone, InstanceId, Run, Way, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,10 @@ pub enum ToOrchestrator {
     Output(ExecutionId, Vec<OutputLine>),
     /// What the cell's instances use; answers a `gauge`.
     Usage(ExecutionId, CellUsage),
+    /// How far the other lablets of the cell's placement are, before it is prepared; of a run with a network.
+    Ways(CellRef, Vec<Way>),
+    /// Faults of the run's schedules that were done in the cell. What was said before may be said again.
+    Faults(CellRef, Vec<FaultDone>),
 }
 
 /// What an orchestrator says.
@@ -83,6 +87,12 @@ pub enum ToLablet {
     /// The orchestrators of the lab, where there are several: whom to turn to when this one is gone.
     Orchestrators(Orchestrators),
 }
+
+/// Most ways of a cell that are told: the slowest of them.
+pub const MAX_WAYS: usize = 1024;
+
+/// Most faults of a cell that are told: the first of them. Events of instances have all.
+pub const MAX_FAULTS_TOLD: usize = 256;
 
 /// Most instances of a cell that are named with what they use.
 pub const MAX_BUSIEST: usize = 8;

@@ -78,7 +78,12 @@ impl World {
             nodes.push((topology.add_node(RealmId::PUBLIC, addr, None, access)?, addr));
         }
         let engine = Engine::new(topology, EngineConfig::default());
-        let outlets = Outlets { away: Box::new(|_| {}), happened: Box::new(|_| {}), ended: Box::new(|_| {}) };
+        let outlets = Outlets {
+            away: Box::new(|_| {}),
+            captured: Box::new(|_| {}),
+            happened: Box::new(|_| {}),
+            ended: Box::new(|_| {}),
+        };
         let network = Network::start(engine, Options::default(), outlets)?;
         let mut namespaces = Vec::new();
         for (node, addr) in nodes {

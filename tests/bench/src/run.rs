@@ -87,6 +87,8 @@ fn stages_of(facts: &[Fact], told: f64, stages: &mut [Vec<f64>]) {
             FactKind::Received { .. } => 5,
             FactKind::Sealed { .. } => 6,
             FactKind::Refused { .. }
+            | FactKind::Faulted { .. }
+            | FactKind::Measured { .. }
             | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}

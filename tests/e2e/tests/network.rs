@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use iptl_e2e::{Home, Lab, Output, repository};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Writes a plan that runs `ping` over a network, and returns its folder.
 fn ping_over(dir: &Path, network: &str) -> PathBuf {
@@ -121,6 +121,73 @@ fn crashed_instances_start_again_with_their_address() {
     let crashed: Vec<&String> = events.iter().filter(|events| events.contains("iptl.fault")).collect();
     let [crashed] = crashed.as_slice() else { panic!("one of two crashes: {events:?}") };
     assert_eq!(crashed.matches("\"listening\"").count(), 2, "it listens again: {crashed}");
+    assert!(crashed.contains("\"fault\":\"restart\",\"due_us\":1500000"), "when it was due: {crashed}");
+}
+
+#[test]
+fn link_of_an_instance_is_captured_into_its_artifacts() {
+    let home = Home::new();
+    let plan = ping_over(home.path(), APART);
+    let options = ["-g", "node=2", "-p", "rounds=5", "--pcap", "node/1", "--json"];
+    let last = run_local(&home, &plan, &options).exits(0).last_json();
+    let events = events(&home, last["result"].as_str().unwrap(), 2);
+    let said = |n: usize| events[n].contains("\"iptl.capture\"") && events[n].contains("\"whole\":true");
+    assert!(!said(0) && said(1), "{events:?}");
+    let artifacts = home.path().join("out/artifacts/node");
+    assert!(!artifacts.join("0").exists(), "nobody asked for that one");
+    let packets = packets(&artifacts.join("1/lab-link.pcap"));
+    let ways: BTreeSet<_> = packets.iter().map(|(_, packet)| (packet.src, packet.dst, packet.protocol)).collect();
+    let [a, b]: [std::net::IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+    // TCP and UDP, both ways.
+    assert_eq!(ways, BTreeSet::from([(a, b, 6), (b, a, 6), (a, b, 17), (b, a, 17)]));
+    let times: Vec<u64> = packets.iter().map(|(at_ns, _)| *at_ns).collect();
+    assert!(times.is_sorted());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let age = now.saturating_sub(std::time::Duration::from_nanos(times[0]));
+    assert!(age.as_secs() < 600 && now.as_nanos() > u128::from(times[0]), "wall time: {age:?}");
+}
+
+/// Reads a capture as another program does; returns times and heads of its packets.
+fn packets(capture: &Path) -> Vec<(u64, iptl_labnet::Header)> {
+    use pcap_parser::traits::PcapReaderIterator;
+    use pcap_parser::{LegacyPcapReader, Linktype, PcapBlockOwned, PcapError};
+    let file = std::fs::File::open(capture).unwrap_or_else(|e| panic!("{}: {e}", capture.display()));
+    let mut reader = LegacyPcapReader::new(1 << 20, file).unwrap();
+    let mut packets = Vec::new();
+    loop {
+        let size = match reader.next() {
+            Ok((size, PcapBlockOwned::LegacyHeader(head))) => {
+                assert!(head.is_nanosecond_precision() && head.network == Linktype::RAW);
+                size
+            }
+            Ok((size, PcapBlockOwned::Legacy(packet))) => {
+                let at_ns = u64::from(packet.ts_sec) * 1_000_000_000 + u64::from(packet.ts_usec);
+                packets.push((at_ns, iptl_labnet::Header::parse(packet.data).unwrap()));
+                size
+            }
+            Ok((_, PcapBlockOwned::NG(_))) => panic!("another format"),
+            Err(PcapError::Eof) => return packets,
+            Err(PcapError::Incomplete(_)) => {
+                reader.refill().unwrap();
+                continue;
+            }
+            Err(error) => panic!("{error:?}"),
+        };
+        reader.consume(size);
+    }
+}
+
+#[test]
+fn capture_of_nobody_or_of_no_packets_is_refused() {
+    let home = Home::new();
+    let plan = ping_over(home.path(), APART);
+    let refused = |options: &[&str]| run_local(&home, &plan, options).fails(2, "run.invalid").stderr;
+    let text = refused(&["-g", "node=2", "--pcap", "node/2"]);
+    assert!(text.contains("E0410") && text.contains("no instance node/2"), "{text}");
+    let text = refused(&["-g", "node=2", "--pcap", "node/0", "--network", "clean"]);
+    assert!(text.contains("no packets that could be captured"), "{text}");
+    let odd = run_local(&home, &plan, &["--pcap", "node"]).exits(2);
+    assert!(odd.stderr.contains("write GROUP/N"), "{}", odd.stderr);
 }
 
 #[test]
@@ -176,11 +243,81 @@ fn components_on_three_lablets_are_as_far_apart_as_the_network_asks() {
 }
 
 #[test]
+fn probe_says_what_lablets_make_of_a_network_and_how_far_they_are_apart() {
+    let lab = Lab::start(2);
+    let output = lab.run(&["net", "probe", "world-2019", "--json"]).exits(0);
+    let reports: Vec<Value> = output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(reports.len(), 2, "{reports:?}");
+    for report in &reports {
+        let links = report["links"].as_array().unwrap();
+        // Six regions with all their pairs, and access classes both ways.
+        assert!(links.len() > 36, "{} links", links.len());
+        for link in links {
+            let (asked, measured) = (link["asked_ns"].as_u64().unwrap(), link["measured_ns"].as_u64().unwrap());
+            assert!(link["packets"].as_u64() > Some(0) && measured >= asked, "never early: {link}");
+        }
+        assert!(report["late_ns"]["p99"].as_u64() > Some(0), "{report}");
+        let ways = report["ways"].as_array().unwrap();
+        let best = ways[0]["best_ns"].as_u64();
+        assert!(ways.len() == 1 && best > Some(0) && best < Some(50_000_000), "the other one: {ways:?}");
+        assert_eq!(ways[0]["relayed"], false);
+    }
+    let text = lab.run(&["net", "probe", &repository().join("plans/split").display().to_string()]).exits(0).stdout;
+    assert!(text.contains("lablet ") && text.contains("LINK") && text.contains(" one way"), "{text}");
+    assert!(text.contains("distorted"), "what would be, or that nothing would: {text}");
+}
+
+#[test]
+fn probe_of_no_network_is_refused_with_a_reason() {
+    let home = Home::new();
+    let clean = home.run(&["net", "probe", "clean", "--local"]).fails(2, "net.clean");
+    assert!(clean.stderr.contains("name another network"), "{}", clean.stderr);
+    let local = home.run(&["net", "probe", "world-2015", "--local", "--json"]).exits(0).json();
+    assert_eq!(local["ways"].as_array().map(Vec::len), Some(0), "there is nobody else: {local}");
+}
+
+#[test]
 fn a_partition_parts_instances_of_three_lablets() {
     let lab = Lab::start(3);
     let plan = repository().join("plans/split").display().to_string();
-    let last = lab.run(&["run", &plan, "--no-build", "-g", "node=9", "--json"]).exits(0).last_json();
+    let output = lab.run(&["run", &plan, "--no-build", "-g", "node=9", "--json"]).exits(0);
+    let last = output.last_json();
     assert_eq!(last["verdict"], "pass", "{last}");
     let (receipts, lablets) = receipts(&lab, &last["result"]);
     assert_eq!((receipts.len(), lablets), (9, 3));
+
+    // Each lablet did it, and said so: in the narrative, in the log and in the result.
+    let asked = [("partition", 3), ("heal", 3)];
+    let lines: Vec<Value> = output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = lines.iter().filter(|line| line["event"] == "fault").cloned().collect::<Vec<_>>();
+    assert_eq!(by_kind(&told), asked, "{told:?}");
+    let audited = lab.run(&["audit", "last", "--json"]).exits(0);
+    let facts: Vec<Value> = audited.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let done = facts.iter().filter_map(|fact| fact["body"]["faulted"]["faults"].as_array());
+    let done: Vec<Value> =
+        done.flatten().map(|done| json!({"fault": done["kind"], "instances": done["instances"]})).collect();
+    assert_eq!(by_kind(&done), asked, "{facts:?}");
+    let shown = lab.run(&["show", last["result"].as_str().unwrap(), "--json"]).exits(0).json();
+    let faults = shown["faults"].as_array().unwrap();
+    assert_eq!(by_kind(faults), asked, "{faults:?}");
+    for fault in faults {
+        let (due, done) = (fault["due_us"].as_u64().unwrap(), fault["done_us"].as_u64().unwrap());
+        assert!(due > 0 && done >= due, "asked and done: {fault}");
+    }
+    let text = lab.run(&["show", last["result"].as_str().unwrap()]).exits(0).stdout;
+    assert!(text.contains("fault ") && text.contains("partition") && text.contains("asked for"), "{text}");
+    let text = lab.run(&["audit", "last"]).exits(0).stdout;
+    assert!(text.contains("faulted    on ") && text.contains("heal of"), "{text}");
+}
+
+/// Counts what was done, each kind by its lablets, in the order in which it comes first.
+fn by_kind(done: &[Value]) -> Vec<(&str, usize)> {
+    let mut kinds: Vec<(&str, usize)> = Vec::new();
+    for kind in done.iter().map(|done| done["fault"].as_str().unwrap()) {
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((kind, 1)),
+        }
+    }
+    kinds
 }

@@ -121,6 +121,8 @@ fn up_kind(message: &ToOrchestrator) -> u64 {
         ToOrchestrator::Sync(..) => 9,
         ToOrchestrator::Output(..) => 10,
         ToOrchestrator::Usage(..) => 11,
+        ToOrchestrator::Faults(..) => 12,
+        ToOrchestrator::Ways(..) => 13,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use iptl_dag::model::{self, ExecutionId, Fact, FactKind, InstanceId, Signed};
+use iptl_dag::model::{self, ExecutionId, Fact, FactKind, FaultDone, InstanceId, Signed};
 use iptl_dag::{Block, Cid, Codec, PeerId};
 use iptl_scheduler::log::{self, Audit, Misfit, Tail};
 use iptl_wire::control::{LogTail, Reply, Request};
@@ -13,6 +13,9 @@ use crate::client::unexpected;
 use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
 use crate::{node, ui};
+
+/// Faults of one fact that its line tells.
+const MAX_FAULTS: usize = 4;
 
 /// Checks every fact of an execution's log, and prints them.
 ///
@@ -223,6 +226,23 @@ fn describe(kind: &FactKind) -> String {
         FactKind::Accepted { lablet } => format!("accepted   by {}", lablet.short()),
         FactKind::Refused { lablet, reason } => format!("refused    by {}: {reason}", lablet.short()),
         FactKind::Started {} => "started".to_owned(),
+        FactKind::Measured { lablet, ways } => {
+            let slow = ways.iter().filter(|way| way.is_too_slow()).count();
+            let slow = if slow == 0 {
+                String::new()
+            } else {
+                format!(", {slow} longer than the delays that are to hide them")
+            };
+            format!("measured   {} by {}{slow}", ui::count(ways.len() as u64, "way"), lablet.short())
+        }
+        FactKind::Faulted { lablet, faults } => {
+            let done: Vec<String> = faults.iter().take(MAX_FAULTS).map(fault).collect();
+            let more = match faults.len().saturating_sub(MAX_FAULTS) {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            format!("faulted    on {}: {}{more}", lablet.short(), done.join(", "))
+        }
         FactKind::Received { lablet, shard, count } => {
             format!("received   {count} receipts of {}, {}", lablet.short(), ui::short(shard))
         }
@@ -243,4 +263,15 @@ fn describe(kind: &FactKind) -> String {
         }
         FactKind::Snapshot { part, facts, .. } => format!("snapshot   part {part}, {} facts", facts.len()),
     }
+}
+
+/// Says what was done on purpose, and when: as asked for, and as it was.
+fn fault(done: &FaultDone) -> String {
+    format!(
+        "{} of {} at {:.3} s, done {:.3} s",
+        done.kind.name(),
+        ui::count(u64::from(done.instances), "instance"),
+        done.due_us as f64 / 1e6,
+        done.done_us as f64 / 1e6
+    )
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use iptl_dag::model::{self, FaultSchedule, Network, NetworkModel, Node, Plan, Run, Workload};
+use iptl_dag::model::{self, FaultSchedule, InstanceId, Network, NetworkModel, Node, Plan, Run, Workload};
 use iptl_dag::{Block, Cid};
 use iptl_plans::{Diagnostic, Manifest, RunOptions};
 use iptl_wire::control::{MAX_PRIORITY, Reply, Request};
@@ -51,6 +51,12 @@ pub struct Args {
     /// Network in place of the case's: `clean`, one of the plan's, one that everybody has, or the CID of one
     #[arg(long, value_name = "NETWORK")]
     network: Option<String>,
+    /// Capture the link of an instance into its artifacts, as `lab-link.pcap`; may be repeated
+    #[arg(long, value_name = "GROUP/N", value_parser = instance)]
+    pcap: Vec<InstanceId>,
+    /// Start also where the way between two lablets is longer than a delay of the network; the result is distorted then
+    #[arg(long)]
+    slow_ways: bool,
     /// Submit, print the execution, and leave
     #[arg(long, conflicts_with = "dry_run")]
     detach: bool,
@@ -83,6 +89,13 @@ fn pair(text: &str) -> std::result::Result<(String, String), String> {
 /// Says whether a plan is named by its place on this disk, whether it is there or not.
 fn is_path(plan: &str) -> bool {
     Path::new(plan).exists() || plan.starts_with('.') || plan.starts_with('/') && !plan.starts_with("/ipfs/")
+}
+
+fn instance(text: &str) -> std::result::Result<InstanceId, String> {
+    let named = text.rsplit_once('/').filter(|(group, _)| !group.is_empty());
+    let named =
+        named.and_then(|(group, index)| Some(InstanceId { group: group.to_owned(), index: index.parse().ok()? }));
+    named.ok_or_else(|| format!("`{text}` names no instance; write GROUP/N, as in node/0"))
 }
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
@@ -184,12 +197,19 @@ async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Made> {
     match decode(&block)? {
         Node::Run(run) => {
             let chosen = [args.case.is_some(), args.network.is_some()];
-            let chosen = chosen.contains(&true) || !args.group.is_empty() || !args.param.is_empty();
+            let chosen = chosen.contains(&true)
+                || !args.pcap.is_empty()
+                || args.slow_ways
+                || !args.group.is_empty()
+                || !args.param.is_empty();
             if chosen || !args.matrix.is_empty() {
                 return Err(Error::usage(
                     "run.fixed",
                     format!("{} is a run: its choices are made", ui::short(&cid)),
-                    format!("leave -g, -p, --case, --network and --matrix out, or run its plan {}", run.plan),
+                    format!(
+                        "leave -g, -p, --case, --network, --pcap, --slow-ways and --matrix out, or run its plan {}",
+                        run.plan
+                    ),
                 ));
             }
             fetch::fetch(ctx, client, cid, &args.sources, false).await?;
@@ -262,6 +282,8 @@ async fn make(
             Some(name) => Some(network(ctx, client, args, manifest, plan, name).await?),
             None => None,
         },
+        captures: args.pcap.iter().cloned().collect(),
+        slow_ways: args.slow_ways,
     };
     let run: Run =
         iptl_plans::make_run(plan, cid, workloads, &options).map_err(|found| no_run(plan, &cid.to_string(), found))?;

@@ -42,6 +42,7 @@ impl Engine {
         }
         self.stats.delivered += flight.on_the_wire().0;
         let Flight { bytes, header, offload, .. } = flight;
+        self.captures.take(node, self.now_ns, &bytes);
         self.outputs.push_back(Output { node: NodeId(node), bytes, header, offload, due_ns: at_ns });
     }
 

@@ -10,6 +10,7 @@ use super::parts::Parts;
 use super::stack::Stack;
 use super::udp::Udp;
 use super::{FIRST_EPHEMERAL_PORT, Host, Hosts, Kind};
+use crate::capture::Captured;
 use crate::draw::mix;
 use crate::engine::LinkStats;
 use crate::faults::{Faults, Happened};
@@ -52,6 +53,17 @@ impl Sockets for Hosts {
 
     fn poll_fault(&mut self) -> Option<Happened> {
         self.happened.pop_front()
+    }
+
+    fn capture(&mut self, id: &InstanceId, limit: u64, ahead_ns: u64) -> bool {
+        let node = self.nodes.get(id).copied();
+        node.inspect(|node| self.engine.capture(*node, limit, ahead_ns)).is_some()
+    }
+
+    fn poll_captured(&mut self) -> Option<(InstanceId, Captured)> {
+        let captured = self.engine.poll_captured()?;
+        // Nodes have the numbers of instances.
+        Some((self.directory.at(captured.node.index() as u64)?, captured))
     }
 
     fn network_use(&self, me: Ipv4Addr) -> Option<NetworkUse> {

@@ -131,7 +131,7 @@ impl Hosts {
 }
 
 /// Makes the packet of a datagram.
-fn datagram(src: SocketAddrV4, dst: SocketAddrV4, number: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(src: SocketAddrV4, dst: SocketAddrV4, number: u16, payload: &[u8]) -> Vec<u8> {
     let len = UDP_HEAD + payload.len();
     let of = |len: usize| u16::try_from(len).expect("datagrams are bounded").to_be_bytes();
     let mut bytes = Vec::with_capacity(V4_HEAD + len);

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use iptl_labnet::{Away, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output};
+use iptl_labnet::{Away, Captured, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output};
 
 use crate::device::{self, Counters, Device};
 use crate::report::{LabReport, NodeReport, Report};
@@ -81,6 +81,8 @@ pub enum End {
 pub struct Outlets {
     /// Takes a packet for a node of another machine. Must not wait: all packets do meanwhile.
     pub away: Box<dyn FnMut(Away) + Send>,
+    /// Takes a piece of a capture. Must not wait either.
+    pub captured: Box<dyn FnMut(Captured) + Send>,
     /// Is told of a fault that has happened to the network. Must not wait either.
     pub happened: Box<dyn FnMut(Happened) + Send>,
     /// Is told once how the network ended.
@@ -96,6 +98,7 @@ enum Order {
     Configure(LinkId, LinkConfig),
     Partition(Vec<Option<u8>>),
     Faults(Box<Faults>, u64),
+    Capture(NodeId, u64, u64),
     Report(Reply<Report>),
     Stop,
 }
@@ -133,7 +136,7 @@ impl Network {
         epoll.add(woken.as_fd(), WAKE)?;
         let bell = Arc::new(Bell::default());
         let started_ns = now_ns();
-        let Outlets { away, happened, ended } = outlets;
+        let Outlets { away, captured, happened, ended } = outlets;
         let mut runner = Runner {
             engine,
             epoll,
@@ -144,6 +147,7 @@ impl Network {
             devices: BTreeMap::new(),
             gone: BTreeMap::new(),
             away,
+            captured,
             happened,
             faults: None,
             options,
@@ -202,7 +206,12 @@ impl Network {
         self.shared.tell(Order::Faults(Box::new(faults), start_ns));
     }
 
-    /// Asks what the network did so far. `reply` is called by its thread, and dropped where it has ended.
+    /// Captures what a node sends and gets from now on, as [`Engine::capture`] does.
+    pub fn capture(&self, node: NodeId, limit: u64, ahead_ns: u64) {
+        self.shared.tell(Order::Capture(node, limit, ahead_ns));
+    }
+
+    /// Asks what the network did so far; what was captured until then has been handed over. `reply` is called by its thread, and dropped where it has ended.
     pub fn report(&self, reply: impl FnOnce(Report) + Send + 'static) {
         self.shared.tell(Order::Report(Box::new(reply)));
     }
@@ -245,6 +254,7 @@ struct Runner {
     /// What devices that are gone had counted.
     gone: BTreeMap<usize, Counters>,
     away: Box<dyn FnMut(Away) + Send>,
+    captured: Box<dyn FnMut(Captured) + Send>,
     happened: Box<dyn FnMut(Happened) + Send>,
     /// With the time from which theirs count.
     faults: Option<(Box<Faults>, u64)>,
@@ -308,7 +318,11 @@ impl Runner {
                 }
                 Ok(Order::Partition(sides)) => self.engine.partition(&sides),
                 Ok(Order::Faults(faults, start_ns)) => self.faults = Some((faults, start_ns)),
-                Ok(Order::Report(reply)) => reply(self.report()),
+                Ok(Order::Capture(node, limit, ahead_ns)) => self.engine.capture(node, limit, ahead_ns),
+                Ok(Order::Report(reply)) => {
+                    self.hand_out();
+                    reply(self.report());
+                }
                 Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(true),
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
             }
@@ -383,6 +397,9 @@ impl Runner {
         }
         while let Some(packet) = self.engine.poll_away() {
             (self.away)(packet);
+        }
+        while let Some(piece) = self.engine.poll_captured() {
+            (self.captured)(piece);
         }
     }
 

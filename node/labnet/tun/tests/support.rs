@@ -48,6 +48,7 @@ impl World {
                 assert_ne!(packet.bytes.len(), BREAKING, "as the test asked for");
                 let _gone = away_sender.send(packet);
             }),
+            captured: Box::new(|_| {}),
             happened: Box::new(|_| {}),
             ended: Box::new(move |end| drop(ended_sender.send(end))),
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use iptl_dag::model::{Exit, InstanceId};
+use iptl_dag::model::{Exit, FaultDone, FaultKind, InstanceId};
 use iptl_labnet::{Act, Directory, Happened};
 use iptl_runner::files::CellFiles;
 use iptl_runner::{Artifact, CellEvent, CellInput, CellSpec, Ended, InstanceSpec};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
 use super::engine::Compiler;
-use super::guest::{self, Instance};
+use super::guest::{self, Instance, Spell};
 use super::limits::MemoryPool;
 use super::net::Net;
 use super::outbox::Outbox;
@@ -175,23 +175,40 @@ impl Cell {
     /// Writes faults that happened into the events of those whom they concern, and does to instances what is to be done.
     async fn follow_faults(self: Arc<Self>, mut happened: mpsc::UnboundedReceiver<Happened>) {
         while let Some(Happened { due_ns, what, hit, act }) = happened.recv().await {
+            let (due_us, done_us) = (due_ns / 1_000, self.at_us());
             let mut line = Vec::new();
-            CellFiles::fault_line(&mut line, self.at_us(), what, due_ns / 1_000);
+            CellFiles::fault_line(&mut line, done_us, what, due_us);
+            let mut instances = 0;
             for id in hit {
                 let Some(instance) = self.instances.get(&id) else { continue };
                 if instance.has_ended() {
                     continue;
                 }
+                instances += 1;
                 if let Err(error) = self.files.append_events(&id, &line) {
                     tracing::warn!(%id, %error, "a fault is not among the events");
                 }
                 match act {
-                    Some(Act::Crash { restart_ns }) => instance.crash(Duration::from_nanos(restart_ns)),
-                    Some(Act::Pause { for_ns }) => instance.pause(Duration::from_nanos(for_ns)),
+                    Some(Act::Crash { restart_ns }) => instance.crash(Spell::of(restart_ns, due_us)),
+                    Some(Act::Pause { for_ns }) => instance.pause(Spell::of(for_ns, due_us)),
                     None => {}
                 }
             }
+            if instances > 0 {
+                self.say(CellEvent::Fault(FaultDone { due_us, kind: what, done_us, instances }));
+            }
         }
+    }
+
+    /// Tells that what was done to an instance on purpose is over, which was due at `due_us`.
+    pub(crate) fn fault_is_over(&self, id: &InstanceId, kind: FaultKind, due_us: u64) {
+        let done_us = self.at_us();
+        let mut line = Vec::new();
+        CellFiles::fault_line(&mut line, done_us, kind, due_us);
+        if let Err(error) = self.files.append_events(id, &line) {
+            tracing::warn!(%id, %error, "the end of a fault is not among the events");
+        }
+        self.say(CellEvent::Fault(FaultDone { due_us, kind, done_us, instances: 1 }));
     }
 
     /// Hands over what the lablet says.

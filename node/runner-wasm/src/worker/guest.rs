@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use iptl_dag::model::{Exit, InstanceId, Resources, Usage};
+use iptl_dag::model::{Exit, FaultKind, InstanceId, Resources, Usage};
 use iptl_runner::{Ended, InstanceSpec, OutputStream, environment};
 use tokio::sync::watch;
 use wasmtime::component::ResourceTable;
@@ -32,6 +32,21 @@ const HANDLES_PER_SOCKET: usize = 6;
 /// Bytes that the arguments of one host call may take on the host: the largest message several times.
 const HOSTCALL_FUEL: usize = 8 << 20;
 
+/// How long something that was done to an instance lasts.
+#[derive(Clone, Copy)]
+pub(crate) struct Spell {
+    time: Duration,
+    /// When its end is due, in microseconds since the release.
+    over_us: u64,
+}
+
+impl Spell {
+    /// What was due at a time and lasts for another.
+    pub(crate) fn of(time_ns: u64, due_us: u64) -> Spell {
+        Spell { time: Duration::from_nanos(time_ns), over_us: due_us.saturating_add(time_ns / 1_000) }
+    }
+}
+
 /// What an instance and its cell share.
 pub(crate) struct Instance {
     /// Group and index.
@@ -54,10 +69,10 @@ pub(crate) struct Instance {
     pub(crate) gauges: Arc<Gauges>,
     /// What of that was written down.
     pub(crate) sampled: Mutex<Sampled>,
-    /// Time after which it starts again, once it is to crash.
-    crash: watch::Sender<Option<Duration>>,
-    /// Until when it is paused.
-    paused: watch::Sender<Option<Instant>>,
+    /// For how long it is down, once it is to crash.
+    crash: watch::Sender<Option<Spell>>,
+    /// Until when it is paused, and when that is due, in microseconds since the release.
+    paused: watch::Sender<Option<(Instant, u64)>>,
     ended: AtomicBool,
 }
 
@@ -81,30 +96,35 @@ impl Instance {
     }
 
     /// Ends its program at once, and starts it again after some time.
-    pub(crate) fn crash(&self, restart: Duration) {
-        self.crash.send_replace(Some(restart));
+    pub(crate) fn crash(&self, down: Spell) {
+        self.crash.send_replace(Some(down));
     }
 
     /// Lets its program compute nothing for some time; of two pauses the one that ends later counts.
-    pub(crate) fn pause(&self, time: Duration) {
-        let until = Instant::now() + time;
+    pub(crate) fn pause(&self, still: Spell) {
+        let until = (Instant::now() + still.time, still.over_us);
         self.paused.send_modify(|paused| *paused = Some(paused.map_or(until, |earlier| earlier.max(until))));
     }
 
-    /// Runs something that stands still while the instance is paused. What computes without a break stops when it next
-    /// yields, which guests do every 10 ms.
-    async fn unless_paused<T>(&self, future: impl Future<Output = T>) -> T {
+    /// Runs something that stands still while the instance is paused; tells when it goes on, and when that was due. What
+    /// computes without a break stops when it next yields, which guests do every 10 ms.
+    async fn unless_paused<T>(&self, goes_on: impl Fn(u64), future: impl Future<Output = T>) -> T {
         let mut paused = self.paused.subscribe();
         let mut future = pin!(future);
+        let mut stood_still = false;
         loop {
             let until = *paused.borrow_and_update();
-            if let Some(until) = until.filter(|until| *until > Instant::now()) {
+            if let Some((until, _)) = until.filter(|(until, _)| *until > Instant::now()) {
+                stood_still = true;
                 tokio::select! {
                     () = tokio::time::sleep_until(until.into()) => {}
                     // Longer than that.
                     _ = paused.changed() => {}
                 }
                 continue;
+            }
+            if let Some((_, over_us)) = until.filter(|_| std::mem::take(&mut stood_still)) {
+                goes_on(over_us);
             }
             tokio::select! {
                 biased;
@@ -119,11 +139,11 @@ impl Instance {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Waits until it is to crash; returns after which time it starts again.
-    async fn crashed(&self) -> Duration {
+    /// Waits until it is to crash; returns for how long it is down then.
+    async fn crashed(&self) -> Spell {
         let mut crash = self.crash.subscribe();
-        match crash.wait_for(Option::is_some).await.map(|restart| *restart) {
-            Ok(Some(restart)) => restart,
+        match crash.wait_for(Option::is_some).await.map(|down| *down) {
+            Ok(Some(down)) => down,
             // Its own sender lives as long as it does.
             Ok(None) | Err(_) => std::future::pending().await,
         }
@@ -164,9 +184,9 @@ pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, mut spec: Ins
             Ok(program) => program,
             Err(exit) => break exit,
         };
-        let restart = tokio::select! {
+        let down = tokio::select! {
             biased;
-            restart = instance.crashed() => restart,
+            down = instance.crashed() => down,
             exit = run(&mut store, &program, &cell, started, &mut meter) => break exit,
         };
         // As at a loss of power: what it held is gone, its connections are reset, and its address stays.
@@ -175,7 +195,7 @@ pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, mut spec: Ins
         let stopped = tokio::select! {
             biased;
             exit = cell.stopped() => Some(exit),
-            () = tokio::time::sleep(restart) => None,
+            () = tokio::time::sleep(down.time) => None,
         };
         instance.crash.send_replace(None);
         cell.net.add(&instance.id);
@@ -184,8 +204,11 @@ pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, mut spec: Ins
             break exit;
         }
         made = make(&mut store, command, &cell, &mut meter).await;
+        if made.is_ok() {
+            cell.fault_is_over(&instance.id, FaultKind::Restart, down.over_us);
+        }
     };
-    end(store, exit, started_ms, &meter);
+    end(store, exit, started_ms, &meter, spec.capture).await;
 }
 
 /// Makes the store of an instance, with everything that it may use and nothing else.
@@ -261,7 +284,8 @@ async fn run(store: &mut Store<Guest>, command: &Command, cell: &Cell, started: 
             Duration::from_millis(limits.cpu_ms),
             async {
                 let running = command.wasi_cli_run().call_run(&mut *store);
-                if may_pause { instance.unless_paused(running).await } else { running.await }
+                let goes_on = |over_us| cell.fault_is_over(&instance.id, FaultKind::Resume, over_us);
+                if may_pause { instance.unless_paused(goes_on, running).await } else { running.await }
             },
         ) => ran,
     };
@@ -272,7 +296,7 @@ async fn run(store: &mut Store<Guest>, command: &Command, cell: &Cell, started: 
 }
 
 /// Gives everything back and says how the instance ended.
-fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
+async fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter, capture: bool) {
     let cell = Arc::clone(&store.data().cell);
     let instance = Arc::clone(&store.data().instance);
     let memory_bytes = store.data().limiter.peak();
@@ -287,6 +311,9 @@ fn end(store: Store<Guest>, exit: Exit, started_ms: u64, meter: &CpuMeter) {
     let cpu_us = u64::try_from(meter.used().as_micros()).unwrap_or(u64::MAX);
     let usage = Usage { cpu_us, memory_bytes, sent_bytes, received_bytes, ..Usage::default() };
     samples::end(&cell, &instance, usage);
+    if capture {
+        cell.net.keep_capture(instance.id.clone(), cell.at_us()).await;
+    }
     let left = cell.files.left(&instance.id);
     let ended = Ended {
         exit,

@@ -20,6 +20,7 @@ use iptl_labnet::{
     CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError, SocketId, Sockets,
     Switch, clean, compile,
 };
+use iptl_runner::capture::{self, Captures};
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
 use tokio::sync::{Notify, mpsc};
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
@@ -67,6 +68,8 @@ pub(crate) struct Net {
     clock: Clock,
     /// Where faults are told that have happened.
     faults: mpsc::UnboundedSender<Happened>,
+    /// Where captures are written, where there are any.
+    captures: Option<Captures>,
 }
 
 /// Why there is no network.
@@ -78,6 +81,12 @@ pub(crate) enum BadNetwork {
     /// The faults do not fit it.
     #[error(transparent)]
     Faults(#[from] FaultError),
+    /// What is to be captured cannot be.
+    #[error("the link of {0} cannot be captured")]
+    Capture(InstanceId),
+    /// There is no thread that writes captures.
+    #[error("captures cannot be written: {0}")]
+    Writer(#[from] std::io::Error),
 }
 
 struct Hub {
@@ -119,9 +128,20 @@ impl Net {
                 Box::new(hosts)
             }
         };
+        let clock = Clock::default();
+        let mut sockets = sockets;
+        let mut captures = None;
+        for spec in specs.iter().filter(|spec| spec.capture) {
+            if !sockets.capture(&spec.id, capture::MAX_SIZE, capture::ahead_of(clock.now_ns())) {
+                return Err(BadNetwork::Capture(spec.id.clone()));
+            }
+            if captures.is_none() {
+                captures = Some(Captures::start(order.scratch.clone())?);
+            }
+        }
         let hub = Hub { sockets, wakers: BTreeMap::new() };
         let (faults, happened) = mpsc::unbounded_channel();
-        let net = Net { hub: Mutex::new(hub), outbox, waiting: Notify::new(), clock: Clock::default(), faults };
+        let net = Net { hub: Mutex::new(hub), outbox, waiting: Notify::new(), clock, faults, captures };
         Ok((net, happened))
     }
 
@@ -154,6 +174,13 @@ impl Net {
             let stats = sockets.stats(address);
             (stats.sent_bytes, stats.received_bytes, sockets.network_use(address))
         })
+    }
+
+    /// Puts the capture of an instance that was taken out among its artifacts, where there is one.
+    pub(crate) async fn keep_capture(&self, id: InstanceId, at_us: u64) {
+        if let Some(captures) = &self.captures {
+            captures.keep(id, at_us).await;
+        }
     }
 
     /// Returns the bytes that each of some instances has sent and received so far.
@@ -207,6 +234,11 @@ impl Net {
         while let Some(happened) = hub.sockets.poll_fault() {
             // Nobody listens once the cell is over.
             let _over = self.faults.send(happened);
+        }
+        while let Some((id, piece)) = hub.sockets.poll_captured() {
+            if let Some(captures) = &self.captures {
+                captures.add(id, piece);
+            }
         }
         if let Some(due_ns) = hub.sockets.poll_timeout() {
             self.clock.wake_at(due_ns);

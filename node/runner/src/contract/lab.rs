@@ -120,7 +120,7 @@ impl Lab {
                 let before = self.outcome.ended.insert(id, ended);
                 assert!(before.is_none(), "an instance ended twice: {before:?}");
             }
-            CellEvent::Usage(_) => {}
+            CellEvent::Usage(_) | CellEvent::Fault(_) => {}
             CellEvent::CellOver => self.outcome.over = true,
         }
         true

@@ -122,6 +122,18 @@ fn in_a_network(lab: &dyn AnyLab, run: &str, network: NetworkModel) -> String {
     cid
 }
 
+/// Returns a run that is another but for bearing slow ways.
+fn bearing(lab: &dyn AnyLab, run: &str) -> String {
+    let shown = lab.run(&["dag", "get", run]).exits(0).stdout;
+    let value = codec::from_dag_json(shown.trim().as_bytes()).unwrap();
+    let mut run: Run = model::from_bytes(&codec::encode(&value)).unwrap();
+    run.placing.slow_ways = true;
+    let run = Node::from(run).to_block();
+    let cid = run.cid().to_string();
+    import(lab, &[run]);
+    cid
+}
+
 /// Returns what the instances said that something took, in milliseconds.
 fn took(lab: &dyn AnyLab, result: &str, what: &str) -> Vec<f64> {
     let out = lab.path().join(format!("out-{what}-{}", &result[result.len() - 8..]));
@@ -192,7 +204,12 @@ fn machines(count: u8, delay_ns: u64) -> (iptl_labnet_tun::Network, Vec<(Namespa
         let addr = Ipv4Addr::new(10, 77, 0, number);
         nodes.push((topology.add_node(RealmId::PUBLIC, addr, None, Access::default()).unwrap(), addr));
     }
-    let outlets = Outlets { away: Box::new(|_| {}), happened: Box::new(|_| {}), ended: Box::new(|_| {}) };
+    let outlets = Outlets {
+        away: Box::new(|_| {}),
+        captured: Box::new(|_| {}),
+        happened: Box::new(|_| {}),
+        ended: Box::new(|_| {}),
+    };
     let engine = Engine::new(topology, EngineConfig::default());
     let network = iptl_labnet_tun::Network::start(engine, Options::default(), outlets).unwrap();
     let machine = |(node, addr)| {
@@ -256,8 +273,23 @@ fn way_between_two_lablets_is_part_of_the_delay_that_a_run_asks_for() {
     let counted = receipts(owner, &held);
     assert!(counted.iter().all(|receipt| receipt["network"]["cell"]["relayed"] == 0), "the way is direct");
 
-    // What cannot be had over this way is said.
+    // The way is in the result, and in the log.
+    let shown = owner.run(&["show", &held, "--json"]).exits(0).json();
+    let ways = shown["ways"].as_array().unwrap();
+    assert_eq!(ways.len(), 2, "each way: {ways:?}");
+    for way in ways {
+        let measured = way["measured_us"].as_u64().unwrap();
+        assert!((10_000..40_000).contains(&measured) && way["asked_us"] == 50_000, "{way}");
+    }
+
+    // What cannot be had over this way is refused before anything starts.
     let run = in_a_network(owner, &format!("{result}/run"), apart(2_000));
+    let refused = owner.run(&["run", &run]).fails(5, "network.too-slow");
+    let text = &refused.stderr;
+    assert!(text.contains("from one (") && text.contains("to two (") && text.contains("asks for 2.0 ms"), "{text}");
+
+    // Unless it is borne: then it is said.
+    let run = bearing(owner, &run);
     let late = owner.run(&["run", &run, "--json"]).exits(0).last_json();
     let shown = owner.run(&["show", late["result"].as_str().unwrap()]).exits(0);
     let text = format!("{}{}", shown.stdout, shown.stderr);

@@ -128,7 +128,8 @@ impl Model {
                 log.begun = true;
                 log.order = self.submissions;
             }
-            FactKind::Placed { .. } => {}
+            // Nothing is done on purpose to what runs here.
+            FactKind::Placed { .. } | FactKind::Faulted { .. } | FactKind::Measured { .. } => {}
             FactKind::Granted { lablet, assignments, attempt } => {
                 let granted = Granted { assignments: assignments.clone(), attempt: *attempt, live: true };
                 let again = log.started && log.grants.keys().any(|(holder, _)| holder == lablet);

@@ -130,6 +130,7 @@ pub(crate) fn run(groups: BTreeMap<String, GroupRun>, seed: u64, max_attempts: u
         thresholds: Vec::new(),
         timeout_ms,
         placing: Placing::default(),
+        captures: BTreeMap::new(),
     }
 }
 

@@ -168,6 +168,8 @@ impl World {
                 | FactKind::Accepted { .. }
                 | FactKind::Refused { .. }
                 | FactKind::Started {}
+                | FactKind::Faulted { .. }
+                | FactKind::Measured { .. }
                 | FactKind::Received { .. }
                 | FactKind::Lost { .. }
                 | FactKind::Cancelled { .. }

@@ -1,7 +1,7 @@
 //! A result: everything under it fetched, verified, and said in lines.
 
-use iptl_dag::Cid;
-use iptl_dag::model::{self, Adopted, Intervention, Node, Plan, ResultNode, ResultVerdict, Run};
+use iptl_dag::model::{self, Adopted, Intervention, Node, Plan, ResultNode, ResultVerdict, Run, Way};
+use iptl_dag::{Cid, PeerId};
 use iptl_result::Verification;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -76,6 +76,27 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 })
             })
             .collect();
+        let faults: Vec<Value> = verified
+            .faults
+            .iter()
+            .map(|(lablet, done)| {
+                json!({
+                    "lablet": lablet.to_string(), "fault": done.kind.name(), "instances": done.instances,
+                    "due_us": done.due_us, "done_us": done.done_us,
+                })
+            })
+            .collect();
+        let ways: Vec<Value> = verified
+            .ways
+            .iter()
+            .map(|(lablet, way)| {
+                json!({
+                    "lablet": lablet.to_string(), "to": way.to.to_string(), "from_region": way.from_region,
+                    "to_region": way.to_region, "asked_us": way.asked_us, "measured_us": way.measured_us,
+                    "relayed": way.relayed,
+                })
+            })
+            .collect();
         let adopted: Vec<Value> = verified
             .adopted
             .iter()
@@ -96,7 +117,7 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 "verified": sound, "problems": verified.problems, "signatures": verified.signatures_good,
                 "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
                 "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
-                "files_equal": verified.files_equal, "interventions": interventions, "adopted": adopted,
+                "files_equal": verified.files_equal, "interventions": interventions, "faults": faults, "ways": ways, "adopted": adopted,
                 "attempts": attestation.body.attempts, "ended_early": attestation.body.ended_early,
                 "fail_fast": outcome.fail_fast, "losses": outcome.losses,
                 "fetch": fetch::report_json(&report),
@@ -146,11 +167,24 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 lablet.clock_error_us
             ));
         }
+        for (lablet, way) in verified.ways.iter().take(MAX_TOUCHED) {
+            ctx.answer(format!("way       {}", way_line(lablet, way)));
+        }
+        if verified.ways.len() > MAX_TOUCHED {
+            ctx.answer(format!("way       and {} more", verified.ways.len() - MAX_TOUCHED));
+        }
         for (instance, reason) in &body.missing {
             ctx.answer(format!("missing   {instance}: {reason}"));
         }
         for distortion in &body.distortions {
             ctx.answer(format!("distorted {}: {}", distortion.place, distortion.what));
+        }
+        for (lablet, done) in verified.faults.iter().take(MAX_TOUCHED) {
+            ctx.answer(format!("fault     {}", narrative::fault(done, &lablet.short())));
+        }
+        if verified.faults.len() > MAX_TOUCHED {
+            let (more, alias) = (verified.faults.len() - MAX_TOUCHED, result.execution.alias());
+            ctx.answer(format!("fault     and {more} more: `iptl audit {alias}`"));
         }
         for (instance, done) in verified.interventions.iter().take(MAX_TOUCHED) {
             ctx.answer(format!("touched   {instance}: {}", intervention(done, body.started_ms)));
@@ -190,6 +224,16 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
 /// Says how many attempts the group of some instances allows.
 fn bound_of(run: &Run, instances: &str) -> u32 {
     instances.rsplit_once('/').map_or(1, |(group, _)| run.attempts_of(group))
+}
+
+/// Says how far a lablet was from another, and which delay was to hide that.
+fn way_line(lablet: &PeerId, way: &Way) -> String {
+    let ms = |us: u64| format!("{:.1} ms", us as f64 / 1e3);
+    let measured = way.measured_us.map_or("nobody knows how long".to_owned(), ms);
+    let relayed = if way.relayed { ", relayed" } else { "" };
+    let Way { to, from_region, to_region, asked_us, .. } = way;
+    let (from, to, asked) = (lablet.short(), to.short(), ms(*asked_us));
+    format!("{from} → {to}   {measured} one way{relayed}; {from_region} to {to_region} asks for {asked}")
 }
 
 /// Says what somebody did in an instance, and when of the run.
