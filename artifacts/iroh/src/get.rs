@@ -108,7 +108,17 @@ pub async fn get_many(
         let encoded = encoded_len(size);
         let is_whole = answer.fill(encoded).await?;
         let end = encoded.min(answer.buffer.len());
-        match decode(*hash, size, answer.buffer.split_to(end).freeze()) {
+        let decoded = match size <= IROH_BLOCK_SIZE.bytes() {
+            // One chunk group: no pairs of hashes, so the encoding is the block.
+            true if is_whole => check(*hash, answer.buffer.split_to(end).freeze()),
+            true => Err(Undecodable::Incomplete),
+            false => {
+                let decoded = decode(*hash, size, &answer.buffer[..end]);
+                answer.buffer.advance(end);
+                decoded
+            }
+        };
+        match decoded {
             Ok(block) => on_block(index, block),
             Err(Undecodable::Incomplete) if !is_whole => return lacking(answer.bytes_read),
             Err(Undecodable::Incomplete | Undecodable::Mismatch) => return Err(TransferError::Lie { index }),
@@ -156,16 +166,12 @@ enum Undecodable {
     Mismatch,
 }
 
-/// Verifies one block's encoding, or the part of it that arrived, and returns the block.
-fn decode(hash: [u8; 32], size: usize, encoded: Bytes) -> Result<Block, Undecodable> {
-    if size <= IROH_BLOCK_SIZE.bytes() {
-        // One chunk group: no pairs of hashes, so the encoding is the block.
-        return if encoded.len() < size { Err(Undecodable::Incomplete) } else { check(hash, encoded) };
-    }
+/// Verifies the encoding of a block of several chunk groups, or the part of it that arrived, and returns the block.
+fn decode(hash: [u8; 32], size: usize, encoded: &[u8]) -> Result<Block, Undecodable> {
     let tree = BaoTree::new(size as u64, IROH_BLOCK_SIZE);
     let ranges = ChunkRanges::all();
     let mut data = Vec::with_capacity(size.min(encoded.len()));
-    for item in DecodeResponseIter::new(hash.into(), tree, &encoded[..], &ranges) {
+    for item in DecodeResponseIter::new(hash.into(), tree, encoded, &ranges) {
         match item {
             Ok(BaoContentItem::Leaf(leaf)) => data.extend_from_slice(&leaf.data),
             Ok(BaoContentItem::Parent(_)) => {}
