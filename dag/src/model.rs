@@ -18,6 +18,7 @@ pub mod placement;
 pub mod plan;
 pub mod receipt;
 pub mod result;
+pub mod rolling;
 pub mod run;
 pub mod series;
 pub mod signed;
@@ -44,6 +45,7 @@ pub use plan::{
 };
 pub use receipt::{Adopted, CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage};
 pub use result::{Attestation, Distortion, LabletRecord, ResultNode, ResultVerdict};
+pub use rolling::Rolling;
 pub use run::{GroupRun, Network, Run};
 pub use series::{Series, SeriesExecution};
 pub use signed::Signed;

@@ -9,7 +9,7 @@ use iptl_dag::model::{
     GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage,
     LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome,
     OutcomeShard, ParamKind, ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal,
-    Requirements, Resources, ResultNode, ResultVerdict, Run, ScheduledFault, Series, SeriesExecution, Signed,
+    Requirements, Resources, ResultNode, ResultVerdict, Rolling, Run, ScheduledFault, Series, SeriesExecution, Signed,
     SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Way, Workload,
     WorkloadKind,
 };
@@ -55,6 +55,8 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("plan-with-losses".into(), lossy_plan().into()),
         ("run-with-losses".into(), lossy_run(BarrierLoss::Release).into()),
         ("run-that-waits".into(), lossy_run(BarrierLoss::Wait).into()),
+        ("plan-that-rolls".into(), rolling_plan().into()),
+        ("run-that-rolls".into(), rolling_run().into()),
         ("outcome-with-losses".into(), lossy_outcome().into()),
         ("attestation-with-attempts".into(), sign(lossy_attestation()).into()),
         ("series".into(), series().into()),
@@ -160,6 +162,7 @@ fn plan() -> Plan {
         requires: Requirements { labels: map([("zone", "home".to_owned())]), affinity, max_per_lablet: 5 },
         container: None,
         loss: None,
+        start: None,
     };
     let param = |kind, default| ParamSpec { kind, default, description: "what it does".into() };
     let params = [
@@ -229,6 +232,7 @@ fn run() -> Run {
         requires: Requirements::default(),
         container: None,
         loss: None,
+        start: None,
     };
     Run {
         plan: cid(plan()),
@@ -286,6 +290,23 @@ fn lossy_run(barriers: BarrierLoss) -> Run {
     run.placing.within_ms = (barriers == BarrierLoss::Release).then_some(60_000);
     for group in run.groups.values_mut() {
         group.loss = Some(GroupLoss::default());
+    }
+    run
+}
+
+/// A plan whose groups do not start together.
+fn rolling_plan() -> Plan {
+    let mut plan = plan();
+    for group in plan.cases.values_mut().flat_map(|case| case.groups.values_mut()) {
+        group.start = Some(Rolling { count: 10, every_ms: 1_000 });
+    }
+    plan
+}
+
+fn rolling_run() -> Run {
+    let mut run = run();
+    for group in run.groups.values_mut() {
+        group.start = Some(Rolling { count: 1, every_ms: 250 });
     }
     run
 }

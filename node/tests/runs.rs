@@ -91,6 +91,7 @@ async fn publish(node: &Node) -> Cid {
         requires: Requirements::default(),
         container: None,
         loss: None,
+        start: None,
     };
     let run = model::to_block(Run {
         plan: *plan.cid(),

@@ -204,6 +204,18 @@ fn groups(
                 found.help(format!("the plan allows {min} to {max}"))
             });
         }
+        if let Some(start) = spec.start.filter(|start| start.last_ms(count) >= case.timeout_ms) {
+            mistakes.push(
+                mistake(
+                    codes::GROUP_SIZE,
+                    format!("group `{name}` cannot have {count} instances: the last would start when time is over"),
+                )
+                .help(format!(
+                    "{} start every {} ms, and the case ends after {} ms",
+                    start.count, start.every_ms, case.timeout_ms
+                )),
+            );
+        }
         let (Some(linked), Some((cid, workload))) = (plan.workloads.get(&spec.workload), workloads.get(&spec.workload))
         else {
             mistakes.push(
@@ -240,6 +252,7 @@ fn groups(
                     WorkloadKind::Docker => Some(spec.container.clone().unwrap_or_else(Container::usual)),
                 },
                 loss: spec.loss,
+                start: spec.start,
             },
         );
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use iptl_dag::model::{
     Affinity, BarrierLoss, Comparison, Container, Count, GroupLoss, Health, MaxLost, ParamKind, Placing, Resources,
-    Statistic, Subject, Value,
+    Rolling, Statistic, Subject, Value,
 };
 use iptl_dag::{Block, Codec};
 use iptl_plans::{ImageSource, ToPlanError, WorkloadSource, parse};
@@ -48,6 +48,7 @@ max_lost = 1
 fail_fast = true
 
 [cases.careful]
+timeout = "10s"
 max_lost = 3
 barriers = "release"
 dedicated = true
@@ -58,6 +59,7 @@ slow_ways = true
 workload = "node"
 count = 9
 max_lost = "10%"
+start = { rolling = 2, every = "500ms" }
 
 [cases.mesh.params.pause]
 type = "duration"
@@ -133,6 +135,41 @@ fn what_is_said_of_losses_and_machines_ends_up_in_the_plan() {
     assert_eq!(careful.placing, Placing { dedicated: true, within_ms: Some(90_000), slow_ways: true });
     let loss = GroupLoss { max_lost: Some(MaxLost::Share(100_000)), ..GroupLoss::default() };
     assert_eq!(careful.groups["node"].loss, Some(loss));
+}
+
+#[test]
+fn a_rolling_start_ends_up_in_the_plan_and_its_mistakes_are_named_where_they_stand() {
+    let start = |text: &str| {
+        let manifest = parse(text, "plan.toml").expect("it has no mistakes");
+        let cid = "bafyr4ifkgnumvzf6goyb2uxa2ge2sq4z6vsa2cpgc5dcq6y4erhs3n44pq".parse().expect("a CID");
+        let plan = manifest.to_plan(&BTreeMap::from([("node".to_owned(), cid)]), &BTreeMap::new(), None);
+        plan.expect("CIDs for all").cases["careful"].groups["node"].start
+    };
+    let rolling = Rolling { count: 2, every_ms: 500 };
+    assert_eq!(start(FULL), Some(rolling));
+    assert_eq!([0, 1, 2, 8].map(|index| rolling.delay_ms(index)), [0, 0, 500, 2_000]);
+    assert_eq!(start(&FULL.replace(", every = \"500ms\"", "")), Some(Rolling { count: 2, every_ms: 1_000 }));
+    assert_eq!(start(&FULL.replace("start = { rolling = 2, every = \"500ms\" }\n", "")), None);
+
+    let at = "`cases.careful.groups.node.start";
+    let rows = [
+        ("rolling = 2", "rolling = 0", "E0207", format!("{at}.rolling` is out of range")),
+        ("rolling = 2, ", "", "E0202", format!("{at}` lacks `rolling`")),
+        ("rolling = 2", "roling = 2", "E0201", format!("{at}` has no key `roling`")),
+        ("\"500ms\"", "500", "E0203", format!("{at}.every` must be a duration in a string")),
+        ("{ rolling = 2, every = \"500ms\" }", "2", "E0203", format!("{at}` must be a table")),
+        (
+            "{ rolling = 2, every = \"500ms\" }",
+            "{ rolling = 2, every = \"3s\" }",
+            "E0207",
+            format!("{at}` is out of range"),
+        ),
+    ];
+    for (right, wrong, code, message) in rows {
+        let found = parse(&FULL.replacen(right, wrong, 1), "plan.toml").expect_err(wrong);
+        let found: Vec<_> = found.iter().map(|mistake| (mistake.code, mistake.message.clone())).collect();
+        assert!(found.contains(&(code, message.clone())), "{wrong}: {found:?}");
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub(crate) fn group(count: u32) -> GroupRun {
         requires: Requirements::default(),
         container: None,
         loss: None,
+        start: None,
     }
 }
 

@@ -66,6 +66,7 @@ impl World {
             requires: Default::default(),
             container: None,
             loss: None,
+            start: None,
         };
         let run = Run {
             plan: *Block::new(Codec::Raw, "plan").cid(),

@@ -70,14 +70,14 @@ impl std::fmt::Display for MaxLost {
     }
 }
 
-/// What becomes of a barrier that cannot be reached any more because instances are lost.
+/// What becomes of a barrier that nobody is left to open, because instances are lost or have ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BarrierLoss {
-    /// It fails for all who wait, and who is missing is said. It is taken that each instance signals a state once.
+    /// It fails for all who wait, and who is missing is said.
     #[default]
     Fail,
-    /// It opens: lost instances count as if they had signalled.
+    /// It opens: they count as if they had signalled.
     Release,
     /// Who waits goes on waiting, until the instance's or the run's time is over.
     Wait,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Cid;
 use crate::model::container::Container;
 use crate::model::loss::{BarrierLoss, GroupLoss, Placing, is_default};
+use crate::model::rolling::Rolling;
 use crate::model::run::Network;
 
 /// A test plan.
@@ -122,6 +123,9 @@ pub struct GroupSpec {
     /// What happens to instances that are lost or fail; none is as the case says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<GroupLoss>,
+    /// How its instances start; none is together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Rolling>,
 }
 
 /// Bounds of a group's size.

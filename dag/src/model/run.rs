@@ -9,6 +9,7 @@ use crate::model::container::Container;
 use crate::model::execution::InstanceId;
 use crate::model::loss::{GroupLoss, LossPolicy, MAX_RERUNS, Placing, is_default};
 use crate::model::plan::{Engine, Requirements, Resources, Threshold, Value, WorkloadKind};
+use crate::model::rolling::Rolling;
 
 /// One experiment: no time, no name of a machine, no nonce, so that equal runs have equal CIDs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ pub struct GroupRun {
     /// What happens to instances that are lost or fail; none is as the run says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<GroupLoss>,
+    /// How its instances start; none is together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Rolling>,
 }
 
 /// Network between instances.
@@ -108,6 +112,13 @@ impl Run {
     pub fn attempts_of(&self, group: &str) -> u32 {
         let reruns = self.groups.get(group).and_then(|g| g.loss).map_or(0, |loss| loss.rerun.min(MAX_RERUNS));
         self.loss.max_attempts.max(1).max(reruns + 1)
+    }
+
+    /// Returns how long after the run's start an instance of a group starts at its first attempt, in milliseconds: no
+    /// later than the end of the run's time.
+    pub fn delay_ms(&self, group: &str, index: u32) -> u64 {
+        let start = self.groups.get(group).and_then(|group| group.start);
+        start.map_or(0, |start| start.delay_ms(index)).min(self.timeout_ms)
     }
 
     /// Returns the most attempts that any group allows.

@@ -150,7 +150,9 @@ impl Instance {
         }
         let (origin, wall) = self.cell.started();
         life.started = Some((origin, wall));
-        life.wall_at = Some(Deadline::from_std(origin) + Duration::from_millis(self.spec.limits.wall_ms));
+        let wall = wall.saturating_add(self.spec.start_after_ms);
+        let may_take = self.spec.start_after_ms.saturating_add(self.spec.limits.wall_ms);
+        life.wall_at = Some(Deadline::from_std(origin) + Duration::from_millis(may_take));
         life.disk_at = self.wanted.disk_bytes.map(|_| Deadline::now() + DISK_LOOK);
         let journal = Arc::new(Mutex::new(self.journal()));
         let (exceeded, mut exceedings) = mpsc::channel(4);
@@ -189,12 +191,20 @@ impl Instance {
             None => {}
         }
         loop {
-            match phases.borrow_and_update().clone() {
-                Phase::Held => {}
-                Phase::Running => return Ok(()),
+            let delay = match phases.borrow_and_update().clone() {
+                Phase::Held => None,
+                Phase::Running => Some(Duration::from_millis(self.spec.start_after_ms).saturating_sub(self.cell.age())),
                 Phase::Stopping(reason) => return Err(Ending::Stopped(reason)),
-            }
-            if phases.changed().await.is_err() {
+            };
+            let changed = match delay {
+                Some(Duration::ZERO) => return Ok(()),
+                Some(delay) => tokio::select! {
+                    () = tokio::time::sleep(delay) => return Ok(()),
+                    changed = phases.changed() => changed,
+                },
+                None => phases.changed().await,
+            };
+            if changed.is_err() {
                 return Err(Ending::Stopped("its control was dropped".to_owned()));
             }
         }

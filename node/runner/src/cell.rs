@@ -76,6 +76,8 @@ pub struct InstanceSpec {
     pub limits: Resources,
     /// Attempt, from one.
     pub attempt: u32,
+    /// How long after the start of the cell it starts, in milliseconds.
+    pub start_after_ms: u64,
     /// Settings of its container, where it is one.
     pub container: Option<ContainerSpec>,
     /// Whether what its link carries is captured into its artifacts.
@@ -111,7 +113,8 @@ pub struct PreparedCell {
 /// Controls one cell. Dropping it stops the cell.
 #[async_trait]
 pub trait CellControl: Send + Sync {
-    /// Releases all instances together. Safe to drop half-way; a second call does nothing.
+    /// Releases all instances together, each to start when its [`InstanceSpec::start_after_ms`] is over. Safe to drop
+    /// half-way; a second call does nothing.
     async fn start(&self);
 
     /// Ends every instance that still runs, started or not, as [`Exit::Stopped`] with this reason.

@@ -123,6 +123,7 @@ impl Fixture {
                     env: BTreeMap::from([("MINE".to_owned(), "yes".to_owned())]),
                     limits: limits(),
                     attempt: 1,
+                    start_after_ms: 0,
                     container: self.container.clone(),
                     capture: false,
                 }
@@ -182,6 +183,7 @@ pub async fn check_all(fixture: &Fixture) {
     barrier_opens_for_all(fixture).await;
     messages_come_in_one_order(fixture).await;
     nothing_runs_before_start(fixture).await;
+    each_starts_when_its_delay_is_over(fixture).await;
     stop_ends_whatever_runs(fixture).await;
     stop_before_start_ends_all(fixture).await;
     wall_time_ends_what_waits(fixture).await;
@@ -324,6 +326,28 @@ pub async fn nothing_runs_before_start(fixture: &Fixture) {
     assert!(early.is_err(), "an event before the start");
     lab.control.start().await;
     assert_eq!(lab.finish().await.exit(0), &Exit::Exited { code: 0 });
+}
+
+/// Instances start when their delays are over, and no wall time of theirs runs before; who is stopped meanwhile never
+/// starts.
+pub async fn each_starts_when_its_delay_is_over(fixture: &Fixture) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut cell = fixture.cell(dir.path(), &[Behaviour::Succeed, Behaviour::Succeed, Behaviour::Succeed]);
+    cell.instances[1].start_after_ms = 1_500;
+    cell.instances[1].limits.wall_ms = 1_500;
+    cell.instances[2].start_after_ms = 3_600_000;
+    let mut lab = Lab::prepare(&*fixture.runner, cell).await;
+    lab.control.start().await;
+    while lab.outcome.ended.len() < 2 {
+        assert!(lab.step().await, "the cell was over before its last instance started");
+    }
+    lab.control.stop("enough".to_owned()).await;
+    let outcome = lab.finish().await;
+    assert_eq!((outcome.exit(0), outcome.exit(1)), (&Exit::Exited { code: 0 }, &Exit::Exited { code: 0 }));
+    assert_eq!(outcome.exit(2), &Exit::Stopped { reason: "enough".to_owned() });
+    let [first, second, last] = [0, 1, 2].map(|index| outcome.ended[&instance(index)].started_ms);
+    assert!(second >= first + 1_500, "started {} ms after the first", second.saturating_sub(first));
+    assert_eq!(last, 0, "it never started");
 }
 
 /// Stopping ends what computes and what waits, within a bound, and keeps what was said.

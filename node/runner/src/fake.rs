@@ -169,7 +169,8 @@ impl Runner for FakeRunner {
                 started: Instant::now(),
                 next_call: 0,
             };
-            tasks.spawn(actor.live((self.inner.script)(instance), phases.clone()));
+            let delay = Duration::from_millis(instance.start_after_ms);
+            tasks.spawn(actor.live((self.inner.script)(instance), phases.clone(), delay));
         }
         tokio::spawn(async move {
             while tasks.join_next().await.is_some() {}
@@ -253,11 +254,23 @@ struct Actor {
 }
 
 impl Actor {
-    async fn live(mut self, script: Vec<Step>, mut phases: watch::Receiver<Phase>) {
+    async fn live(mut self, script: Vec<Step>, mut phases: watch::Receiver<Phase>, delay: Duration) {
         let begun = match phases.wait_for(|phase| *phase != Phase::Prepared).await.as_deref() {
             Ok(Phase::Over(exit)) => Err(exit.clone()),
             Ok(Phase::Prepared | Phase::Running) => Ok(()),
             Err(_) => Err(Exit::Stopped { reason: "the runner is gone".to_owned() }),
+        };
+        let begun = match begun {
+            Ok(()) => tokio::select! {
+                () = tokio::time::sleep(delay) => Ok(()),
+                phase = phases.wait_for(|phase| matches!(phase, Phase::Over(_))) => Err(match phase.as_deref() {
+                    Ok(Phase::Over(exit)) => exit.clone(),
+                    Ok(Phase::Prepared | Phase::Running) | Err(_) => {
+                        Exit::Stopped { reason: "the runner is gone".to_owned() }
+                    }
+                }),
+            },
+            Err(exit) => Err(exit),
         };
         let (exit, started_ms) = match begun {
             Err(exit) => (exit, 0),

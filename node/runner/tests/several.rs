@@ -26,6 +26,7 @@ fn cell(scratch: &Path) -> CellSpec {
         env: BTreeMap::new(),
         limits: Resources::default(),
         attempt: 1,
+        start_after_ms: 0,
         container: None,
         capture: false,
     };

@@ -369,8 +369,11 @@ fn spec(lab: &PeerId, run: &Run, grant: &Grant, files: Files) -> Result<CellSpec
         let of_kind = needed.entry(group.kind).or_default();
         *of_kind = of_kind.saturating_add(assignment.count);
         let artifact = artifacts.get(&group.workload).expect("every group's workload was fetched");
+        // What begins anew has waited already.
+        let delay_ms = |id: &InstanceId| if grant.attempt > 1 { 0 } else { run.delay_ms(&id.group, id.index) };
         instances.extend(assignment.instances().map(|id| InstanceSpec {
             capture: run.captures(&id),
+            start_after_ms: delay_ms(&id),
             id,
             kind: group.kind,
             artifact: artifact.clone(),

@@ -180,6 +180,7 @@ fn content() -> (KnownRun, Vec<Block>) {
         requires: requires.clone(),
         container: None,
         loss: None,
+        start: None,
     };
     let timeout_ms = 20_000;
     let case = Case {
@@ -214,6 +215,7 @@ fn content() -> (KnownRun, Vec<Block>) {
         requires,
         container: None,
         loss: None,
+        start: None,
     };
     let run = Run {
         plan: *plan.cid(),

@@ -48,6 +48,7 @@ fn cell() -> (CellSpec, InstanceSpec) {
             .into(),
         limits: Resources::default(),
         attempt: 1,
+        start_after_ms: 0,
         kind: WorkloadKind::Docker,
         container: None,
         capture: false,

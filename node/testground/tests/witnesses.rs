@@ -185,6 +185,7 @@ fn variables(case: &str, index: u32, count: u32, setting: &Setting) -> std::coll
         env: Default::default(),
         limits: Resources::default(),
         attempt: 1,
+        start_after_ms: 0,
         container: None,
         capture: false,
     };

@@ -38,8 +38,28 @@ pub(super) fn read(
 
     let mut groups = BTreeMap::new();
     let mut smallest = 0u64;
-    for (name, group) in section.named(sink, "groups", "group") {
-        let (group, files_of_group) = group::read(sink, &group, workloads);
+    let timeout_ms = timeout.map_or(DEFAULT_TIMEOUT_MS, |timeout| timeout.value);
+    for (name, table) in section.named(sink, "groups", "group") {
+        let (group, files_of_group) = group::read(sink, &table, workloads);
+        if let (Some(start), Some(node)) = (group.start, table.get("start"))
+            && start.last_ms(group.count.default) >= timeout_ms
+        {
+            sink.push(
+                Diagnostic::new(
+                    codes::OUT_OF_RANGE,
+                    node.span(),
+                    format!("`{}` is out of range", table.path_of("start")),
+                )
+                .label(format!(
+                    "the last of {} would start {} ms after the first",
+                    group.count.default,
+                    start.last_ms(group.count.default)
+                ))
+                .help(format!(
+                    "the case ends after {timeout_ms} ms: start more together, or give it a longer `timeout`"
+                )),
+            );
+        }
         if !files_of_group.is_empty() {
             files.insert(name.value.clone(), files_of_group);
         }
@@ -69,7 +89,7 @@ pub(super) fn read(
         groups,
         params,
         thresholds,
-        timeout_ms: timeout.map_or(DEFAULT_TIMEOUT_MS, |timeout| timeout.value),
+        timeout_ms,
         max_lost_ppm: match max_lost {
             Some(MaxLost::Share(ppm)) => ppm,
             Some(MaxLost::Count(_)) | None => 0,

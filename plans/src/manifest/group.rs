@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Affinity, Count, GroupSpec, Requirements, Resources, WorkloadKind};
+use iptl_dag::model::{Affinity, Count, GroupSpec, Requirements, Resources, Rolling, WorkloadKind};
 use toml::de::DeValue;
 
 use super::{MAX_INSTANCES, WorkloadDef, container, loss};
@@ -20,6 +20,7 @@ pub(super) fn read(
         sink,
         &[
             &["workload", "count", "args", "env", "labels", "affinity", "max_per_lablet", "resources", "container"][..],
+            &["start"],
             loss::GROUP_KEYS,
         ]
         .concat(),
@@ -47,6 +48,7 @@ pub(super) fn read(
         },
         container: container.settings.filter(|_| kind == Some(WorkloadKind::Docker)),
         loss: loss::of_group(sink, section),
+        start: start(sink, section),
     };
     (spec, container.files)
 }
@@ -121,6 +123,19 @@ fn count(sink: &mut Sink, section: &Section<'_>) -> Count {
     }
     read
 }
+
+/// Reads `start = { rolling = 10, every = "1s" }`.
+fn start(sink: &mut Sink, section: &Section<'_>) -> Option<Rolling> {
+    let table = section.section(sink, "start")?;
+    table.only(sink, &["rolling", "every"]);
+    table.require(sink, "rolling", "rolling = 10");
+    let count = table.integer(sink, "rolling", 1, i64::from(MAX_INSTANCES));
+    let every = table.duration_ms(sink, "every", 1, MAX_TIME_MS);
+    Some(Rolling { count: narrow(count, 1), every_ms: or(every, DEFAULT_EVERY_MS) })
+}
+
+/// Time from one batch of a rolling start to the next where it is not said, in milliseconds.
+const DEFAULT_EVERY_MS: u64 = 1_000;
 
 pub(super) fn reversed(path: &str, min: std::ops::Range<usize>, max: std::ops::Range<usize>) -> Diagnostic {
     Diagnostic::new(codes::REVERSED_BOUNDS, min, format!("`{path}.min` is larger than `{path}.max`"))

@@ -233,12 +233,18 @@ impl Cell {
         }
     }
 
-    /// Waits until instances are released; true where they are to run, false where they are to end.
-    pub(crate) async fn wait_for_release(&self) -> bool {
+    /// Waits until instances are released, and so long after that; true where they are to run, false where they are to
+    /// end.
+    pub(crate) async fn wait_for_release(&self, after: Duration) -> bool {
+        let released = async {
+            self.released.cancelled().await;
+            let since = self.begun.get().map_or(Duration::ZERO, |begun| begun.at.elapsed());
+            tokio::time::sleep(after.saturating_sub(since)).await;
+        };
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => false,
-            () = self.released.cancelled() => true,
+            () = released => true,
         }
     }
 

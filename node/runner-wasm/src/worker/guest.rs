@@ -176,8 +176,9 @@ pub(crate) async fn live(cell: Arc<Cell>, instance: Arc<Instance>, mut spec: Ins
     }
     let mut made = make(&mut store, command, &cell, &mut meter).await;
     cell.instance_is_ready();
-    let released = cell.wait_for_release().await;
-    let (started, started_ms) = (Instant::now(), if released { cell.started_ms() } else { 0 });
+    let released = cell.wait_for_release(Duration::from_millis(spec.start_after_ms)).await;
+    let started_ms = if released { cell.started_ms().saturating_add(spec.start_after_ms) } else { 0 };
+    let started = Instant::now();
     let exit = loop {
         let program = match made {
             Ok(_) if !released => break cell.stopped().await,

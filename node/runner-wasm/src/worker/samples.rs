@@ -46,7 +46,7 @@ pub(crate) struct Sampled {
 
 /// Looks at all instances until they have ended.
 pub(crate) async fn sweep(cell: Arc<Cell>) {
-    if !cell.wait_for_release().await {
+    if !cell.wait_for_release(Duration::ZERO).await {
         return;
     }
     let instances: Vec<Arc<Instance>> = cell.instances().cloned().collect();
