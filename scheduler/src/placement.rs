@@ -1,7 +1,7 @@
 //! Placement: which lablet gets which instances, as a pure function of run and inventory.
 //!
 //! Equal input gives equal output: lablets are visited in the order of their peer IDs, groups by how hard they are to
-//! place. Nothing here knows of executions that compete; the caller hands in what is free *after* its reservations.
+//! place; among equals, those go first that have a workload ready. Nothing here knows of executions that compete; the caller hands in what is free *after* its reservations.
 
 use std::collections::BTreeMap;
 
@@ -146,6 +146,8 @@ struct Cap {
     free: u32,
     /// Instances of the group that it holds already.
     held: u32,
+    /// It would have to fetch the workload: among equals, others go before it.
+    is_far: bool,
 }
 
 /// Places the instances of `run` that `kept` does not hold yet.
@@ -193,13 +195,14 @@ pub(crate) fn plan(run: &Run, rooms: &[Room<'_>], kept: &[Assignment], excluded:
                     true => 0,
                     false => of_group.get(&(name.as_str(), rooms[at].peer)).copied().unwrap_or(0),
                 };
-                Cap { room: at, free: room_for(group, left[at], held), held }
+                let is_far = !rooms[at].inventory.has_ready(&group.workload);
+                Cap { room: at, free: room_for(group, left[at], held), held, is_far }
             })
             .filter(|cap| cap.free > 0)
             .collect();
         if group.requires.affinity == Affinity::Spread {
             // The odd instances of a group go where this run has the fewest: not all groups' to the same lablet.
-            caps.sort_by_key(|cap| (of_run[cap.room], cap.room));
+            caps.sort_by_key(|cap| (of_run[cap.room], cap.is_far, cap.room));
         }
         let shares = distribute(group.requires.affinity, wanted, &caps, rooms);
         let mut placed = 0;
@@ -433,7 +436,7 @@ fn balance(wanted: u32, total: u64, caps: &[Cap]) -> Vec<u32> {
     let exact = |cap: u32| u128::from(wanted) * u128::from(cap);
     let mut shares: Vec<u32> = caps.iter().map(|cap| (exact(cap.free) / u128::from(total)) as u32).collect();
     let mut order: Vec<usize> = (0..caps.len()).collect();
-    order.sort_by_cached_key(|i| (std::cmp::Reverse(exact(caps[*i].free) % u128::from(total)), *i));
+    order.sort_by_cached_key(|i| (std::cmp::Reverse(exact(caps[*i].free) % u128::from(total)), caps[*i].is_far, *i));
     let mut rest = wanted - shares.iter().sum::<u32>();
     // A remainder is below one instance for each lablet that has one, and its floor is then below its room.
     for i in order {
@@ -501,11 +504,19 @@ fn pack(wanted: u32, caps: &[Cap]) -> Vec<u32> {
     let mut shares = vec![0; caps.len()];
     // Smallest first: the largest is taken off the end, the first that holds the whole rest ends it.
     let mut order: Vec<usize> = (0..caps.len()).collect();
-    order.sort_by_key(|i| (caps[*i].free, std::cmp::Reverse(*i)));
+    order.sort_by_key(|i| (caps[*i].free, caps[*i].is_far, std::cmp::Reverse(*i)));
     let mut rest = wanted;
     while rest > 0 && !order.is_empty() {
         let fits = order.partition_point(|i| caps[*i].free < rest);
-        let chosen = if fits < order.len() { order.remove(fits) } else { order.remove(order.len() - 1) };
+        let last = order.len() - 1;
+        let at = if fits <= last {
+            fits
+        } else {
+            let largest = caps[order[last]].free;
+            let first = order.partition_point(|i| caps[*i].free < largest);
+            if caps[order[first]].is_far { last } else { first }
+        };
+        let chosen = order.remove(at);
         shares[chosen] = caps[chosen].free.min(rest);
         rest -= shares[chosen];
     }

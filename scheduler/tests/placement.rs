@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use iptl_dag::PeerId;
 use iptl_dag::model::{Affinity, Assignment, GroupRun, Network, Run, WorkloadKind};
 use iptl_scheduler::placement;
-use iptl_wire::session::Inventory;
+use iptl_wire::session::{Inventory, MAX_HOLDS};
 use proptest::prelude::*;
 
 use crate::cores::{both, group, inventory, mixed, peer, run};
@@ -163,6 +163,54 @@ proptest! {
             prop_assert!(child.refused.iter().any(|r| r.lablet == peer(gone) && r.reason == "gave its grant back"));
         }
     }
+
+    /// What changes in the lab moves what it takes away, and nothing else: whoever joins, grows, shrinks or drains has
+    /// nothing moved to it or from it, and of a lablet that goes, what it held goes elsewhere as far as there is room.
+    #[test]
+    fn a_small_change_of_inventory_moves_no_more_than_it_takes_away(
+        groups in groups(),
+        lab in labs(),
+        at in 0u8..9,
+        change in 0u8..4,
+    ) {
+        let run = run_of(groups);
+        let first = placement(&run, &lab, &[], &BTreeMap::new());
+        let mut left = lab.clone();
+        for a in &first.assignments {
+            let has = left.get_mut(&a.lablet).expect("placed on a lablet of the lab");
+            has.slots.get_mut(&run.groups[&a.group].kind).expect("it has a runner").free -= a.count;
+            has.free_memory_bytes -= u64::from(a.count) * run.groups[&a.group].resources.memory_bytes;
+        }
+        let mut kept = first.assignments.clone();
+        match (change, left.get_mut(&peer(at))) {
+            (0, _) => drop(left.insert(peer(100), both(30, 12))),
+            (1, Some(grows)) => grows.slots.values_mut().for_each(|slots| slots.free += 7),
+            (2, Some(drains)) => drains.draining = true,
+            (3, Some(_)) => {
+                left.remove(&peer(at));
+                kept.retain(|a| a.lablet != peer(at));
+            }
+            (_, Some(_) | None) => {}
+        }
+        let holder = |placed: &[Assignment], group: &str, index: u32| {
+            placed.iter().find(|a| a.group == group && a.start <= index && index - a.start < a.count).map(|a| a.lablet.clone())
+        };
+        let next = placement(&run, &left, &kept, &BTreeMap::new());
+        check_indexes(&run, &next.assignments, &next.unplaced);
+        let mut moved = 0;
+        for (name, group) in &run.groups {
+            for index in 0..group.count {
+                let (before, after) = (holder(&first.assignments, name, index), holder(&next.assignments, name, index));
+                moved += u32::from(before.is_some() && before != after);
+            }
+        }
+        let gone = if change == 3 { peer(at) } else { peer(200) };
+        let bound: u32 = first.assignments.iter().filter(|a| a.lablet == gone).map(|a| a.count).sum();
+        prop_assert_eq!(moved, bound);
+        if change != 0 && change != 1 {
+            prop_assert!(next.missing() <= first.missing() + u64::from(bound));
+        }
+    }
 }
 
 fn shares(affinity: Affinity, wanted: u32, slots: &[u32]) -> Vec<u32> {
@@ -192,6 +240,36 @@ fn affinities_distribute_as_they_say() {
     for (affinity, wanted, slots, want) in rows {
         assert_eq!(shares(affinity, wanted, slots), want, "{affinity:?} {wanted} over {slots:?}");
     }
+}
+
+#[test]
+fn among_equals_who_has_the_workload_ready_is_preferred_and_never_before_a_better_one() {
+    let check = |affinity, wanted, slots: &[u32], ready: &[u8], want: &[u32]| {
+        let mut only = group(wanted);
+        only.requires.affinity = affinity;
+        let workload = only.workload;
+        let run = run_of(BTreeMap::from([("all".to_owned(), only)]));
+        let lab = slots.iter().zip(0..).map(|(slots, n)| {
+            let holds = if ready.contains(&n) { vec![workload] } else { Vec::new() };
+            (peer(n), Inventory { holds, ..inventory(*slots) })
+        });
+        let placed = placement(&run, &lab.collect(), &[], &BTreeMap::new());
+        let of = |n| placed.assignments.iter().filter(|a| a.lablet == peer(n)).map(|a| a.count).sum::<u32>();
+        let shares: Vec<u32> = (0..).take(slots.len()).map(of).collect();
+        assert_eq!(shares, want, "{affinity:?} {wanted} over {slots:?}, ready {ready:?}");
+    };
+    check(Affinity::Balance, 1, &[9, 9, 9], &[], &[1, 0, 0]);
+    check(Affinity::Balance, 1, &[9, 9, 9], &[2], &[0, 0, 1]);
+    check(Affinity::Balance, 1, &[9, 90, 9], &[2], &[0, 1, 0]);
+    check(Affinity::Spread, 2, &[9, 9, 9], &[1, 2], &[0, 1, 1]);
+    check(Affinity::Spread, 4, &[9, 9, 9], &[1], &[1, 2, 1]);
+    check(Affinity::Pack, 5, &[9, 9, 9], &[1], &[0, 5, 0]);
+    check(Affinity::Pack, 5, &[5, 9, 9], &[1], &[5, 0, 0]);
+    check(Affinity::Pack, 12, &[9, 9, 9], &[1], &[0, 9, 3]);
+    // What it says beyond bounds counts for nothing.
+    let mut boasts = inventory(1);
+    boasts.holds = (0..=MAX_HOLDS).map(|n| iptl_dag::codec::cid_of(&(n as u64))).collect();
+    assert!(boasts.has_ready(&boasts.holds[MAX_HOLDS - 1]) && !boasts.has_ready(&boasts.holds[MAX_HOLDS]));
 }
 
 #[test]

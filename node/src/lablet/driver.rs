@@ -1,6 +1,6 @@
 //! The task that owns the core: what the orchestrator and the cells say goes in, what is to be done comes out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use iptl_wire::Verified;
 use iptl_wire::control::Failure;
 use iptl_wire::exec::ExecOrder;
 use iptl_wire::offer::{self, MAX_OFFER_SIZE, Offer};
-use iptl_wire::session::{CellRef, Grant, Hello, Inventory, Slots, ToLablet, ToOrchestrator};
+use iptl_wire::session::{CellRef, Grant, Hello, Inventory, MAX_HOLDS, Slots, ToLablet, ToOrchestrator};
 use iptl_wire::takeover::{Claim, MAX_CLAIM_SIZE, Orchestrators};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -116,6 +116,8 @@ pub(crate) async fn start(parts: Parts) -> Result<LabletHandle, HomeError> {
         draining: None,
         followed: BTreeSet::new(),
         commands: commands.clone(),
+        ready: VecDeque::new(),
+        has_news: false,
         parts,
     };
     driver.input(LabletInput::Wall { unix_us: clock::wall_us() });
@@ -191,6 +193,10 @@ struct Driver {
     cells: BTreeMap<CellRef, Cell>,
     /// The grant that the core is deciding on.
     granted: BTreeMap<CellRef, Grant>,
+    /// Workloads of cells that were prepared in this life, the latest first.
+    ready: VecDeque<Cid>,
+    /// They are not said yet.
+    has_news: bool,
     draining: Option<oneshot::Sender<()>>,
     /// Executions whose output somebody follows, also before their cell is here and can be told.
     followed: BTreeSet<ExecutionId>,
@@ -218,6 +224,9 @@ impl Driver {
             }
             for command in batch.drain(..) {
                 self.command(command);
+            }
+            if std::mem::take(&mut self.has_news) {
+                self.take_inventory().await;
             }
             self.act();
             if self.cells.is_empty()
@@ -512,8 +521,15 @@ impl Driver {
     }
 
     fn prepared(&mut self, cell: CellRef, run: Box<Run>, prepared: PreparedCell, ways: Vec<Way>) {
+        let grant = self.cells.get(&cell).map(|held| held.grant.assignments.as_slice()).unwrap_or_default();
+        let groups = grant.iter().filter_map(|assignment| run.groups.get(&assignment.group));
+        let used: BTreeSet<Cid> = groups.map(|group| group.workload).collect();
         match self.run_cell(&cell, run, prepared, BTreeSet::new()) {
             Ok(()) => {
+                self.ready.retain(|held| !used.contains(held));
+                used.into_iter().for_each(|workload| self.ready.push_front(workload));
+                self.ready.truncate(MAX_HOLDS);
+                self.has_news = true;
                 if !ways.is_empty() {
                     // Before it is said to be prepared: who decides on the start is to know.
                     self.send(ToOrchestrator::Ways(cell.clone(), ways));
@@ -698,6 +714,7 @@ impl Driver {
             slots,
             addrs,
             draining: false,
+            holds: self.ready.iter().copied().collect(),
         }));
     }
 }

@@ -190,9 +190,21 @@ pub struct Inventory {
     pub addrs: Vec<String>,
     /// Whether its owner lets it take new work.
     pub draining: bool,
+    /// Workloads that it has ready from work before, the latest first; of more than [`MAX_HOLDS`] the others count for
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<Cid>,
 }
 
+/// Workloads that a lablet says to have: what it did in the last hours, in a message that is sent each second.
+pub const MAX_HOLDS: usize = 16;
+
 impl Inventory {
+    /// Whether it says to have a workload ready.
+    pub fn has_ready(&self, workload: &Cid) -> bool {
+        self.holds.iter().take(MAX_HOLDS).any(|held| held == workload)
+    }
+
     /// Whether it can hold instances of a kind at all: it has a runner, to which its owner lends room.
     pub fn runs(&self, kind: WorkloadKind) -> bool {
         self.total(kind) > 0
