@@ -18,9 +18,9 @@ use iptl_wire::{Timestamp, Verified, WallTime};
 use crate::cores::{both, cell, epoch, inventory, peer};
 
 const ME: u8 = 1;
-const ORCHESTRATOR: u8 = 200;
+pub(crate) const ORCHESTRATOR: u8 = 200;
 
-struct Bench {
+pub(crate) struct Bench {
     core: Lablet,
     now: Timestamp,
 }
@@ -50,7 +50,7 @@ impl Bench {
         self.now.after(std::time::Duration::from_millis(ms))
     }
 
-    fn up() -> Bench {
+    pub(crate) fn up() -> Bench {
         let mut bench = Bench::new();
         bench.session();
         bench
@@ -84,7 +84,7 @@ impl Bench {
         std::iter::from_fn(|| self.core.poll_effect()).collect()
     }
 
-    fn hear(&mut self, message: ToLablet) -> Vec<LabletEffect> {
+    pub(crate) fn hear(&mut self, message: ToLablet) -> Vec<LabletEffect> {
         self.give(LabletInput::Message { from: peer(ORCHESTRATOR), message: Verified::vouch(message) })
     }
 
@@ -99,7 +99,7 @@ impl Bench {
         effects
     }
 
-    fn grant(&mut self, counter: u64, count: u32) -> Vec<LabletEffect> {
+    pub(crate) fn grant(&mut self, counter: u64, count: u32) -> Vec<LabletEffect> {
         let grant = grant(counter, count);
         self.hear(ToLablet::Grant(Signed { body: grant, signer: peer(ORCHESTRATOR), signature: Vec::new() }))
     }
@@ -130,7 +130,7 @@ fn named(counter: u64) -> CellRef {
     cell(execution(), counter)
 }
 
-fn grant(counter: u64, count: u32) -> Grant {
+pub(crate) fn grant(counter: u64, count: u32) -> Grant {
     Grant {
         cell: named(counter),
         lablet: peer(ME),
@@ -144,7 +144,7 @@ fn grant(counter: u64, count: u32) -> Grant {
     }
 }
 
-fn sent(effects: &[LabletEffect]) -> Vec<ToOrchestrator> {
+pub(crate) fn sent(effects: &[LabletEffect]) -> Vec<ToOrchestrator> {
     effects
         .iter()
         .filter_map(|e| match e {

@@ -1,5 +1,6 @@
 //! The cores through their three verbs, and placement by properties.
 
+mod bad_input;
 mod cores;
 mod faults;
 mod lablet;
