@@ -23,10 +23,10 @@ const MAX_GROUPS: usize = 4;
 const MAX_FAULT_LINES: usize = 3;
 
 /// How long a node that went away is looked for.
-const AWAY_LIMIT: Duration = Duration::from_secs(60);
+pub const AWAY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Time between two looks for it.
-const AWAY_PAUSE: Duration = Duration::from_millis(250);
+pub const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long a second Ctrl-C counts as the wish to cancel.
 const SECOND_INTERRUPT: Duration = Duration::from_secs(2);
@@ -104,7 +104,7 @@ pub async fn follow(
 }
 
 /// Whether an error says that a node went away, which may come back.
-fn is_away(error: &Error) -> bool {
+pub fn is_away(error: &Error) -> bool {
     ["node.gone", "node.not-running", "lab.offline", "lab.elsewhere"].contains(&error.code.as_str())
 }
 

@@ -257,7 +257,12 @@ pub(super) async fn logs(node: &Arc<Node>, caller: &Caller, of: LogsOf, talk: &m
                 })
                 .await?;
             }
-            Err(RecvError::Closed) => return Ok(()),
+            Err(RecvError::Closed) => {
+                // Either the execution is over, or who leads is another now: that one says how it goes on.
+                let name = id.to_string();
+                let (_, record) = lab.ask(|answer| Ask::Find { name, answer }).await.map_err(stopped)??;
+                return record.map(|_| ()).ok_or_else(remote::elsewhere);
+            }
         }
     }
 }

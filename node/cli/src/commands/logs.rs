@@ -1,11 +1,18 @@
 //! `iptl logs`: output of instances, from a live execution or out of a result.
 
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Instant;
+
+use iptl_dag::model::InstanceId;
 use iptl_wire::control::{Reply, Request};
+use iptl_wire::session::OutputLine;
 use serde_json::json;
 
-use crate::client::unexpected;
+use crate::client::{Client, unexpected};
 use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
+use crate::narrative::{AWAY_LIMIT, AWAY_PAUSE, is_away};
 use crate::node;
 
 /// Prints the output of instances.
@@ -41,33 +48,102 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         .transpose()?;
     let client = node::reach(ctx).await?;
     let request = Request::Logs { execution, group, index, follow: args.follow };
-    let mut replies = client.call(request).await?;
-    loop {
-        let reply = tokio::select! {
-            reply = replies.next() => reply?,
-            _ = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
-        };
-        match reply {
-            None => return Ok(Exit::Ok),
-            Some(Reply::Output(line)) => {
-                if args.grep.as_ref().is_some_and(|text| !line.line.contains(text.as_str())) {
-                    continue;
-                }
-                if ctx.json {
-                    ctx.answer_json(
-                        "output",
-                        json!({
-                            "group": line.instance.group, "index": line.instance.index, "stream": line.stream,
-                            "t_us": line.at_us, "line": line.line,
-                        }),
-                    );
-                } else {
-                    let stamp = format!("{}.{:03}", crate::ui::clock(line.at_us / 1000), line.at_us / 1000 % 1000);
-                    ctx.answer(format!("{stamp}  {:<12}  {}", line.instance.to_string(), line.line));
-                }
+    let mut shown = Shown { ctx, grep: args.grep, seen: BTreeMap::new(), pass: BTreeMap::new(), has_gaps: false };
+    let reading = async {
+        let mut gone_at = None;
+        loop {
+            let error = match shown.read(&client, &request, &mut gone_at).await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            if !args.follow || client.is_temporary() || !is_away(&error) {
+                return Err(error);
             }
-            Some(Reply::Note { text }) => ctx.say(format!("… {text}")),
-            Some(other) => return Err(unexpected(&format!("{other:?}"))),
+            let since = *gone_at.get_or_insert_with(|| {
+                ctx.say(format!("… the node went away; attaching again for up to {} s", AWAY_LIMIT.as_secs()));
+                Instant::now()
+            });
+            if since.elapsed() >= AWAY_LIMIT {
+                return Err(error);
+            }
+            shown.has_gaps = true;
+            tokio::time::sleep(AWAY_PAUSE).await;
+        }
+        if shown.has_gaps {
+            // What was said while nobody listened stands in the result.
+            shown.read(&client, &request, &mut None).await?;
+        }
+        Ok(Exit::Ok)
+    };
+    tokio::select! {
+        exit = reading => exit,
+        _ = tokio::signal::ctrl_c() => Ok(Exit::Interrupted),
+    }
+}
+
+/// What was shown, so that nothing is shown twice: whoever attaches again hears some of it again.
+struct Shown<'a> {
+    ctx: &'a Context,
+    grep: Option<String>,
+    /// How often each line was shown, by the hash of all that it says: two lines may be equal.
+    seen: BTreeMap<u64, u32>,
+    /// What came of each instance since it was told from the beginning, which is so after each attaching, and where a
+    /// lablet comes back: the time of the last line, and how often each came.
+    pass: BTreeMap<InstanceId, (u64, BTreeMap<u64, u32>)>,
+    /// Lines may have been missed.
+    has_gaps: bool,
+}
+
+impl Shown<'_> {
+    /// Shows the lines of one answer to its end. Once one came, the node is there again.
+    async fn read(&mut self, client: &Client, request: &Request, gone_at: &mut Option<Instant>) -> Result<()> {
+        self.pass.clear();
+        let mut replies = client.call(request.clone()).await?;
+        while let Some(reply) = replies.next().await? {
+            if let Some(since) = gone_at.take() {
+                self.ctx.say(format!("… attached again after {} s", since.elapsed().as_secs()));
+            }
+            match reply {
+                Reply::Output(line) => self.show(line),
+                Reply::Note { text } => {
+                    self.has_gaps = true;
+                    self.ctx.say(format!("… {text}"));
+                }
+                other => return Err(unexpected(&format!("{other:?}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, line: OutputLine) {
+        let mut hasher = DefaultHasher::new();
+        (&line.instance.group, line.instance.index, &line.stream, line.at_us, &line.line).hash(&mut hasher);
+        let hash = hasher.finish();
+        let (last_us, pass) = self.pass.entry(line.instance.clone()).or_default();
+        if line.at_us < std::mem::replace(last_us, line.at_us) {
+            pass.clear();
+        }
+        let times = pass.entry(hash).or_default();
+        *times += 1;
+        let seen = self.seen.entry(hash).or_default();
+        if *times <= *seen {
+            return;
+        }
+        *seen = *times;
+        if self.grep.as_ref().is_some_and(|text| !line.line.contains(text.as_str())) {
+            return;
+        }
+        if self.ctx.json {
+            self.ctx.answer_json(
+                "output",
+                json!({
+                    "group": line.instance.group, "index": line.instance.index, "stream": line.stream,
+                    "t_us": line.at_us, "line": line.line,
+                }),
+            );
+        } else {
+            let stamp = format!("{}.{:03}", crate::ui::clock(line.at_us / 1000), line.at_us / 1000 % 1000);
+            self.ctx.answer(format!("{stamp}  {:<12}  {}", line.instance.to_string(), line.line));
         }
     }
 }
