@@ -2,9 +2,9 @@
 //!
 //! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
-//! [`takeover`] about labs of two orchestrators, [`alone`] about what needs no lab, [`collecting`] about what is dropped and
-//! what rots, [`crowds`] about size, [`health`] about a lab that looks after itself, [`losses`] about what plans say of all
-//! that. All run plans of [`Plan`], but [`random_deaths`] and [`losses`].
+//! [`takeover`] about labs of two orchestrators, [`turns`] about who goes before whom, [`alone`] about what needs no lab,
+//! [`collecting`] about what is dropped and what rots, [`crowds`] about size, [`health`] about a lab that looks after itself,
+//! [`losses`] about what plans say of all that. All run plans of [`Plan`], but [`random_deaths`], [`turns`] and [`losses`].
 
 mod alone;
 mod collecting;
@@ -18,6 +18,7 @@ mod members;
 pub(crate) mod random_deaths;
 mod stops;
 mod takeover;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -160,6 +161,7 @@ fn reaches(lab: &Lab, execution: &str, state: &str) {
 pub(crate) struct Receipt {
     pub(crate) attempt: u64,
     pub(crate) lablet: String,
+    pub(crate) started_ms: u64,
     pub(crate) exit: Value,
 }
 
@@ -180,6 +182,7 @@ pub(crate) fn receipts(lab: &impl Asks, result: &Value) -> BTreeMap<String, Rece
             let receipt = Receipt {
                 attempt: body["attempt"].as_u64().unwrap(),
                 lablet: signed["signer"].to_string(),
+                started_ms: body["started_ms"].as_u64().unwrap(),
                 exit: body["exit"].clone(),
             };
             if let Some(other) = receipts.insert(instance.clone(), receipt) {

@@ -88,7 +88,7 @@ fn a_run_waits_for_another_to_end() {
 
 /// Starts the only lablet of a lab again with room for two instances.
 #[track_caller]
-fn narrow(lab: &Lab) -> Foreground {
+pub(super) fn narrow(lab: &Lab) -> Foreground {
     let lablet = &lab.lablets[0];
     lablet.run(&["down", "--now"]).exits(0);
     let node = Foreground::again(&lablet.home, &["--slots", "2"]);

@@ -65,6 +65,31 @@ fn who_follows_before_anything_is_prepared_misses_nothing() {
 }
 
 #[test]
+fn logs_that_are_followed_go_on_after_the_orchestrator_was_killed_with_nothing_lost_and_nothing_twice() {
+    let lab = Lab::start(2);
+    let plan = super::turns::plan(&lab, "resting", 4, "", "");
+    let execution = submit(&lab, &plan, "8s");
+    let mut here = Beside::start(&mut lab.iptl(&["logs", &execution, "-f"]));
+    let mut there = Beside::start(&mut iptl_e2e::iptl(&lab.lablets[0].home, &["logs", &execution, "-f"]));
+    here.says("began");
+    there.says("began");
+    lab.orchestrator.kill();
+    let _again = Foreground::again(&lab.orchestrator.home, &[]);
+    passed_once(&lab, watch(&lab, &execution), 4);
+    let kept = lab.run(&["logs", &execution]).exits(0).stdout;
+    assert_eq!((kept.matches("began").count(), kept.matches("rested").count()), (4, 4), "{kept}");
+    let mut kept: Vec<&str> = kept.lines().collect();
+    kept.sort_unstable();
+    for following in [here, there] {
+        let output = following.end().exits(0);
+        let mut said: Vec<&str> = output.stdout.lines().collect();
+        said.sort_unstable();
+        assert_eq!(said, kept, "{}", output.stderr);
+        assert!(output.stderr.contains("attached again"), "{}", output.stderr);
+    }
+}
+
+#[test]
 fn an_interrupt_leaves_the_run_going_on() {
     let lab = Lab::start(1);
     let plan = Plan::new(2);

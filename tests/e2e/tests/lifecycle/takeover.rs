@@ -96,6 +96,22 @@ fn a_second_orchestrator_goes_on_where_the_first_is_killed_and_the_first_follows
 }
 
 #[test]
+fn logs_that_are_followed_go_on_at_the_orchestrator_that_takes_over() {
+    let pair = Pair::start(2);
+    let plan = super::turns::plan(&pair.lab, "resting", 4, "", "");
+    let execution = submit(&pair.lab, &plan, "14s");
+    let lablet = &pair.lab.lablets[0];
+    let mut following = Beside::start(&mut iptl_e2e::iptl(&lablet.home, &["logs", &execution, "-f"]));
+    following.says("began");
+    pair.lab.orchestrator.kill();
+    assert_eq!(pair.second_leads(), 1);
+    passed_once(&pair.second, pair.second.run(&["watch", &execution, "--json"]), 4);
+    let output = following.end().exits(0);
+    let counts = (output.stdout.matches("began").count(), output.stdout.matches("rested").count());
+    assert_eq!((counts, output.stdout.lines().count()), ((4, 4), 8), "{}", output.stdout);
+}
+
+#[test]
 fn an_orchestrator_hands_over_in_mid_run() {
     let pair = Pair::start(3);
     let plan = Plan::new(6).quick(12);
