@@ -1,7 +1,7 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`memory`], [`blocks`], [`exchange`], [`feed`], [`sync`], [`stream`], [`idle`],
-//! [`containers`], [`images`], [`network`], [`orchestrator`]. Labs are real processes of the program `iptl` beside this
+//! One file per measure: [`run`], [`park`], [`transfer`], [`memory`], [`blocks`], [`exchange`], [`feed`], [`sync`], [`stream`],
+//! [`idle`], [`containers`], [`images`], [`network`], [`orchestrator`] with [`crowd`]. Labs are real processes of the program `iptl` beside this
 //! one ([`lab`]); what they are held against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
 //! [`report`] writes the table.
 
@@ -10,6 +10,7 @@
 mod bare;
 mod blocks;
 mod containers;
+mod crowd;
 mod engine;
 mod exchange;
 mod feed;
@@ -90,8 +91,10 @@ enum Measure {
     Images,
     /// The lab network of containers beside the kernel's own
     Network,
-    /// The orchestrator: many executions, its death, long logs
+    /// The orchestrator: many executions, its death, long logs, many lablets
     Orchestrator,
+    /// Of these, the cores of many lablets in one thread
+    Crowd,
 }
 
 fn main() -> Result<()> {
@@ -147,6 +150,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Images => images::measure(&guest, &mut report).await.map(|()| Vec::new()),
             Measure::Network => network::measure().await,
             Measure::Orchestrator => orchestrator::measure(&guest).await,
+            Measure::Crowd => crowd::measure(),
         };
         match measured {
             Ok(rows) => rows.into_iter().for_each(|row: Row| report.add(row)),

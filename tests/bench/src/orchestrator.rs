@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::crowd;
 use crate::lab::{self, Guest, Lab};
 use crate::reference::fdatasync;
 use crate::report::{Row, percentile};
@@ -60,6 +61,7 @@ pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
     drop(lab);
     rows.extend(tokio::task::spawn_blocking(placing).await?);
     rows.extend(tokio::task::spawn_blocking(openings).await?);
+    rows.extend(tokio::task::spawn_blocking(crowd::measure).await??);
     Ok(rows)
 }
 

@@ -104,6 +104,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "iptl-runner-wasm",
             "iptl-scheduler",
             "iptl-sim",
+            "iptl-trust",
             "iptl-wire",
         ],
     ),
