@@ -2,7 +2,7 @@
 
 use iptl_dag::model::{self, Assignment, Epoch, ExecutionId, Fact, FactKind, InstanceId, Recorded};
 use iptl_dag::{Block, PeerId, codec};
-use iptl_scheduler::log::{self, Chain, Misfit, append_record, audit, resume, snapshot};
+use iptl_scheduler::log::{self, Chain, Misfit, Tail, append_record, audit, records, resume, snapshot};
 use iptl_trust::{Keypair, sign};
 
 pub(crate) fn key(n: u8) -> Keypair {

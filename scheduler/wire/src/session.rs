@@ -20,6 +20,7 @@ pub const PROTOCOL: &str = "/iptl/session/1";
 pub const MAX_MESSAGE_SIZE: usize = 4 << 20;
 
 /// What a lablet says.
+#[expect(clippy::large_enum_variant, reason = "messages are made, sent and gone; hello comes once in a session")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ToOrchestrator {

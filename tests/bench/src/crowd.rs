@@ -59,6 +59,7 @@ struct Member {
     unsealed: Vec<ReceiptSummary>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "messages are made, sent and gone")]
 enum Down {
     Offer(Verified<iptl_wire::offer::Offer>),
     Message(ToLablet),

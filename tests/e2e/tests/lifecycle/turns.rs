@@ -5,7 +5,7 @@ use iptl_e2e::{Lab, until};
 use serde_json::Value;
 
 use super::ends::narrow;
-use super::{Plan, passed_once, program_of, reaches, receipts, row, submit, watch};
+use super::{passed_once, program_of, reaches, receipts, row, submit, watch};
 
 /// Writes a plan of one group that rests, with what its case and its group say beside that.
 pub(super) fn plan(lab: &Lab, name: &str, count: u32, case: &str, group: &str) -> String {
@@ -135,16 +135,17 @@ fn a_run_goes_again_to_the_lablet_that_has_its_workload_ready() {
     };
     let node = lab.lablets.iter().find(has_worked).unwrap();
     node.kill();
-    let ready = |count: u64| move || (lab_status(&lab)["lablets_ready"].as_u64() == Some(count)).then_some(());
-    until("the end of a lease", ready(1));
+    ready(&lab, 1);
     let second = holder();
     assert_ne!(second, first);
     // The first is back and would go before, but the second has what the run needs.
     let _again = iptl_e2e::Foreground::again(&node.home, &[]);
-    until("both lablets", ready(2));
+    ready(&lab, 2);
     assert_eq!(holder(), second);
 }
 
-fn lab_status(lab: &Lab) -> Value {
-    lab.run(&["status", "--json"]).json()
+#[track_caller]
+fn ready(lab: &Lab, count: u64) {
+    let ready = || (lab.run(&["status", "--json"]).json()["lablets_ready"].as_u64() == Some(count)).then_some(());
+    until(&format!("{count} lablets that are ready"), ready);
 }
