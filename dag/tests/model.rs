@@ -258,6 +258,7 @@ fn has_typed_keys(at: &str) -> bool {
         "max_lost",
         "choices",
         "losses",
+        "captures",
     ];
     let of_containers = ["files", "tmpfs"];
     typed.contains(&last) || of_containers.contains(&last) || at.ends_with("/params")

@@ -149,6 +149,7 @@ impl Lablet {
         match message.into_inner() {
             ToLablet::Lease(renewal) => self.renewed(now, renewal),
             ToLablet::Grant(grant) => self.grant(now, from, grant.body),
+            ToLablet::Offer(offer) => self.offer(now, offer.body),
             // Only who leads has a session, and who leads speaks for all that came before.
             ToLablet::Directory(cell, directory) => self.directory(&cell, directory),
             ToLablet::Start(cell) => self.start(&cell),

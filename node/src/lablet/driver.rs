@@ -256,9 +256,7 @@ impl Driver {
     fn command(&mut self, command: Command) {
         match command {
             Command::Up { orchestrator, hello_at, mut welcome, out } => {
-                welcome.offers.retain(|offer| {
-                    offer.signer == orchestrator && iptl_trust::verify_by(offer, &orchestrator).is_ok()
-                });
+                welcome.offers.retain(|offer| iptl_trust::verify_by(offer, &orchestrator).is_ok());
                 self.uplink.send_replace(Some(out));
                 tracing::info!(%orchestrator, "the lab is online");
                 self.input(LabletInput::SessionUp { orchestrator, hello_at, welcome: Verified::vouch(welcome) });
@@ -360,6 +358,12 @@ impl Driver {
                     return;
                 }
                 self.granted = BTreeMap::from([(signed.body.cell.clone(), signed.body.clone())]);
+            }
+            ToLablet::Offer(signed) => {
+                if let Err(error) = iptl_trust::verify_by(signed, &from) {
+                    tracing::warn!(%from, %error, "refused an offer");
+                    return;
+                }
             }
             ToLablet::Follow(execution, on) => {
                 if !*on {

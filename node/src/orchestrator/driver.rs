@@ -43,6 +43,10 @@ const MAX_COMMANDS_AT_ONCE: usize = 256;
 /// Time between two looks at barriers that are waited for; one that opens sooner is not told of.
 const BARRIER_TICK: Duration = Duration::from_secs(1);
 
+/// How long offers go over a lablet's session as well as by gossip. A lablet that was killed and started again has an old
+/// connection here that looks alive until QUIC gives it up, after 30 s, and gossip may go into that one.
+const FRESH_SESSION: Duration = Duration::from_secs(60);
+
 /// Time between two readings of the wall clock.
 const WALL_TICK: Duration = Duration::from_secs(30);
 
@@ -177,6 +181,7 @@ pub(super) async fn start(
 pub(super) struct Session {
     number: u64,
     outbox: Outbox,
+    since: Instant,
 }
 
 pub(super) struct Driver {
@@ -480,7 +485,7 @@ impl Driver {
             Effect::Welcome { to, session, heartbeat_ms, lease_ms, offers, term: _ } => {
                 // The term is that of the claim, with which this driver began.
                 let Some(outbox) = self.newcomers.remove(&(to.clone(), session)) else { return };
-                self.sessions.insert(to.clone(), Session { number: session, outbox });
+                self.sessions.insert(to.clone(), Session { number: session, outbox, since: Instant::now() });
                 let offers = offers.into_iter().map(|offer| iptl_trust::sign(&self.parts.key, offer)).collect();
                 let certificate = self.parts.certificate.clone();
                 let claim = self.post.claim.clone();
@@ -530,10 +535,15 @@ impl Driver {
         }
     }
 
-    fn publish(&self, offer: Offer) {
+    fn publish(&mut self, offer: Offer) {
         let topic = offer::topic(&offer.lab);
         let signed = iptl_trust::sign(&self.parts.key, offer);
         let bytes = iptl_dag::encode(&signed);
+        let is_fresh = |session: &Session| session.since.elapsed() < FRESH_SESSION;
+        let fresh = self.sessions.iter().filter(|(_, session)| is_fresh(session)).map(|(lablet, _)| lablet.clone());
+        for lablet in fresh.collect::<Vec<_>>() {
+            send(&mut self.sessions, &lablet, ToLablet::Offer(signed.clone()));
+        }
         let _no_lablet_here = self.parts.offers.send(signed);
         if let Some(net) = self.parts.links.net().cloned() {
             tokio::spawn(async move {

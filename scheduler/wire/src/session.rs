@@ -66,6 +66,8 @@ pub enum ToLablet {
     Lease(LeaseRenewal),
     /// Instances are granted.
     Grant(Signed<Grant>),
+    /// What was published just now, for a lablet that gossip may not reach yet.
+    Offer(Signed<Offer>),
     /// The bid is not needed; sent after the winners accepted.
     NotNeeded(ExecutionId),
     /// All cells are prepared: start.

@@ -142,6 +142,7 @@ fn down_kind(message: &ToLablet) -> u64 {
         ToLablet::Follow(..) => 11,
         ToLablet::Gauge(_) => 12,
         ToLablet::Orchestrators(_) => 13,
+        ToLablet::Offer(_) => 14,
     }
 }
 
