@@ -1,5 +1,7 @@
 //! A result: everything under it fetched, verified, and said in lines.
 
+use std::collections::BTreeMap;
+
 use iptl_dag::model::{self, Adopted, Intervention, Node, Plan, ResultNode, ResultVerdict, Run, Way};
 use iptl_dag::{Cid, PeerId};
 use iptl_result::Verification;
@@ -167,8 +169,10 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 lablet.clock_error_us
             ));
         }
+        let names: BTreeMap<&PeerId, &str> = body.lablets.iter().map(|l| (&l.peer, l.name.as_str())).collect();
+        let name_of = |peer: &PeerId| names.get(peer).map_or_else(|| peer.short(), |name| (*name).to_owned());
         for (lablet, way) in verified.ways.iter().take(MAX_TOUCHED) {
-            ctx.answer(format!("way       {}", way_line(lablet, way)));
+            ctx.answer(format!("way       {}", way_line(&name_of(lablet), &name_of(&way.to), way)));
         }
         if verified.ways.len() > MAX_TOUCHED {
             ctx.answer(format!("way       and {} more", verified.ways.len() - MAX_TOUCHED));
@@ -180,7 +184,7 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
             ctx.answer(format!("distorted {}: {}", distortion.place, distortion.what));
         }
         for (lablet, done) in verified.faults.iter().take(MAX_TOUCHED) {
-            ctx.answer(format!("fault     {}", narrative::fault(done, &lablet.short())));
+            ctx.answer(format!("fault     {}", narrative::fault(done, &name_of(lablet))));
         }
         if verified.faults.len() > MAX_TOUCHED {
             let (more, alias) = (verified.faults.len() - MAX_TOUCHED, result.execution.alias());
@@ -227,12 +231,12 @@ fn bound_of(run: &Run, instances: &str) -> u32 {
 }
 
 /// Says how far a lablet was from another, and which delay was to hide that.
-fn way_line(lablet: &PeerId, way: &Way) -> String {
+fn way_line(from: &str, to: &str, way: &Way) -> String {
     let ms = |us: u64| format!("{:.1} ms", us as f64 / 1e3);
     let measured = way.measured_us.map_or("nobody knows how long".to_owned(), ms);
     let relayed = if way.relayed { ", relayed" } else { "" };
-    let Way { to, from_region, to_region, asked_us, .. } = way;
-    let (from, to, asked) = (lablet.short(), to.short(), ms(*asked_us));
+    let Way { from_region, to_region, asked_us, .. } = way;
+    let asked = ms(*asked_us);
     format!("{from} → {to}   {measured} one way{relayed}; {from_region} to {to_region} asks for {asked}")
 }
 
