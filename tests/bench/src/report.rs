@@ -85,7 +85,9 @@ impl Report {
                 None => "–",
             };
             let cells = [&row.measure, &row.figure, &row.reference, &row.ratio, &row.goal];
-            let cells: Vec<&str> = cells.into_iter().map(String::as_str).chain([reached, &row.bound]).collect();
+            let cells = cells.into_iter().map(String::as_str).chain([reached, &row.bound]);
+            // A bar in a command would end its cell.
+            let cells: Vec<String> = cells.map(|cell| cell.replace('|', "\\|")).collect();
             let _infallible = writeln!(text, "| {} |", cells.join(" | "));
         }
         text
