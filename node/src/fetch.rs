@@ -450,13 +450,14 @@ struct Parties<'a> {
 /// Gives what was to come from fellows that are passed over to those whose turn it is then. Where nobody but fellows
 /// is good for something, they are asked for it like everybody.
 fn pass_on(queue: VecDeque<Batch>, share: &mut Share, pool: &Pool) -> VecDeque<Batch> {
-    if !share.is_shared() {
-        return queue;
-    }
     let fellow = |batch: &Batch| match &batch.whom {
         Whom::Fellow(peer) => Some(peer.clone()),
         Whom::Anyone | Whom::Origins => None,
     };
+    // Once the last fellow was passed over nothing is shared, and what it was to give is still in the queue.
+    if !share.is_shared() && !queue.iter().any(|batch| fellow(batch).is_some()) {
+        return queue;
+    }
     let mut kept = VecDeque::with_capacity(queue.len());
     for mut batch in queue {
         if let Whom::Fellow(peer) = &batch.whom

@@ -60,3 +60,10 @@ async fn fellow_that_never_begins_holds_nobody_up() {
     let sent = fetched_at_once(&dag, 80, 1).await;
     assert!(sent >= dag.bytes() && sent <= dag.bytes() * 3, "{sent} of {} bytes", dag.bytes());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fellows_of_whom_none_begins_hold_nobody_up() {
+    let dag = Dag::new(4, 100, 10_000);
+    let sent = fetched_at_once(&dag, 100, LABLETS - 1).await;
+    assert_eq!(sent, dag.bytes());
+}
