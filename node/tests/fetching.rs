@@ -16,7 +16,7 @@ use iptl_trust::Keypair;
 use iptl_wire::control::{FailureKind, FetchReport, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lab::{Dag, Node, Stranger, bystander, parent, store_of, within};
+use crate::lab::{Dag, Node, Stranger, answering, bystander, parent, store_of, within};
 
 /// Long enough for everything that succeeds.
 const PATIENT_MS: u64 = 60_000;
@@ -354,19 +354,4 @@ async fn present(node: &Node, dag: &Dag) -> u64 {
 /// A peer that answers every request for blocks with a small block of garbage.
 async fn liar(seed: u8) -> Stranger {
     answering(seed, [&100_u64.to_le_bytes()[..], &[9; 100]].concat()).await
-}
-
-/// A peer that answers every request for blocks with these bytes.
-async fn answering(seed: u8, answer: Vec<u8>) -> Stranger {
-    let stranger = Stranger::new(seed).await;
-    let mut incoming = stranger.blob_streams().await;
-    tokio::spawn(async move {
-        while let Some((_, mut stream)) = incoming.next().await {
-            let mut request = Vec::new();
-            let _gone = stream.read_to_end(&mut request).await;
-            let _gone = stream.write_all(&answer).await;
-            let _gone = stream.shutdown().await;
-        }
-    });
-    stranger
 }

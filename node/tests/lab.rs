@@ -16,7 +16,7 @@ use iptl_trust::Keypair;
 use iptl_wire::control::{Failure, FetchReport, MAX_FRAME_SIZE, Reply, Request, Upload};
 use iptl_wire::lab::Role;
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// What nodes of this process log from their first word on that is more than a detail.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
@@ -334,4 +334,19 @@ pub async fn store_of(blocks: Vec<Block>) -> Arc<dyn BlobStore> {
     let store = MemStore::default();
     store.put(blocks).await.unwrap();
     Arc::new(store)
+}
+
+/// A peer that answers every request for blocks with these bytes.
+pub async fn answering(seed: u8, answer: Vec<u8>) -> Stranger {
+    let stranger = Stranger::new(seed).await;
+    let mut incoming = stranger.blob_streams().await;
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = incoming.next().await {
+            let mut request = Vec::new();
+            let _gone = stream.read_to_end(&mut request).await;
+            let _gone = stream.write_all(&answer).await;
+            let _gone = stream.shutdown().await;
+        }
+    });
+    stranger
 }

@@ -12,22 +12,9 @@ use iptl_node::fetch::{Fetcher, Patience, Wanted};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::PATIENT_MS;
-use crate::lab::{Dag, Stranger, bystander, is_logged, listen_to_log, node, parent, serve, store_of, wanted, within};
-
-/// A peer that answers every request for blocks with these bytes.
-async fn answering(seed: u8, answer: Vec<u8>) -> Stranger {
-    let stranger = Stranger::new(seed).await;
-    let mut incoming = stranger.blob_streams().await;
-    tokio::spawn(async move {
-        while let Some((_, mut stream)) = incoming.next().await {
-            let mut request = Vec::new();
-            let _gone = stream.read_to_end(&mut request).await;
-            let _gone = stream.write_all(&answer).await;
-            let _gone = stream.shutdown().await;
-        }
-    });
-    stranger
-}
+use crate::lab::{
+    Dag, Stranger, answering, bystander, is_logged, listen_to_log, node, parent, serve, store_of, wanted, within,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_something_else_are_refused_and_the_honest_serve_the_rest() {
