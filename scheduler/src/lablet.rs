@@ -76,7 +76,7 @@ impl Lablet {
             LabletInput::SessionDown { orchestrator } => self.session_down(&orchestrator),
             LabletInput::Offer(offer) => self.offer(now, offer.into_inner()),
             LabletInput::Message { from, message } => self.message(now, from, message),
-            LabletInput::Inventory(inventory) => self.machine = inventory,
+            LabletInput::Inventory(inventory) => self.inventoried(now, inventory),
             LabletInput::Prepared { cell } => self.prepared(&cell),
             LabletInput::PrepareFailed { cell, reason, unfit } => self.prepare_failed(&cell, reason, unfit),
             LabletInput::InstanceEnded { cell, instance } => self.instance_ended(&cell, instance),

@@ -11,7 +11,7 @@ use iptl_scheduler::{Lablet, LabletConfig, LabletEffect, LabletInput};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{Offer, Wanted};
 use iptl_wire::session::{
-    Bid, CellPhase, CellRef, ClockSample, Grant, LeaseRenewal, ToLablet, ToOrchestrator, Welcome,
+    Bid, CellPhase, CellRef, ClockSample, Grant, Inventory, LeaseRenewal, ToLablet, ToOrchestrator, Welcome,
 };
 use iptl_wire::{Timestamp, Verified, WallTime};
 
@@ -351,6 +351,21 @@ fn the_clock_is_measured_half_way_and_told_at_once() {
     let [ToOrchestrator::Heartbeat(second)] = &sent(&effects)[..] else { panic!("{effects:?}") };
     let clock = second.clock.unwrap();
     assert_eq!((clock.offset_us, clock.round_trip_us), (500_000, 4_000));
+}
+
+#[test]
+fn what_became_ready_is_told_at_once() {
+    let mut bench = Bench::up();
+    let ready = Inventory { holds: vec![codec::cid_of(&"workload")], ..inventory(4) };
+    let told = |effects: &[LabletEffect]| match &sent(effects)[..] {
+        [ToOrchestrator::Heartbeat(beat)] => beat.inventory.holds.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&bench.give(LabletInput::Inventory(ready.clone()))), ready.holds);
+    // Of what was told before, or is no more, nothing is said before the next heartbeat.
+    for known in [ready, inventory(4)] {
+        assert_eq!(bench.give(LabletInput::Inventory(known)), []);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use iptl_dag::PeerId;
 use iptl_dag::model::ExecutionId;
 use iptl_wire::Timestamp;
-use iptl_wire::session::{ClockSample, Heartbeat, LeaseRenewal, ToOrchestrator, Welcome};
+use iptl_wire::session::{ClockSample, Heartbeat, Inventory, LeaseRenewal, ToOrchestrator, Welcome};
 
 use super::Lablet;
 
@@ -56,6 +56,16 @@ impl Lablet {
         if self.session.as_ref().is_some_and(|s| s.orchestrator == *orchestrator) {
             self.session = None;
         }
+    }
+
+    /// Takes in what the machine has. What became ready is told at once: the next run may be placed before the next
+    /// heartbeat is due.
+    pub(super) fn inventoried(&mut self, now: Timestamp, inventory: Inventory) {
+        let is_ready = inventory.holds.iter().any(|workload| !self.machine.has_ready(workload));
+        if let Some(session) = self.session.as_mut().filter(|_| is_ready) {
+            session.beat_at = now;
+        }
+        self.machine = inventory;
     }
 
     /// Sends a heartbeat where it is time.
