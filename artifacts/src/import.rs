@@ -69,7 +69,7 @@ pub struct Imported {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A symbolic link, whose target another machine would not have.
-    #[error("{} is a symbolic link; copy its target there, or ignore it", path.display())]
+    #[error("{} is a symbolic link", path.display())]
     Symlink {
         /// The link.
         path: PathBuf,

@@ -217,10 +217,14 @@ impl From<ImportError> for Error {
             ImportError::Directory { source, .. } => {
                 Error::usage("import.directory", format!("{text}: {source}"), "spread its entries over sub-folders")
             }
-            ImportError::Symlink { .. }
-            | ImportError::Special { .. }
+            ImportError::Symlink { .. } => Error::usage(
+                "import.refused",
+                text,
+                "put what it points to in its place; `iptl publish data --links` keeps links as they are",
+            ),
+            ImportError::Special { .. }
             | ImportError::Name { .. }
-            | ImportError::TooDeep { .. } => Error::usage("import.refused", text, "another machine could not have it"),
+            | ImportError::TooDeep { .. } => Error::usage("import.refused", text, "leave it out: another machine could not have it"),
         }
     }
 }

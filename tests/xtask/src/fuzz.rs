@@ -71,7 +71,6 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     if args.minimise {
         return chosen.into_iter().try_for_each(|target| lab.minimise(shell, target));
     }
-    let mut report = Report::open(lab.dir.join("report.json"))?;
     let mut failed = Vec::new();
     for target in chosen {
         shell.step("fuzz", &format!("{target}, {} s", args.seconds));
@@ -79,9 +78,12 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
         if !run.passed {
             failed.push(format!("{target}: see {}", lab.found(target).display()));
         }
+        // Read again each time: another terminal may fuzz other targets at the same time.
+        let mut report = lab.report()?;
         report.add(target, &run);
         report.write()?;
     }
+    let report = lab.report()?;
     eprintln!("\n{}\n{} and report.md beside it", report.table(), report.path.display());
     if !failed.is_empty() {
         bail!("inputs that break something:\n{}", failed.join("\n"));
@@ -151,6 +153,10 @@ impl Lab {
 
     fn corpus(&self, target: &str) -> PathBuf {
         self.dir.join("corpus").join(target)
+    }
+
+    fn report(&self) -> Result<Report> {
+        Report::open(self.dir.join("report.json"))
     }
 
     fn found(&self, target: &str) -> PathBuf {
