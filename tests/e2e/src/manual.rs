@@ -3,7 +3,8 @@
 //! A block starts with ` ```console `. In it, a line `$ command` is run by a shell, and the lines after it are what it
 //! prints, stdout and stderr together; where there are none, it may print what it likes. `[..]` stands for anything
 //! within a line, a line `...` for any number of lines, and `# exits with N` behind a command for an exit that is not
-//! zero. A manual starts in an empty directory, with a home of its own.
+//! zero. A line that begins with `…` tells of the time that something takes, and is said where it takes long: it does not
+//! count. A manual starts in an empty directory, with a home of its own.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,7 +30,7 @@ pub fn execute(path: &Path) {
         let output = place.run(&step.command);
         let at = format!("{}:{}: $ {}", path.display(), step.line, step.command);
         assert_eq!(output.code, step.exit, "{at}\n{}", output.stdout);
-        let actual: Vec<&str> = output.stdout.lines().map(str::trim_end).collect();
+        let actual: Vec<&str> = output.stdout.lines().map(str::trim_end).filter(|line| !line.starts_with("… ")).collect();
         let expected: Vec<&str> = step.expected.iter().map(String::as_str).collect();
         assert!(
             expected.is_empty() || matches_lines(&expected, &actual),
