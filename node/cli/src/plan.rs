@@ -222,9 +222,9 @@ impl From<ImportError> for Error {
                 text,
                 "put what it points to in its place; `iptl publish data --links` keeps links as they are",
             ),
-            ImportError::Special { .. }
-            | ImportError::Name { .. }
-            | ImportError::TooDeep { .. } => Error::usage("import.refused", text, "leave it out: another machine could not have it"),
+            ImportError::Special { .. } | ImportError::Name { .. } | ImportError::TooDeep { .. } => {
+                Error::usage("import.refused", text, "leave it out: another machine could not have it")
+            }
         }
     }
 }

@@ -30,7 +30,8 @@ pub fn execute(path: &Path) {
         let output = place.run(&step.command);
         let at = format!("{}:{}: $ {}", path.display(), step.line, step.command);
         assert_eq!(output.code, step.exit, "{at}\n{}", output.stdout);
-        let actual: Vec<&str> = output.stdout.lines().map(str::trim_end).filter(|line| !line.starts_with("… ")).collect();
+        let actual: Vec<&str> =
+            output.stdout.lines().map(str::trim_end).filter(|line| !line.starts_with("… ")).collect();
         let expected: Vec<&str> = step.expected.iter().map(String::as_str).collect();
         assert!(
             expected.is_empty() || matches_lines(&expected, &actual),
