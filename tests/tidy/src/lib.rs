@@ -1,7 +1,8 @@
 //! Ordinary tests that hold the architecture; this library reads the workspace for them.
 //!
 //! `tests/edges.rs` has the table of which crate may use which, and who may name a heavy crate; `tests/purity.rs` what
-//! the pure half must not reach; `tests/files.rs` what every file keeps to. A test that fails says where to decide
+//! the pure half must not reach; `tests/files.rs` what every file keeps to, `tests/mutations.rs` that bugs of
+//! `cargo xtask mutate` fit the source. A test that fails says where to decide
 //! whether the rule or the change is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,4 +2,5 @@
 
 mod edges;
 mod files;
+mod mutations;
 mod purity;
