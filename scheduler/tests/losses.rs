@@ -2,7 +2,7 @@
 
 use iptl_dag::codec;
 use iptl_dag::model::{Assignment, ExecutionId, Exit, FactKind, GroupLoss, InstanceId, MaxLost, Run};
-use iptl_scheduler::{Effect, Input, ReceiptSummary};
+use iptl_scheduler::{AssemblyOrder, Effect, Input, ReceiptSummary};
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Grant, ReceiptsReady, ToOrchestrator};
 
 use crate::cores::{Bench, cell, failure, grants, order, peer, persisted, run};
@@ -21,16 +21,22 @@ fn rerun(rerun: u32) -> GroupLoss {
 
 /// Hands in a receipt of each of these instances, with how it ended.
 fn ends(bench: &mut Bench, n: u8, cell: &CellRef, attempt: u32, ended: &[(&str, u32, i32)]) -> Vec<Effect> {
+    let ended: Vec<_> =
+        ended.iter().map(|(group, index, code)| (*group, *index, Exit::Exited { code: *code })).collect();
+    ends_as(bench, n, cell, attempt, &ended)
+}
+
+fn ends_as(bench: &mut Bench, n: u8, cell: &CellRef, attempt: u32, ended: &[(&str, u32, Exit)]) -> Vec<Effect> {
     let shard = codec::cid_of(&(n, attempt, ended));
     let ready = ReceiptsReady { cell: cell.clone(), shard, count: ended.len() as u32 };
     let mut effects = bench.say(n, ToOrchestrator::Receipts(ready));
     let receipts = ended
         .iter()
-        .map(|(group, index, code)| ReceiptSummary {
+        .map(|(group, index, exit)| ReceiptSummary {
             instance: InstanceId { group: (*group).to_owned(), index: *index },
             attempt,
             epoch: cell.epoch.clone(),
-            exit: Exit::Exited { code: *code },
+            exit: exit.clone(),
         })
         .collect();
     effects.extend(bench.give(Input::Pulled { execution: cell.execution, lablet: peer(n), shard, receipts }));
@@ -154,7 +160,9 @@ fn a_lablet_that_handed_in_all_it_had_takes_over_from_a_lost_one() {
     let effects = bench.hello(1, 1, 9, 2, vec![status]);
     let recalled: Vec<_> = effects.iter().filter(|e| matches!(e, Effect::Pull { .. })).collect();
     assert!(recalled.is_empty(), "what the log names was asked for at once");
-    let shard = codec::cid_of(&(1u8, 1u32, &ended[..]));
+    let kept: Vec<_> =
+        ended.iter().map(|(group, index, code)| (*group, *index, Exit::Exited { code: *code })).collect();
+    let shard = codec::cid_of(&(1u8, 1u32, &kept[..]));
     let receipts = first
         .iter()
         .map(|i| ReceiptSummary {
@@ -171,6 +179,118 @@ fn a_lablet_that_handed_in_all_it_had_takes_over_from_a_lost_one() {
     assert_eq!(order.attempts, again.iter().map(|i| (i.clone(), 2)).collect());
     assert_eq!(order.shards.len(), 2);
     assert_eq!(order.accepted.len(), first.len() + again.len());
+}
+
+/// What lablet `n` held, stopped by its owner.
+fn stopped(had: &[InstanceId]) -> Vec<(&str, u32, Exit)> {
+    let exit = || Exit::Stopped { reason: "its owner wants the machine back".to_owned() };
+    had.iter().map(|i| (i.group.as_str(), i.index, exit())).collect()
+}
+
+#[test]
+fn what_an_owner_stopped_goes_again_elsewhere_where_its_group_allows_it() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(lossy(rerun(1)));
+    let had = holds(&bench, id, 2);
+    bench.hello(3, 3, 3, 8, vec![]);
+    let effects = ends_as(&mut bench, 2, &cell(id, 1), 1, &stopped(&had));
+    let of_a: Vec<InstanceId> = had.iter().filter(|i| i.group == "a").cloned().collect();
+    assert!(!of_a.is_empty() && of_a.len() < had.len(), "it held some of both groups: {had:?}");
+    assert_eq!(lost(&effects), of_a, "at once, and with no lease to wait for; the other group is at most once");
+    let granted = grants(&bench.wait(1_000));
+    assert_eq!(granted.len(), 1, "{granted:?}");
+    assert_eq!((granted[0].attempt, &granted[0].lablet), (2, &peer(3)));
+    let again: Vec<InstanceId> = granted[0].assignments.iter().flat_map(Assignment::instances).collect();
+    assert_eq!(again, of_a);
+    // The second attempt is the last: it counts as it ended, and so does what ended well before.
+    let order = all_end(&mut bench, id, &granted[0], &stopped(&of_a));
+    assert_eq!(order.accepted.values().filter(|(_, attempt)| *attempt == 2).count(), of_a.len());
+    assert_eq!((order.accepted.len(), order.missing.len()), (4, 0));
+}
+
+#[test]
+fn the_receipt_of_what_an_owner_stopped_counts_where_no_lablet_comes_for_it() {
+    let mut bench = Bench::with(|config| config.lease_heartbeats = 1_000);
+    let id = bench.started_with(lossy(rerun(1)));
+    let (first, had) = (holds(&bench, id, 1), holds(&bench, id, 2));
+    ends_as(&mut bench, 2, &cell(id, 1), 1, &stopped(&had));
+    let ended: Vec<(&str, u32, i32)> = first.iter().map(|i| (i.group.as_str(), i.index, 0)).collect();
+    let effects = ends(&mut bench, 1, &cell(id, 1), 1, &ended);
+    assert!(order(&effects).is_none(), "it waits for another attempt");
+    let mut effects = Vec::new();
+    for _ in 0..60 {
+        // Both lablets are there and have no room.
+        for n in [1, 2] {
+            let seq = bench.next_seq();
+            effects.extend(bench.heartbeat(n, seq, 0, vec![]));
+        }
+        effects.extend(bench.wait(1_000));
+    }
+    let order = order(&effects).expect("it is sealed with what there is");
+    assert_eq!((order.accepted.len(), order.missing.len()), (4, 0), "{:?}", order.missing);
+    assert!(order.attempts.is_empty(), "{:?}", order.attempts);
+}
+
+#[test]
+fn what_an_owner_stopped_goes_again_after_a_restart_of_the_orchestrator() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(lossy(rerun(1)));
+    let had = holds(&bench, id, 2);
+    let ended = stopped(&had);
+    ends_as(&mut bench, 2, &cell(id, 1), 1, &ended);
+    bench.restart();
+    let shard = codec::cid_of(&(2u8, 1u32, &ended[..]));
+    let receipts = ended.iter().map(|(group, index, exit)| ReceiptSummary {
+        instance: InstanceId { group: (*group).to_owned(), index: *index },
+        attempt: 1,
+        epoch: cell(id, 1).epoch,
+        exit: exit.clone(),
+    });
+    let receipts = receipts.collect();
+    bench.give(Input::Pulled { execution: id, lablet: peer(2), shard, receipts });
+    let effects = bench.hello(3, 3, 3, 8, vec![]);
+    let granted: Vec<Grant> = [grants(&effects), grants(&bench.wait(1_000))].concat();
+    assert!(granted.iter().any(|g| g.attempt == 2 && g.lablet == peer(3)), "{granted:?}");
+}
+
+#[test]
+fn what_is_stopped_late_does_not_take_the_place_of_an_attempt_that_is_still_to_come() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(lossy(rerun(1)));
+    let had = holds(&bench, id, 2);
+    let effects = without_two(&mut bench, id, 8, CellPhase::Running, 0);
+    assert_eq!(lost(&effects), had, "its lease ran out, and nobody has room");
+    bench.hello(2, 2, 9, 0, vec![]);
+    ends_as(&mut bench, 2, &cell(id, 1), 1, &stopped(&had));
+    let effects = bench.hello(3, 3, 3, 8, vec![]);
+    let granted: Vec<Grant> = [grants(&effects), grants(&bench.wait(1_000))].concat();
+    assert!(granted.iter().any(|g| g.attempt == 2 && g.lablet == peer(3)), "{granted:?}");
+}
+
+#[test]
+fn what_is_stopped_because_the_run_ends_does_not_go_again() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(lossy(rerun(1)));
+    bench.hello(3, 3, 3, 8, vec![]);
+    bench.give(Input::Cancel { execution: id, by: peer(202) });
+    let mut effects = Vec::new();
+    for n in [1, 2] {
+        let had = holds(&bench, id, n);
+        effects.extend(ends_as(&mut bench, n, &cell(id, 1), 1, &stopped(&had)));
+    }
+    assert_eq!(lost(&effects), vec![]);
+    assert_eq!(order(&effects).expect("all are accounted for").accepted.len(), 4);
+}
+
+/// Ends what lablet 1 has well and what was granted anew in some way, and returns what is sealed.
+fn all_end(bench: &mut Bench, id: ExecutionId, again: &Grant, ended: &[(&str, u32, Exit)]) -> AssemblyOrder {
+    let first = holds(bench, id, 1);
+    let well: Vec<(&str, u32, i32)> = first.iter().map(|i| (i.group.as_str(), i.index, 0)).collect();
+    let mut effects = ends(bench, 1, &cell(id, 1), 1, &well);
+    bench.say(3, ToOrchestrator::Accept(again.cell.clone()));
+    bench.say(3, ToOrchestrator::Prepared(again.cell.clone()));
+    effects.extend(ends_as(bench, 3, &again.cell, again.attempt, ended));
+    order(&effects).expect("all are accounted for")
 }
 
 #[test]

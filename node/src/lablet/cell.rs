@@ -45,6 +45,8 @@ pub(super) enum CellNote {
     Follow(bool),
     /// Says what its instances use.
     Gauge,
+    /// The lab stops it; said before its instances are ended.
+    Stopping,
     /// Instances of other cells moved.
     Directory(Box<session::Directory>),
 }
@@ -217,6 +219,10 @@ impl CellTask {
                     batch.push(event);
                 }
             }
+            // That the cell is stopped is known before the first end that comes of it.
+            while let Ok(note) = self.notes.try_recv() {
+                notes.push(note);
+            }
             for note in notes.drain(..) {
                 match note {
                     CellNote::Sync(down) => sync.handle(down),
@@ -227,6 +233,7 @@ impl CellTask {
                         }
                     }
                     CellNote::Gauge => gauged = true,
+                    CellNote::Stopping => sync.stop(),
                     CellNote::Directory(directory) => self.routes.moved(*directory),
                 }
             }

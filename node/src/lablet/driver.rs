@@ -473,7 +473,13 @@ impl Driver {
                     preparing.abort();
                 }
                 if let Some(control) = held.control.clone() {
-                    tokio::spawn(async move { control.stop(reason).await });
+                    let notes = held.notes.clone();
+                    tokio::spawn(async move {
+                        if let Some(notes) = notes {
+                            let _it_is_over = notes.send(CellNote::Stopping).await;
+                        }
+                        control.stop(reason).await;
+                    });
                 }
             }
             LabletEffect::Seal { cell } => self.seal(cell),

@@ -45,7 +45,7 @@ impl Driver {
                 if let Some(active) = self.registry.active.get(&id)
                     && self.following.insert(id)
                 {
-                    for lablet in active.lablets.clone().into_keys() {
+                    for lablet in active.book.lablets().cloned().collect::<Vec<_>>() {
                         send(&mut self.sessions, &lablet, ToLablet::Follow(id, true));
                     }
                 }
@@ -112,7 +112,8 @@ impl Driver {
                 help: format!("see its result: `iptl show {}`", id.alias()),
             });
         };
-        let barriers = self.syncs.get(&id).map(RunSync::waiting).unwrap_or_default();
+        let sync = self.registry.active.get(&id).and_then(|active| active.book.sync());
+        let barriers = sync.map(RunSync::waiting).unwrap_or_default();
         let barriers = barriers.into_iter().map(|barrier| TopBarrier {
             missing: barrier.missing.iter().flat_map(missing).take(MAX_MISSING).collect(),
             state: barrier.state,

@@ -8,7 +8,6 @@ use iptl_artifacts::{BlobStore, StoreError};
 use iptl_dag::model::{self, Epoch, ExecutionId, FactKind, Signed};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig};
-use iptl_sync::RunSync;
 use iptl_trust::Keypair;
 use iptl_wire::Verified;
 use iptl_wire::control::{Event, Failure};
@@ -157,7 +156,6 @@ pub(super) async fn start(
         sealer,
         sessions: BTreeMap::new(),
         newcomers: BTreeMap::new(),
-        syncs: BTreeMap::new(),
         versions: BTreeMap::new(),
         following: BTreeSet::new(),
         barriers: BTreeMap::new(),
@@ -206,7 +204,6 @@ pub(super) struct Driver {
     pub(super) sessions: BTreeMap<PeerId, Session>,
     /// Sessions that the core has not answered yet.
     newcomers: BTreeMap<(PeerId, u64), Outbox>,
-    pub(super) syncs: BTreeMap<ExecutionId, RunSync>,
     /// Software of each lablet that was here.
     pub(super) versions: BTreeMap<PeerId, String>,
     /// Executions whose output somebody follows.
@@ -308,7 +305,7 @@ impl Driver {
                 self.newcomers.remove(&(from.clone(), session));
                 if self.sessions.get(&from).is_some_and(|current| current.number == session) {
                     self.sessions.remove(&from);
-                    for sync in self.syncs.values_mut() {
+                    for sync in self.registry.active.values_mut().filter_map(|active| active.book.sync_mut()) {
                         sync.session_down(&from);
                     }
                 }
@@ -336,7 +333,8 @@ impl Driver {
         match message {
             ToOrchestrator::Sync(execution, up) => {
                 if self.takes_part(&execution, &from) {
-                    if let Some(sync) = self.syncs.get_mut(&execution)
+                    let active = self.registry.active.get_mut(&execution);
+                    if let Some(sync) = active.and_then(|active| active.book.sync_mut())
                         && let Err(error) = sync.handle(&from, up)
                     {
                         tracing::warn!(%from, %error, "refused what a lablet said of sync");
@@ -438,9 +436,7 @@ impl Driver {
             Ok::<_, LogError>(written)
         })?;
         self.tell_followers(&written).await?;
-        for (execution, _, kind) in facts {
-            self.note(execution, &kind, false);
-        }
+        self.note_all(&facts);
         Ok(())
     }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use iptl_dag::model::{BarrierLoss, Counts, ExecutionId, InstanceId, ResultVerdict, Run};
+use iptl_dag::model::{Counts, ExecutionId, ResultVerdict, Run};
 use iptl_dag::{Cid, PeerId, codec};
+use iptl_sync::SyncBook;
 use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::session::{CellUsage, OutputLine};
 use serde::{Deserialize, Serialize};
@@ -61,20 +62,10 @@ pub(super) struct Active {
     pub(super) groups: BTreeMap<String, u32>,
     /// Who submitted it.
     pub(super) by: PeerId,
-    /// Lablets that were granted instances, with how many: only they may sync.
-    pub(super) lablets: BTreeMap<PeerId, u64>,
+    /// Lablets that were granted instances, and their sync: only they may.
+    pub(super) book: SyncBook,
     /// What lablets said that their instances use, and when.
     pub(super) usage: BTreeMap<PeerId, (Instant, CellUsage)>,
-    /// Attempts that each group allows.
-    pub(super) attempts: BTreeMap<String, u32>,
-    /// Attempt of what each lablet was granted last.
-    pub(super) attempt: BTreeMap<PeerId, u32>,
-    /// Receipts that came from each lablet.
-    pub(super) received: BTreeMap<PeerId, u64>,
-    /// What becomes of barriers that cannot be reached any more.
-    pub(super) barriers: BarrierLoss,
-    /// Instances that were lost before the orchestrator was started: with which lablet, and whether for good.
-    pub(super) lost_before: BTreeMap<InstanceId, (PeerId, bool)>,
     /// It is the lab's canary: it stands in no list, and nothing of it is kept.
     pub(super) canary: bool,
     history: Vec<Event>,
@@ -141,13 +132,8 @@ impl Registry {
             instances: run.instances(),
             groups: run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
             by,
-            lablets: BTreeMap::new(),
+            book: SyncBook::new(run),
             usage: BTreeMap::new(),
-            attempts: run.groups.keys().map(|name| (name.clone(), run.attempts_of(name))).collect(),
-            attempt: BTreeMap::new(),
-            barriers: run.loss.barriers,
-            lost_before: BTreeMap::new(),
-            received: BTreeMap::new(),
             canary: canary::is_canary(&run_cid),
             history: Vec::new(),
             events: broadcast::Sender::new(EVENT_QUEUE),

@@ -7,7 +7,6 @@ use iptl_artifacts::read_block;
 use iptl_dag::Cid;
 use iptl_dag::model::{self, Execution, ExecutionId, FactKind, Run};
 use iptl_scheduler::{Input, Submission};
-use iptl_sync::RunSync;
 use iptl_wire::control::Event;
 use iptl_wire::session::KnownRun;
 use iptl_wire::takeover::MAX_FINISHED;
@@ -72,7 +71,9 @@ impl Driver {
                     None
                 }
                 kind => {
-                    self.note(fact.execution, kind, true);
+                    if let Some(active) = self.registry.active.get_mut(&fact.execution) {
+                        active.book.read(kind);
+                    }
                     if let (FactKind::Started {}, Some(active)) = (kind, self.registry.active.get(&fact.execution)) {
                         let event = Event::Started { after_ms: fact.at_ms.saturating_sub(active.submitted_ms) };
                         self.registry.notify(fact.execution, event, fact.at_ms);
@@ -88,21 +89,8 @@ impl Driver {
         for (execution, result) in ended {
             self.input(Input::Over { execution, result });
         }
-        for (execution, active) in &self.registry.active {
-            if !active.lablets.is_empty() {
-                let cells = active.lablets.iter().map(|(lablet, instances)| (lablet.clone(), *instances));
-                let mut sync = RunSync::recovering(cells);
-                sync.on_loss(active.barriers);
-                for (instance, (lablet, for_good)) in &active.lost_before {
-                    let one = std::slice::from_ref(instance);
-                    let (again, for_good) = if *for_good { (&[][..], one) } else { (one, &[][..]) };
-                    sync.lost_before(lablet, again, for_good);
-                }
-                for (lablet, receipts) in &active.received {
-                    sync.receive(lablet, *receipts);
-                }
-                self.syncs.insert(*execution, sync);
-            }
+        for active in self.registry.active.values_mut() {
+            active.book.resume();
         }
         match (self.post.how, self.post.claim.as_ref().map(|claim| claim.body.term.clone())) {
             (How::TakeOver { handed_over }, Some(term)) => {
@@ -158,7 +146,6 @@ impl Driver {
     }
 
     fn let_go(&mut self, execution: &ExecutionId) {
-        self.syncs.remove(execution);
         self.following.remove(execution);
         // A sealed result is pinned by itself; of a failed execution nothing is kept.
         self.parts.keeper.release(execution, Holder::Orchestrator);

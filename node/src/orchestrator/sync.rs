@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Assignment, ExecutionId, FactKind, InstanceId};
-use iptl_sync::{FailedBarrier, MissingCell, RunSync};
+use iptl_dag::model::{Epoch, ExecutionId, FactKind};
+use iptl_sync::{FailedBarrier, MissingCell};
 use iptl_wire::control::Event;
 use iptl_wire::session::ToLablet;
 
@@ -24,11 +24,12 @@ pub(super) const MAX_MISSING: usize = 20;
 
 impl Driver {
     pub(super) fn takes_part(&self, execution: &ExecutionId, lablet: &PeerId) -> bool {
-        self.registry.active.get(execution).is_some_and(|active| active.lablets.contains_key(lablet))
+        self.registry.active.get(execution).is_some_and(|active| active.book.takes_part(lablet))
     }
 
     pub(super) fn send_sync(&mut self, execution: ExecutionId) {
-        let Some(sync) = self.syncs.get_mut(&execution) else { return };
+        let active = self.registry.active.get_mut(&execution);
+        let Some(sync) = active.and_then(|active| active.book.sync_mut()) else { return };
         while let Some(FailedBarrier { state, target, reachable, missing }) = sync.poll_failed() {
             tracing::info!(execution = %execution.alias(), state, target, reachable, missing, "a barrier failed");
         }
@@ -43,14 +44,19 @@ impl Driver {
         let mut asked = Vec::new();
         self.looks = self.looks.saturating_add(1);
         let mut told = BTreeMap::new();
-        for (execution, sync) in &mut self.syncs {
+        for (execution, active) in &mut self.registry.active {
+            let lablets: Vec<PeerId> = active.book.lablets().cloned().collect();
+            let Some(sync) = active.book.sync_mut() else { continue };
             if self.looks >= RECOVERY_LOOKS && sync.is_recovering() {
                 tracing::warn!(execution = %execution.alias(), "some cells told nothing of what they had contributed");
                 sync.end_recovery();
             }
+            for lablet in lablets {
+                // After a restart, names come with the lablets.
+                sync.call_lablet(&lablet, self.core.lablet_name(execution, &lablet));
+            }
             sync.inquire();
             asked.push(*execution);
-            let Some(active) = self.registry.active.get(execution) else { continue };
             for barrier in sync.waiting() {
                 // Who waits since the last look is told of at the next one.
                 let key = (*execution, barrier.state.clone(), barrier.target);
@@ -80,94 +86,31 @@ impl Driver {
         }
     }
 
-    /// Keeps who takes part in an execution, for sync; a `replayed` fact's cells have contributed before.
-    pub(super) fn note(&mut self, execution: ExecutionId, kind: &FactKind, replayed: bool) {
-        let Some(active) = self.registry.active.get_mut(&execution) else { return };
-        match kind {
-            FactKind::Granted { lablet, assignments, attempt }
-            | FactKind::Recovered { lablet, assignments, attempt, .. } => {
-                let instances = assignments.iter().map(|a| u64::from(a.count)).sum();
-                *active.lablets.entry(lablet.clone()).or_default() += instances;
-                active.attempt.insert(lablet.clone(), *attempt);
-                if replayed {
-                    for instance in assignments.iter().flat_map(Assignment::instances) {
-                        active.lost_before.remove(&instance);
-                    }
-                    return;
-                }
-                let barriers = active.barriers;
-                let sync = self.syncs.entry(execution).or_insert_with(|| {
-                    let mut sync = RunSync::new([]);
-                    sync.on_loss(barriers);
-                    sync
-                });
-                if matches!(kind, FactKind::Recovered { .. }) {
-                    sync.recover_cell(lablet.clone(), instances);
-                } else if *attempt > 1 {
-                    let again: Vec<_> = assignments.iter().flat_map(Assignment::instances).collect();
-                    sync.add_cell_again(lablet.clone(), &again);
-                } else {
-                    sync.add_cell(lablet.clone(), instances);
+    /// Takes facts that are durable into sync.
+    pub(super) fn note_all(&mut self, facts: &[(ExecutionId, Epoch, FactKind)]) {
+        let mut by_execution: BTreeMap<ExecutionId, Vec<&FactKind>> = BTreeMap::new();
+        for (execution, _, kind) in facts {
+            by_execution.entry(*execution).or_default().push(kind);
+        }
+        for (execution, kinds) in by_execution {
+            let Some(active) = self.registry.active.get_mut(&execution) else { continue };
+            if kinds.iter().any(|kind| matches!(kind, FactKind::Received { .. })) {
+                self.spoken.insert(execution);
+            }
+            active.book.note(kinds, |instance| self.core.runs_again(&execution, instance));
+            let lablets: Vec<PeerId> = active.book.lablets().cloned().collect();
+            if let Some(sync) = active.book.sync_mut() {
+                for lablet in lablets {
+                    sync.call_lablet(&lablet, self.core.lablet_name(&execution, &lablet));
                 }
             }
-            FactKind::Refused { lablet, .. } => {
-                active.lablets.remove(lablet);
-                if let Some(sync) = self.syncs.get_mut(&execution) {
-                    sync.replace_cell(lablet);
-                }
-            }
-            FactKind::Lost { lablet: Some(lablet), instances, .. } => {
-                active.lablets.remove(lablet);
-                active.received.remove(lablet);
-                let attempt = active.attempt.get(lablet).copied().unwrap_or(1);
-                let allowed = |i: &InstanceId| active.attempts.get(&i.group).is_some_and(|most| attempt < *most);
-                // The core knows better than the bound: after a takeover nothing may be granted anew.
-                let runs_again = |i: &InstanceId| allowed(i) && (replayed || self.core.runs_again(&execution, i));
-                let (again, for_good): (Vec<_>, Vec<_>) = instances.iter().cloned().partition(runs_again);
-                if replayed {
-                    let lost = instances.iter().map(|i| (i.clone(), (lablet.clone(), for_good.contains(i))));
-                    active.lost_before.extend(lost);
-                } else if let Some(sync) = self.syncs.get_mut(&execution) {
-                    sync.lose_cell(lablet, &again, &for_good);
-                }
-            }
-            FactKind::Lost { lablet: None, instances, .. } => {
-                for instance in instances {
-                    if let Some((_, for_good)) = active.lost_before.get_mut(instance) {
-                        *for_good = true;
-                    }
-                }
-                if let Some(sync) = self.syncs.get_mut(&execution) {
-                    sync.give_up(instances);
-                }
-            }
-            FactKind::Received { lablet, count, .. } => {
-                *active.received.entry(lablet.clone()).or_default() += u64::from(*count);
-                if let Some(sync) = self.syncs.get_mut(&execution) {
-                    sync.receive(lablet, u64::from(*count));
-                    self.spoken.insert(execution);
-                }
-            }
-            FactKind::Submitted { .. }
-            | FactKind::Placed { .. }
-            | FactKind::Accepted { .. }
-            | FactKind::Started {}
-            | FactKind::Faulted { .. }
-            | FactKind::Measured { .. }
-            | FactKind::Cancelled { .. }
-            | FactKind::TimedOut {}
-            | FactKind::EndedEarly { .. }
-            | FactKind::Sealed { .. }
-            | FactKind::Failed { .. }
-            | FactKind::TakenOver { .. }
-            | FactKind::Snapshot { .. } => {}
         }
     }
 }
 
 /// Names who is missing at a barrier.
 pub(super) fn missing(cell: &MissingCell) -> Vec<String> {
-    let lablet = cell.lablet.short();
+    let lablet = &cell.name;
     if cell.lost {
         return vec![format!("{lablet} is lost")];
     }

@@ -22,11 +22,20 @@ pub(super) struct Taken {
 
 impl Exec {
     /// Takes in receipts of a chunk that `lablet` handed in.
-    pub(super) fn take_receipts(&mut self, lablet: &PeerId, shard: &Cid, receipts: &[ReceiptSummary]) -> Taken {
+    ///
+    /// Where `again`, an instance that the lab stopped under the run is lost with its cell, as far as the run allows
+    /// another attempt: its receipt is kept for the case that nothing comes of that.
+    pub(super) fn take_receipts(
+        &mut self,
+        lablet: &PeerId,
+        shard: &Cid,
+        receipts: &[ReceiptSummary],
+        again: bool,
+    ) -> Taken {
         let several_attempts = self.run.run.most_attempts() > 1;
         let mut taken = Taken::default();
         let Some(cell) = self.cell_of_shard(lablet, shard) else { return taken };
-        let attempt = cell.attempt;
+        let (attempt, is_live) = (cell.attempt, !cell.over);
         let valid: Vec<(InstanceId, &Exit)> = receipts
             .iter()
             .filter(|r| r.epoch == cell.epoch && r.attempt == attempt && cell.holds(&r.instance))
@@ -37,11 +46,16 @@ impl Exec {
                 continue;
             }
             // What ended by itself counts, even where another attempt was granted meanwhile. What the lab stopped
-            // gives way to that attempt, and counts where that one is lost too.
+            // gives way to that attempt or to one that is still to come, and counts where that one is lost too.
             let replaced =
                 several_attempts && self.cells.values().any(|c| !c.over && c.attempt > attempt && c.holds(&instance));
-            if replaced && !by_itself(exit) {
-                self.evidence.insert(instance, (lablet.clone(), attempt));
+            let may_go_again = again && is_live && attempt < self.run.run.attempts_of(&instance.group);
+            let waits = may_go_again || self.replace.contains_key(&instance);
+            if (replaced && !by_itself(exit)) || (waits && stopped(exit).is_some()) {
+                let latest = self.evidence.entry(instance).or_insert_with(|| (lablet.clone(), attempt));
+                if latest.1 < attempt {
+                    *latest = (lablet.clone(), attempt);
+                }
             } else {
                 self.lost.remove(&instance);
                 self.replace.remove(&instance);
@@ -62,6 +76,15 @@ impl Exec {
             }
         }
         taken
+    }
+
+    /// Whether all that a live cell holds has ended, and another attempt waits for its end.
+    pub(super) fn is_stopped(&self, lablet: &PeerId) -> bool {
+        let Some(cell) = self.cells.get(lablet).filter(|c| !c.over) else { return false };
+        let told = |i: &InstanceId| {
+            self.received.contains_key(i) || self.evidence.get(i).is_some_and(|(_, attempt)| *attempt == cell.attempt)
+        };
+        cell.instances().all(|i| told(&i)) && !cell.instances().all(|i| self.received.contains_key(&i))
     }
 
     /// Takes a lablet's cell as gone after the start; returns the instances that are lost with it, none where it was
@@ -182,7 +205,7 @@ impl Exec {
                     if good.is_some_and(|s| s.state == Pull::Kept)
                         && let Some(receipts) = receipts.get(&(lablet.clone(), shard))
                     {
-                        self.take_receipts(&lablet, &shard, receipts);
+                        self.take_receipts(&lablet, &shard, receipts, !ending && !self.doubtful);
                     }
                 }
                 FactKind::Lost { lablet: Some(lablet), reason, .. } => {
@@ -236,5 +259,25 @@ fn by_itself(exit: &Exit) -> bool {
         | Exit::OutOfTime {}
         | Exit::TooMuchOutput { .. } => true,
         Exit::Stopped { .. } | Exit::WorkerDied { .. } | Exit::NotStarted { .. } => false,
+    }
+}
+
+/// Says why a lablet stopped an instance, where it did. A worker that died is no such case: nobody knows whether it was
+/// the software that killed it, and the rest of its cell may live on.
+pub(super) fn stopped(exit: &Exit) -> Option<String> {
+    match exit {
+        Exit::Stopped { reason } => Some(format!("its lablet stopped it: {reason}")),
+        Exit::Exited { .. }
+        | Exit::Reported { .. }
+        | Exit::Trapped { .. }
+        | Exit::Signalled { .. }
+        | Exit::Unwell { .. }
+        | Exit::StackOverflow {}
+        | Exit::OutOfMemory {}
+        | Exit::OutOfCpu {}
+        | Exit::OutOfTime {}
+        | Exit::TooMuchOutput { .. }
+        | Exit::WorkerDied { .. }
+        | Exit::NotStarted { .. } => None,
     }
 }

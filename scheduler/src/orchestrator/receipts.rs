@@ -7,6 +7,7 @@ use iptl_wire::control::Event;
 use iptl_wire::session::{ReceiptsReady, ToLablet};
 
 use super::api::ReceiptSummary;
+use super::fold::stopped;
 use super::state::{Pull, Stage};
 use super::{Effect, Orchestrator, cell_ref, ms};
 
@@ -59,6 +60,7 @@ impl Orchestrator {
             return;
         }
         let recalling = exec.recalling();
+        let again = exec.goes_again();
         let Some(cell) = exec.cell_of_shard(lablet, &shard) else { return };
         let named = cell_ref(id, &cell.epoch);
         let Some(entry) = cell.shards.get_mut(&shard) else { return };
@@ -83,11 +85,13 @@ impl Orchestrator {
         if recalling {
             exec.recalled.insert((lablet.clone(), shard), receipts);
         } else {
-            let taken = exec.take_receipts(lablet, &shard, &receipts);
+            let taken = exec.take_receipts(lablet, &shard, &receipts, again);
             self.replan |= taken.cell_over;
             for (holder, epoch) in taken.needless {
                 self.send(&holder, ToLablet::Stop(cell_ref(id, &epoch), "an earlier attempt had finished".into()));
             }
+            let reason = receipts.iter().find_map(|receipt| stopped(&receipt.exit));
+            self.lose_stopped(now, id, lablet, reason);
         }
         self.send(lablet, ToLablet::Kept(named, shard));
         if recalling {
@@ -102,11 +106,25 @@ impl Orchestrator {
         exec.rebuild();
         self.replan = true;
         let Some(exec) = self.executions.get_mut(&id) else { return };
+        let holders: Vec<PeerId> = exec.cells.keys().cloned().collect();
         for (lablet, reason) in std::mem::take(&mut exec.lose_later) {
             self.lose_cell(now, id, &lablet, reason);
         }
+        for lablet in holders {
+            self.lose_stopped(now, id, &lablet, None);
+        }
         if self.executions.get(&id).is_some_and(|e| !self.undecided(e)) {
             self.lose_unheld(id);
+        }
+    }
+
+    /// Takes a cell as lost that its lablet stopped, once it gives nothing more: what may go again waits for no lease.
+    fn lose_stopped(&mut self, now: Timestamp, id: ExecutionId, lablet: &PeerId, reason: Option<String>) {
+        if self.executions.get(&id).is_some_and(|exec| exec.is_stopped(lablet)) {
+            let reason = reason.unwrap_or_else(|| "its lablet stopped it".to_owned());
+            let what = format!("gives back what it held: {reason}");
+            self.notify(id, Event::Lablet { lablet: self.name_of(lablet), what });
+            self.lose_cell(now, id, lablet, reason);
         }
     }
 
@@ -167,7 +185,7 @@ impl Orchestrator {
             exec.lose_later.insert(lablet.clone(), reason);
             return;
         }
-        let again = matches!(exec.stage, Stage::Running { .. }) && !exec.doubtful;
+        let again = exec.goes_again();
         let Some(lost) = exec.take_loss(lablet, &reason, again) else { return };
         self.wait_for_rerun(now, id, &lost);
         self.replan = true;

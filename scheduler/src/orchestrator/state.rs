@@ -257,6 +257,11 @@ impl Exec {
         self.cancelled.is_some() || self.timed_out || self.ended_early.is_some()
     }
 
+    /// Whether what is lost now may begin anew, as far as its group allows it.
+    pub(super) fn goes_again(&self) -> bool {
+        matches!(self.stage, Stage::Running { .. }) && !self.doubtful
+    }
+
     /// Returns the last attempt of every instance that was granted more than once after the start.
     pub(super) fn attempts(&self) -> BTreeMap<InstanceId, u32> {
         let mut attempts = BTreeMap::new();

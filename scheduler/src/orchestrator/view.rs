@@ -198,6 +198,15 @@ impl Orchestrator {
         self.executions.get(execution).is_some_and(|exec| exec.replace.contains_key(instance))
     }
 
+    /// Names a lablet that has or had a part in an execution, for people: its name and a short peer ID, as far as known.
+    pub fn lablet_name(&self, execution: &ExecutionId, lablet: &PeerId) -> String {
+        let record = self.executions.get(execution).and_then(|exec| exec.records.get(lablet));
+        match record.filter(|record| !self.lablets.contains_key(lablet) && !record.name.is_empty()) {
+            Some(record) => format!("{} ({})", record.name, lablet.short()),
+            None => self.name_of(lablet),
+        }
+    }
+
     /// Returns what lablets have free after all that was promised.
     pub fn inventory(&self) -> BTreeMap<PeerId, Inventory> {
         self.available()

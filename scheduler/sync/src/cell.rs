@@ -49,6 +49,8 @@ pub struct CellSync {
     /// Instances that have not ended, and those of them that wait at a barrier and for nothing else.
     alive: usize,
     waiting: usize,
+    /// The lab stops the cell.
+    is_stopped: bool,
     names: usize,
     states: BTreeMap<String, State>,
     topics: BTreeMap<String, Topic>,
@@ -174,6 +176,7 @@ impl CellSync {
             by_id: BTreeMap::new(),
             alive: 0,
             waiting: 0,
+            is_stopped: false,
             names: 0,
             states: BTreeMap::new(),
             topics: BTreeMap::new(),
@@ -208,6 +211,13 @@ impl CellSync {
         for (call, kind) in calls {
             self.forget((at, call), kind);
         }
+    }
+
+    /// The lab stops the cell under its instances: only the orchestrator knows which of them begin anew elsewhere. To be
+    /// called before their ends are told. From now on the cell does not call itself at rest, so that nobody takes them for
+    /// gone before their receipts, or the loss of the cell, have told more.
+    pub fn stop(&mut self) {
+        self.is_stopped = true;
     }
 
     /// Takes a call of an instance; `call` is a number that the instance has not used before.
@@ -364,7 +374,8 @@ impl CellSync {
     /// Returns how many instances have ended, where all others wait at barriers and for nothing else: nothing will come
     /// of the cell before something comes to it.
     fn rest(&self) -> Option<u64> {
-        let at_rest = self.waiting == self.alive && self.replies.is_empty() && self.feed.is_empty();
+        let is_idle = self.waiting == self.alive && self.replies.is_empty() && self.feed.is_empty();
+        let at_rest = is_idle && !self.is_stopped;
         at_rest.then(|| (self.by_id.len() - self.alive) as u64)
     }
 

@@ -14,13 +14,17 @@
 //! again to an orchestrator that has lost it ([`RunSync::recovering`]). A cell whose instances may outlive their lablet
 //! says what is to be written down for its next life ([`CellSync::remembering`]).
 //!
+//! Who takes part says the log: a [`SyncBook`] reads it.
+//!
 //! Nothing here reads a clock. Both ends have three verbs: a call or message in, and two queues to ask.
 
+mod book;
 mod cell;
 mod run;
 
 use bytes::Bytes;
 
+pub use book::SyncBook;
 pub use cell::{CellSync, Record};
 pub use run::{BarrierState, FailedBarrier, MAX_TOLD_BARRIERS, MissingCell, RunSync, UpError};
 

@@ -44,6 +44,8 @@ const POSITION_SIZE: usize = 20;
 #[derive(Debug)]
 pub struct RunSync {
     cells: BTreeMap<PeerId, Cell>,
+    /// What lablets are called, as far as somebody has said it.
+    names: BTreeMap<PeerId, String>,
     /// Instances that are lost for good, by the lablet that lost them.
     lost: BTreeMap<PeerId, Lost>,
     /// Lost instances that begin anew, with the lablet that lost them.
@@ -203,6 +205,8 @@ pub struct BarrierState {
 pub struct MissingCell {
     /// Its lablet.
     pub lablet: PeerId,
+    /// What people call that.
+    pub name: String,
     /// The cell is lost, with all its instances.
     pub lost: bool,
     /// Which instances; as far as the cell has said when it was asked ([`RunSync::inquire`]).
@@ -214,6 +218,7 @@ impl RunSync {
     pub fn new(cells: impl IntoIterator<Item = (PeerId, u64)>) -> RunSync {
         let mut run = RunSync {
             cells: BTreeMap::new(),
+            names: BTreeMap::new(),
             lost: BTreeMap::new(),
             pending: BTreeMap::new(),
             barriers: BarrierLoss::Wait,
@@ -246,6 +251,17 @@ impl RunSync {
         }
         run.recovering = !run.cells.is_empty();
         run
+    }
+
+    /// Says what people call a lablet, also once it is lost; without this it is named by its peer ID.
+    pub fn call_lablet(&mut self, lablet: &PeerId, name: String) {
+        if self.names.get(lablet) != Some(&name) {
+            self.names.insert(lablet.clone(), name);
+        }
+    }
+
+    fn name_of(&self, lablet: &PeerId) -> String {
+        self.names.get(lablet).cloned().unwrap_or_else(|| lablet.short())
     }
 
     /// Adds a cell, or instances to one that there is.
@@ -449,7 +465,7 @@ impl RunSync {
                 None => Absent { count: cell.instances.saturating_sub(cell.given(name)), ..Absent::default() },
             };
             if absent.count > 0 {
-                missing.push(MissingCell { lablet: lablet.clone(), lost: false, absent });
+                missing.push(MissingCell { lablet: lablet.clone(), name: self.name_of(lablet), lost: false, absent });
             }
         }
         missing.extend(self.missing_of_lost(name));

@@ -394,3 +394,30 @@ fn barriers_fail_where_nobody_is_left_and_nowhere_else() {
         assert!(barriers == BarrierLoss::Wait || failed > 50, "{barriers:?}: {failed} failed");
     }
 }
+
+#[test]
+fn a_cell_that_is_stopped_is_not_gone_before_the_orchestrator_knows_what_becomes_of_it() {
+    // Its instance begins anew, its receipt is the last that comes of it, or nobody takes it up again.
+    for (anew, given_up) in [(true, false), (false, false), (true, true)] {
+        let mut world = world(&[1, 1], BarrierLoss::Fail);
+        world.call(0, 0, 1, signal_and_wait("all", 2));
+        world.cells[1].sync.stop();
+        world.cells[1].sync.end_instance(&instance(1, 0));
+        look(&mut world, 40);
+        assert_eq!(world.answers(0, 0, 1), [], "its end alone says nothing");
+        if anew {
+            world.run.lose_cell(&peer(1), &[instance(1, 0)], &[]);
+            look(&mut world, 40);
+            assert_eq!(world.answers(0, 0, 1), [], "it will come");
+        } else {
+            world.run.receive(&peer(1), 1);
+        }
+        if given_up {
+            world.run.give_up();
+        }
+        if given_up || !anew {
+            look(&mut world, 4);
+            assert!(error(&world, 0, 0, 1).contains("g1/0"), "{}", error(&world, 0, 0, 1));
+        }
+    }
+}

@@ -168,12 +168,24 @@ pub(crate) struct Receipt {
 /// Verifies a result and returns its receipts by instance; fails the test where an instance has two.
 #[track_caller]
 pub(crate) fn receipts(lab: &impl Asks, result: &Value) -> BTreeMap<String, Receipt> {
+    let mut receipts = BTreeMap::new();
+    for (instance, receipt) in all_receipts(lab, result) {
+        if let Some(other) = receipts.insert(instance.clone(), receipt) {
+            panic!("{instance} ran twice: {other:?} and {:?}", receipts[&instance]);
+        }
+    }
+    receipts
+}
+
+/// Verifies a result and returns its receipts, those of every attempt, with their instances.
+#[track_caller]
+pub(crate) fn all_receipts(lab: &impl Asks, result: &Value) -> Vec<(String, Receipt)> {
     let result = result.as_str().expect("a result");
     let shown = lab.ask(&["show", result, "--json"]).exits(0).json();
     assert_eq!(shown["verified"], true, "{shown}");
     assert_eq!(shown["outcome_equal"], true, "{shown}");
     let shards = lab.ask(&["dag", "get", &format!("{result}/attestation/body/receipts")]).exits(0).json();
-    let mut receipts = BTreeMap::new();
+    let mut receipts = Vec::new();
     for shard in shards.as_array().expect("a list of links") {
         let node = lab.ask(&["dag", "get", &format!("{}/receipts", shard["/"].as_str().unwrap())]).exits(0).json();
         for signed in node.as_array().expect("a list of receipts") {
@@ -185,9 +197,7 @@ pub(crate) fn receipts(lab: &impl Asks, result: &Value) -> BTreeMap<String, Rece
                 started_ms: body["started_ms"].as_u64().unwrap(),
                 exit: body["exit"].clone(),
             };
-            if let Some(other) = receipts.insert(instance.clone(), receipt) {
-                panic!("{instance} ran twice: {other:?} and {:?}", receipts[&instance]);
-            }
+            receipts.push((instance, receipt));
         }
     }
     receipts

@@ -84,12 +84,10 @@ impl RunSync {
         self.add_cell(lablet, instances.len() as u64);
     }
 
-    /// Instances do not begin anew after all.
-    pub fn give_up(&mut self, instances: &[InstanceId]) {
-        for instance in instances {
-            if let Some(lablet) = self.pending.remove(instance) {
-                self.lost.entry(lablet).or_default().add(1, std::slice::from_ref(instance));
-            }
+    /// Nothing that is lost begins anew after all.
+    pub fn give_up(&mut self) {
+        for (instance, lablet) in std::mem::take(&mut self.pending) {
+            self.lost.entry(lablet).or_default().add(1, std::slice::from_ref(&instance));
         }
         self.look_at_barriers();
     }
@@ -115,6 +113,8 @@ impl RunSync {
     pub(super) fn missing_of_lost(&self, name: &str) -> Vec<MissingCell> {
         let absent = self.lost.iter().map(|(lablet, lost)| (lablet, lost.absent(name)));
         let missing = absent.filter(|(_, absent)| absent.count > 0);
-        missing.map(|(lablet, absent)| MissingCell { lablet: lablet.clone(), lost: true, absent }).collect()
+        let named = |lablet: &PeerId| (lablet.clone(), self.name_of(lablet));
+        let missing = missing.map(|(lablet, absent)| (named(lablet), absent));
+        missing.map(|((lablet, name), absent)| MissingCell { lablet, name, lost: true, absent }).collect()
     }
 }

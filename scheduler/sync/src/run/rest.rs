@@ -219,7 +219,7 @@ impl RunSync {
             let absent = lost.absent(name);
             if absent.count > 0 {
                 count += absent.count;
-                lablets.push(lablet.short());
+                lablets.push(self.name_of(lablet));
                 named.extend(absent.instances);
             }
         }

@@ -3,7 +3,7 @@
 use iptl_e2e::{Lab, Node, until};
 use serde_json::Value;
 
-use super::{reaches, submit, watch};
+use super::{all_receipts, reaches, submit, watch};
 
 /// Writes a plan of one program into a lab's directory: groups with their sections, and what the case says.
 fn plan(lab: &Lab, case: &str, groups: &[(&str, &str, u32, &str)]) -> String {
@@ -67,21 +67,50 @@ fn a_barrier_that_a_lost_lablet_was_to_reach_fails_or_opens_as_the_plan_says() {
         let plan = plan(&lab, &case, &[("work", "gather", 2, "")]);
         let execution = submit(&lab, &plan, "100s");
         reaches(&lab, &execution, "running");
+        let rows = lab.run(&["ls", "lablets", "--json"]).stdout;
+        let rows = rows.lines().map(|row| serde_json::from_str::<Value>(row).unwrap());
+        let names: Vec<String> = rows.map(|row| row["name"].as_str().unwrap().to_owned()).collect();
         // Who comes late is the first; the other waits at the barrier.
-        let starts_first = |node: &Node| {
-            let log = std::fs::read_to_string(node.home.join("node.log")).unwrap();
-            log.lines().any(|line| line.contains("starting instances") && line.contains("work/0"))
-        };
-        let holder = until("the start of the first", || lab.lablets.iter().find(|lablet| starts_first(lablet)));
-        holder.kill();
+        holder_of_the_first(&lab).kill();
         let last = watch(&lab, &execution).last_json();
         let counts = (last["ok"].as_u64(), last["failed"].as_u64(), last["lost"].as_u64());
         assert_eq!(counts, (Some(ok), Some(failed), Some(1)), "{barriers}: {last}");
         if failed > 0 {
             let logs = lab.run(&["logs", &execution]).exits(0).stdout;
-            assert!(logs.contains("cannot reach 2") && logs.contains("work/0 lost with"), "{logs}");
+            assert!(logs.contains("cannot reach 2"), "{logs}");
+            let named = names.iter().any(|name| logs.contains(&format!("work/0 lost with {name} (")));
+            assert!(named, "by its name, of {names:?}: {logs}");
         }
     }
+}
+
+/// Returns the lablet that has started the first instance.
+fn holder_of_the_first(lab: &Lab) -> &Node {
+    let starts_first = |node: &Node| {
+        let log = std::fs::read_to_string(node.home.join("node.log")).unwrap();
+        log.lines().any(|line| line.contains("starting instances") && line.contains("work/0"))
+    };
+    until("the start of the first", || lab.lablets.iter().find(|lablet| starts_first(lablet)))
+}
+
+#[test]
+fn what_an_owner_stopped_goes_again_on_another_machine_and_who_waits_for_it_goes_on() {
+    let lab = Lab::start(3);
+    let plan = plan(&lab, "", &[("work", "gather", 2, "rerun = 1")]);
+    let execution = submit(&lab, &plan, "4s");
+    reaches(&lab, &execution, "running");
+    holder_of_the_first(&lab).run(&["down", "--now"]).exits(0);
+    let last = watch(&lab, &execution).exits(0).last_json();
+    let counts = (last["verdict"].as_str(), last["ok"].as_u64(), last["lost"].as_u64());
+    assert_eq!(counts, (Some("pass"), Some(2), Some(0)), "{last}");
+    let all = all_receipts(&lab, &last["result"]);
+    assert_eq!(all.len(), 3, "one for each attempt: {all:?}");
+    let of = |attempt: u64| {
+        let found = all.iter().find(|(instance, receipt)| instance == "work/0" && receipt.attempt == attempt);
+        &found.unwrap_or_else(|| panic!("no attempt {attempt}: {all:?}")).1
+    };
+    assert!(of(1).exit.to_string().contains("its owner wants the machine back"), "{all:?}");
+    assert_ne!(of(1).lablet, of(2).lablet);
 }
 
 #[test]
