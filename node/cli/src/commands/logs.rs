@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use iptl_dag::model::InstanceId;
-use iptl_wire::control::{Reply, Request};
+use iptl_wire::control::{Event, Reply, Request};
 use iptl_wire::session::OutputLine;
 use serde_json::json;
 
@@ -47,13 +47,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         })
         .transpose()?;
     let client = node::reach(ctx).await?;
-    let request = Request::Logs { execution, group, index, follow: args.follow };
-    let mut shown = Shown { ctx, grep: args.grep, seen: BTreeMap::new(), pass: BTreeMap::new(), has_gaps: false };
+    let mut of = Target { execution, group, index, follow: args.follow, lives: None };
+    let mut shown = Shown { ctx, grep: args.grep, seen: BTreeMap::new(), pass: BTreeMap::new() };
     let reading = async {
         let mut gone_at = None;
         loop {
-            let error = match shown.read(&client, &request, &mut gone_at).await {
-                Ok(()) => break,
+            let error = match shown.read_to_the_end(&client, &mut of, &mut gone_at).await {
+                Ok(()) => return Ok(Exit::Ok),
                 Err(error) => error,
             };
             if !args.follow || client.is_temporary() || !is_away(&error) {
@@ -66,18 +66,47 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
             if since.elapsed() >= AWAY_LIMIT {
                 return Err(error);
             }
-            shown.has_gaps = true;
             tokio::time::sleep(AWAY_PAUSE).await;
         }
-        if shown.has_gaps {
-            // What was said while nobody listened stands in the result.
-            shown.read(&client, &request, &mut None).await?;
-        }
-        Ok(Exit::Ok)
     };
     tokio::select! {
         exit = reading => exit,
         _ = tokio::signal::ctrl_c() => Ok(Exit::Interrupted),
+    }
+}
+
+/// Whose output is shown.
+struct Target {
+    execution: String,
+    group: Option<String>,
+    index: Option<u32>,
+    follow: bool,
+    /// Whether it was not over when it was first asked for; unknown before that.
+    lives: Option<bool>,
+}
+
+impl Target {
+    fn request(&self) -> Request {
+        let Target { execution, group, index, follow, lives: _ } = self;
+        Request::Logs { execution: execution.clone(), group: group.clone(), index: *index, follow: *follow }
+    }
+
+    /// Finds out which execution is meant, and whether it is over: `last` may be another one later.
+    async fn find(&mut self, client: &Client) -> Result<()> {
+        let first = client.call(Request::Watch { execution: self.execution.clone() }).await?.next().await?;
+        self.lives = Some(match first {
+            Some(Reply::Event(Event::Finished { execution, .. })) => {
+                self.execution = execution.to_string();
+                false
+            }
+            Some(Reply::Event(Event::Failed { .. })) => false,
+            Some(Reply::Event(Event::Submitted { execution, .. })) => {
+                self.execution = execution.to_string();
+                true
+            }
+            _ => true,
+        });
+        Ok(())
     }
 }
 
@@ -90,11 +119,22 @@ struct Shown<'a> {
     /// What came of each instance since it was told from the beginning, which is so after each attaching, and where a
     /// lablet comes back: the time of the last line, and how often each came.
     pass: BTreeMap<InstanceId, (u64, BTreeMap<u64, u32>)>,
-    /// Lines may have been missed.
-    has_gaps: bool,
 }
 
 impl Shown<'_> {
+    /// Shows what there is; where it is followed, all of it. Whoever comes late, falls behind or was away has not heard
+    /// everything: what is missing stands in the result.
+    async fn read_to_the_end(&mut self, client: &Client, of: &mut Target, gone_at: &mut Option<Instant>) -> Result<()> {
+        if of.follow && of.lives.is_none() {
+            of.find(client).await?;
+        }
+        self.read(client, &of.request(), gone_at).await?;
+        if of.lives == Some(true) {
+            self.read(client, &of.request(), gone_at).await?;
+        }
+        Ok(())
+    }
+
     /// Shows the lines of one answer to its end. Once one came, the node is there again.
     async fn read(&mut self, client: &Client, request: &Request, gone_at: &mut Option<Instant>) -> Result<()> {
         self.pass.clear();
@@ -105,10 +145,7 @@ impl Shown<'_> {
             }
             match reply {
                 Reply::Output(line) => self.show(line),
-                Reply::Note { text } => {
-                    self.has_gaps = true;
-                    self.ctx.say(format!("… {text}"));
-                }
+                Reply::Note { text } => self.ctx.say(format!("… {text}")),
                 other => return Err(unexpected(&format!("{other:?}"))),
             }
         }

@@ -90,6 +90,31 @@ fn logs_that_are_followed_go_on_after_the_orchestrator_was_killed_with_nothing_l
 }
 
 #[test]
+fn who_attaches_after_an_instance_ended_is_shown_all_that_it_said_before_the_run_is_over() {
+    let lab = Lab::start(1);
+    let plan = super::turns::plan(&lab, "rolling", 2, "", "start = { rolling = 1, every = \"5s\" }");
+    let execution = submit(&lab, &plan, "10ms");
+    let mut watching = Beside::start(&mut lab.iptl(&["watch", &execution, "--json"]));
+    watching.says("\"ended\":{\"work\":1}");
+    let mut following = Beside::start(&mut lab.iptl(&["logs", "last", "-f"]));
+    let first = Beside::start(&mut lab.iptl(&["logs", &format!("{execution}/work/0"), "-f"]));
+    following.says("began");
+    // It is this one to the end, whatever is the last one by then.
+    submit(&lab, &plan, "11ms");
+    passed_once(&lab, watching.end(), 2);
+    let kept = lab.run(&["logs", &execution]).exits(0).stdout;
+    assert_eq!((kept.matches("began").count(), kept.matches("rested").count()), (2, 2), "{kept}");
+    let mut kept: Vec<&str> = kept.lines().collect();
+    kept.sort_unstable();
+    let output = following.end().exits(0);
+    let mut said: Vec<&str> = output.stdout.lines().collect();
+    said.sort_unstable();
+    assert_eq!(said, kept);
+    let first = first.end().exits(0).stdout;
+    assert_eq!((first.matches("began").count(), first.matches("rested").count()), (1, 1), "{first}");
+}
+
+#[test]
 fn an_interrupt_leaves_the_run_going_on() {
     let lab = Lab::start(1);
     let plan = Plan::new(2);
