@@ -32,6 +32,8 @@ pub(crate) enum Event {
     PrepareDone { lablet: usize, life: u64, cell: Box<CellRef> },
     InstanceEnds { lablet: usize, life: u64, cell: Box<CellRef>, instance: Box<InstanceId>, exit: Box<Exit> },
     SealDone { lablet: usize, life: u64, cell: Box<CellRef> },
+    Comes { lablet: usize, life: u64, cell: Box<CellRef>, instance: Box<InstanceId> },
+    Look { life: u64 },
     StartOrchestrator,
     StartLablet { lablet: usize },
     Undrain { lablet: usize },
@@ -56,6 +58,7 @@ impl Event {
             | Event::FactsDurable { .. }
             | Event::PullDone { .. }
             | Event::AssembleDone { .. }
+            | Event::Look { .. }
             | Event::Cancel(_)
             | Event::Submit(_) => Place::Orchestrator,
             Event::ToLablet { lablet, .. }
@@ -70,6 +73,7 @@ impl Event {
             | Event::PrepareDone { lablet, .. }
             | Event::InstanceEnds { lablet, .. }
             | Event::SealDone { lablet, .. }
+            | Event::Comes { lablet, .. }
             | Event::Undrain { lablet } => Place::Lablet(*lablet),
             Event::Fault(_) | Event::StartOrchestrator | Event::StartLablet { .. } => Place::Outside,
         }
@@ -103,6 +107,8 @@ impl Event {
             Event::StartOrchestrator => (20, 0),
             Event::StartLablet { lablet } => (21, *lablet as u64),
             Event::Undrain { lablet } => (22, *lablet as u64),
+            Event::Comes { lablet, instance, .. } => (23, (*lablet as u64) << 32 | u64::from(instance.index)),
+            Event::Look { life } => (24, *life),
         }
     }
 }

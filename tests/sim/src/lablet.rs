@@ -6,6 +6,7 @@ use iptl_dag::model::{Assignment, Epoch, ExecutionId, Exit, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::lablet::CellRecord;
 use iptl_scheduler::{Lablet, LabletEffect, ReceiptSummary};
+use iptl_sync::CellSync;
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellRef, Grant, Inventory};
 
@@ -118,6 +119,8 @@ pub struct FakeCell {
     pub running: BTreeSet<InstanceId>,
     /// Instances that ended and have no receipt yet.
     pub unsealed: Vec<(InstanceId, Exit)>,
+    /// Sync of its instances, from its start on.
+    pub sync: CellSync,
 }
 
 impl FakeCell {
@@ -130,6 +133,7 @@ impl FakeCell {
             stopping: false,
             running: BTreeSet::new(),
             unsealed: Vec::new(),
+            sync: CellSync::new([]),
         }
     }
 

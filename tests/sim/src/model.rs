@@ -1,10 +1,11 @@
 //! What must never happen, watched from outside of the cores: it knows nothing of how they decide.
 //!
 //! [`log`] reads facts as they become durable, and holds a lab of its own from them; [`lease`] knows until when a lablet
-//! may run anything. This file watches what nodes do: starts, ends, promises, orders.
+//! may run anything; [`meeting`] knows who came to a barrier. This file watches what nodes do: starts, ends, promises, orders.
 
 mod lease;
 mod log;
+mod meeting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,6 +26,9 @@ const MAX_OVERLAP: u64 = 1_000_000_000;
 
 /// Virtual time in which receipts are fetched where nothing but messages gets lost, in nanoseconds.
 const FETCHED_WITHIN: u64 = 20_000_000_000;
+
+/// Virtual time in which lablets that can be heard hear that an execution is over, in nanoseconds.
+const TOLD_WITHIN: u64 = 20_000_000_000;
 
 /// Something that must not happen, and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +65,8 @@ struct Truth {
     ready: BTreeSet<InstanceId>,
     /// Instances whose receipt a lablet was told to be kept.
     kept: BTreeSet<InstanceId>,
+    /// Instances that signalled, in any attempt.
+    signalled: BTreeSet<InstanceId>,
 }
 
 /// The truth about what ran.
@@ -74,6 +80,8 @@ pub struct Model {
     gentle: bool,
     /// Ends by execution.
     pub ended: BTreeMap<ExecutionId, String>,
+    /// Virtual times of ends.
+    ended_at: BTreeMap<ExecutionId, u64>,
     /// What was found wrong.
     pub violations: Vec<Violation>,
     /// Points that only the truth shows.
@@ -102,8 +110,14 @@ impl Model {
         if self.truths.contains_key(&id) {
             return false;
         }
-        let truth =
-            Truth { run, log: Log::default(), starts: BTreeMap::new(), ready: BTreeSet::new(), kept: BTreeSet::new() };
+        let truth = Truth {
+            run,
+            log: Log::default(),
+            starts: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            signalled: BTreeSet::new(),
+        };
         self.truths.insert(id, truth);
         true
     }
@@ -125,6 +139,15 @@ impl Model {
         let promised = lablet.promised.get(&cell.execution).is_some_and(|promised| *promised >= cell.epoch);
         self.check("promise", promised && lablet.records.contains_key(cell), || {
             format!("{} took {cell:?} before its promise was durable", lablet.peer.short())
+        });
+    }
+
+    /// A lablet gives a grant back: where nothing went wrong, never for want of room, since who grants knows of all else
+    /// that it promised.
+    pub fn refuses(&mut self, lablet: &LabletNode, cell: &CellRef, reason: &str) {
+        let is_full = reason.contains(" wanted, ") && reason.ends_with(" free");
+        self.check("promised-twice", !self.gentle || !is_full, || {
+            format!("{} was granted {cell:?} beyond its room: {reason}", lablet.peer.short())
         });
     }
 
@@ -250,7 +273,7 @@ impl Model {
             Effect::Send { message: ToLablet::Finished(id, result), .. } => {
                 let known = node.has_fact(id, |f| match (&f.kind, result) {
                     (FactKind::Sealed { result }, Some(named)) => result == named,
-                    (FactKind::Failed { .. } | FactKind::Sealed { .. }, None) => true,
+                    (FactKind::Failed { .. }, None) => true,
                     _ => false,
                 });
                 let unknown = result.is_none() && !node.log.contains_key(id);
@@ -322,6 +345,13 @@ impl Model {
             })
             .map(|(i, _)| i.to_string())
             .collect();
+        let halted = |i: &InstanceId, attempt: u32| truth.log.halted.get(i) == Some(&attempt);
+        let cut: Vec<_> = order
+            .accepted
+            .iter()
+            .filter(|(i, (_, attempt))| halted(i, *attempt) && !truth.log.may_not_go_again(&truth.run, i))
+            .map(|(i, _)| i.to_string())
+            .collect();
         let dropped: Vec<_> = truth
             .kept
             .iter()
@@ -330,6 +360,9 @@ impl Model {
             .map(|i| i.to_string())
             .collect();
         self.check("invented", invented.is_empty(), || format!("{}: receipts invented: {invented:?}", id.alias()));
+        self.check("stopped-counts", cut.is_empty(), || {
+            format!("{}: may go again and counts as a lablet stopped it: {cut:?}", id.alias())
+        });
         self.check("dropped", dropped.is_empty(), || format!("{}: kept receipts dropped: {dropped:?}", id.alias()));
     }
 
@@ -349,8 +382,23 @@ impl Model {
         }
     }
 
+    /// Whoever can hear the orchestrator hears that an execution is over, and keeps nothing of it.
+    pub fn left(&mut self, now: u64, node: &OrchestratorNode, lablets: &[LabletNode]) {
+        for lablet in lablets.iter().filter(|lablet| lablet.session.is_some()) {
+            let calm_since = lablet.calm_since.max(node.calm_since);
+            let held = lablet.core.iter().flat_map(|core| core.cells()).find(|status| {
+                let ended_at = self.ended_at.get(&status.cell.execution);
+                ended_at.is_some_and(|ended_at| now.saturating_sub(calm_since.max(*ended_at)) > TOLD_WITHIN)
+            });
+            self.check("held-after-end", held.is_none(), || {
+                format!("{} still holds {:?}, and its execution is over", lablet.peer.short(), held.map(|h| h.cell))
+            });
+        }
+    }
+
     /// The log of an execution got its last fact.
-    pub fn over(&mut self, id: ExecutionId, how: String) {
+    pub fn over(&mut self, now: u64, id: ExecutionId, how: String) {
+        self.ended_at.entry(id).or_insert(now);
         if let Some(before) = self.ended.insert(id, how.clone()) {
             self.violated("ended-twice", format!("{} ended twice: {before}, then {how}", id.alias()));
         }

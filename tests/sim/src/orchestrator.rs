@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use iptl_dag::model::{ExecutionId, Fact, FactKind};
+use iptl_dag::model::{ExecutionId, Fact, FactKind, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{Effect, Orchestrator, OrchestratorConfig, ReceiptSummary, Submission};
+use iptl_sync::SyncBook;
 
 use crate::clock::Clock;
 
@@ -33,6 +34,14 @@ pub struct OrchestratorNode {
     pub store: BTreeMap<Cid, Vec<ReceiptSummary>>,
     /// Durable: results.
     pub results: BTreeSet<Cid>,
+    /// Sync of runs whose instances meet.
+    pub books: BTreeMap<ExecutionId, SyncBook>,
+    /// Looks at barriers in this life.
+    pub looks: u32,
+    /// Of each loss of a cell that is not durable yet, in order: which instances waited for another attempt then.
+    pub again: VecDeque<Vec<InstanceId>>,
+    /// Executions whose logs were laid aside before this life, since they are over.
+    pub aside: BTreeSet<ExecutionId>,
     /// When the timer event that is in the queue fires.
     pub timer: Option<u64>,
     /// Its clocks.
@@ -66,6 +75,10 @@ impl OrchestratorNode {
             submissions: BTreeMap::new(),
             store: BTreeMap::new(),
             results: BTreeSet::new(),
+            books: BTreeMap::new(),
+            looks: 0,
+            again: VecDeque::new(),
+            aside: BTreeSet::new(),
             timer: None,
             clock: Clock::default(),
             restarted_at: 0,
@@ -91,6 +104,15 @@ impl OrchestratorNode {
 
     /// Whether the log of an execution has its last fact.
     pub fn is_over(&self, execution: &ExecutionId) -> bool {
-        self.has_fact(execution, |f| matches!(f.kind, FactKind::Sealed { .. } | FactKind::Failed { .. }))
+        self.end(execution).is_some()
+    }
+
+    /// Returns the result of an execution that is over, where it has one.
+    pub fn end(&self, execution: &ExecutionId) -> Option<Option<Cid>> {
+        self.log.get(execution)?.iter().find_map(|fact| match fact.kind {
+            FactKind::Sealed { result } => Some(Some(result)),
+            FactKind::Failed { .. } => Some(None),
+            _ => None,
+        })
     }
 }

@@ -1,11 +1,12 @@
 //! The lab in virtual time: the queue of events, and what each of them does.
 //!
 //! [`orchestrator`] and [`lablet`] carry out the effects of the cores as drivers do, [`faults`] breaks things, [`lab`]
-//! says which machines there are and what is submitted.
+//! says which machines there are and what is submitted, [`meeting`] has the barriers of runs whose instances meet.
 
 mod faults;
 pub(crate) mod lab;
 mod lablet;
+mod meeting;
 mod orchestrator;
 
 use std::collections::{BTreeMap, BinaryHeap};
@@ -14,6 +15,7 @@ use iptl_dag::PeerId;
 use iptl_scheduler::Input;
 use iptl_scheduler::OrchestratorConfig;
 use iptl_scheduler::lablet::LabletInput;
+use iptl_wire::session::{ToLablet, ToOrchestrator};
 use iptl_wire::{Timestamp, Verified};
 
 use crate::event::{Event, Place, Queued};
@@ -75,6 +77,10 @@ pub struct World {
     fate: Draws,
     /// Draws of work: durations, sizes.
     work: Draws,
+    /// Draws of sync.
+    sync: Draws,
+    /// When the last message of each stream arrives, by lablet, session and direction; none where one was lost.
+    streams: BTreeMap<(usize, u64, bool), Option<u64>>,
     model: Model,
     reached: Reached,
     trace: u64,
@@ -108,6 +114,8 @@ impl World {
             lab,
             fate: Draws::new(seed, 1),
             work: Draws::new(seed, 2),
+            sync: Draws::new(seed, 3),
+            streams: BTreeMap::new(),
             model: Model::new(schedule.is_gentle()),
             reached: Reached::default(),
             trace: 0,
@@ -230,8 +238,9 @@ impl World {
             && self.orchestrator.core.as_ref().is_some_and(|c| c.executions().is_empty())
     }
 
-    /// Nobody waits in silence.
+    /// Nobody waits in silence, and nobody keeps what is over.
     fn look_around(&mut self) {
+        self.model.left(self.now, &self.orchestrator, &self.lablets);
         let Some(core) = &self.orchestrator.core else { return };
         let (mut behind, mut kept_alone, mut wants_alone) = (false, false, false);
         let mut silent = Vec::new();
@@ -292,19 +301,36 @@ impl World {
             Event::Cancel(execution) => self.tell_orchestrator(Input::Cancel { execution, by: lab::peer(253) }),
             Event::Fault(n) => self.fault(n),
             Event::ToOrchestrator { lablet, session, message } => {
-                let from = &self.lablets[lablet].peer;
-                if self.orchestrator.sessions.get(from) != Some(&session) {
-                    self.reached.at(Point::OldSession);
-                } else if !self.lablets[lablet].cut_up(self.now) {
-                    let from = from.clone();
-                    self.tell_orchestrator(Input::Message { from, message: Verified::vouch(*message) });
+                let from = self.lablets[lablet].peer.clone();
+                let is_cut = self.lablets[lablet].cut_up(self.now);
+                let current = self.orchestrator.sessions.get(&from) == Some(&session);
+                match *message {
+                    ToOrchestrator::Sync(..) if is_cut || !current => self.stream_broke(lablet, session, true),
+                    _ if !current => self.reached.at(Point::OldSession),
+                    _ if is_cut => {}
+                    ToOrchestrator::Sync(execution, up) => {
+                        if !self.is_stream_broken(lablet, session, true) {
+                            self.hears_up(&from, execution, up);
+                        }
+                    }
+                    message => self.tell_orchestrator(Input::Message { from, message: Verified::vouch(message) }),
                 }
             }
             Event::ToLablet { lablet, session, life, message } => {
                 let node = &self.lablets[lablet];
-                if node.life == life && node.session == Some(session) && !node.cut_down(self.now) {
-                    let from = self.orchestrator.peer.clone();
-                    self.tell_lablet(lablet, LabletInput::Message { from, message: Verified::vouch(*message) });
+                let hears = node.life == life && node.session == Some(session) && !node.cut_down(self.now);
+                match *message {
+                    ToLablet::Sync(..) if !hears => self.stream_broke(lablet, session, false),
+                    ToLablet::Sync(execution, down) => {
+                        if !self.is_stream_broken(lablet, session, false) {
+                            self.hears_down(lablet, execution, down);
+                        }
+                    }
+                    message if hears => {
+                        let from = self.orchestrator.peer.clone();
+                        self.tell_lablet(lablet, LabletInput::Message { from, message: Verified::vouch(message) });
+                    }
+                    _ => {}
                 }
             }
             Event::Gossip { lablet, life, offer } => {
@@ -339,6 +365,7 @@ impl World {
                 let from = self.lablets[lablet].peer.clone();
                 if self.orchestrator.sessions.get(&from) == Some(&session) {
                     self.orchestrator.sessions.remove(&from);
+                    self.session_is_over(&from);
                     self.tell_orchestrator(Input::Gone { from, session });
                 }
             }
@@ -375,6 +402,8 @@ impl World {
                 self.instance_ends(lablet, life, *cell, *instance, *exit);
             }
             Event::SealDone { lablet, life, cell } => self.seal_done(lablet, life, *cell),
+            Event::Comes { lablet, life, cell, instance } => self.comes(lablet, life, &cell, *instance),
+            Event::Look { life } => self.look_at_barriers(life),
             Event::StartOrchestrator => self.start_orchestrator(),
             Event::StartLablet { lablet } => self.start_lablet(lablet),
             Event::Undrain { lablet } => self.tell_lablet(lablet, LabletInput::Undrain),

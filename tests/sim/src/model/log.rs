@@ -37,6 +37,10 @@ pub(super) struct Log {
     lost: BTreeMap<InstanceId, u32>,
     /// Instances with a durable receipt of an end that was their own.
     pub(super) finished: BTreeSet<InstanceId>,
+    /// Last attempt of each instance of which a lablet said that it stopped it.
+    pub(super) halted: BTreeMap<InstanceId, u32>,
+    /// Whether what waited for another attempt was given up.
+    given_up: bool,
     /// Whether an instance of a group that fails fast has failed.
     failed_fast: bool,
 }
@@ -94,6 +98,26 @@ impl Log {
         attempts
     }
 
+    /// Whether an instance has no other attempt that the run allows and that nobody has given up.
+    pub(super) fn may_not_go_again(&self, run: &Run, instance: &InstanceId) -> bool {
+        let granted = self.attempts().get(instance).copied().unwrap_or(1);
+        self.stopped || self.given_up || granted >= run.attempts_of(&instance.group)
+    }
+
+    /// Whether an instance has ended or is lost, and will not begin anew.
+    pub(super) fn is_gone(&self, run: &Run, instance: &InstanceId) -> bool {
+        self.finished.contains(instance) || (self.is_cut(instance) && self.may_not_go_again(run, instance))
+    }
+
+    fn is_cut(&self, instance: &InstanceId) -> bool {
+        self.lost.contains_key(instance) || self.halted.contains_key(instance)
+    }
+
+    /// Whether any instance was lost or stopped, and will not begin anew: what it signalled last may have gone with it.
+    pub(super) fn lost_one(&self, run: &Run) -> bool {
+        self.lost.keys().chain(self.halted.keys()).any(|i| !self.finished.contains(i) && self.may_not_go_again(run, i))
+    }
+
     fn holds_all(&self, all: u64) -> bool {
         let live = self.grants.values().filter(|g| g.live);
         live.flat_map(|g| &g.assignments).map(|a| u64::from(a.count)).sum::<u64>() == all
@@ -133,6 +157,10 @@ impl Model {
             FactKind::Granted { lablet, assignments, attempt } => {
                 let granted = Granted { assignments: assignments.clone(), attempt: *attempt, live: true };
                 let again = log.started && log.grants.keys().any(|(holder, _)| holder == lablet);
+                let halted = |i: &InstanceId| log.halted.get(i).is_some_and(|before| before + 1 == *attempt);
+                if assignments.iter().flat_map(Assignment::instances).any(|i| halted(&i)) {
+                    self.reached.at(Point::HaltedAgain);
+                }
                 match log.grant(lablet, fact.epoch.counter, granted, run) {
                     Ok(true) => {
                         self.reached.at(Point::Replaced);
@@ -182,6 +210,9 @@ impl Model {
                         self.reached.at(Point::LateReceipt);
                     }
                     let own = !matches!(receipt.exit, Exit::Stopped { .. });
+                    if !own {
+                        log.halted.insert(receipt.instance.clone(), receipt.attempt);
+                    }
                     if own && grant.assignments.iter().any(|a| a.holds(&receipt.instance)) {
                         let first = log.finished.insert(receipt.instance.clone());
                         let failed = matches!(receipt.exit, Exit::Exited { code } if code != 0);
@@ -201,6 +232,7 @@ impl Model {
                     }
                     None => 0,
                 };
+                log.given_up |= lablet.is_none();
                 self.reached.at(Point::LostCell);
                 for instance in instances {
                     if log.finished.contains(instance) {

@@ -167,6 +167,8 @@ impl World {
         node.life += 1;
         node.syncing.clear();
         node.queue.clear();
+        node.books.clear();
+        node.again.clear();
         node.timer = None;
         node.frozen_until = 0;
         for lablet in 0..self.lablets.len() {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    Affinity, Engine, Execution, GroupLoss, GroupRun, LossPolicy, MaxLost, Network, Placing, Requirements, Resources,
-    Run, WorkloadKind,
+    Affinity, BarrierLoss, Engine, Execution, GroupLoss, GroupRun, LossPolicy, MaxLost, Network, Placing, Requirements,
+    Resources, Run, WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::{Input, Submission};
@@ -148,6 +148,7 @@ fn policies(run: &mut Run, draws: &mut Draws) {
     }
     run.placing.dedicated = draws.chance(200_000);
     run.placing.within_ms = draws.chance(200_000).then(|| draws.between(3_000, 60_000));
+    run.loss.barriers = [BarrierLoss::Fail, BarrierLoss::Release, BarrierLoss::Wait][draws.between(0, 2) as usize];
 }
 
 /// Draws which of the submissions that wait goes first.

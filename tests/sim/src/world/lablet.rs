@@ -5,6 +5,7 @@ use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Exit, InstanceId};
 use iptl_scheduler::Lablet;
 use iptl_scheduler::lablet::{LabletConfig, LabletEffect, LabletInput};
+use iptl_sync::CellSync;
 use iptl_wire::lab::{MemberToken, Role};
 use iptl_wire::session::{CellRef, Hello, Inventory, ToLablet, ToOrchestrator, Welcome};
 use iptl_wire::{Verified, WallTime};
@@ -110,6 +111,7 @@ impl World {
         match &message {
             ToOrchestrator::Accept(cell) => self.model.accepts(&self.lablets[lablet], cell),
             ToOrchestrator::Heartbeat(heartbeat) => self.model.beats(self.now, lablet, heartbeat.seq),
+            ToOrchestrator::Refuse(cell, reason) => self.model.refuses(&self.lablets[lablet], cell, reason),
             _ => {}
         }
         let Some(session) = self.lablets[lablet].session else { return };
@@ -172,6 +174,10 @@ impl World {
         fake.started = true;
         let all = fake.instances();
         fake.running = all.iter().cloned().collect();
+        fake.sync = CellSync::new(all.iter().cloned());
+        if node.session.is_some() {
+            fake.sync.session_up();
+        }
         let attempt = fake.grant.attempt;
         let peer = node.peer.clone();
         self.model.started(self.now, &self.orchestrator, &peer, &cell, attempt, &all);
@@ -179,11 +185,18 @@ impl World {
         // Every other run is over before messages that are late have arrived.
         let short = self.model.run(&cell.execution).is_some_and(|run| run.seed.is_multiple_of(2));
         let longest = if short { 30 * MILLI } else { 4 * SECOND };
+        let meets = self.meets(&cell.execution);
+        self.pump_cells(lablet);
         for instance in all {
             if self.work.chance(self.schedule.profile.hang_ppm) {
                 continue;
             }
             let takes = self.work.between(MILLI, longest);
+            if meets {
+                let (cell, instance) = (Box::new(cell.clone()), Box::new(instance));
+                self.after(takes, Event::Comes { lablet, life, cell, instance });
+                continue;
+            }
             let code = i32::from(self.work.chance(self.schedule.profile.fail_ppm));
             self.ends(lablet, life, &cell, instance, Exit::Exited { code }, takes);
         }
@@ -192,6 +205,7 @@ impl World {
     fn stop_cell(&mut self, lablet: usize, life: u64, cell: CellRef, reason: &str) {
         let Some(fake) = self.lablets[lablet].cells.get_mut(&cell) else { return };
         fake.stopping = true;
+        fake.sync.stop();
         let running: Vec<InstanceId> = fake.running.iter().cloned().collect();
         if !running.is_empty() && reason.contains("lease") {
             self.reached.at(Point::LeaseEndsRunning);
@@ -203,7 +217,15 @@ impl World {
         }
     }
 
-    fn ends(&mut self, lablet: usize, life: u64, cell: &CellRef, instance: InstanceId, exit: Exit, after: u64) {
+    pub(super) fn ends(
+        &mut self,
+        lablet: usize,
+        life: u64,
+        cell: &CellRef,
+        instance: InstanceId,
+        exit: Exit,
+        after: u64,
+    ) {
         let (cell, instance, exit) = (Box::new(cell.clone()), Box::new(instance), Box::new(exit));
         self.after(after, Event::InstanceEnds { lablet, life, cell, instance, exit });
     }
@@ -218,7 +240,9 @@ impl World {
         if fake.running.remove(&instance) {
             self.model.runs(self.now, thawed_at, cell.execution, &instance, fake.grant.attempt);
             fake.unsealed.push((instance.clone(), exit));
+            fake.sync.end_instance(&instance);
             self.tell_lablet(lablet, LabletInput::InstanceEnded { cell, instance });
+            self.pump_cells(lablet);
         }
     }
 
@@ -293,6 +317,7 @@ impl World {
         }
         let orchestrator = self.orchestrator.peer.clone();
         self.tell_lablet(lablet, LabletInput::SessionUp { orchestrator, hello_at, welcome: Verified::vouch(welcome) });
+        self.tell_cells(lablet, true);
     }
 
     pub(super) fn lablet_hears(&mut self, lablet: usize, life: u64, session: u64) {
@@ -305,6 +330,7 @@ impl World {
         if node.session.take().is_some() {
             let orchestrator = self.orchestrator.peer.clone();
             self.tell_lablet(lablet, LabletInput::SessionDown { orchestrator });
+            self.tell_cells(lablet, false);
         }
         let wait = self.fate.between(SECOND / 5, SECOND);
         self.after(wait, Event::Connect { lablet, life });

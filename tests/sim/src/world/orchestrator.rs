@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::signed::Signed;
-use iptl_dag::model::{Counts, ExecutionId, Fact, FactKind, ResultVerdict, Run, WorkloadKind};
+use iptl_dag::model::{Counts, ExecutionId, Fact, FactKind, InstanceId, ResultVerdict, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::{AssembledResult, AssemblyOrder, Effect, Input, Orchestrator, log};
 use iptl_wire::lab::Certificate;
@@ -13,6 +13,7 @@ use iptl_wire::{Timestamp, WallTime};
 
 use super::{MICRO, MILLI, World};
 use crate::event::Event;
+use crate::network::Draws;
 use crate::reach::Point;
 
 impl World {
@@ -20,11 +21,19 @@ impl World {
         let now = self.orchestrator_stamp();
         let Some(core) = &mut self.orchestrator.core else { return };
         core.handle(now, input);
-        let mut durable = false;
+        let (mut durable, mut lost) = (false, Vec::new());
         while let Some(effect) = core.poll_effect() {
             durable |= matches!(effect, Effect::Persist { .. });
+            if let Effect::Persist { execution, kind: FactKind::Lost { lablet: Some(_), instances, .. }, .. } = &effect
+            {
+                lost.push((*execution, instances.clone()));
+            }
             self.orchestrator.queue.push_back(effect);
         }
+        for (execution, instances) in lost {
+            self.note_again(execution, &instances);
+        }
+        let Some(core) = &self.orchestrator.core else { return };
         let next = core.poll_timeout().map(|t| self.orchestrator.clock.when(t).max(self.now));
         if let Some(at) = next
             && self.orchestrator.timer.is_none_or(|t| t > at)
@@ -146,7 +155,13 @@ impl World {
     }
 
     pub(super) fn commit_facts(&mut self) {
+        let mut noted: BTreeMap<ExecutionId, (Vec<FactKind>, Vec<InstanceId>)> = BTreeMap::new();
         for fact in std::mem::take(&mut self.orchestrator.syncing) {
+            let (kinds, again) = noted.entry(fact.execution).or_default();
+            kinds.push(fact.kind.clone());
+            if let FactKind::Lost { lablet: Some(_), .. } = fact.kind {
+                again.extend(self.orchestrator.again.pop_front().unwrap_or_default());
+            }
             if let Some(told) = &mut self.told {
                 told.push(format!("           fact of {}: {:?}", fact.execution.alias(), fact.kind));
             }
@@ -155,12 +170,12 @@ impl World {
                 FactKind::Sealed { .. } => {
                     let kinds = self.model.run(&fact.execution).map(Run::kinds).unwrap_or_default();
                     let names: Vec<&str> = kinds.into_keys().map(WorkloadKind::name).collect();
-                    self.model.over(fact.execution, format!("sealed: {}", names.join(" and ")));
+                    self.model.over(self.now, fact.execution, format!("sealed: {}", names.join(" and ")));
                 }
                 FactKind::Failed { reason } => {
                     let short = reason.split(':').next().unwrap_or_default().to_owned();
                     self.model.failed(&fact.execution, &self.lablets, reason);
-                    self.model.over(fact.execution, format!("failed: {short}"));
+                    self.model.over(self.now, fact.execution, format!("failed: {short}"));
                 }
                 FactKind::Submitted { .. }
                 | FactKind::Placed { .. }
@@ -181,6 +196,9 @@ impl World {
             }
             self.orchestrator.append(fact);
         }
+        for (execution, (kinds, again)) in noted {
+            self.note_facts(execution, &kinds, &again);
+        }
     }
 
     fn orchestrator_effect(&mut self, effect: Effect) {
@@ -190,6 +208,11 @@ impl World {
                 self.model.violated("stranger", format!("there is one orchestrator, and its core wants {effect:?}"));
             }
             Effect::Send { to, message } => {
+                if let ToLablet::Finished(id, _) = &message
+                    && self.orchestrator.aside.contains(id)
+                {
+                    self.reached.at(Point::ToldOfAside);
+                }
                 let message = match message {
                     ToLablet::Lease(mut renewal) => {
                         renewal.wall_us = self.orchestrator.clock.wall_us(self.true_wall_us());
@@ -369,7 +392,14 @@ impl World {
         let mut core = Orchestrator::new(self.orchestrator.config.clone());
         let now = self.orchestrator_stamp();
         core.handle(now, Input::Wall { unix_us: self.orchestrator.clock.wall_us(self.true_wall_us()) });
-        for fact in self.orchestrator.log.values().flatten() {
+        // The log of what is over is laid aside at some time: from then on, nothing but its end is known.
+        let mut draws = Draws::new(self.schedule.seed, 80_000 + self.orchestrator.life);
+        let over: Vec<_> =
+            self.orchestrator.log.keys().filter_map(|id| Some((*id, self.orchestrator.end(id)?))).collect();
+        let over: BTreeMap<ExecutionId, Option<Cid>> =
+            over.into_iter().filter(|(id, _)| self.orchestrator.aside.contains(id) || draws.chance(500_000)).collect();
+        let logs = self.orchestrator.log.iter().filter(|(id, _)| !over.contains_key(id));
+        for fact in logs.flat_map(|(_, facts)| facts) {
             match fact.kind {
                 FactKind::Started {} => self.reached.at(Point::ReplayedRunning),
                 FactKind::Received { .. } => self.reached.at(Point::ReplayedReceipts),
@@ -380,6 +410,12 @@ impl World {
                 .flatten();
             core.handle(now, Input::Replay { fact: Box::new(fact.clone()), submission });
         }
+        for (execution, result) in &over {
+            self.reached.at(Point::LaidAside);
+            core.handle(now, Input::Over { execution: *execution, result: *result });
+        }
+        self.orchestrator.aside = over.into_keys().collect();
+        self.read_books();
         self.orchestrator.core = Some(core);
         self.orchestrator.restarted_at = self.now;
         self.orchestrator.calm_since = self.orchestrator.calm_since.max(self.now);
