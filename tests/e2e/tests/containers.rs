@@ -25,6 +25,7 @@ macro_rules! engine {
 mod network;
 mod random_deaths;
 mod restarts;
+mod takeover;
 
 /// The program of `plans/mixed` as a static binary; `cargo xtask setup` and `test` build it.
 fn program() -> PathBuf {

@@ -2,7 +2,7 @@
 //!
 //! [`deaths`] ends nodes and workers at the worst moment, [`stops`] is about standing still and disks, [`following`] is
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
-//! [`takeover`] about labs of two orchestrators, [`turns`] about who goes before whom, [`alone`] about what needs no lab,
+//! [`takeover`] and [`parted`] about labs of two orchestrators, [`turns`] about who goes before whom, [`alone`] about what needs no lab,
 //! [`collecting`] about what is dropped and what rots, [`crowds`] about size, [`health`] about a lab that looks after itself,
 //! [`losses`] about what plans say of all that. All run plans of [`Plan`], but [`random_deaths`], [`turns`] and [`losses`].
 
@@ -15,9 +15,10 @@ mod following;
 mod health;
 mod losses;
 mod members;
+mod parted;
 pub(crate) mod random_deaths;
 mod stops;
-mod takeover;
+pub(crate) mod takeover;
 mod turns;
 
 use std::collections::BTreeMap;

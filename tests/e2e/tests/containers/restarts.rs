@@ -7,9 +7,10 @@ use iptl_e2e::{Foreground, Home, Lab, docker_is_required, until};
 use serde_json::Value;
 
 use super::program;
+use crate::lifecycle::Asks;
 
 /// Instances of a run, spread over two lablets.
-const INSTANCES: u64 = 4;
+pub(super) const INSTANCES: u64 = 4;
 
 /// Writes a plan of containers alone that meet, pause, and meet again.
 fn plan(lab: &Lab) -> String {
@@ -30,7 +31,7 @@ fn plan(lab: &Lab) -> String {
 }
 
 /// Starts a run and returns it once every instance pauses.
-fn pausing(lab: &Lab, pause: &str) -> String {
+pub(super) fn pausing(lab: &Lab, pause: &str) -> String {
     let pause = format!("pause={pause}");
     let execution = lab.run(&["run", &plan(lab), "--no-build", "-p", &pause, "--detach"]).exits(0).word();
     until("the start", || {
@@ -46,7 +47,7 @@ fn pausing(lab: &Lab, pause: &str) -> String {
 }
 
 /// Returns the containers of an execution that there are.
-fn containers(execution: &str) -> Vec<String> {
+pub(super) fn containers(execution: &str) -> Vec<String> {
     let filter = format!("label=iptl.execution={execution}");
     let output = Command::new("docker").args(["ps", "--quiet", "--filter", &filter]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -56,14 +57,15 @@ fn containers(execution: &str) -> Vec<String> {
 }
 
 /// Asserts that a run ended as if nothing had happened, each instance having run once.
-fn passed_once(lab: &Lab, execution: &str) -> Value {
-    let last = lab.run(&["watch", execution, "--json"]).exits(0).last_json();
+pub(super) fn passed_once(lab: &impl Asks, execution: &str) -> Value {
+    let last = lab.ask(&["watch", execution, "--json"]).exits(0).last_json();
     assert_eq!((last["verdict"].as_str(), last["ok"].as_u64()), (Some("pass"), Some(INSTANCES)), "{last}");
     let result = last["result"].as_str().unwrap();
-    let shown = lab.run(&["show", result, "--json"]).exits(0).json();
+    let shown = lab.ask(&["show", result, "--json"]).exits(0).json();
     assert_eq!((&shown["verified"], &shown["receipts"]), (&Value::from(true), &Value::from(INSTANCES)), "{shown}");
-    let out = lab.path().join("out");
-    lab.run(&["get", &format!("{result}/files"), "-o", &out.display().to_string()]).exits(0);
+    let folder = Home::new();
+    let out = folder.path().join("out");
+    lab.ask(&["get", &format!("{result}/files"), "-o", &out.display().to_string()]).exits(0);
     for index in 0..INSTANCES {
         let read = |kind: &str| std::fs::read_to_string(out.join(format!("{kind}/work/{index}.jsonl"))).unwrap();
         let (log, events) = (read("logs"), read("events"));

@@ -1,4 +1,6 @@
 //! Several orchestrators: one leads, the other goes on where that one is gone, hands over, or stands still.
+//!
+//! [`parted`](super::parted) has those that cannot hear each other; the tests of containers have those of containers.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +11,21 @@ use serde_json::Value;
 use super::{Plan, passed_once, reaches, row, submit, watch};
 
 /// A lab with a second orchestrator that follows the first one.
-struct Pair {
-    lab: Lab,
-    second: Home,
+pub(crate) struct Pair {
+    pub(crate) lab: Lab,
+    pub(crate) second: Home,
     node: Foreground,
 }
 
 impl Pair {
     #[track_caller]
     fn start(lablets: u32) -> Pair {
-        let lab = Lab::start(lablets);
+        Pair::of(Lab::start(lablets))
+    }
+
+    /// Lets a second orchestrator join a lab.
+    #[track_caller]
+    pub(crate) fn of(lab: Lab) -> Pair {
         let ticket = lab.run(&["invite", "--role", "orchestrator"]).exits(0).word();
         let second = Home::new();
         let node = Foreground::start(second.path(), &[]);
@@ -31,25 +38,34 @@ impl Pair {
     /// Waits until the one that leads, whose home this is, is followed by one that has everything.
     #[track_caller]
     fn follows(&self, leader: &std::path::Path) {
-        until("another orchestrator that follows and has everything", || {
-            let leads = leads(leader)?;
-            let followers = leads["followers"].as_array()?.clone();
-            followers
-                .iter()
-                .all(|f| f["in_contact"] == true && f["missing"] == 0 && !followers.is_empty())
-                .then_some(())
-        });
+        is_followed(leader);
     }
 
     /// Waits until the second one leads, and returns its term.
     #[track_caller]
-    fn second_leads(&self) -> u64 {
-        let peer = self.second.run(&["status", "--json"]).json()["peer"].clone();
-        until("that the second orchestrator leads", || {
-            let leads = leads(self.second.path())?;
-            (leads["leader"] == peer).then(|| leads["term"].as_u64())?
-        })
+    pub(crate) fn second_leads(&self) -> u64 {
+        leads_now(&self.second)
     }
+}
+
+/// Waits until the one that leads, whose home this is, is followed by one that has everything.
+#[track_caller]
+pub(super) fn is_followed(leader: &std::path::Path) {
+    until("another orchestrator that follows and has everything", || {
+        let leads = leads(leader)?;
+        let followers = leads["followers"].as_array()?.clone();
+        followers.iter().all(|f| f["in_contact"] == true && f["missing"] == 0 && !followers.is_empty()).then_some(())
+    });
+}
+
+/// Waits until an orchestrator leads, and returns its term.
+#[track_caller]
+pub(super) fn leads_now(home: &Home) -> u64 {
+    let peer = home.run(&["status", "--json"]).json()["peer"].clone();
+    until("that another orchestrator leads", || {
+        let leads = leads(home.path())?;
+        (leads["leader"] == peer).then(|| leads["term"].as_u64())?
+    })
 }
 
 impl super::Asks for Home {
@@ -59,7 +75,7 @@ impl super::Asks for Home {
 }
 
 /// Returns who leads as a node says; none while it does not answer.
-fn leads(home: &std::path::Path) -> Option<Value> {
+pub(super) fn leads(home: &std::path::Path) -> Option<Value> {
     let status = run(&mut iptl_e2e::iptl(home, &["status", "--json"]));
     let status: Value = serde_json::from_str(&status.stdout).ok()?;
     Some(status["leads"].clone())
@@ -67,7 +83,7 @@ fn leads(home: &std::path::Path) -> Option<Value> {
 
 /// Asserts that a log holds, with facts by both orchestrators.
 #[track_caller]
-fn log_holds(at: &impl super::Asks, execution: &str) -> Vec<Value> {
+pub(super) fn log_holds(at: &impl super::Asks, execution: &str) -> Vec<Value> {
     let audit = at.ask(&["audit", execution, "--json"]).exits(0);
     let facts: Vec<Value> = audit.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let taken = |fact: &&Value| fact["what"].as_str().is_some_and(|what| what.starts_with("taken over"));
@@ -152,6 +168,30 @@ fn an_orchestrator_that_stood_still_does_nothing_that_counts_and_follows() {
     assert_eq!(facts.iter().filter(lost).count(), 0, "{facts:?}");
     assert_eq!(leads(&pair.lab.orchestrator.home).unwrap()["term"], 1);
     assert_eq!(row(&pair.lab, &execution).unwrap()["verdict"], "pass");
+}
+
+#[test]
+fn an_orchestrator_that_lost_its_disk_follows_anew_and_goes_on_where_the_first_is_killed() {
+    let mut pair = Pair::start(2);
+    let plan = Plan::new(4).quick(4);
+    let before = submit(&pair.lab, &plan.write(&pair.lab), "100ms");
+    passed_once(&pair.lab, watch(&pair.lab, &before), plan.instances());
+    let execution = submit(&pair.lab, &plan.write(&pair.lab), "30s");
+    reaches(&pair.lab, &execution, "running");
+    pair.follows(&pair.lab.orchestrator.home);
+    // First its blocks alone, so that it knows the logs and nothing that they name; then all but who it is.
+    for lost in [&["store"][..], &["store", "log"]] {
+        drop(pair.node);
+        for folder in lost {
+            std::fs::remove_dir_all(pair.second.path().join(folder)).unwrap();
+        }
+        pair.node = Foreground::again(pair.second.path(), &[]);
+        pair.follows(&pair.lab.orchestrator.home);
+    }
+    pair.lab.orchestrator.kill();
+    assert_eq!(pair.second_leads(), 1);
+    passed_once(&pair.second, pair.second.run(&["watch", &execution, "--json"]), plan.instances());
+    log_holds(&pair.second, &execution);
 }
 
 #[test]
