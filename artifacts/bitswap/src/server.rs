@@ -52,7 +52,11 @@ const SEND_PATIENCE: Duration = Duration::from_secs(60);
 /// Wants that a peer may have refused in one [`FLOOD_WINDOW`].
 const MAX_REFUSED: u64 = 65_536;
 
-/// Time after which refused wants are forgotten.
+/// Wants beyond those that are kept after which a peer is named, once in each [`FLOOD_WINDOW`]: an honest one may want a
+/// few more than others keep of it, and not as many again.
+const MAX_EXCESS: u64 = MAX_WANTS_PER_PEER as u64;
+
+/// Time after which wants that were refused, or made room for others, are forgotten.
 const FLOOD_WINDOW: Duration = Duration::from_secs(60);
 
 /// Says whether a peer may read the block of a hash. It is asked for every want, so it must be quick.
@@ -126,6 +130,13 @@ pub enum ServerEffect {
         peer: PeerId,
         /// The message.
         message: Message,
+    },
+    /// Name a peer that wants more than is kept for one; it is served on, with as much as is kept.
+    Excess {
+        /// Who.
+        peer: PeerId,
+        /// Wants beyond those, refused or in the place of older ones.
+        count: u64,
     },
     /// End the service of a peer: it is forgotten here, and nothing more of it should come.
     Drop {
@@ -209,63 +220,58 @@ impl Server {
         if full {
             self.cancel_all(&peer);
         }
-        let mut refused = skipped as u64;
+        let (mut refused, mut evicted) = (skipped as u64, 0);
         for entry in entries {
             let hash = *entry.cid.hash();
             if entry.ask == Ask::Cancel {
                 self.cancel(&peer, &hash);
-            } else if !is_sendable(&hash) || !self.admit(&peer, entry) {
-                refused += 1;
+                continue;
+            }
+            match is_sendable(&hash).then(|| self.admit(&peer, entry)) {
+                Some(Admitted::Known | Admitted::New { evicted: None }) => {}
+                Some(Admitted::New { evicted: Some(_) }) => evicted += 1,
+                Some(Admitted::Refused) | None => refused += 1,
             }
         }
-        let Some(ledger) = self.peers.get_mut(&peer) else {
-            if refused > 0 {
-                self.count_refused(now, &peer, refused);
-            }
-            return;
-        };
-        if ledger.has_work() {
+        if refused > 0 || evicted > 0 {
+            self.count_excess(now, &peer, refused, evicted);
+        }
+        if self.peers.get(&peer).is_some_and(Ledger::has_work) {
             self.enqueue(&peer);
         }
-        if refused > 0 {
-            self.count_refused(now, &peer, refused);
-        } else {
-            self.clear_idle(&peer);
-        }
+        self.clear_idle(&peer);
     }
 
-    /// Puts a want into the peer's ledger; says whether there was room.
-    fn admit(&mut self, peer: &PeerId, entry: Entry) -> bool {
+    /// Puts a want into the peer's ledger, where there is room.
+    fn admit(&mut self, peer: &PeerId, entry: Entry) -> Admitted {
         let is_full = self.wants >= MAX_WANTS;
         let ledger = self.peers.entry(peer.clone()).or_default();
-        match ledger.admit(&entry, if is_full { ledger.len() } else { MAX_WANTS_PER_PEER }) {
-            Admitted::Known => true,
-            Admitted::New { evicted } => {
-                self.wants += 1;
-                if let Some(evicted) = evicted {
-                    self.wants -= 1;
-                    self.stop_waiting(peer, &evicted);
-                }
-                true
-            }
-            Admitted::Refused => false,
+        let admitted = ledger.admit(&entry, if is_full { ledger.len() } else { MAX_WANTS_PER_PEER });
+        match &admitted {
+            Admitted::New { evicted: None } => self.wants += 1,
+            // One came and one went.
+            Admitted::New { evicted: Some(evicted) } => self.stop_waiting(peer, evicted),
+            Admitted::Known | Admitted::Refused => {}
         }
+        admitted
     }
 
-    /// Drops a peer that goes on wanting too much.
-    fn count_refused(&mut self, now: Duration, peer: &PeerId, refused: u64) {
+    /// Names a peer that wants too much, and drops one that goes on wanting what is refused.
+    fn count_excess(&mut self, now: Duration, peer: &PeerId, refused: u64, evicted: u64) {
         let ledger = self.peers.entry(peer.clone()).or_default();
-        if now.saturating_sub(ledger.refused_since) > FLOOD_WINDOW {
-            ledger.refused = 0;
-            ledger.refused_since = now;
+        if now.saturating_sub(ledger.excess_since) > FLOOD_WINDOW {
+            (ledger.refused, ledger.evicted, ledger.is_named) = (0, 0, false);
+            ledger.excess_since = now;
         }
         ledger.refused += refused;
-        let count = ledger.refused;
-        if count > MAX_REFUSED {
+        ledger.evicted += evicted;
+        let (refused, count) = (ledger.refused, ledger.refused + ledger.evicted);
+        if refused > MAX_REFUSED {
             self.forget(peer);
-            self.effects.push_back(ServerEffect::Drop { peer: peer.clone(), fault: Fault::Flood { count } });
-        } else if ledger.has_work() {
-            self.enqueue(peer);
+            let fault = Fault::Flood { count: refused };
+            self.effects.push_back(ServerEffect::Drop { peer: peer.clone(), fault });
+        } else if count > MAX_EXCESS && !std::mem::replace(&mut ledger.is_named, true) {
+            self.effects.push_back(ServerEffect::Excess { peer: peer.clone(), count });
         }
     }
 

@@ -20,6 +20,8 @@ struct Node {
     now: Duration,
     sent: Vec<(PeerId, Message)>,
     dropped: Vec<(PeerId, Fault)>,
+    /// Who was said to want too much, and how much that is.
+    excess: Vec<(PeerId, u64)>,
     /// Blocks that were read from the store.
     read: usize,
 }
@@ -33,7 +35,16 @@ impl Node {
         });
         let store = blocks.iter().map(|block| (*block.cid().hash(), block.data().clone())).collect();
         let server = Server::new(visible);
-        Node { server, store, hidden, now: seconds(1), sent: Vec::new(), dropped: Vec::new(), read: 0 }
+        Node {
+            server,
+            store,
+            hidden,
+            now: seconds(1),
+            sent: Vec::new(),
+            dropped: Vec::new(),
+            excess: Vec::new(),
+            read: 0,
+        }
     }
 
     fn handle(&mut self, input: ServerInput) {
@@ -67,6 +78,7 @@ impl Node {
                     assert!(message.encode().len() <= MAX_MESSAGE_SIZE);
                     self.sent.push((peer, message));
                 }
+                ServerEffect::Excess { peer, count } => self.excess.push((peer, count)),
                 ServerEffect::Drop { peer, fault } => self.dropped.push((peer, fault)),
             }
         }
@@ -357,6 +369,36 @@ fn wants_of_absent_blocks_make_room_for_new_ones() {
     node.want(1, absent);
     node.run();
     assert_eq!(node.server.wants(), MAX_WANTS_PER_PEER);
+    node.want(1, mine.iter().map(|block| entry(block.cid(), Ask::Block)).collect());
+    node.run();
+    assert_eq!(node.given(1).0.len(), mine.len());
+}
+
+#[test]
+fn peer_whose_wants_go_on_making_room_for_each_other_is_named_once_a_minute_and_served() {
+    let mine = blocks(5);
+    let mut node = Node::with(&mine);
+    let mut next = 1_000;
+    let absent = |node: &mut Node, next: &mut u64, count: usize| {
+        let wanted = (*next..).take(count).map(|i| entry(block(i).cid(), Ask::Block)).collect();
+        *next += count as u64;
+        node.want(1, wanted);
+        node.run();
+    };
+    // As many as are kept, and then as many again.
+    absent(&mut node, &mut next, MAX_WANTS_PER_PEER);
+    absent(&mut node, &mut next, MAX_WANTS_PER_PEER);
+    assert_eq!(node.excess, [], "an honest peer may want a few more");
+    for _ in 0..9 {
+        absent(&mut node, &mut next, MAX_WANTS_PER_PEER);
+    }
+    assert_eq!(node.excess, [(peer(1), 2 * MAX_WANTS_PER_PEER as u64)], "it is named, and once");
+    assert!(node.server.wants() <= MAX_WANTS_PER_PEER && node.dropped.is_empty());
+    node.now += seconds(61);
+    for _ in 0..3 {
+        absent(&mut node, &mut next, MAX_WANTS_PER_PEER);
+    }
+    assert_eq!(node.excess.len(), 2, "and again where it goes on");
     node.want(1, mine.iter().map(|block| entry(block.cid(), Ask::Block)).collect());
     node.run();
     assert_eq!(node.given(1).0.len(), mine.len());

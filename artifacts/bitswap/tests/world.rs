@@ -338,6 +338,10 @@ impl World {
                 }
                 self.send(node, number(&peer), &message, false);
             }
+            ServerEffect::Excess { peer, .. } => {
+                let who = number(&peer);
+                assert_eq!(self.nodes[who].kind, Kind::Flooder, "{who} is said to want too much");
+            }
             ServerEffect::Drop { peer, fault } => {
                 let who = number(&peer);
                 let is_flood = matches!(fault, Fault::Flood { .. });

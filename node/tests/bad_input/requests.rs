@@ -72,7 +72,8 @@ async fn flood(stream: &mut (impl tokio::io::AsyncWrite + Unpin), message: &[u8]
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wants_without_end_make_room_for_each_other_and_hold_nobody_up() {
+async fn wants_without_end_make_room_for_each_other_hold_nobody_up_and_are_named() {
+    listen_to_log();
     let keeper = node().await;
     // Old wants make room for new ones, and none is ever answered.
     let greedy = Stranger::new(43).await;
@@ -90,6 +91,26 @@ async fn wants_without_end_make_room_for_each_other_and_hold_nobody_up() {
     });
     is_served_meanwhile(&keeper).await;
     let _open = within("all wants to be taken in", wanting).await.unwrap();
+    is_logged(greedy.links.peer(), "wants more blocks than are kept").await;
+    is_served_meanwhile(&keeper).await;
+}
+
+/// Streams that say nothing are not ended, since peers keep theirs for later; those beyond what is borne are.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_for_wants_without_end_are_refused_and_named() {
+    listen_to_log();
+    let keeper = node().await;
+    let opening = Stranger::new(48).await;
+    opening.net.connect(&keeper.peer(), &[keeper.addr().await]).await.unwrap();
+    // Each says that it wants nothing.
+    let message = frame(&Message { full: true, ..Message::default() });
+    let mut held = Vec::new();
+    for _ in 0..STREAMS {
+        let mut stream = opening.net.open(&keeper.peer(), PROTOCOL).await.unwrap();
+        flood(&mut stream, &message, 1).await;
+        held.push(stream);
+    }
+    is_logged(opening.links.peer(), "more Bitswap streams than are read").await;
     is_served_meanwhile(&keeper).await;
 }
 

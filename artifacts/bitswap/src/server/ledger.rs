@@ -32,9 +32,13 @@ pub(super) struct Ledger {
     pub(super) outbox: VecDeque<(Message, usize)>,
     pub(super) sending: Option<Sending>,
     pub(super) is_queued: bool,
-    /// Wants that there was no room for, since `refused_since`.
+    /// Wants that there was no room for, since `excess_since`.
     pub(super) refused: u64,
-    pub(super) refused_since: Duration,
+    /// Wants of absent blocks that made room for others, since then.
+    pub(super) evicted: u64,
+    pub(super) excess_since: Duration,
+    /// It was said since then that the peer wants too much.
+    pub(super) is_named: bool,
 }
 
 /// What is on its way to the peer.

@@ -125,6 +125,8 @@ struct Peer {
     writer: Option<mpsc::Sender<(Side, Message)>>,
     /// Streams that are read or wait for it.
     streams: usize,
+    /// It was said that streams of it are refused.
+    is_named: bool,
     /// Places for those that are read.
     reading: Arc<Semaphore>,
     /// Ends its readers.
@@ -133,7 +135,8 @@ struct Peer {
 
 impl Peer {
     fn new(end: &CancellationToken) -> Peer {
-        Peer { writer: None, streams: 0, reading: Arc::new(Semaphore::new(MAX_READERS)), token: end.child_token() }
+        let reading = Arc::new(Semaphore::new(MAX_READERS));
+        Peer { writer: None, streams: 0, is_named: false, reading, token: end.child_token() }
     }
 }
 
@@ -325,7 +328,9 @@ impl Task {
         }
         let state = self.peers.entry(peer.clone()).or_insert_with(|| Peer::new(&self.end));
         if state.streams >= MAX_STREAMS {
-            tracing::debug!(peer = %peer.short(), "stream refused: too many of one peer");
+            if !std::mem::replace(&mut state.is_named, true) {
+                tracing::warn!(peer = %peer.short(), "a peer opens more Bitswap streams than are read: they are refused");
+            }
             return;
         }
         state.streams += 1;
@@ -406,6 +411,9 @@ impl Task {
                     let blocks = read(&*store, &blocks, budget).await;
                     let _ = tell.send(Happened::Looked(ServerInput::Looked { turn, haves, blocks })).await;
                 });
+            }
+            ServerEffect::Excess { peer, count } => {
+                tracing::warn!(peer = %peer.short(), count, "a peer wants more blocks than are kept for one: the first make room");
             }
             ServerEffect::Drop { peer, fault } => self.shut_out(&peer, &fault),
         }

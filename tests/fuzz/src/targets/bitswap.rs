@@ -60,7 +60,7 @@ fn answer(server: &mut Server, now: Duration) {
                 assert!(!message.is_empty(), "nothing is said for nothing");
                 server.handle(now, ServerInput::Sent { peer });
             }
-            ServerEffect::Drop { .. } => {}
+            ServerEffect::Excess { .. } | ServerEffect::Drop { .. } => {}
         }
     }
 }
