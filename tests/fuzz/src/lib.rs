@@ -9,6 +9,8 @@
 pub mod memory;
 mod targets;
 
+pub use targets::blobs;
+
 /// One decoder under test.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
@@ -32,6 +34,8 @@ pub static TARGETS: &[Target] = &[
     Target { name: "path", run: targets::unixfs::path, max_len: 2048 },
     Target { name: "car", run: targets::car::car, max_len: 8192 },
     Target { name: "bitswap", run: targets::bitswap::bitswap, max_len: 4096 },
+    Target { name: "blobs-request", run: targets::blobs::request, max_len: 4096 },
+    Target { name: "blobs-answer", run: targets::blobs::answer, max_len: 4096 },
     Target { name: "wire", run: targets::wire::wire, max_len: 4096 },
     Target { name: "ticket", run: targets::wire::ticket, max_len: 1024 },
     Target { name: "manifest", run: targets::plans::manifest, max_len: 4096 },

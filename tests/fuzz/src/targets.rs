@@ -1,6 +1,7 @@
 //! The targets, by what they read.
 
 pub(crate) mod bitswap;
+pub mod blobs;
 pub(crate) mod car;
 pub(crate) mod cid;
 pub(crate) mod codecs;

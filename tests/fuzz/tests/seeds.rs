@@ -110,6 +110,37 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             let json = of(Codec::DagJson).next().map(|block| below("list/0", 3, block.data()));
             directory.into_iter().chain(value).chain(json).chain([b"a\n".to_vec()]).collect()
         }
+        "blobs-request" => {
+            let all = iptl_fuzz::blobs::hashes();
+            // Behind the hashes stand the ranges: of each block all chunks, from the first on.
+            let whole = iptl_fuzz::blobs::request_for(&all);
+            let head = &whole[..whole.len() - 4];
+            let of_each = |ranges: &[u8]| [head, ranges].concat();
+            let one = |ranges: &[u8]| [&[0], &all[2][..], ranges].concat();
+            let first_chunk = [1, 0, 2, 0, 1];
+            let last_chunk = of_each(&[1, 0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);
+            let in_the_middle = one(&[2, 0, 2, 5, 20, 1, 0]);
+            let sequence = one(&[1, 0, 1, 0]);
+            vec![
+                whole.clone(),
+                of_each(&first_chunk),
+                last_chunk,
+                in_the_middle,
+                one(&[2, 0, 1, 0, 1, 0]),
+                sequence,
+                vec![8],
+            ]
+        }
+        // The true answer, changed at its start, in its second block and among hashes, and cut.
+        "blobs-answer" => vec![
+            vec![1],
+            vec![1, 0, 0, 0, 101],
+            vec![1, 3, 1, 0, 0],
+            vec![1, 0, 0x42, 0, 9],
+            vec![1, 1, 0x50, 0, 0],
+            vec![0, 4, 0, 0, 0, 0, 0, 0, 0, b'n', b'o', b'n', b'e'],
+            vec![0, 255, 255, 255, 255, 0, 0, 0, 0],
+        ],
         "wire" => messages(),
         "ticket" => {
             let secret = iptl_trust::Secret::new([7; 16]);

@@ -74,10 +74,12 @@ const EDGES: &[(&str, &[&str])] = &[
     // What tests the whole. The end-to-end tests know the binary and the texts it speaks.
     ("iptl-sim", &["iptl-dag", "iptl-labnet", "iptl-result", "iptl-scheduler", "iptl-sync", "iptl-trust", "iptl-wire"]),
     ("iptl-e2e", &["iptl-dag", "iptl-wire"]),
-    // One target for each decoder of what strangers send. None of the heavy crates: a build for each change is the point.
+    // One target for each decoder of what strangers send. Of the heavy crates iroh alone, whose messages strangers write.
     (
         "iptl-fuzz",
         &[
+            "iptl-artifacts",
+            "iptl-artifacts-iroh",
             "iptl-artifacts-oci",
             "iptl-bitswap",
             "iptl-dag",
