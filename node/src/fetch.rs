@@ -19,7 +19,7 @@ use iptl_artifacts::{BlobStore, StoreError};
 use iptl_dag::walk::{self, Limits};
 use iptl_dag::{Block, Cid, Codec, PeerId, block};
 use iptl_net::Bitswap;
-use iptl_wire::control::{FetchProgress, FetchReport, MAX_PROVIDERS_TOLD};
+use iptl_wire::control::{FetchProgress, FetchReport};
 use tokio::time::Instant;
 
 use crate::announce;
@@ -190,7 +190,7 @@ impl Fetcher {
         Fetcher { limits, ..self }
     }
 
-    /// Brings what `wanted` names into the store and reports where it came from.
+    /// Brings what `wanted` names into the store and reports where it came from; `progress` is told of all providers.
     ///
     /// Cancel safe: what arrived stays, and the next call goes on from there. The blocks are acknowledged by the store
     /// but not flushed.
@@ -505,16 +505,13 @@ enum Arrived {
 
 /// Says how far a fetch is, of which so many blocks are known to be missing.
 fn told(report: &FetchReport, missing: usize, size: &AtomicU64, pool: &Pool, trade: &Trade) -> FetchProgress {
-    let mut from = served(pool, trade);
-    from.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    from.truncate(MAX_PROVIDERS_TOLD);
     FetchProgress {
         blocks: report.blocks,
         wanted: report.blocks + missing as u64,
         bytes_fetched: report.bytes_fetched,
         bytes: report.bytes,
         size: size.load(Ordering::Relaxed),
-        from,
+        from: served(pool, trade),
         waiting: String::new(),
     }
 }

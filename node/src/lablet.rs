@@ -1,7 +1,7 @@
 //! The lablet of a node: one task owns the scheduler's core and the cells that it runs.
 //!
 //! [`driver`] is that task; `session` keeps the stream to the orchestrator, `prepare` turns a grant into a cell with what
-//! `artifacts` makes files of,
+//! `content` brings and `artifacts` makes files of,
 //! `cell` runs it, `exec` lets people execute commands in it, which `interventions` notes, `receipts` writes what it left.
 //! `journal` is what survives a crash; with it, `memory` and `lease`, the next life of the lablet takes over by `adopt`
 //! what outlived this one.
@@ -9,6 +9,7 @@
 mod adopt;
 mod artifacts;
 mod cell;
+mod content;
 mod driver;
 mod exec;
 mod faults;

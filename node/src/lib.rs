@@ -32,6 +32,7 @@ pub mod members;
 mod node;
 mod orchestrator;
 mod probe;
+pub mod rate;
 pub mod readers;
 mod serving;
 pub mod traffic;

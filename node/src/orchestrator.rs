@@ -4,7 +4,8 @@
 //! owns the core, with `sync` for what instances say to each other and `answers` for who asks; `sessions` brings lablets
 //! to it, `lead` the orchestrators that follow (to whom `replicate` tells all facts, and `leave` hands over),
 //! [`registry`] remembers what is told about executions, `seal` fetches receipts and makes results, `replay` begins with
-//! what logs say, `locate` and `top` answer who looks into a run, `health` remembers what was seen to work, and `canary`
+//! what logs say, `fetching` sums up how far lablets are,
+//! `locate` and `top` answer who looks into a run, `health` remembers what was seen to work, and `canary`
 //! sees to it where nobody executes. Where it does not lead, `follow` keeps the logs of who leads, and `wants` what they
 //! name. Everybody else talks to it by [`OrchestratorHandle`].
 
@@ -12,6 +13,7 @@ mod answers;
 mod canary;
 mod candidacy;
 mod driver;
+mod fetching;
 mod follow;
 mod health;
 mod lead;

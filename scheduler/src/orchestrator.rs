@@ -254,7 +254,7 @@ impl Orchestrator {
     }
 
     /// Names a lablet for people.
-    fn name_of(&self, lablet: &PeerId) -> String {
+    pub fn name_of(&self, lablet: &PeerId) -> String {
         match self.lablets.get(lablet) {
             Some(l) if !l.inventory.name.is_empty() => format!("{} ({})", l.inventory.name, lablet.short()),
             _ => lablet.short(),

@@ -228,7 +228,8 @@ impl Bench {
 
     pub(crate) fn heartbeat(&mut self, n: u8, seq: u64, slots: u32, cells: Vec<CellStatus>) -> Vec<Effect> {
         let inventory = inventory(slots);
-        self.say(n, ToOrchestrator::Heartbeat(Heartbeat { seq, wall_us: 0, inventory, cells, clock: None }))
+        let heartbeat = Heartbeat { seq, wall_us: 0, inventory, cells, clock: None, fetching: Vec::new() };
+        self.say(n, ToOrchestrator::Heartbeat(heartbeat))
     }
 
     fn receipts(&mut self, n: u8, cell: &CellRef, instances: &[(&str, u32)]) -> Vec<Effect> {
@@ -640,7 +641,8 @@ fn docker_slots_that_get_free_let_a_run_go_on() {
     bench.hello_with(1, 1, 1, full(0), vec![]);
     let (id, _) = bench.submit(mixed(1, 2));
     assert_eq!(waits_for(&bench.wait(1_100)).as_deref(), Some("waits for 2 docker slots, 0 free on 0 lablets"));
-    let beat = Heartbeat { seq: 1, wall_us: 0, inventory: full(2), cells: Vec::new(), clock: None };
+    let beat =
+        Heartbeat { seq: 1, wall_us: 0, inventory: full(2), cells: Vec::new(), clock: None, fetching: Vec::new() };
     let effects = bench.say(1, ToOrchestrator::Heartbeat(beat));
     assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(o) if o.execution == id)));
 }

@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use iptl_dag::path::{PathError, Resolve, Step, Target};
 use iptl_dag::{Block, Cid};
+use iptl_node::rate::Rate;
 use iptl_wire::control::{FetchReport, Reply, Request};
 use serde_json::{Value, json};
 
 use crate::client::{Client, unexpected};
 use crate::context::{Context, millis};
 use crate::exit::{Error, Exit, Result};
-use crate::progress::{self, Rate};
+use crate::progress;
 use crate::ui;
 
 /// Nobody waits for longer than this without a word.

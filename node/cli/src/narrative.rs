@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::client::{Client, unexpected};
 use crate::context::{Context, millis};
 use crate::exit::{Error, Exit, Result};
+use crate::progress;
 use crate::ui;
 
 /// Silence after which a follower says that it still waits.
@@ -18,6 +19,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Most groups whose instances are counted one by one while a run goes on.
 const MAX_GROUPS: usize = 4;
+
+/// Time between two lines about what lablets fetch, where somebody looks on and where lines are kept.
+const FETCHING_ON_TERMINAL: Duration = Duration::from_secs(2);
+const FETCHING_ELSEWHERE: Duration = Duration::from_secs(10);
 
 /// Lablets of which it is told that they did the same fault.
 const MAX_FAULT_LINES: usize = 3;
@@ -64,6 +69,7 @@ pub async fn follow(
         alias: execution.to_owned(),
         last_wait: String::new(),
         last_progress: None,
+        last_fetching: None,
         told: Vec::new(),
         telling,
     };
@@ -186,6 +192,7 @@ struct Teller<'a> {
     alias: String,
     last_wait: String,
     last_progress: Option<Instant>,
+    last_fetching: Option<Instant>,
     /// What happens once and is told from the start to whoever attaches, again too.
     told: Vec<Event>,
     telling: Telling,
@@ -209,6 +216,7 @@ impl Teller<'_> {
                 self.told.push(event.clone());
             }
             Event::Waiting { .. }
+            | Event::Fetching { .. }
             | Event::Progress { .. }
             | Event::Barrier { .. }
             | Event::Finished { .. }
@@ -244,6 +252,7 @@ impl Teller<'_> {
             Event::Placed { .. }
             | Event::Waiting { .. }
             | Event::Preparing { .. }
+            | Event::Fetching { .. }
             | Event::Started { .. }
             | Event::Progress { .. }
             | Event::Barrier { .. }
@@ -264,6 +273,11 @@ impl Teller<'_> {
             }
             _ => {}
         }
+    }
+
+    /// Time between two lines about what lablets fetch.
+    fn fetching_pause(&self) -> Duration {
+        if self.ctx.progress { FETCHING_ON_TERMINAL } else { FETCHING_ELSEWHERE }
     }
 
     fn head(&self, text: impl std::fmt::Display) {
@@ -291,6 +305,23 @@ impl Teller<'_> {
             }
             Event::Preparing { prepared, cells } => {
                 self.head(format!("preparing   {prepared}/{} ready", ui::count(u64::from(*cells), "cell")));
+            }
+            Event::Fetching { lablets, fetching, sum, rate, behind, waiting } => {
+                let is_due = self.last_fetching.is_none_or(|told| told.elapsed() >= self.fetching_pause());
+                // That all is there stands below what was said to be missing.
+                if !is_due && *fetching > 0 {
+                    return;
+                }
+                self.last_fetching = Some(Instant::now());
+                let mut text = progress::preparing(sum, *lablets, *rate);
+                if let Some((lablet, bytes, size)) = behind {
+                    let share = u128::from(*bytes) * 100 / u128::from((*size).max(1));
+                    text.push_str(&format!(", {lablet} has {share} %"));
+                }
+                if let Some((lablet, what)) = waiting {
+                    text.push_str(&format!(", {lablet} is {what}"));
+                }
+                ctx.say(format!("    {text}"));
             }
             Event::Started { after_ms } => {
                 self.head(format!("running     started {} after submission", ui::duration(*after_ms)));
@@ -413,6 +444,16 @@ pub fn to_json(event: &Event) -> Value {
         }),
         Event::Waiting { reason } => json!({"event": "waiting", "reason": reason}),
         Event::Preparing { prepared, cells } => json!({"event": "preparing", "prepared": prepared, "cells": cells}),
+        Event::Fetching { lablets, fetching, sum, rate, behind, waiting } => {
+            let behind =
+                behind.as_ref().map(|(lablet, bytes, size)| json!({"lablet": lablet, "bytes": bytes, "size": size}));
+            let waiting = waiting.as_ref().map(|(lablet, what)| json!({"lablet": lablet, "what": what}));
+            json!({
+                "event": "fetching", "lablets": lablets, "fetching": fetching, "bytes": sum.bytes, "size": sum.size,
+                "left": sum.left(), "rate": rate, "behind": behind, "waiting": waiting,
+                "from": {"orchestrators": sum.from_orchestrators, "lablets": sum.from_lablets, "others": sum.from_others},
+            })
+        }
         Event::Started { after_ms } => json!({"event": "started", "after_ms": after_ms}),
         Event::Progress { running, ended } => json!({"event": "progress", "running": running, "ended": ended}),
         Event::Barrier { state, count, target, missing, after_ms } => json!({

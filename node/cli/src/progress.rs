@@ -1,43 +1,18 @@
 //! How far something is that moves bytes: how fast they come, from whom, and what is left.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use iptl_node::rate::Rate;
 use iptl_wire::control::FetchProgress;
+use iptl_wire::session::FetchSum;
 
 use crate::context::millis;
 use crate::ui;
 
-/// The rate is of so long: what was before says little of what is now.
-const WINDOW: Duration = Duration::from_secs(5);
-
 /// Most providers that are named.
 const NAMED: usize = 3;
-
-/// Bytes in a second, over the last moments.
-pub struct Rate {
-    seen: VecDeque<(Instant, u64)>,
-}
-
-impl Rate {
-    /// Begins at `now` with nothing.
-    pub fn new(now: Instant) -> Rate {
-        Rate { seen: VecDeque::from([(now, 0)]) }
-    }
-
-    /// Notes how many bytes there are now, and returns how many came in a second.
-    pub fn at(&mut self, now: Instant, bytes: u64) -> u64 {
-        self.seen.push_back((now, bytes));
-        while self.seen.len() > 2 && self.seen.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
-            self.seen.pop_front();
-        }
-        let Some((first, before)) = self.seen.front() else { return 0 };
-        let seconds = now.duration_since(*first).as_secs_f64();
-        if seconds < 0.001 { 0 } else { (bytes.saturating_sub(*before) as f64 / seconds) as u64 }
-    }
-}
 
 /// Writes a rate and how long the rest takes at it: `12.0 MiB/s, 4.2 s left`; nothing where nothing comes.
 fn pace(rate: u64, left: u64) -> String {
@@ -74,6 +49,29 @@ pub fn fetching(now: &FetchProgress, rate: u64, behind_bar: bool) -> String {
     if !now.waiting.is_empty() {
         parts.push(now.waiting.clone());
     }
+    parts.join(", ")
+}
+
+/// Writes how far lablets are with what their instances need.
+pub fn preparing(sum: &FetchSum, lablets: u32, rate: u64) -> String {
+    let mut parts = vec![format!(
+        "{} of {} on {}",
+        ui::bytes(sum.bytes),
+        ui::bytes(sum.size.max(sum.bytes)),
+        ui::count(lablets.into(), "lablet")
+    )];
+    let pace = pace(rate, sum.left());
+    if !pace.is_empty() {
+        parts.push(pace);
+    }
+    let all = sum.fetched();
+    let shares = [
+        (sum.from_orchestrators, "from the orchestrator"),
+        (sum.from_lablets, "from each other"),
+        (sum.from_others, "from others"),
+    ];
+    let shares = shares.iter().filter(|(bytes, _)| *bytes > 0);
+    parts.extend(shares.map(|(bytes, whom)| format!("{} % {whom}", (u128::from(*bytes) * 100).div_euclid(all.into()))));
     parts.join(", ")
 }
 
@@ -118,21 +116,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rate_is_of_the_last_moments() {
-        let start = Instant::now();
-        let mut rate = Rate::new(start);
-        let after = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(rate.at(start, 0), 0);
-        assert_eq!(rate.at(after(1), 1000), 1000);
-        assert_eq!(rate.at(after(2), 4000), 2000);
-        // Nothing comes any more, and what came is long ago.
-        for second in 3..20 {
-            rate.at(after(second), 4000);
-        }
-        assert_eq!(rate.at(after(20), 4000), 0);
-    }
-
-    #[test]
     fn fetch_says_what_came_how_fast_from_whom_and_what_is_left() {
         let peer = |seed: u8| iptl_dag::PeerId::from_ed25519(&[seed; 32]);
         let mut now = FetchProgress {
@@ -152,6 +135,19 @@ mod tests {
         assert_eq!(fetching(&now, 0, true), "20.0 MiB, looking for a provider of x");
         now.from = (1..=5).map(|seed| (peer(seed), u64::from(seed))).collect();
         assert!(fetching(&now, 1, true).contains(" and 2 more, "), "{}", fetching(&now, 1, true));
+    }
+
+    #[test]
+    fn lablets_say_what_came_how_fast_from_whom_and_what_is_left() {
+        let mut sum = FetchSum { bytes: 10 << 20, size: 40 << 20, ..FetchSum::default() };
+        assert_eq!(preparing(&sum, 1, 0), "10.0 MiB of 40.0 MiB on 1 lablet");
+        sum = FetchSum { from_orchestrators: 1, from_lablets: 3, ..sum };
+        let expected = "10.0 MiB of 40.0 MiB on 4 lablets, 10.0 MiB/s, 3.0 s left, 25 % from the orchestrator, \
+                        75 % from each other";
+        assert_eq!(preparing(&sum, 4, 10 << 20), expected);
+        // What a lablet claims may be any number.
+        sum = FetchSum { bytes: u64::MAX, size: 0, from_others: u64::MAX, from_lablets: u64::MAX, ..sum };
+        assert!(preparing(&sum, 1, u64::MAX).contains("100 % from others"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use iptl_artifacts::{PinKind, StoreError, read_block};
 use iptl_dag::{Block, Cid};
-use iptl_wire::control::{Failure, FailureKind, FetchProgress, MAX_FRAME_SIZE, Reply, Upload};
+use iptl_wire::control::{Failure, FailureKind, FetchProgress, MAX_FRAME_SIZE, MAX_PROVIDERS_TOLD, Reply, Upload};
 
 use super::{Caller, Talk, broken, failure};
 use crate::fetch::{FetchError, Wanted};
@@ -131,7 +131,7 @@ pub(super) async fn fetch(
                 let now = told.borrow_and_update().clone();
                 if last.elapsed() >= PROGRESS_PAUSE || !now.waiting.is_empty() {
                     last = Instant::now();
-                    talk.say(Reply::Progress(now)).await?;
+                    talk.say(Reply::Progress(bounded(now))).await?;
                 }
             }
         }
@@ -141,6 +141,13 @@ pub(super) async fn fetch(
         node.keeper.used(root, Some(report.bytes));
     }
     talk.say(Reply::Fetched(report)).await
+}
+
+/// Names no more providers than are told: those that gave most.
+fn bounded(mut now: FetchProgress) -> FetchProgress {
+    now.from.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    now.from.truncate(MAX_PROVIDERS_TOLD);
+    now
 }
 
 /// Connects to a multiaddr that a person gave.

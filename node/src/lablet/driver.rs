@@ -16,7 +16,10 @@ use iptl_wire::Verified;
 use iptl_wire::control::Failure;
 use iptl_wire::exec::ExecOrder;
 use iptl_wire::offer::{self, MAX_OFFER_SIZE, Offer};
-use iptl_wire::session::{CellRef, Grant, Hello, Inventory, MAX_HOLDS, Slots, ToLablet, ToOrchestrator};
+use iptl_wire::session::{
+    CellFetch, CellPhase, CellRef, CellStatus, Grant, Hello, Inventory, MAX_FETCHES, MAX_HOLDS, Slots, ToLablet,
+    ToOrchestrator,
+};
 use iptl_wire::takeover::{Claim, MAX_CLAIM_SIZE, Orchestrators};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -154,6 +157,8 @@ struct Cell {
     control: Option<Arc<dyn CellControl>>,
     notes: Option<mpsc::Sender<CellNote>>,
     preparing: Option<AbortHandle>,
+    /// How much of what it needs has come; none where it was taken over.
+    fetched: watch::Receiver<Option<CellFetch>>,
     /// Commands that people executed in its instances.
     interventions: Interventions,
     /// Instances that have a receipt from an earlier life of the lablet, in which the cell was started.
@@ -173,6 +178,7 @@ impl Cell {
             control: None,
             notes: None,
             preparing: None,
+            fetched: watch::channel(None).1,
             sealed: BTreeSet::new(),
             ended: Vec::new(),
             sealing: Vec::new(),
@@ -425,7 +431,12 @@ impl Driver {
 
     fn carry_out(&mut self, effect: LabletEffect) {
         match effect {
-            LabletEffect::Send { to: _, message } => self.send(message),
+            LabletEffect::Send { to: _, mut message } => {
+                if let ToOrchestrator::Heartbeat(heartbeat) = &mut message {
+                    heartbeat.fetching = self.fetching(&heartbeat.cells);
+                }
+                self.send(message);
+            }
             LabletEffect::Promise(record) => {
                 let grant = self.granted.remove(&record.cell);
                 if let Some(grant) = &grant {
@@ -505,6 +516,13 @@ impl Driver {
         }
     }
 
+    /// Says how far cells are that are not started.
+    fn fetching(&self, cells: &[CellStatus]) -> Vec<CellFetch> {
+        let waiting = cells.iter().filter(|status| status.phase <= CellPhase::Prepared);
+        let told = waiting.filter_map(|status| self.cells.get(&status.cell)?.fetched.borrow().clone());
+        told.take(MAX_FETCHES).collect()
+    }
+
     fn prepare(&mut self, cell: CellRef, grant: Grant) {
         let preparer = preparer(&self.parts, &self.artifacts);
         // Who granted it has all of it; where that one dies meanwhile, those who followed it have it too.
@@ -512,8 +530,9 @@ impl Driver {
         orchestrators.sort_by_key(|(peer, _)| *peer != grant.cell.epoch.peer);
         let commands = self.commands.clone();
         let (name, job, carrier) = (cell.clone(), grant.clone(), self.carrier.clone());
+        let (told, fetched) = watch::channel(None);
         let task = tokio::spawn(async move {
-            let command = match preparer.prepare(orchestrators, &job).await {
+            let command = match preparer.prepare(orchestrators, &job, told).await {
                 Ok(Prepared { run, cell: prepared, asked }) => {
                     let addrs = |peer: &PeerId| job.roster.get(&peer.to_string()).cloned().unwrap_or_default();
                     let asked = asked.into_iter().map(|(peer, asked)| (peer.clone(), addrs(&peer), asked)).collect();
@@ -526,7 +545,7 @@ impl Driver {
             };
             let _gone = commands.send(command).await;
         });
-        let held = Cell { preparing: Some(task.abort_handle()), ..Cell::new(&self.parts.home, grant) };
+        let held = Cell { preparing: Some(task.abort_handle()), fetched, ..Cell::new(&self.parts.home, grant) };
         self.cells.insert(cell, held);
     }
 

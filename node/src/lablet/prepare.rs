@@ -3,27 +3,21 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use iptl_artifacts::read_block;
 use iptl_dag::model::{
     self, Container, FaultSchedule, GroupRun, InstanceId, Network, NetworkModel, Run, Workload, WorkloadKind,
 };
-use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runners};
-use iptl_wire::session::Grant;
+use iptl_wire::session::{CellFetch, Grant};
+use tokio::sync::watch;
 
 use super::artifacts::{ArtifactError, Artifacts};
+use super::content::{Content, Extent};
 use super::ways::{self, Asked};
-use crate::fetch::{FetchError, Fetcher, Source, Wanted};
+use crate::fetch::{FetchError, Fetcher, Source};
 use crate::home::Home;
-
-/// A lablet that finds nobody with the blocks of its grant for so long gives it back.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Most bytes of a workload with all that it links.
-const MAX_WORKLOAD_SIZE: u64 = 4 << 30;
 
 /// Folder in a cell's scratch for what containers are given; no group is called so.
 const FILES_DIR: &str = ".files";
@@ -114,38 +108,56 @@ pub(super) struct Preparer {
 }
 
 impl Preparer {
-    /// Fetches what a grant names and lets the runner prepare its cell.
+    /// Fetches what a grant names, telling how far that is, and lets the runner prepare its cell.
     ///
     /// Safe to drop: the runner gives the cell up, blocks that arrived stay.
-    pub(super) async fn prepare(&self, orchestrators: Vec<Source>, grant: &Grant) -> Result<Prepared, CellError> {
-        let sources = sources(orchestrators, grant);
-        let run: Run = self.node(&grant.run, &sources, true).await?;
+    pub(super) async fn prepare(
+        &self,
+        orchestrators: Vec<Source>,
+        grant: &Grant,
+        told: watch::Sender<Option<CellFetch>>,
+    ) -> Result<Prepared, CellError> {
+        let content = Content::new(self.fetcher.clone(), grant, orchestrators, told);
+        let every = |_: &str| true;
+        let run: Run = self.node(&content, &grant.run, Extent::Block, every).await?;
         let scratch = self.scratch(grant)?;
-        let (mut artifacts, mut containers) = (BTreeMap::new(), BTreeMap::new());
+        // How much there is to fetch is known before the first of it comes.
+        let mut workloads: BTreeMap<Cid, Workload> = BTreeMap::new();
+        for assignment in &grant.assignments {
+            let group = group(&run, grant, &assignment.group)?;
+            if let Entry::Vacant(vacant) = workloads.entry(group.workload) {
+                let workload: Workload =
+                    self.node(&content, &group.workload, Extent::Block, uses(&run, &group.workload)).await?;
+                if workload.kind != group.kind {
+                    let reason = format!("it is a {:?} workload, and the run says {:?}", workload.kind, group.kind);
+                    return Err(CellError::Bad { cid: group.workload, reason });
+                }
+                vacant.insert(workload);
+            }
+        }
+        content.expect(workloads.values().map(|workload| workload.size).fold(0, u64::saturating_add));
+        let mut artifacts = BTreeMap::new();
+        for (cid, workload) in &workloads {
+            content.fetch(&workload.content, Extent::Whole(workload.size), uses(&run, cid)).await?;
+            let path = self.artifacts.of(workload).await?;
+            artifacts.insert(*cid, Artifact { cid: workload.content, path });
+        }
+        let mut containers = BTreeMap::new();
         for assignment in &grant.assignments {
             let group = group(&run, grant, &assignment.group)?;
             if let Some(settings) = &group.container
                 && let Entry::Vacant(vacant) = containers.entry(assignment.group.clone())
             {
-                vacant.insert(self.container(settings, &sources, &scratch, &assignment.group).await?);
-            }
-            if let Entry::Vacant(vacant) = artifacts.entry(group.workload) {
-                let workload: Workload = self.node(&group.workload, &sources, false).await?;
-                if workload.kind != group.kind {
-                    let reason = format!("it is a {:?} workload, and the run says {:?}", workload.kind, group.kind);
-                    return Err(CellError::Bad { cid: group.workload, reason });
-                }
-                let path = self.artifacts.of(&workload).await?;
-                vacant.insert(Artifact { cid: workload.content, path });
+                vacant.insert(self.container(&content, &run, settings, &scratch, &assignment.group).await?);
             }
         }
         let network = match &run.network {
             Network::Clean => None,
-            Network::Model(cid) => Some(self.node(cid, &sources, false).await?),
+            Network::Model(cid) => Some(self.node(&content, cid, Extent::Whole(0), every).await?),
         };
         let mut faults = Vec::new();
         for cid in &run.faults {
-            faults.push(self.node(cid, &sources, false).await?);
+            faults.push(self.node(&content, cid, Extent::Whole(0), every).await?);
         }
         let files = Files { artifacts, containers, network, faults, scratch };
         let spec = spec(&self.lab, &run, grant, files)?;
@@ -197,14 +209,19 @@ impl Preparer {
     /// Fetches the files that the containers of a group get and writes them down for this cell.
     async fn container(
         &self,
+        content: &Content<'_>,
+        run: &Run,
         settings: &Container,
-        sources: &[Source],
         scratch: &Path,
         group: &str,
     ) -> Result<ContainerSpec, CellError> {
         let mut files = BTreeMap::new();
         for (number, (inside, cid)) in settings.files.iter().enumerate() {
-            self.fetch(cid, sources, false).await?;
+            let gets = |group: &str| {
+                let container = run.groups.get(group).and_then(|group| group.container.as_ref());
+                container.is_some_and(|container| container.files.values().any(|file| file == cid))
+            };
+            content.fetch(cid, Extent::Whole(0), gets).await?;
             let write = |e: std::io::Error| ArtifactError::Write { cid: *cid, reason: e.to_string() };
             let path = given(scratch, group, number);
             let dir = path.parent().expect("it is below the scratch");
@@ -215,21 +232,18 @@ impl Preparer {
         Ok(ContainerSpec { settings: settings.clone(), files })
     }
 
-    async fn fetch(&self, cid: &Cid, sources: &[Source], shallow: bool) -> Result<(), CellError> {
-        // The first is the orchestrator, which has it all; the others are lablets with the same grant.
-        let fellows = sources.iter().skip(1).map(|(peer, _)| peer.clone()).collect();
-        let wanted = Wanted { root: *cid, from: sources.to_vec(), fellows, timeout: FETCH_TIMEOUT, shallow };
-        let limits = Limits { bytes: MAX_WORKLOAD_SIZE, ..Limits::default() };
-        self.fetcher.clone().within(limits).fetch(&wanted, |_| {}).await?;
-        Ok(())
-    }
-
-    /// Fetches and reads a node.
-    async fn node<T>(&self, cid: &Cid, sources: &[Source], shallow: bool) -> Result<T, CellError>
+    /// Fetches and reads a node that the groups need that `uses` says.
+    async fn node<T>(
+        &self,
+        content: &Content<'_>,
+        cid: &Cid,
+        extent: Extent,
+        uses: impl Fn(&str) -> bool,
+    ) -> Result<T, CellError>
     where
         T: TryFrom<model::Node, Error = iptl_dag::DecodeError>,
     {
-        self.fetch(cid, sources, shallow).await?;
+        content.fetch(cid, extent, uses).await?;
         self.stored(cid).await
     }
 
@@ -275,16 +289,9 @@ fn given(scratch: &Path, group: &str, number: usize) -> PathBuf {
     scratch.join(FILES_DIR).join(group).join(number.to_string())
 }
 
-fn sources(orchestrators: Vec<Source>, grant: &Grant) -> Vec<Source> {
-    let mut sources = orchestrators;
-    for (peer, addrs) in &grant.roster {
-        if let Ok(peer) = peer.parse::<PeerId>()
-            && peer != grant.lablet
-        {
-            sources.push((peer, addrs.clone()));
-        }
-    }
-    sources
+/// Returns what says whether a group uses a workload.
+fn uses<'a>(run: &'a Run, workload: &'a Cid) -> impl Fn(&str) -> bool + use<'a> {
+    move |group| run.groups.get(group).is_some_and(|group| group.workload == *workload)
 }
 
 fn group<'a>(run: &'a Run, grant: &Grant, name: &str) -> Result<&'a GroupRun, CellError> {

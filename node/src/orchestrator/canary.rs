@@ -145,6 +145,7 @@ impl Canary {
                 Event::Submitted { .. }
                 | Event::Placed { .. }
                 | Event::Preparing { .. }
+                | Event::Fetching { .. }
                 | Event::Progress { .. }
                 | Event::Barrier { .. }
                 | Event::Fault { .. }

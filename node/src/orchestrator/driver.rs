@@ -13,7 +13,7 @@ use iptl_wire::Verified;
 use iptl_wire::control::{Event, Failure};
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::{self, Offer};
-use iptl_wire::session::{MAX_BUSIEST, ToLablet, ToOrchestrator, Welcome};
+use iptl_wire::session::{CellFetch, MAX_BUSIEST, MAX_FETCHES, MAX_WAITING, ToLablet, ToOrchestrator, Welcome};
 use iptl_wire::takeover::Claim;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -360,7 +360,29 @@ impl Driver {
                     active.usage.insert(from, (Instant::now(), usage));
                 }
             }
+            ToOrchestrator::Heartbeat(mut heartbeat) => {
+                let fetching = std::mem::take(&mut heartbeat.fetching);
+                fetching.into_iter().take(MAX_FETCHES).for_each(|what| self.fetching(&from, what));
+                let message = Verified::vouch(ToOrchestrator::Heartbeat(heartbeat));
+                self.input(Input::Message { from, message });
+            }
             other => self.input(Input::Message { from, message: Verified::vouch(other) }),
+        }
+    }
+
+    /// Takes in how far a lablet is with what its cell needs, and tells those who watch.
+    fn fetching(&mut self, from: &PeerId, mut what: CellFetch) {
+        let id = what.execution;
+        if !self.takes_part(&id, from) {
+            return;
+        }
+        if what.waiting.len() > MAX_WAITING {
+            what.waiting = what.waiting.chars().take(MAX_WAITING / 4).collect();
+        }
+        let core = &self.core;
+        let Some(active) = self.registry.active.get_mut(&id) else { return };
+        if let Some(event) = active.fetching.said(Instant::now(), from.clone(), what, |peer| core.name_of(peer)) {
+            self.registry.notify(id, event, clock::wall().0);
         }
     }
 

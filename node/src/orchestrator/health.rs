@@ -48,6 +48,7 @@ impl Health {
             | Event::Placed { .. }
             | Event::Waiting { .. }
             | Event::Preparing { .. }
+            | Event::Fetching { .. }
             | Event::Progress { .. }
             | Event::Barrier { .. }
             | Event::Fault { .. }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::canary;
+use super::fetching::Fetching;
 use super::health::Health;
 use crate::home::{Home, HomeError};
 
@@ -66,6 +67,8 @@ pub(super) struct Active {
     pub(super) book: SyncBook,
     /// What lablets said that their instances use, and when.
     pub(super) usage: BTreeMap<PeerId, (Instant, CellUsage)>,
+    /// How far lablets are with what instances need.
+    pub(super) fetching: Fetching,
     /// It is the lab's canary: it stands in no list, and nothing of it is kept.
     pub(super) canary: bool,
     history: Vec<Event>,
@@ -134,6 +137,7 @@ impl Registry {
             by,
             book: SyncBook::new(run),
             usage: BTreeMap::new(),
+            fetching: Fetching::default(),
             canary: canary::is_canary(&run_cid),
             history: Vec::new(),
             events: broadcast::Sender::new(EVENT_QUEUE),
@@ -148,7 +152,11 @@ impl Registry {
         self.health.told(&event);
         // Of what repeats itself only the newest is told to those who come later.
         let kind = std::mem::discriminant(&event);
-        if matches!(event, Event::Waiting { .. } | Event::Preparing { .. } | Event::Progress { .. }) {
+        let repeats = matches!(
+            event,
+            Event::Waiting { .. } | Event::Preparing { .. } | Event::Fetching { .. } | Event::Progress { .. }
+        );
+        if repeats {
             active.history.retain(|old| std::mem::discriminant(old) != kind);
         }
         if let Event::Barrier { state, .. } = &event {

@@ -83,7 +83,9 @@ impl Lablet {
         while session.unanswered.len() > MAX_UNANSWERED {
             session.unanswered.pop_first();
         }
-        let heartbeat = Heartbeat { seq: session.seq, wall_us, inventory, cells, clock: session.clock };
+        // What is fetched the driver knows, and puts in.
+        let (seq, clock) = (session.seq, session.clock);
+        let heartbeat = Heartbeat { seq, wall_us, inventory, cells, clock, fetching: Vec::new() };
         self.say(ToOrchestrator::Heartbeat(heartbeat));
         for cell in self.cells.values_mut() {
             cell.announce_stale();

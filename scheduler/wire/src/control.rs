@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::exec::{ExecOutput, Window};
 use crate::lab::Role;
 use crate::probe::ProbeReport;
-use crate::session::{GroupUsage, InstanceUsage, OutputLine, Slots};
+use crate::session::{FetchSum, GroupUsage, InstanceUsage, OutputLine, Slots};
 
 /// Protocol ID of the control stream.
 pub const PROTOCOL: &str = "/iptl/control/1";
@@ -743,6 +743,24 @@ pub enum Event {
         prepared: u32,
         /// Cells in all.
         cells: u32,
+    },
+    /// Lablets fetch what their instances need: told at most each second while some of it is missing, and once when all
+    /// is there.
+    Fetching {
+        /// Lablets that said how far they are.
+        lablets: u32,
+        /// Those of them that lack some of it.
+        fetching: u32,
+        /// What came, over all of them.
+        sum: FetchSum,
+        /// Bytes that came in a second, over the last few.
+        rate: u64,
+        /// The lablet that lacks most: name, bytes that it has, bytes that it needs; where several fetch.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        behind: Option<(String, u64, u64)>,
+        /// A lablet that waits for somebody who has something, by name, and for what.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        waiting: Option<(String, String)>,
     },
     /// All cells were told to start.
     Started {

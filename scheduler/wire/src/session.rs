@@ -279,6 +279,68 @@ pub struct Heartbeat {
     /// Best measurement of its clock so far; none before the first lease renewal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockSample>,
+    /// How far it is with what cells need that are not started, at most [`MAX_FETCHES`] of them; of more the others are
+    /// not told of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fetching: Vec<CellFetch>,
+}
+
+/// Cells of which a heartbeat says how much of their content has come: more of them rarely begin within a second.
+pub const MAX_FETCHES: usize = 8;
+
+/// Most bytes of what a fetch is said to wait for.
+pub const MAX_WAITING: usize = 200;
+
+/// How much of what a cell needs has come to its lablet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellFetch {
+    /// Execution.
+    pub execution: ExecutionId,
+    /// What has come.
+    pub sum: FetchSum,
+    /// What it waits for, where it waits; at most [`MAX_WAITING`] bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub waiting: String,
+}
+
+/// Bytes that came of those that are needed, and from whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FetchSum {
+    /// Bytes that are here, those that were here before included.
+    pub bytes: u64,
+    /// Bytes that are needed, as far as workloads say before they are here.
+    pub size: u64,
+    /// Bytes that orchestrators sent.
+    pub from_orchestrators: u64,
+    /// Bytes that lablets sent that need the same.
+    pub from_lablets: u64,
+    /// Bytes that came from others.
+    pub from_others: u64,
+}
+
+impl FetchSum {
+    /// Adds up; what a peer claims may be any number.
+    pub fn plus(self, other: FetchSum) -> FetchSum {
+        FetchSum {
+            bytes: self.bytes.saturating_add(other.bytes),
+            size: self.size.saturating_add(other.size),
+            from_orchestrators: self.from_orchestrators.saturating_add(other.from_orchestrators),
+            from_lablets: self.from_lablets.saturating_add(other.from_lablets),
+            from_others: self.from_others.saturating_add(other.from_others),
+        }
+    }
+
+    /// Returns the bytes that came over the network.
+    pub fn fetched(&self) -> u64 {
+        self.from_orchestrators.saturating_add(self.from_lablets).saturating_add(self.from_others)
+    }
+
+    /// Returns the bytes that are needed and not here.
+    pub fn left(&self) -> u64 {
+        self.size.saturating_sub(self.bytes)
+    }
 }
 
 /// A lablet's clock compared with its orchestrator's, from a heartbeat and its answer.

@@ -119,6 +119,14 @@ impl Output {
         serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {}{}", self.stdout, self.stderr))
     }
 
+    /// Returns all lines of the answer as JSON.
+    #[track_caller]
+    pub fn json_lines(&self) -> Vec<Value> {
+        let line =
+            |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {}{}", self.stdout, self.stderr));
+        self.stdout.lines().map(line).collect()
+    }
+
     /// Returns the answer where it is one word.
     #[track_caller]
     pub fn word(&self) -> String {

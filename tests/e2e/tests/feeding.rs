@@ -41,8 +41,23 @@ fn eight_lablets_that_want_one_artifact_take_little_more_than_one_copy_from_its_
     let dir = lab.path().join("heavy");
     let size = write_plan(&dir);
     let before = moved(&lab.orchestrator).0;
-    let last = lab.run(&["run", &dir.display().to_string(), "--no-build", "--json"]).exits(0).last_json();
+    let said = lab.run(&["run", &dir.display().to_string(), "--no-build", "--json"]).exits(0);
+    let last = said.last_json();
     assert_eq!((last["verdict"].as_str(), last["ok"].as_u64()), (Some("pass"), Some(LABLETS.into())), "{last}");
+    let told: Vec<_> = said.json_lines().into_iter().filter(|line| line["event"] == "fetching").collect();
+    assert!(!told.is_empty(), "nobody says how far lablets are: {}", said.stdout);
+    for line in &told {
+        let number = |key: &str| line[key].as_u64().unwrap_or_else(|| panic!("{key} in {line}"));
+        let from = |key: &str| line["from"][key].as_u64().unwrap_or_else(|| panic!("{key} in {line}"));
+        let lablets = number("lablets");
+        assert!((1..=LABLETS.into()).contains(&lablets) && number("fetching") <= lablets, "{line}");
+        assert!(number("size") >= lablets * SIZE as u64, "what is needed is known before it comes: {line}");
+        assert_eq!(number("left"), number("size") - number("bytes"), "{line}");
+        let fetched = from("orchestrators") + from("lablets") + from("others");
+        assert!(fetched == number("bytes") && from("others") == 0, "nothing was there before: {line}");
+        // One copy of it, and the nodes above leaves for each.
+        assert!(from("orchestrators") <= size + size / 2, "{line}");
+    }
     let sent = moved(&lab.orchestrator).0 - before;
     assert!(sent >= size && sent * 2 <= size * 3, "the origin sent {sent} bytes of an artifact of {size}");
     for lablet in &lab.lablets {
