@@ -33,18 +33,20 @@ impl Stream {
             Err(error) => return Err(error),
         }
         let stream = Stream::new(stream);
-        let mut waited = false;
-        poll_fn(|context| {
-            if !std::mem::replace(&mut waited, true) {
-                runtime::register(stream.0.as_raw_fd(), Direction::Write, context.waker());
-                return Poll::Pending;
+        // Whoever polls this may have been woken by something else.
+        poll_fn(|context| stream.connected(context)).await?;
+        Ok(stream)
+    }
+
+    /// Is ready when the connection stands or never will.
+    fn connected(&self, context: &Context<'_>) -> Poll<io::Result<()>> {
+        match self.0.take_error()?.map_or_else(|| self.0.peer_addr().map(drop), Err) {
+            // Linux says the one while it connects, wasi-libc the other.
+            Err(error) if error.kind() == ErrorKind::NotConnected || is_under_way(&error) => {
+                runtime::register(self.0.as_raw_fd(), Direction::Write, context.waker());
+                Poll::Pending
             }
-            Poll::Ready(())
-        })
-        .await;
-        match stream.0.take_error()? {
-            Some(error) => Err(error),
-            None => stream.0.peer_addr().map(|_| stream),
+            done => Poll::Ready(done),
         }
     }
 
@@ -224,7 +226,28 @@ pub(crate) fn multiaddr(addr: SocketAddr) -> Multiaddr {
 
 #[cfg(test)]
 mod tests {
+    use futures::task::noop_waker_ref;
+
     use super::*;
+
+    #[test]
+    fn a_connection_that_is_looked_at_before_it_stands_is_made_all_the_same() {
+        // Whoever is not accepted, and finds no room to wait, is not answered.
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let at = listener.local_addr().unwrap().as_socket().unwrap();
+        let first = TcpStream::connect(at).unwrap();
+
+        let mut connecting = Stream::connect(at).boxed();
+        for _ in 0..3 {
+            assert!(connecting.poll_unpin(&mut Context::from_waker(noop_waker_ref())).is_pending());
+        }
+        listener.accept().unwrap();
+        let connected = runtime::run(async move { Ok(connecting.await?) }).unwrap();
+        assert_eq!(connected.0.peer_addr().unwrap(), at);
+        drop(first);
+    }
 
     #[test]
     fn an_address_behind_a_relay_is_not_that_of_the_relay() {
