@@ -1,8 +1,8 @@
 //! What one query found, and what it took.
 
-use iptl_sdk::{Result, metric};
+use iptl_sdk::{Json, Result, event, metric};
 use libp2p::PeerId;
-use libp2p::kad::{GetProvidersOk, QueryResult, QueryStats};
+use libp2p::kad::{GetClosestPeersError, GetProvidersOk, QueryResult, QueryStats};
 
 /// A query that has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Lookup {
 impl Lookup {
     /// Leaves its figures with the lab: how often such look-ups find something, and what one takes that does.
     pub fn record(&self, name: &str) -> Result<()> {
+        let data = [("of", Json::from(name)), ("found", self.found.into()), ("ms", self.took_ms.into())];
+        event("looked-up", data)?;
         metric(&format!("{name}.found"), if self.found { 1.0 } else { 0.0 }, "share")?;
         metric(&format!("{name}.requests"), self.requests.into(), "requests")?;
         metric(&format!("{name}.failures"), self.failures.into(), "requests")?;
@@ -37,6 +39,10 @@ impl Lookup {
 pub fn names(result: &QueryResult, target: &PeerId) -> bool {
     match result {
         QueryResult::GetClosestPeers(Ok(closest)) => closest.peers.iter().any(|peer| peer.peer_id == *target),
+        // Others did not answer in time; who is named did.
+        QueryResult::GetClosestPeers(Err(GetClosestPeersError::Timeout { peers, .. })) => {
+            peers.iter().any(|peer| peer.peer_id == *target)
+        }
         QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) => providers.contains(target),
         _ => false,
     }

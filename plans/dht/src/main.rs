@@ -2,16 +2,18 @@
 //!
 //! Instances of the group `boot` are what everybody knows at first; they tell each peer whether it can be dialled, as
 //! AutoNAT does, and answer until all is over. Those of the group `peer` do the experiment. [`node`] is one node with
-//! its swarm, [`lookup`] what one query found and took, [`pace`] when whose turn is, [`churn`] the coming and going of some.
-//! This file is the order of events.
+//! its swarm, [`joined`] who has joined and whose turn it is, [`lookup`] what one query found and took, [`pace`] when who
+//! asks, [`churn`] the coming and going of some. This file is the order of events.
 
 mod churn;
+mod joined;
 mod lookup;
 mod node;
 mod pace;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_timer::Delay;
 use iptl_sdk::{Env, Error, Json, Result, Rng, event, metric, pending};
@@ -19,6 +21,7 @@ use iptl_stack::churn::Churn;
 use iptl_stack::{PORT, keys, lab, resolve, runtime, tcp};
 use libp2p::PeerId;
 
+use crate::joined::{Joined, Report};
 use crate::lookup::Lookup;
 use crate::node::Node;
 use crate::pace::Pace;
@@ -27,12 +30,18 @@ use crate::pace::Pace;
 struct Settings {
     /// Keys that each peer provides.
     provides: u32,
-    /// Look-ups of each kind by each peer that stays.
+    /// Look-ups of each kind by each peer that stays, at most.
     lookups: u32,
-    /// Peers that join in a second.
+    /// Time from the start after which nobody begins another.
+    until: Duration,
+    /// Peers that begin to join in a second.
     joins: f64,
+    /// Peers that join at the same time, at most.
+    joining: u32,
     /// Keys that all together provide in a second, and look-ups that they make.
     queries: f64,
+    /// Whether nobody provides before all have joined, and nobody looks up before all have provided.
+    together: bool,
     node: node::Settings,
     churn: Churn,
 }
@@ -45,13 +54,17 @@ fn main() -> Result<()> {
     let settings = Settings {
         provides: env.param("provides")?,
         lookups: env.param("lookups")?,
+        until: env.param("until")?,
+        together: env.param("together")?,
         joins: env.param("joins")?,
+        joining: env.param("joining")?,
         queries: env.param("queries")?,
         node: node::Settings {
             dial: env.param("dial-timeout")?,
             query: env.param("query-timeout")?,
             idle: env.param("idle-timeout")?,
             clients: env.param("clients")?,
+            refresh: env.param("refresh")?,
         },
         churn: Churn::of(&env)?,
     };
@@ -62,7 +75,8 @@ fn main() -> Result<()> {
 async fn boot(env: Env, settings: Settings) -> Result<()> {
     let mut node = Node::start(&env, settings.node, true)?;
     iptl_sdk::signal_and_wait("listening", env.total.into())?;
-    for state in ["joined", "provided", "done"] {
+    let states: &[&str] = if settings.together { &["joined", "provided", "done"] } else { &["done"] };
+    for state in states {
         let reached = lab::answer(pending::signal_and_wait(state, env.total.into())?);
         node.serve(reached).await?;
     }
@@ -70,20 +84,23 @@ async fn boot(env: Env, settings: Settings) -> Result<()> {
 }
 
 async fn peer(env: Env, settings: Settings) -> Result<()> {
+    let end = Instant::now() + settings.until;
     let mut rng = env.rng();
     let mut node = Node::start(&env, settings.node, false)?;
     iptl_sdk::signal_and_wait("listening", env.total.into())?;
 
     let peers = env.total - boots(&env);
-    node.serve(Delay::new(Pace::new(&mut rng, peers, settings.joins).wait())).await;
+    let mut joined = Joined::of()?;
+    joined.await_turn(&env, &settings, &mut node).await?;
     let began = Instant::now();
     let dialable = node.meet_boots().await?;
     node.join().await?;
     metric("dht.join", ms(began), "ms")?;
     event("joined", [("dialable", Json::from(dialable)), ("peers", Json::from(node.known() as u64))])?;
-    let mut reports = iptl_sdk::subscribe("dialable")?;
-    iptl_sdk::publish("dialable", format!("{} {dialable}", env.ordinal).as_bytes())?;
-    node.serve(lab::answer(pending::signal_and_wait("joined", env.total.into())?)).await?;
+    node.serve(joined::say(Report::Joined { ordinal: env.ordinal, dialable })).await?;
+    if settings.together {
+        node.serve(lab::answer(pending::signal_and_wait("joined", env.total.into())?)).await?;
+    }
 
     let mut pace = Pace::new(&mut rng, peers, settings.queries);
     for number in 0..settings.provides {
@@ -93,35 +110,42 @@ async fn peer(env: Env, settings: Settings) -> Result<()> {
         metric("dht.provide", found.took_ms, "ms")?;
         metric("dht.provide.requests", found.requests.into(), "requests")?;
     }
-    node.serve(lab::answer(pending::signal_and_wait("provided", env.total.into())?)).await?;
-
-    let mut dialables = Vec::new();
-    for _ in 0..peers {
-        let report = node.serve(lab::next(&mut reports)).await?.payload;
-        dialables.extend(dialable_one(&report).filter(|ordinal| *ordinal != env.ordinal));
+    node.serve(joined::say(Report::Provided { ordinal: env.ordinal })).await?;
+    if settings.together {
+        node.serve(lab::answer(pending::signal_and_wait("provided", env.total.into())?)).await?;
+        joined.await_all(&env, &mut node).await?;
     }
+
     let leavers = settings.churn.leavers(&env, boots(&env));
     let stayers = u64::from(peers) - leavers.len() as u64;
     if leavers.contains(&env.ordinal) {
         let looked = pending::barrier("looked-up", stayers)?;
         node = churn::come_and_go(&env, node, &settings.churn, settings.node, &mut rng, looked).await?;
     } else {
-        dialables.retain(|ordinal| !leavers.contains(ordinal));
-        look_up(&env, &settings, &mut node, &mut rng, &dialables).await?;
+        look_up(&env, &settings, end, &mut node, &mut rng, (joined, &leavers)).await?;
         iptl_sdk::signal("looked-up")?;
     }
     node.serve(lab::answer(pending::signal_and_wait("done", env.total.into())?)).await?;
     node.tell()
 }
 
-/// Looks for peers that can be dialled and stay, and for providers of what all have provided.
-async fn look_up(env: &Env, settings: &Settings, node: &mut Node, rng: &mut Rng, dialables: &[u32]) -> Result<()> {
-    let first = boots(env);
-    let mut pace = Pace::new(rng, env.total - first, settings.queries);
+/// Looks for peers that can be dialled and stay, and for providers of what has been provided.
+async fn look_up(
+    env: &Env,
+    settings: &Settings,
+    end: Instant,
+    node: &mut Node,
+    rng: &mut Rng,
+    (mut joined, leavers): (Joined, &BTreeSet<u32>),
+) -> Result<()> {
+    let mut pace = Pace::new(rng, env.total - boots(env), settings.queries);
     for _ in 0..settings.lookups {
-        if !dialables.is_empty() {
-            node.serve(Delay::new(pace.wait())).await;
-            let ordinal = dialables[rng.below(dialables.len() as u64) as usize];
+        if !await_turn(&mut pace, end, node).await {
+            break;
+        }
+        joined.look(env)?;
+        joined.without(leavers);
+        if let Some(ordinal) = one(&joined.dialable, rng) {
             let target: PeerId = keys::peer(env.seed, ordinal);
             node.forget(&target);
             let query = node.find_peer(target);
@@ -131,14 +155,32 @@ async fn look_up(env: &Env, settings: &Settings, node: &mut Node, rng: &mut Rng,
                 compare(env, node, ordinal, &lookup).await?;
             }
         }
-        // Ordinals follow the names of groups, and `boot` comes before `peer`.
-        let provider = first + rng.below(u64::from(env.total - first)) as u32;
-        let number = rng.below(settings.provides.into()) as u32;
-        node.serve(Delay::new(pace.wait())).await;
-        let query = node.find_providers(key(env, provider, number));
-        node.finish(query, Some(keys::peer(env.seed, provider))).await.record("dht.find-providers")?;
+        if !await_turn(&mut pace, end, node).await {
+            break;
+        }
+        joined.look(env)?;
+        if let Some(provider) = one(&joined.providers, rng) {
+            let number = rng.below(settings.provides.into()) as u32;
+            let query = node.find_providers(key(env, provider, number));
+            node.finish(query, Some(keys::peer(env.seed, provider))).await.record("dht.find-providers")?;
+        }
     }
     Ok(())
+}
+
+/// Returns one of several by lot.
+fn one(of: &[u32], rng: &mut Rng) -> Option<u32> {
+    (!of.is_empty()).then(|| of[rng.below(of.len() as u64) as usize])
+}
+
+/// Answers others until it is this peer's turn to ask; returns whether that is before the end.
+async fn await_turn(pace: &mut Pace, end: Instant, node: &mut Node) -> bool {
+    let wait = pace.wait();
+    let in_time = Instant::now() + wait < end;
+    if in_time {
+        node.serve(Delay::new(wait)).await;
+    }
+    in_time
 }
 
 /// Records what the network alone takes to a peer that was found and back, and what the look-up took of that.
@@ -157,12 +199,6 @@ async fn compare(env: &Env, node: &mut Node, ordinal: u32, lookup: &Lookup) -> R
 /// Returns the key of something that a peer provides.
 fn key(env: &Env, provider: u32, number: u32) -> Vec<u8> {
     format!("{} {provider} {number}", env.seed).into_bytes()
-}
-
-/// Reads who says of itself that it can be dialled.
-fn dialable_one(report: &[u8]) -> Option<u32> {
-    let (ordinal, dialable) = std::str::from_utf8(report).ok()?.split_once(' ')?;
-    ordinal.parse().ok().filter(|_| dialable == "true")
 }
 
 /// Returns how many boots there are.

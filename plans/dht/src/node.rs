@@ -14,7 +14,7 @@ use iptl_stack::{PORT, keys, multiaddr, own_address, resolve};
 use libp2p::core::ConnectedPoint;
 use libp2p::core::multiaddr::Protocol;
 use libp2p::kad::store::MemoryStore;
-use libp2p::kad::{self, Mode, QueryId, QueryResult};
+use libp2p::kad::{self, BucketInserts, Mode, QueryId, QueryResult};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, identify};
@@ -39,6 +39,8 @@ pub struct Settings {
     pub idle: Duration,
     /// Whether peers that cannot be dialled know it and answer no queries.
     pub clients: bool,
+    /// Whether a peer that joins looks into each part of the space.
+    pub refresh: bool,
 }
 
 #[derive(NetworkBehaviour)]
@@ -60,6 +62,8 @@ pub struct Node {
     /// Whether a boot has dialled this node.
     was_dialled: bool,
     met: bool,
+    /// Who was met until it has joined.
+    joining: Option<Vec<(PeerId, Multiaddr)>>,
     connections: u64,
     failed_dials: u64,
 }
@@ -79,6 +83,8 @@ impl Node {
         let me = key.public().to_peer_id();
         let mut config = kad::Config::new(PROTOCOL);
         config.set_query_timeout(settings.query);
+        // Who says by identify that it answers queries comes into the table, and nobody else.
+        config.set_kbucket_inserts(BucketInserts::Manual);
         // An execution is over long before anything would be published again.
         config.set_periodic_bootstrap_interval(None).set_provider_publication_interval(None);
         let mut kad = kad::Behaviour::with_config(me, MemoryStore::new(me), config);
@@ -105,6 +111,7 @@ impl Node {
             tried: BTreeSet::new(),
             was_dialled: false,
             met: false,
+            joining: (!is_boot).then(Vec::new),
             connections: 0,
             failed_dials: 0,
         })
@@ -112,9 +119,6 @@ impl Node {
 
     /// Connects to the boots, and learns from them whether this node can be dialled: returns whether it can.
     pub async fn meet_boots(&mut self) -> Result<bool> {
-        for (peer, address) in self.boots.clone() {
-            self.swarm.behaviour_mut().kad.add_address(&peer, address);
-        }
         for _ in 0..GREETINGS {
             for (peer, address) in self.boots.clone() {
                 let options = DialOpts::peer_id(peer).addresses(vec![address]).build();
@@ -151,11 +155,36 @@ impl Node {
         }
     }
 
-    /// Fills the routing table.
+    /// Fills the routing table: asks the boots and whom they name for the peers closest to this node, and then for some in
+    /// each part of the space.
+    ///
+    /// libp2p does all of it over again, half a second after, for whoever comes into a table of less than twenty. So who is
+    /// met in the first look comes into it all at once, right before the second, which need not look for the closest again.
     pub async fn join(&mut self) -> Result<()> {
+        for (peer, address) in self.boots.clone() {
+            self.swarm.behaviour_mut().kad.add_address(&peer, address);
+        }
         let query = self.swarm.behaviour_mut().kad.bootstrap().map_err(refused)?;
         self.finish(query, None).await;
-        Ok(())
+        for (peer, address) in self.joining.take().into_iter().flatten() {
+            self.swarm.behaviour_mut().kad.add_address(&peer, address);
+        }
+        let query = self.swarm.behaviour_mut().kad.bootstrap().map_err(refused)?;
+        self.skip(query);
+        loop {
+            match self.step().await {
+                Some(Progress { id, last: true, .. }) if id == query => return Ok(()),
+                Some(Progress { id, .. }) if id == query && !self.settings.refresh => self.skip(query),
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    /// Ends a part of a query before it has asked anybody.
+    fn skip(&mut self, query: QueryId) {
+        if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&query) {
+            query.finish();
+        }
     }
 
     /// Announces to the peers closest to a key that this node has what it names.
@@ -281,7 +310,12 @@ impl Node {
         self.met |= self.boots.iter().any(|(boot, _)| *boot == peer);
         if info.protocols.contains(&PROTOCOL) {
             for address in &info.listen_addrs {
-                self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
+                match &mut self.joining {
+                    Some(met) => met.push((peer, address.clone())),
+                    None => {
+                        self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
+                    }
+                }
             }
         }
         if self.is_boot && self.tried.insert(peer) {
