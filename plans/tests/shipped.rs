@@ -26,5 +26,5 @@ fn manifests_of_plans_that_ship_have_no_mistakes() {
         }
     }
     names.sort();
-    assert_eq!(names, ["dht", "gossip", "hostile", "ipfs-exchange", "mixed", "ping", "split", "storm"]);
+    assert_eq!(names, ["dht", "gossip", "hostile", "ipfs-exchange", "mixed", "nat", "ping", "split", "storm"]);
 }
