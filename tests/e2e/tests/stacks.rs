@@ -1,5 +1,5 @@
-//! Plans on other people's peer-to-peer software, with few instances: that they run, and that what they look for is
-//! found. What many instances show is on the plans' pages.
+//! Plans on other people's peer-to-peer software, and those that also run in containers, with few instances: that they
+//! run, and that what they look for is found. What many instances show is on the plans' pages.
 
 use iptl_e2e::{Home, docker_is_required, repository};
 
@@ -53,6 +53,20 @@ fn containers_find_peers_and_providers_by_kademlia() {
 #[test]
 fn peers_that_leave_come_back_and_the_others_find_what_is_left() {
     passes("dht", &[&DHT[..], &["-p", "churn=0.4", "-p", "stay=200ms", "-p", "away=200ms"]].concat());
+}
+
+#[test]
+fn peers_behind_nats_that_map_by_the_inner_end_reach_each_other_and_those_behind_others_do_not() {
+    engine!();
+    let none = ["ei-ei", "ei-ad", "ad-ei", "ad-ad", "ad-apd", "apd-ei", "apd-ad"].map(|kind| format!("{kind}=0"));
+    let none = none.iter().flat_map(|group| ["-g", group]);
+    passes("nat", &none.chain(["-g", "ei-apd=2", "-g", "apd-apd=2", "-p", "patience=5s"]).collect::<Vec<&str>>());
+}
+
+#[test]
+fn containers_lose_each_other_in_a_partition_and_agree_after_it() {
+    engine!();
+    passes("split", &["--case", "containers", "-g", "node=4"]);
 }
 
 #[test]
