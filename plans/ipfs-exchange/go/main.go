@@ -1,17 +1,18 @@
 // A node on boxo and go-libp2p that exchanges content with the others of a run by Bitswap.
 //
-// The first instances have the content from the start, all others fetch it: from those, and from each other as soon as
-// they have some of it. Nobody is told who has what; Bitswap asks whoever is connected.
+// This file is the order of events, which the nodes in Rust and JavaScript share: it is on the plan's page.
 package main
 
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/ipfs/boxo/ipld/merkledag"
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"lab.iptl/plan"
 )
 
@@ -55,31 +56,37 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	nodes, err := content(here.Seed, chosen.blocks, chosen.size)
-	if err != nil {
-		return err
-	}
-	root := nodes[len(nodes)-1].Cid()
-	has := here.Ordinal < chosen.seeds
-	if has {
-		if err := node.dag.AddMany(ctx, nodes); err != nil {
+	rounds := allRounds(here)
+	isSeed := here.Index < chosen.seeds
+	roots := map[string]cid.Cid{}
+	for _, round := range rounds {
+		nodes, err := content(here.Seed, round.name, chosen.blocks, chosen.size)
+		if err != nil {
 			return err
 		}
+		roots[round.name] = nodes[len(nodes)-1].Cid()
+		if isSeed && slices.Contains(round.from, here.Group) {
+			if err := node.dag.AddMany(ctx, nodes); err != nil {
+				return err
+			}
+		}
 	}
-	nodes = nil
-	if err := here.Meet("listening", len(here.Hosts)); err != nil {
+	kindOf := map[peer.ID]string{}
+	for ordinal, kind := range here.Groups {
+		id, err := identity(here.Seed, ordinal)
+		if err != nil {
+			return err
+		}
+		kindOf[id] = kind
+	}
+	all := len(here.Hosts)
+	if err := here.Meet("listening", all); err != nil {
 		return err
 	}
 
-	// The next instance, so that all are reached by somebody, and others at random.
 	began := time.Now()
 	patience := time.Duration(chosen.patience) * time.Millisecond
-	others := rand.New(rand.NewPCG(here.Seed, uint64(here.Ordinal))).Perm(len(here.Hosts))
-	wanted := append([]int{(here.Ordinal + 1) % len(here.Hosts)}, others...)
-	for _, ordinal := range wanted[:min(chosen.connections, len(wanted))] {
-		if ordinal == here.Ordinal {
-			continue
-		}
+	for _, ordinal := range neighbours(here, chosen.connections) {
 		limited, stop := context.WithTimeout(ctx, patience)
 		err := node.connect(limited, here, transport, ordinal)
 		stop()
@@ -87,55 +94,74 @@ func run() error {
 			return fmt.Errorf("connecting to %s: %w", here.Hosts[ordinal], err)
 		}
 	}
-	if err := lab.Metric("exchange.connect", ms(began), "ms"); err != nil {
+	if err := lab.Metric("exchange.connect", ms(time.Since(began)), "ms"); err != nil {
 		return err
 	}
-	if err := here.Meet("connected", len(here.Hosts)); err != nil {
+	if err := here.Meet("connected", all); err != nil {
 		return err
 	}
 
-	if !has {
-		began := time.Now()
-		limited, stop := context.WithTimeout(ctx, patience)
-		err := merkledag.FetchGraph(limited, root, node.dag)
-		stop()
-		if err != nil {
-			return fmt.Errorf("fetching %s: %w", root, err)
+	for _, round := range rounds {
+		has := isSeed && slices.Contains(round.from, here.Group)
+		if slices.Contains(round.to, here.Group) && !has {
+			began := time.Now()
+			limited, stop := context.WithTimeout(ctx, patience)
+			err := merkledag.FetchGraph(limited, roots[round.name], node.dag)
+			stop()
+			if err != nil {
+				return fmt.Errorf("fetching %s: %w", roots[round.name], err)
+			}
+			took := ms(time.Since(began))
+			byKind := map[string]int{}
+			for id, bytes := range node.given.take() {
+				byKind[kindOf[id]] += bytes
+			}
+			metrics := []metric{
+				{"exchange.fetch", took, "ms"},
+				{round.metric("fetch", "", here), took, "ms"},
+				{"exchange.rate", float64(chosen.blocks*chosen.size) / 1e3 / took, "MB/s"},
+			}
+			for _, from := range round.from {
+				metrics = append(metrics, metric{round.metric("bytes", from, here), float64(byKind[from]), "B"})
+			}
+			for _, m := range metrics {
+				if err := lab.Metric(m.name, m.value, m.unit); err != nil {
+					return err
+				}
+			}
 		}
-		took := time.Since(began)
-		if err := lab.Metric("exchange.fetch", ms(began), "ms"); err != nil {
-			return err
-		}
-		rate := float64(chosen.blocks*chosen.size) / 1e6 / took.Seconds()
-		if err := lab.Metric("exchange.rate", rate, "MB/s"); err != nil {
+		// Who has everything goes on giving it to others.
+		if err := here.Meet("fetched-"+round.name, all); err != nil {
 			return err
 		}
 	}
-	// Who has everything goes on giving it to others.
-	if err := here.Meet("fetched", len(here.Hosts)); err != nil {
-		return err
-	}
-	return tell(node, has)
+	return tell(node)
+}
+
+type metric struct {
+	name  string
+	value float64
+	unit  string
 }
 
 // tell leaves with the lab what Bitswap has counted.
-func tell(node *node, has bool) error {
+func tell(node *node) error {
 	stat, err := node.exchange.Stat()
 	if err != nil {
 		return err
 	}
-	if !has && stat.BlocksReceived > 0 {
+	if stat.BlocksReceived > 0 {
 		share := float64(stat.DupBlksReceived) / float64(stat.BlocksReceived)
 		if err := lab.Metric("exchange.duplicates", share, "share"); err != nil {
 			return err
 		}
 	}
 	return lab.Event("exchanged", map[string]any{
-		"seed": has, "received": stat.BlocksReceived, "duplicates": stat.DupBlksReceived, "sent": stat.BlocksSent,
+		"received": stat.BlocksReceived, "duplicates": stat.DupBlksReceived, "sent": stat.BlocksSent,
 		"peers": len(node.host.Network().Peers()),
 	})
 }
 
-func ms(since time.Time) float64 {
-	return float64(time.Since(since)) / float64(time.Millisecond)
+func ms(time time.Duration) float64 {
+	return float64(time.Nanoseconds()) / 1e6
 }

@@ -5,10 +5,11 @@ import (
 	"crypto/ed25519"
 	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"net"
+	"sync"
 
 	"github.com/ipfs/boxo/bitswap"
+	"github.com/ipfs/boxo/bitswap/message"
 	"github.com/ipfs/boxo/bitswap/network/bsnet"
 	"github.com/ipfs/boxo/blockservice"
 	"github.com/ipfs/boxo/blockstore"
@@ -21,8 +22,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/multiformats/go-multiaddr"
-	"github.com/multiformats/go-multihash"
 	"lab.iptl/plan"
 )
 
@@ -33,7 +36,39 @@ type node struct {
 	host     host.Host
 	exchange *bitswap.Bitswap
 	dag      format.DAGService
+	given    *given
 }
+
+// given counts what peers gave, where it was not there already.
+type given struct {
+	lock  sync.Mutex
+	seen  map[cid.Cid]struct{}
+	bytes map[peer.ID]int
+}
+
+// take returns the bytes of blocks that each peer gave since the last time.
+func (g *given) take() map[peer.ID]int {
+	g.lock.Lock()
+	defer g.lock.Unlock()
+	bytes := g.bytes
+	g.bytes = map[peer.ID]int{}
+	return bytes
+}
+
+// MessageReceived is called with every message before Bitswap reads it.
+func (g *given) MessageReceived(from peer.ID, message message.BitSwapMessage) {
+	g.lock.Lock()
+	defer g.lock.Unlock()
+	for _, block := range message.Blocks() {
+		if _, known := g.seen[block.Cid()]; !known {
+			g.seen[block.Cid()] = struct{}{}
+			g.bytes[from] += len(block.RawData())
+		}
+	}
+}
+
+// MessageSent is called with every message that was written.
+func (g *given) MessageSent(peer.ID, message.BitSwapMessage) {}
 
 // key returns the key of an instance, which everybody can compute, so that all know who the others are.
 func key(seed uint64, ordinal int) (crypto.PrivKey, error) {
@@ -41,6 +76,15 @@ func key(seed uint64, ordinal int) (crypto.PrivKey, error) {
 	binary.BigEndian.PutUint64(secret[16:], seed)
 	binary.BigEndian.PutUint32(secret[24:], uint32(ordinal))
 	return crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(secret))
+}
+
+// identity returns who an instance is.
+func identity(seed uint64, ordinal int) (peer.ID, error) {
+	secret, err := key(seed, ordinal)
+	if err != nil {
+		return "", err
+	}
+	return peer.IDFromPrivateKey(secret)
 }
 
 // address writes where an instance listens as libp2p does.
@@ -56,15 +100,23 @@ func listen(ctx context.Context, l *lab.Lab, transport string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Two that dial each other at once from the ports on which they listen would make one connection in which each takes
+	// itself for the one that dials; libp2p knows no way out of it but to try again later.
+	over := libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport())
+	if transport == "quic" {
+		over = libp2p.Transport(quic.NewTransport)
+	}
 	host, err := libp2p.New(
-		libp2p.Identity(secret), libp2p.ListenAddrStrings(address(transport, l.Addr)), libp2p.DisableRelay(),
+		libp2p.Identity(secret), over, libp2p.Security(noise.ID, noise.New), libp2p.DisableRelay(),
+		libp2p.ListenAddrStrings(address(transport, l.Addr)),
 	)
 	if err != nil {
 		return nil, err
 	}
 	store := blockstore.NewBlockstore(dssync.MutexWrap(datastore.NewMapDatastore()))
-	exchange := bitswap.New(ctx, bsnet.NewFromIpfsHost(host), nil, store)
-	return &node{host, exchange, merkledag.NewDAGService(blockservice.New(store, exchange))}, nil
+	given := &given{seen: map[cid.Cid]struct{}{}, bytes: map[peer.ID]int{}}
+	exchange := bitswap.New(ctx, bsnet.NewFromIpfsHost(host), nil, store, bitswap.WithTracer(given))
+	return &node{host, exchange, merkledag.NewDAGService(blockservice.New(store, exchange)), given}, nil
 }
 
 // connect connects to an instance.
@@ -73,11 +125,7 @@ func (n *node) connect(ctx context.Context, l *lab.Lab, transport string, ordina
 	if err != nil {
 		return err
 	}
-	secret, err := key(l.Seed, ordinal)
-	if err != nil {
-		return err
-	}
-	id, err := peer.IDFromPrivateKey(secret)
+	id, err := identity(l.Seed, ordinal)
 	if err != nil {
 		return err
 	}
@@ -86,32 +134,4 @@ func (n *node) connect(ctx context.Context, l *lab.Lab, transport string, ordina
 		return err
 	}
 	return n.host.Connect(ctx, peer.AddrInfo{ID: id, Addrs: []multiaddr.Multiaddr{where}})
-}
-
-// content makes leaves of bytes that follow from the run's seed, and a node of dag-pb that links them: the last.
-func content(seed uint64, count, size int) ([]format.Node, error) {
-	var from [32]byte
-	binary.LittleEndian.PutUint64(from[:], seed)
-	bytes := rand.NewChaCha8(from)
-	builder := cid.V1Builder{Codec: cid.DagProtobuf, MhType: multihash.SHA2_256}
-	root := merkledag.NodeWithData(nil)
-	if err := root.SetCidBuilder(builder); err != nil {
-		return nil, err
-	}
-	nodes := make([]format.Node, 0, count+1)
-	for range count {
-		data := make([]byte, size)
-		if _, err := bytes.Read(data); err != nil {
-			return nil, err
-		}
-		leaf, err := merkledag.NewRawNodeWPrefix(data, builder.WithCodec(cid.Raw))
-		if err != nil {
-			return nil, err
-		}
-		if err := root.AddNodeLink("", leaf); err != nil {
-			return nil, err
-		}
-		nodes = append(nodes, leaf)
-	}
-	return append(nodes, root), nil
 }

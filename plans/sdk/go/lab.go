@@ -23,13 +23,15 @@ type Lab struct {
 
 	// Seed of the run, the same for all instances.
 	Seed uint64
-	// Group of this instance, and its index over all groups in the order of their names.
+	// Group of this instance, its index in it, and its index over all groups in the order of their names.
 	Group   string
+	Index   int
 	Ordinal int
 	// Addr is its address in the lab network; behind a NAT it has another one.
 	Addr string
-	// Hosts are the names of all instances by ordinal, which resolve in the lab network.
-	Hosts []string
+	// Hosts are the names of all instances by ordinal, which resolve in the lab network, and Groups their groups.
+	Hosts  []string
+	Groups []string
 }
 
 // Enter reads the variables that the lab sets, and connects to it.
@@ -45,8 +47,10 @@ func Enter() (*Lab, error) {
 	if l.Seed, err = strconv.ParseUint(env("IPTL_SEED"), 10, 64); err != nil {
 		return nil, err
 	}
-	if l.Ordinal, err = strconv.Atoi(env("IPTL_ORDINAL")); err != nil {
-		return nil, err
+	for name, place := range map[string]*int{"IPTL_INDEX": &l.Index, "IPTL_ORDINAL": &l.Ordinal} {
+		if *place, err = strconv.Atoi(env(name)); err != nil {
+			return nil, err
+		}
 	}
 	for group := range strings.SplitSeq(env("IPTL_GROUPS"), ",") {
 		name, size, _ := strings.Cut(group, "=")
@@ -56,6 +60,7 @@ func Enter() (*Lab, error) {
 		}
 		for index := range count {
 			l.Hosts = append(l.Hosts, fmt.Sprintf("%s-%d", name, index))
+			l.Groups = append(l.Groups, name)
 		}
 	}
 	return l, nil

@@ -36,7 +36,15 @@ const GOSSIP: [&str; 8] = ["-g", "node=5", "-p", "messages=5", "-p", "warm-up=2s
 fn nodes_on_boxo_fetch_content_from_each_other_over_links_with_a_rate() {
     engine!();
     // Without a DHT they have only whom they are connected to, so the third has it from the second.
-    passes("ipfs-exchange", &["-g", "go=3", "-p", "blocks=20", "-p", "connections=1"]);
+    passes("ipfs-exchange", &["--case", "boxo", "-g", "go=3", "-p", "blocks=20", "-p", "connections=1"]);
+}
+
+#[test]
+fn nodes_on_boxo_helia_and_rust_libp2p_fetch_content_of_each_kind_from_each_kind() {
+    engine!();
+    // The plan's thresholds ask for bytes of each kind at each kind. All are connected to all, so that who has the content
+    // first is asked by all.
+    passes("ipfs-exchange", &["-g", "go=2", "-p", "blocks=6", "-p", "connections=5"]);
 }
 
 #[test]

@@ -96,9 +96,10 @@ impl Shell {
         for folder in ["plans", "tests/interop"] {
             for entry in std::fs::read_dir(self.root.join(folder))? {
                 let path = entry?.path();
-                if path.join("Cargo.toml").exists() {
-                    guests.push(path);
-                }
+                // A plan in several languages has its Rust in a folder of its own.
+                let found =
+                    [path.clone(), path.join("rust")].into_iter().filter(|path| path.join("Cargo.toml").exists());
+                guests.extend(found);
             }
         }
         guests.sort();

@@ -102,12 +102,14 @@ fn deny(shell: &Shell) -> Result<()> {
 /// Builds the guests of every plan that ships, each in its own workspace, as a user's plan is built.
 pub fn build_plans(shell: &Shell) -> Result<()> {
     for guest in shell.guests()? {
-        if !guest.join("plan.toml").exists() {
+        // The manifest stands beside the code, or above it where the plan has code in other languages too.
+        let above = guest.parent().map(Path::to_path_buf).unwrap_or_default();
+        let Some(plan) = [guest.clone(), above].into_iter().find(|plan| plan.join("plan.toml").exists()) else {
             continue;
-        }
-        let name = guest.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        };
+        let name = plan.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         eprintln!("   plan {name}");
-        let manifest = std::fs::read_to_string(guest.join("plan.toml"))?;
+        let manifest = std::fs::read_to_string(plan.join("plan.toml"))?;
         for target in [setup::WASM, setup::STATIC] {
             if !manifest.contains(target) {
                 continue;

@@ -3,8 +3,8 @@
 //! Each stands in a folder under `tests/interop` with its own lock file, and is built into `target/interop`:
 //! `rust/<target>/release/witness-rust` (static), `native/release/witness-native`, `ping/release/ping` (the plan that
 //! ships, compiled for the machine), `js/node_modules`, `ipfs/node_modules`, `go/witness`. The
-//! tests of `iptl-testground` run them; those of `iptl-net` and `iptl-e2e` the last two. Plans in Go are built beside them,
-//! each where its manifest says.
+//! tests of `iptl-testground` run them; those of `iptl-net` and `iptl-e2e` the last two. Plans in Go and JavaScript are
+//! built beside them, each where its manifest says.
 
 use std::path::Path;
 
@@ -15,6 +15,9 @@ use crate::shell::Shell;
 
 /// Where programs of plans are written in Go.
 const PLANS_IN_GO: [&str; 1] = ["plans/ipfs-exchange/go"];
+
+/// Where programs of plans are written in JavaScript.
+const PLANS_ON_NODE: [&str; 1] = ["plans/ipfs-exchange/helia"];
 
 /// Builds all of them.
 pub fn build(shell: &Shell) -> Result<()> {
@@ -40,6 +43,7 @@ pub fn build(shell: &Shell) -> Result<()> {
     shell.run(go.current_dir(sources.join("go")).env("GOFLAGS", "-mod=readonly").env("GOTOOLCHAIN", "local"))?;
 
     plans_in_go(shell)?;
+    plans_on_node(shell)?;
 
     packages(shell, "js")?;
     packages(shell, "ipfs")
@@ -71,6 +75,15 @@ fn plans_in_go(shell: &Shell) -> Result<()> {
         go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", "target/node", "."]);
         go.current_dir(shell.root.join(folder)).env("CGO_ENABLED", "0");
         shell.run(go.env("GOFLAGS", "-mod=readonly").env("GOTOOLCHAIN", "local"))?;
+    }
+    Ok(())
+}
+
+/// Builds the plans that are written in JavaScript, as their manifests say. What npm installed before stays.
+fn plans_on_node(shell: &Shell) -> Result<()> {
+    for folder in PLANS_ON_NODE {
+        eprintln!("   {folder}");
+        shell.run(shell.command("node").arg("build.js").current_dir(shell.root.join(folder)))?;
     }
     Ok(())
 }
