@@ -52,7 +52,8 @@ func run() error {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	transport := os.Getenv("IPTL_PARAM_TRANSPORT")
-	node, err := listen(ctx, here, transport)
+	patience := time.Duration(chosen.patience) * time.Millisecond
+	node, err := listen(ctx, here, transport, patience)
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,6 @@ func run() error {
 	}
 
 	began := time.Now()
-	patience := time.Duration(chosen.patience) * time.Millisecond
 	for _, ordinal := range neighbours(here, chosen.connections) {
 		limited, stop := context.WithTimeout(ctx, patience)
 		err := node.connect(limited, here, transport, ordinal)

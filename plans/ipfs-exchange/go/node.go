@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/ipfs/boxo/bitswap"
 	"github.com/ipfs/boxo/bitswap/message"
@@ -22,6 +23,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
@@ -95,20 +97,22 @@ func address(transport, ip string) string {
 	return fmt.Sprintf("/ip4/%s/tcp/%d", ip, port)
 }
 
-func listen(ctx context.Context, l *lab.Lab, transport string) (*node, error) {
+func listen(ctx context.Context, l *lab.Lab, transport string, patience time.Duration) (*node, error) {
 	secret, err := key(l.Seed, l.Ordinal)
 	if err != nil {
 		return nil, err
 	}
 	// Two that dial each other at once from the ports on which they listen would make one connection in which each takes
 	// itself for the one that dials; libp2p knows no way out of it but to try again later.
-	over := libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport())
+	over := libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport(), tcp.WithConnectionTimeout(patience))
 	if transport == "quic" {
 		over = libp2p.Transport(quic.NewTransport)
 	}
 	host, err := libp2p.New(
 		libp2p.Identity(secret), over, libp2p.Security(noise.ID, noise.New), libp2p.DisableRelay(),
 		libp2p.ListenAddrStrings(address(transport, l.Addr)),
+		// Where a hundred share a machine, what takes long is not dead.
+		libp2p.WithDialTimeout(patience), libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(patience)),
 	)
 	if err != nil {
 		return nil, err

@@ -44,6 +44,7 @@ export class Node {
 
   static async start (lab, patience) {
     const light = createHeliaLight({ codecs: [dagPb], hashers: [sha256] })
+    // Where a hundred share a machine, what takes long is not dead: nothing is given up before the run would.
     const helia = await withBitswap(withLibp2pLight(light, {
       privateKey: await keyOf(lab.seed, lab.ordinal),
       addresses: { listen: [`/ip4/${lab.addr}/tcp/${PORT}`] },
@@ -52,14 +53,20 @@ export class Node {
       streamMuxers: [yamux()],
       connectionManager: {
         dialTimeout: patience,
+        addressDialTimeout: patience,
         inboundUpgradeTimeout: patience,
+        inboundStreamProtocolNegotiationTimeout: patience,
+        outboundStreamProtocolNegotiationTimeout: patience,
         maxIncomingPendingConnections: NEWCOMERS,
         inboundConnectionThreshold: NEWCOMERS
       },
-      // It ends connections of peers that have no time to answer, and here they may be a hundred on one machine.
       connectionMonitor: { enabled: false },
-      services: { identify: identify() }
-    })).start()
+      services: { identify: identify({ timeout: patience }) }
+    }), {
+      messageSendTimeout: patience,
+      messageReceiveTimeout: patience,
+      sendBlocksTimeout: patience
+    }).start()
     return new Node(helia)
   }
 
