@@ -52,6 +52,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("faults-that-pause".into(), pauses().into()),
         ("plan-with-faults".into(), plan_with_faults().into()),
         ("receipts-of-networked-components".into(), networked_components().into()),
+        ("receipts-of-shaped-components".into(), shaped_components().into()),
         ("plan-with-losses".into(), lossy_plan().into()),
         ("run-with-losses".into(), lossy_run(BarrierLoss::Release).into()),
         ("run-that-waits".into(), lossy_run(BarrierLoss::Wait).into()),
@@ -556,6 +557,7 @@ fn networked_receipts() -> ReceiptShard {
         signed.body.network = Some(NetworkUse {
             up: vec![link(100), link(98)],
             down: vec![link(80)],
+            own: None,
             spoofed: 4,
             lost_by_lab: 5,
             crashes: 0,
@@ -571,6 +573,17 @@ fn networked_receipts() -> ReceiptShard {
                 ..CellNetworkUse::default()
             },
         });
+    }
+    shard
+}
+
+/// Components that have had their network shaped.
+fn shaped_components() -> ReceiptShard {
+    let mut shard = networked_components();
+    for signed in &mut shard.receipts {
+        if let Some(network) = &mut signed.body.network {
+            network.own = Some(LinkUse { lost: 7, ..network.up[0] });
+        }
     }
     shard
 }

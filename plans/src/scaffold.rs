@@ -17,7 +17,7 @@ const SDK: &[(&str, &str)] = files! { "sdk/", "sdk/":
     "src/back.rs" "src/back/bindings.rs" "src/back/native.rs" "src/back/rt.rs" "src/back/wasm.rs"
     "src/back/native/base64.rs" "src/back/native/client.rs" "src/back/native/json.rs" "src/back/native/records.rs"
     "src/back/native/websocket.rs"
-    "src/env.rs" "src/error.rs" "src/json.rs" "src/lib.rs" "src/net.rs" "src/rng.rs" "src/sync.rs"
+    "src/env.rs" "src/error.rs" "src/json.rs" "src/lib.rs" "src/net.rs" "src/network.rs" "src/rng.rs" "src/sync.rs"
     "wit/deps/clocks/monotonic-clock.wit" "wit/deps/io/poll.wit" "wit/lab.wit" "wit/sdk.wit"
 };
 

@@ -86,6 +86,9 @@ pub struct NetworkUse {
     pub up: Vec<LinkUse>,
     /// Its link down, then those of the gateways before it, its own first.
     pub down: Vec<LinkUse>,
+    /// What its own requests did to what it sent, before its link up; none where it made none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<LinkUse>,
     /// Packets that it sent with a source that is not its own; they went nowhere.
     pub spoofed: u64,
     /// Packets of its that the lab lost and no model did.

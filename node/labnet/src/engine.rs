@@ -15,11 +15,12 @@
 //! A packet goes from its node up a link into the node's realm, out through gateways as far as it has to, across to the
 //! region of who has its destination, and in again. Each step happens at the time that the links before it ask for,
 //! even if the engine is told late, so that lateness does not add up. `line.rs` has a link with what is under way on
-//! it, `route.rs` the steps from link to link, `away.rs` what leaves and comes in between regions, `stats.rs` what is
-//! counted.
+//! it, `own.rs` what nodes ask of their own network, `route.rs` the steps from link to link, `away.rs` what leaves and
+//! comes in between regions, `stats.rs` what is counted.
 
 mod away;
 mod line;
+mod own;
 mod route;
 mod stats;
 
@@ -36,6 +37,7 @@ use crate::topology::{Entity, GatewayId, NodeId, Topology};
 
 pub use away::Away;
 use line::{Flight, Held, Line};
+use own::Own;
 pub use stats::{EngineStats, Lateness, LinkStats};
 
 /// Bytes of a small buffer: a packet of Ethernet with room for what it grows by. Large ones would waste memory on the
@@ -117,8 +119,12 @@ pub struct Engine {
     config: EngineConfig,
     topology: Topology,
     nats: Vec<Nat>,
-    /// Up and down of each node, up and down of each gateway, then regions row by row.
+    /// Up and down of each node, up and down of each gateway, regions row by row, then those that nodes asked for.
     lines: Vec<Line>,
+    /// For each of the last kind whose it is.
+    owners: Vec<usize>,
+    /// For each node what it asked of its own network.
+    own: Vec<Option<Box<Own>>>,
     /// The next packet of each line that has any: time, order, line. Entries whose packet is no longer the next one
     /// of its line are passed over.
     heads: BinaryHeap<Reverse<(u64, u64, usize)>>,
@@ -165,6 +171,8 @@ impl Engine {
             config,
             nats,
             lines,
+            owners: Vec::new(),
+            own: (0..topology.nodes.len()).map(|_| None).collect(),
             heads: BinaryHeap::new(),
             node_sides: vec![None; topology.nodes.len()],
             gateway_sides: vec![None; topology.gateways.len()],
@@ -229,7 +237,7 @@ impl Engine {
         flight.bytes.truncate(header.len);
         // Many in one are many.
         self.stats.received += flight.on_the_wire().0 - 1;
-        self.offer(self.now_ns, self.up(Entity::Node(node.0)), flight);
+        self.set_out(self.now_ns, node.0, flight);
     }
 
     /// Carries out what is due at a time.
@@ -365,7 +373,7 @@ impl Engine {
     pub fn across(&self) -> LinkStats {
         let first = 2 * (self.topology.nodes.len() + self.topology.gateways.len());
         let mut sum = LinkStats::default();
-        for line in &self.lines[first..] {
+        for line in &self.lines[first..self.first_own()] {
             sum.add(&line.stats);
         }
         sum
@@ -430,6 +438,11 @@ impl Engine {
     fn between(&self, from: u16, to: u16) -> usize {
         let first = 2 * (self.topology.nodes.len() + self.topology.gateways.len());
         first + usize::from(from) * self.topology.regions() + usize::from(to)
+    }
+
+    /// Returns the first of the lines that nodes asked for.
+    fn first_own(&self) -> usize {
+        self.lines.len() - self.owners.len()
     }
 
     /// Puts a packet on a line.

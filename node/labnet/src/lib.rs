@@ -13,7 +13,7 @@
 //! [`Hosts`] gives each instance of a cell an IP stack and has an [`Engine`] between them; [`Sockets`] is what it and
 //! [`Switch`] have in common.
 //!
-//! [`Faults`] does to an engine what a run's schedule asks for.
+//! [`Faults`] does to an engine what a run's schedule asks for, [`Wish`] is what instances ask for themselves.
 //!
 //! [`Probe`] sends packets over a network's links to see what they do.
 //!
@@ -36,6 +36,7 @@ mod slots;
 mod sockets;
 mod switch;
 mod topology;
+mod wish;
 
 pub use capture::{Captured, PCAP_HEADER};
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
@@ -53,3 +54,4 @@ pub use switch::{
     Datagram, Dropped, Half, InstanceStats, Limits, NetError, Read, SocketId, Switch, UDP_QUEUE_SIZE, WINDOW_SIZE,
 };
 pub use topology::{Access, GatewayId, MAX_REGIONS, MIN_MTU, NodeId, RealmId, Topology, TopologyError};
+pub use wish::{Filter, MAX_RULES, MAX_SHAPED, NoSubnet, Shape, Subnet, WISH_QUEUE_BYTES, Wish, WishError};

@@ -9,6 +9,7 @@ use crate::capture::Captured;
 use crate::faults::Happened;
 use crate::packet::Packet;
 use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId, Switch};
+use crate::wish::{Wish, WishError};
 
 /// The sockets of one cell's instances: of a [`Switch`], where links are clean, or of [`Hosts`](crate::Hosts), where a
 /// model of links lies between them.
@@ -39,6 +40,15 @@ pub trait Sockets: Send {
     /// Returns the next piece of what was captured, with whose it is.
     fn poll_captured(&mut self) -> Option<(InstanceId, Captured)> {
         None
+    }
+
+    /// Puts in force what an instance asks of its own network, as [`Engine::shape`](crate::Engine::shape) does.
+    ///
+    /// # Errors
+    ///
+    /// Fails where links are clean, which have no packets, and where there is no such instance.
+    fn shape(&mut self, _me: Ipv4Addr, _wish: &Wish) -> Result<(), WishError> {
+        Err(WishError::Clean)
     }
 
     /// Returns what the model of links did to the packets of an instance so far; none where links are clean.

@@ -22,3 +22,4 @@ mod probe;
 mod rng;
 mod sockets;
 mod topology;
+mod wishes;

@@ -30,6 +30,7 @@ use crate::protocol::{self, End, FromInit, Sample, ToInit};
 use crate::runner::Reservation;
 use crate::set_up::Outputs;
 use crate::settings::Wanted;
+use crate::shaper::Shaper;
 use crate::state::{InstanceDir, StakeNote};
 
 /// Time that init has to connect again where its container runs; it tries four times a second.
@@ -265,6 +266,8 @@ impl Instance {
             life.sync_lost = Some(Arc::clone(&again));
             life.sync_at = (lost == Stake::Answers).then(|| Deadline::now() + SYNC_AGAIN);
         }
+        let shaper = Arc::new(Shaper::new(&self.cell, &self.id, &self.dir, journal));
+        let refusing = Arc::clone(&shaper);
         let observer = move |seen: Seen<'_>| match seen {
             Seen::Event(event) => {
                 let at_us = u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -273,6 +276,7 @@ impl Instance {
                 }
                 lock(&heard).published(at_us, event);
             }
+            Seen::Refused(reason) => refusing.note(None, Some(reason)),
             Seen::AtStake(at_stake) => {
                 again.store(true, Ordering::Relaxed);
                 if let Some(Err(e)) = stake.as_ref().map(|stake| stake.write(at_stake)) {
@@ -281,7 +285,8 @@ impl Instance {
             }
         };
         let identity = iptl_testground::environment::identity(&self.cell.spec, &self.wanted.setting);
-        match SyncServer::start(listener, self.id.clone(), identity, self.events.clone(), observer) {
+        let shape = move |wish, asked| shaper.ask(wish, asked);
+        match SyncServer::start(listener, self.id.clone(), identity, self.events.clone(), observer, shape) {
             Ok(server) => *lock(&self.sync) = Some(server),
             Err(e) => end_for(&mut life.ending, Ending::Failed(format!("its sync service cannot be opened: {e}"))),
         }

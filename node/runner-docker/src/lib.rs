@@ -34,6 +34,7 @@ mod protocol;
 mod runner;
 mod set_up;
 mod settings;
+mod shaper;
 mod state;
 #[cfg(test)]
 #[path = "../init/src/usage.rs"]

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use bollard::models::ContainerCreateBody;
 use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
 use iptl_labnet::{
-    Away, Compiled, Directory, Engine, EngineConfig, Faults, LinkStats, NodeId, PRIVATE_ADDR, clean, compile,
+    Away, Compiled, Directory, Engine, EngineConfig, Faults, LinkStats, NodeId, PRIVATE_ADDR, Wish, WishError, clean,
+    compile,
 };
 use iptl_labnet_tun::{
     DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report, now_ns,
@@ -235,6 +236,18 @@ impl CellNetwork {
         self.network.attach(seat.node, device.map_err(|reason| format!("its lab network cannot be made: {reason}"))?);
         Ok(())
     }
+
+    /// Puts in force what an instance asks of its own network; answers once it is, or with why it cannot be. Where the
+    /// network ends meanwhile there is no answer.
+    pub(crate) fn shape(&self, id: &InstanceId, wish: Wish) -> oneshot::Receiver<Result<(), WishError>> {
+        let (reply, answer) = oneshot::channel();
+        match self.seat(id) {
+            Some(seat) => self.network.shape(seat.node, wish, move |outcome| drop(reply.send(outcome))),
+            None => drop(reply.send(Err(WishError::Unknown))),
+        }
+        answer
+    }
+
     /// Takes the device of an instance that has ended away, and returns what the network did to its packets.
     pub(crate) async fn disconnect(&self, id: &InstanceId) -> Option<NetworkUse> {
         let seat = self.seat(id)?;
@@ -261,6 +274,7 @@ impl CellNetwork {
             lost_by_lab: node.lost_by_lab(),
             up: links(node.up),
             down: links(node.down),
+            own: node.own.map(LinkUse::from),
             crashes: 0,
             cell: CellNetworkUse {
                 lateness: report.lateness.counts().to_vec(),

@@ -715,6 +715,10 @@ impl Inner {
             lab: &lab,
             making: &cell.making,
         };
+        if let Some(wish) = dir.wish() {
+            // In force before its device leads anywhere; the network has the instance.
+            drop(network.shape(&id, wish));
+        }
         if let Some(pid) = pid
             && let Err(reason) = network.connect(&id, &place(pid)).await
         {

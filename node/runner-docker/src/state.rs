@@ -11,6 +11,7 @@
 //!     lab/            mounted into the container, with the socket in it
 //!     token           what its init shows when it connects again
 //!     published       events that it published for the run, one on a line
+//!     wish            what it has asked of its network so far, as JSON
 //!     adopted         wall times at which a lablet that was started again found it running, one on a line
 //!     stake           what it loses of sync where the lablet ends, as one byte
 //!     ended           how it ended, once that is known
@@ -25,6 +26,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use iptl_dag::model::Adopted;
+use iptl_labnet::Wish;
 use iptl_runner::{Ended, Origin};
 use iptl_testground::Stake;
 
@@ -189,6 +191,16 @@ impl InstanceDir {
     pub(crate) fn published(&self) -> Vec<String> {
         let text = fs::read_to_string(self.0.join("published")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// Notes what it has asked of its network so far.
+    pub(crate) fn set_wish(&self, wish: &Wish) -> io::Result<()> {
+        replace(&self.0.join("wish"), &serde_json::to_vec(wish).map_err(io::Error::other)?)
+    }
+
+    /// Returns what it has asked of its network; none where it has asked for nothing.
+    pub(crate) fn wish(&self) -> Option<Wish> {
+        serde_json::from_slice(&fs::read(self.0.join("wish")).ok()?).ok()
     }
 
     /// Notes that a lablet which was started again found it running.

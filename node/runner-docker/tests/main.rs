@@ -16,6 +16,7 @@ mod network;
 mod removal;
 mod support;
 mod take_over;
+mod wishes;
 
 /// Returns what a test needs of an engine, or ends the test where there is none.
 macro_rules! engine {

@@ -21,6 +21,41 @@ async fn instances_talk_by_tcp() {
 }
 
 #[tokio::test]
+async fn network_of_an_instance_is_as_it_asks() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let cell = CellSpec { network: Some(apart(0)), ..cell(&fixture, dir.path(), 2, &["shape"]) };
+    let lab = Lab::prepare(&*fixture.runner, cell).await;
+    lab.control.start().await;
+    let outcome = lab.finish().await;
+    let lines = outcome.lines(1, OutputStream::Out);
+    let said = |what: &str| {
+        let line = lines.iter().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {what} in {outcome:?}"))
+    };
+    let ms = |what: &str| said(what).parse::<f64>().unwrap() / 1_000.0;
+    assert!(ms("clean") < 20.0, "{lines:?}");
+    for (what, asked) in [("slow", 100.0), ("faster", 20.0)] {
+        assert!((asked..asked + 20.0).contains(&ms(what)), "{lines:?}");
+    }
+    assert_eq!((said("reject"), said("nowhere").contains("no subnet")), ("HostUnreachable", true));
+    let ended = &outcome.ended[&instance(1)];
+    let events = std::fs::read_to_string(ended.left.events.as_ref().unwrap()).unwrap();
+    let told: Vec<serde_json::Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(told.len() == 4 && told.iter().all(|event| event["name"] == "iptl.network"), "{events}");
+    assert_eq!(told[0]["data"]["asked"]["shape"]["latency_ns"], 100_000_000);
+    assert!(told[3]["data"]["refused"].as_str().unwrap().contains("nowhere"), "{events}");
+    assert!(ended.network.as_ref().unwrap().own.unwrap().delivered > 10, "{ended:?}");
+}
+
+#[tokio::test]
+async fn network_where_links_are_clean_cannot_be_shaped() {
+    let outcome = run(2, &["shape"]).await;
+    let lines = outcome.lines(1, OutputStream::Out);
+    assert!(lines[1].starts_with("refused: components of a run with a clean network"), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn instances_talk_by_udp() {
     let outcome = run(5, &["udp-ring"]).await;
     for index in 0..5 {

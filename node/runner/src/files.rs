@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use iptl_dag::model::{FaultKind, InstanceId, Usage};
+use iptl_labnet::Wish;
 use serde::{Deserialize, Serialize};
 
 use crate::cell::OutputStream;
@@ -24,6 +25,9 @@ pub const FAULT_EVENT: &str = "iptl.fault";
 
 /// Name of the events that say whether a capture has everything.
 pub const CAPTURE_EVENT: &str = "iptl.capture";
+
+/// Name of the events that say what an instance asked of its network.
+pub const NETWORK_EVENT: &str = "iptl.network";
 
 /// Name of the capture of an instance's link among its artifacts.
 pub const CAPTURE: &str = "lab-link.pcap";
@@ -127,6 +131,20 @@ impl CellFiles {
         if let Ok(data) = serde_json::value::RawValue::from_string(data) {
             CellFiles::event_line(out, at_us, CAPTURE_EVENT, &data);
         }
+    }
+
+    /// Returns the data of an event that says what an instance asked of its network, as far as that was understood, and
+    /// why it was refused where it was.
+    pub fn network_data(asked: Option<&Wish>, refused: Option<&str>) -> Box<serde_json::value::RawValue> {
+        #[derive(Serialize)]
+        struct Data<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            asked: Option<&'a Wish>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            refused: Option<&'a str>,
+        }
+        let data = serde_json::value::to_raw_value(&Data { asked, refused });
+        data.unwrap_or_else(|_| serde_json::value::RawValue::NULL.to_owned())
     }
 
     /// Encodes a value of a metric, which must be finite.

@@ -4,6 +4,9 @@
 //! ([`Conversation::poll_call`]); answers of the lab go in ([`Conversation::reply`]) and messages for the client come
 //! out ([`Conversation::poll_frame`]). Whoever carries them asks [`Conversation::wants_request`] before it reads on.
 //!
+//! What an instance asks of its network comes out too ([`Conversation::poll_wish`]), and whoever can give it says so
+//! ([`Conversation::settle_wish`]): only then is its publication made, and the state signalled that the program waits for.
+//!
 //! *Bounds.* A client that asks faster than the lab answers is not read until answers are on their way to it. A client
 //! that does not read its messages loses none: a subscription whose messages have nowhere to wait is given up, and
 //! taken up again behind the last message that was handed out once the client has read.
@@ -15,6 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use data_encoding::BASE64;
+use iptl_labnet::Wish;
 use iptl_runner::{SyncCall, SyncReply};
 use serde_json::value::RawValue;
 
@@ -62,6 +66,8 @@ pub struct Conversation {
     /// Frames that wait and are no messages of a subscription.
     queued_replies: usize,
     events: VecDeque<String>,
+    wishes: VecDeque<(u64, Wish)>,
+    refusals: VecDeque<String>,
 }
 
 /// A message for the client.
@@ -86,6 +92,12 @@ enum Kind {
         bytes: usize,
         /// State to signal once the publication stands.
         then: Option<String>,
+    },
+    /// A publication that is made once the network is as it says.
+    Wish {
+        topic: String,
+        payload: Vec<u8>,
+        then: String,
     },
     Barrier,
     Subscription(Subscription),
@@ -142,6 +154,8 @@ impl Conversation {
             queued: 0,
             queued_replies: 0,
             events: VecDeque::new(),
+            wishes: VecDeque::new(),
+            refusals: VecDeque::new(),
         }
     }
 
@@ -225,6 +239,30 @@ impl Conversation {
         self.events.pop_front()
     }
 
+    /// Returns what the program asks of its network next, with the number by which that is settled.
+    pub fn poll_wish(&mut self) -> Option<(u64, Wish)> {
+        self.wishes.pop_front()
+    }
+
+    /// Returns why the program cannot have a network that it asked for: one for each that is no [`Wish`].
+    pub fn poll_refusal(&mut self) -> Option<String> {
+        self.refusals.pop_front()
+    }
+
+    /// Takes note that what was asked of the network is in force, or why it never will be.
+    pub fn settle_wish(&mut self, call: u64, outcome: Result<(), String>) {
+        let Some(open) = self.open.get_mut(&call) else { return };
+        let Kind::Wish { topic, payload, then } = &mut open.kind else { return };
+        match outcome {
+            Ok(()) => {
+                let (topic, payload) = (std::mem::take(topic), std::mem::take(payload));
+                open.kind = Kind::Publication { bytes: payload.len(), then: Some(std::mem::take(then)) };
+                self.calls.push_back(SyncCall::Publish { call, topic, payload });
+            }
+            Err(reason) => self.settle(call, Answer::Failed(&reason)),
+        }
+    }
+
     /// Ends the conversation; what is still to be called is asked for once more.
     ///
     /// Publications and signals that the client sent before it went count; what it waited for is given up.
@@ -242,7 +280,12 @@ impl Conversation {
                 Kind::Barrier | Kind::Subscription(_) if !unsent.contains(&call) => {
                     self.calls.push_back(SyncCall::Cancel { call });
                 }
-                Kind::Barrier | Kind::Subscription(_) | Kind::Signal | Kind::Publication { .. } | Kind::Own => {}
+                Kind::Barrier
+                | Kind::Subscription(_)
+                | Kind::Signal
+                | Kind::Publication { .. }
+                | Kind::Wish { .. }
+                | Kind::Own => {}
             }
         }
         self.paused.clear();
@@ -269,16 +312,29 @@ impl Conversation {
         if bytes.len() > MAX_PAYLOAD {
             return Err(too_large(bytes.len()));
         }
-        let mut then = None;
         match topic {
             Topic::RunEvents => self.events.push_back(payload.to_owned()),
-            Topic::Named(name) if identity.is_network(name) => then = Some(network::callback(payload)?),
+            Topic::Named(name) if identity.is_network(name) => return self.wish(id, name, bytes),
             Topic::Named(_) => {}
         }
-        let kind = Kind::Publication { bytes: bytes.len(), then };
+        let kind = Kind::Publication { bytes: bytes.len(), then: None };
         let call = self.ask(id, kind);
         self.calls.push_back(SyncCall::Publish { call, topic: topic.name().to_owned(), payload: bytes });
         Ok(())
+    }
+
+    fn wish(&mut self, id: &str, topic: &str, payload: Vec<u8>) -> Result<(), String> {
+        match network::read(&payload) {
+            Ok((wish, then)) => {
+                let call = self.ask(id, Kind::Wish { topic: topic.to_owned(), payload, then });
+                self.wishes.push_back((call, wish));
+                Ok(())
+            }
+            Err(reason) => {
+                self.refusals.push_back(reason.clone());
+                Err(reason)
+            }
+        }
     }
 
     fn subscribe(&mut self, id: &str, key: &str, encoding: Option<Encoding>) -> Result<(), String> {
@@ -362,7 +418,10 @@ impl Conversation {
                 let call = self.ask("", Kind::Own);
                 self.calls.push_back(SyncCall::Signal { call, state });
             }
-            (Kind::Signal | Kind::Publication { .. } | Kind::Barrier | Kind::Subscription(_), _) => {}
+            (
+                Kind::Signal | Kind::Publication { .. } | Kind::Wish { .. } | Kind::Barrier | Kind::Subscription(_),
+                _,
+            ) => {}
         }
         self.say(&id, answer);
     }
@@ -424,6 +483,7 @@ impl Kind {
         match self {
             Kind::Signal | Kind::Own => Some(0),
             Kind::Publication { bytes, .. } => Some(*bytes),
+            Kind::Wish { payload, .. } => Some(payload.len()),
             Kind::Barrier | Kind::Subscription(_) => None,
         }
     }

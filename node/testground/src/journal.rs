@@ -123,6 +123,11 @@ impl Journal {
         }
     }
 
+    /// Takes an event of the lab's own, which counts as one that the instance records.
+    pub fn note(&mut self, at_us: u64, name: &str, data: &RawValue) {
+        self.record_as(at_us, name, data);
+    }
+
     /// Takes a line of `run.out`: events of our own SDK. What other SDKs write there stands on stdout as well.
     ///
     /// `start_ns` is the start of the cell in nanoseconds since 1970, by the clock that the instance has too.

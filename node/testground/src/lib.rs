@@ -11,7 +11,7 @@
 //!
 //! 1. It fills in a [`Setting`], opens a listener on loopback in the instance's network namespace, and starts a
 //!    [`SyncServer`] on it, whose observer hands events to the instance's [`Journal`]
-//!    ([`published`](Journal::published)).
+//!    ([`published`](Journal::published)), and whose shaper puts in force what the program asks of its network.
 //! 2. It starts the program with [`environment()`](environment()), where [`SYNC_HOST`] leads to that listener.
 //! 3. It gives each line of stdout to [`Journal::line`], which says what of it is log, and each
 //!    [`SyncReply`](iptl_runner::SyncReply) to [`SyncServer::reply`].
@@ -37,7 +37,7 @@ pub use journal::Journal;
 pub use keys::Identity;
 pub use outputs::read_outputs;
 pub use reply::Dialect;
-pub use server::{Seen, Stake, SyncServer};
+pub use server::{Asked, Seen, Stake, SyncServer};
 
 /// Name by which instances look for the sync service; the published Rust crate knows no other.
 pub const SYNC_HOST: &str = "testground-sync-service";

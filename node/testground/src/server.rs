@@ -10,11 +10,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use iptl_dag::model::InstanceId;
+use iptl_labnet::Wish;
 use iptl_runner::{CellEvent, SyncCall, SyncReply};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
@@ -70,6 +71,8 @@ pub struct SyncServer {
 pub enum Seen<'a> {
     /// An event that the program publishes for the run, as JSON text, before the call that publishes it leaves.
     Event(&'a str),
+    /// The program asked for a network that is none, with the reason why it is refused.
+    Refused(&'a str),
     /// What would be lost now is something else than before.
     AtStake(Stake),
 }
@@ -87,11 +90,54 @@ pub enum Stake {
 }
 
 type Observer = Box<dyn Fn(Seen<'_>) + Send + Sync>;
+type Shaper = Box<dyn Fn(Wish, Asked) + Send + Sync>;
+
+/// A program that waits for the network that it has asked for. Dropped, it is told that there is none.
+#[derive(Debug)]
+pub struct Asked {
+    shared: Weak<Shared>,
+    call: u64,
+    settled: bool,
+}
+
+impl Asked {
+    /// Tells it that its network is as it wished.
+    pub fn in_force(mut self) {
+        self.settle(Ok(()));
+    }
+
+    /// Tells it why its network stays as it is.
+    pub fn refused(mut self, reason: String) {
+        self.settle(Err(reason));
+    }
+
+    fn settle(&mut self, outcome: Result<(), String>) {
+        self.settled = true;
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.state();
+        let Some(connection) = state.connections.get_mut(&connection_of(self.call)) else { return };
+        connection.conversation.settle_wish(self.call, outcome);
+        connection.wake.writer.notify_one();
+        connection.wake.reader.notify_one();
+        shared.show_stake(&mut state);
+        drop(state);
+        shared.calls.notify_one();
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.settle(Err("the network of this instance is gone".to_owned()));
+        }
+    }
+}
 
 struct Shared {
     identity: Arc<Identity>,
     instance: InstanceId,
     observer: Observer,
+    shaper: Shaper,
     state: Mutex<State>,
     /// There may be a call to carry, or nothing can come any more.
     calls: Notify,
@@ -136,7 +182,8 @@ struct Wake {
 impl SyncServer {
     /// Serves an instance on a listener; must be called within a tokio runtime.
     ///
-    /// Calls go into `events`. `observer` is shown what happens, and is not to wait.
+    /// Calls go into `events`. `observer` is shown what happens, `shaper` is given what the program asks of its network;
+    /// neither is to wait.
     ///
     /// # Errors
     ///
@@ -147,6 +194,7 @@ impl SyncServer {
         identity: Identity,
         events: mpsc::Sender<CellEvent>,
         observer: impl Fn(Seen<'_>) + Send + Sync + 'static,
+        shaper: impl Fn(Wish, Asked) + Send + Sync + 'static,
     ) -> io::Result<SyncServer> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
@@ -154,6 +202,7 @@ impl SyncServer {
             identity: Arc::new(identity),
             instance,
             observer: Box::new(observer),
+            shaper: Box::new(shaper),
             state: Mutex::default(),
             calls: Notify::new(),
             room: Notify::new(),
@@ -342,7 +391,7 @@ impl Drop for Closer<'_> {
 }
 
 /// Reads and writes until the client is gone or has to go.
-async fn talk(shared: &Shared, number: u64, wake: &Wake, socket: WebSocketStream<Prompt>) {
+async fn talk(shared: &Arc<Shared>, number: u64, wake: &Wake, socket: WebSocketStream<Prompt>) {
     let (mut sink, mut source) = socket.split();
     let read = async {
         loop {
@@ -403,15 +452,23 @@ async fn talk(shared: &Shared, number: u64, wake: &Wake, socket: WebSocketStream
     }
 }
 
-fn receive(shared: &Shared, number: u64, message: &[u8]) -> Result<(), Close> {
-    let mut events = Vec::new();
+fn receive(shared: &Arc<Shared>, number: u64, message: &[u8]) -> Result<(), Close> {
+    let (mut events, mut wishes, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
     let received = shared.with(number, |conversation| {
         let received = conversation.receive(message);
         events.extend(std::iter::from_fn(|| conversation.poll_event()));
+        wishes.extend(std::iter::from_fn(|| conversation.poll_wish()));
+        refusals.extend(std::iter::from_fn(|| conversation.poll_refusal()));
         received
     });
     for event in &events {
         (shared.observer)(Seen::Event(event));
+    }
+    for reason in &refusals {
+        (shared.observer)(Seen::Refused(reason));
+    }
+    for (call, wish) in wishes {
+        (shared.shaper)(wish, Asked { shared: Arc::downgrade(shared), call, settled: false });
     }
     shared.show_stake(&mut shared.state());
     received.unwrap_or(Ok(()))

@@ -1,6 +1,6 @@
 //! A lab of one cell in this process: servers of instances around the real sync cores.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::{Exit, InstanceId};
+use iptl_labnet::Wish;
 use iptl_runner::{CellEvent, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Reply, RunSync, SyncOp};
-use iptl_testground::{Identity, Journal, Seen, SyncServer};
+use iptl_testground::{Asked, Identity, Journal, Seen, SyncServer};
 use tokio::sync::{Notify, mpsc};
 
 /// How long a test waits for what must come.
@@ -40,6 +41,10 @@ struct World {
     journals: BTreeMap<InstanceId, Arc<Mutex<Journal>>>,
     /// Answers to instances without a server, which stand for groups of another kind.
     answers: BTreeMap<(u32, u64), Vec<Reply>>,
+    /// What instances asked of their networks and nobody has answered.
+    wishes: VecDeque<(Wish, Asked)>,
+    /// Why instances were refused a network.
+    refused: Vec<String>,
     calls: u64,
     next_call: u64,
 }
@@ -69,6 +74,8 @@ impl Lab {
             servers: BTreeMap::new(),
             journals: BTreeMap::new(),
             answers: BTreeMap::new(),
+            wishes: VecDeque::new(),
+            refused: Vec::new(),
             calls: 0,
             next_call: 0,
         };
@@ -96,16 +103,44 @@ impl Lab {
         let journal = Arc::new(Mutex::new(Journal::new(1 << 20)));
         let (published, inner) = (Arc::clone(&journal), Arc::clone(&self.inner));
         let observe = move |seen: Seen<'_>| {
+            if let Seen::Refused(reason) = seen {
+                inner.world.lock().unwrap().refused.push(reason.to_owned());
+            }
             let Seen::Event(event) = seen else { return };
             let at_us = inner.started.elapsed().as_micros() as u64;
             published.lock().unwrap().published(at_us, event);
             inner.news.notify_waiters();
         };
-        let server = SyncServer::start(listener, instance(index), identity(index, case), self.events.clone(), observe);
+        let wishes = Arc::clone(&self.inner);
+        let shape = move |wish, asked| {
+            wishes.world.lock().unwrap().wishes.push_back((wish, asked));
+            wishes.news.notify_waiters();
+        };
+        let events = self.events.clone();
+        let server = SyncServer::start(listener, instance(index), identity(index, case), events, observe, shape);
         let mut world = self.inner.world.lock().unwrap();
         world.servers.insert(instance(index), Arc::new(server.unwrap()));
         world.journals.insert(instance(index), journal);
         address
+    }
+
+    /// Waits for what an instance asks of its network, which is to be answered.
+    pub async fn wish(&self) -> (Wish, Asked) {
+        let news = async {
+            loop {
+                let news = self.inner.news.notified();
+                if let Some(wish) = self.inner.world.lock().unwrap().wishes.pop_front() {
+                    return wish;
+                }
+                news.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, news).await.expect("it asks for a network")
+    }
+
+    /// Returns why instances were refused a network.
+    pub fn refused(&self) -> Vec<String> {
+        self.inner.world.lock().unwrap().refused.clone()
     }
 
     /// Ends the server of an instance as a runner does.

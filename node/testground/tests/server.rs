@@ -156,18 +156,49 @@ async fn what_was_sent_before_the_end_counts() {
 }
 
 #[tokio::test]
-async fn the_network_as_it_is_can_be_configured() {
+async fn a_network_is_signalled_once_it_is_in_force_and_not_before() {
     let lab = Lab::new(2);
     let mut client = Client::connect(lab.serve(0)).await;
     client.barrier("network-initialized", 2).await;
     assert_eq!(client.reply().await["error"], "");
-    let config = r#"{"network":"default","enable":true,"callback_state":"up","routing_policy":"deny_all"}"#;
-    assert_eq!(client.publish("network:g-0", config).await, 1);
-    client.barrier("up", 1).await;
+    let config = r#"{"network":"default","enable":true,"callback_state":"slow","default":{"latency":100000000}}"#;
+    client.request(&publish("network:g-0", config)).await;
+    client.barrier("slow", 1).await;
+    let (wish, asked) = lab.wish().await;
+    assert_eq!((wish.enabled, wish.shape.latency_ns), (true, 100_000_000));
+    // Requests of one connection are answered in their order where the lab has nothing to wait for.
+    assert_eq!(client.signal("meanwhile").await, 1);
+    asked.in_force();
+    let published = client.reply().await;
+    assert_eq!((&published["error"], &published["publish"]["seq"]), (&"".into(), &1.into()), "{published}");
     assert_eq!(client.reply().await["error"], "");
-    let shaped = r#"{"network":"default","enable":true,"callback_state":"slow","default":{"latency":100000000}}"#;
-    let refused = client.ask(&publish("network:g-0", shaped)).await;
-    assert!(refused["error"].as_str().unwrap().ends_with("asks for latency"), "{refused}");
+    // Everybody can read what was asked for.
+    let topic = lab.ask(1, SyncOp::Subscribe { topic: "network:g-0".into() }, 1).await;
+    assert_eq!(topic, [Reply::Message { position: 1, payload: config.into() }]);
+    assert_eq!(lab.refused(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_network_that_cannot_be_had_is_refused_in_words_and_nothing_is_published() {
+    let lab = Lab::new(2);
+    let mut client = Client::connect(lab.serve(0)).await;
+    let config = |rest: &str| publish("network:g-0", &format!(r#"{{"enable":true,"callback_state":"x"{rest}}}"#));
+    let refused = client.ask(&config(r#","routing_policy":"allow_all""#)).await;
+    assert!(refused["error"].as_str().unwrap().ends_with("asks for: routes out of the lab"), "{refused}");
+    assert_eq!(lab.refused(), [refused["error"].as_str().unwrap()]);
+
+    client.request(&config("")).await;
+    lab.wish().await.1.refused("not in this lab".to_owned());
+    assert_eq!(client.reply().await["error"], "not in this lab");
+    // A network that ends answers nobody.
+    client.request(&config("")).await;
+    drop(lab.wish().await);
+    assert_eq!(client.reply().await["error"], "the network of this instance is gone");
+    assert_eq!(client.signal("x").await, 1, "nobody else has signalled");
+    assert_eq!(client.publish("network:g-1", "7").await, 1, "what another is called is any topic");
+    lab.publish(1, "network:g-0", "the first").await;
+    let topic = lab.ask(1, SyncOp::Subscribe { topic: "network:g-0".into() }, 1).await;
+    assert_eq!(topic, [Reply::Message { position: 1, payload: "the first".into() }]);
 }
 
 #[tokio::test]

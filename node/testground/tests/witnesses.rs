@@ -4,6 +4,7 @@
 //! They are built by `cargo xtask witnesses`, which `cargo xtask test` does too. The Rust SDK finds its sync service by
 //! a name and a port that cannot be changed; so its instances get a mount namespace with a hosts file of their own.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use iptl_dag::Cid;
 use iptl_dag::model::{Exit, Resources, WorkloadKind};
+use iptl_labnet::{Filter, Shape, Wish};
 use iptl_runner::cell::Origin;
 use iptl_runner::{Artifact, CellSpec, InstanceSpec};
 use iptl_sync::{Reply, SyncOp};
@@ -328,6 +330,27 @@ async fn plan_that_ships_runs_natively_as_well() {
         assert_eq!(left.metrics.matches(r#""name":"ping.tcp.rtt""#).count(), 8, "{left:?}");
         assert!(left.metrics.contains(r#""unit":"ms""#), "{left:?}");
     }
+}
+
+#[tokio::test]
+async fn plan_compiled_natively_has_its_network_shaped() {
+    let lab = Lab::new(1);
+    let answering = async {
+        let (wish, asked) = lab.wish().await;
+        let shape = Shape { latency_ns: 50_000_000, jitter_ns: 1_000, loss_ppm: 1, ..Shape::default() };
+        let none = Shape { filter: Filter::Drop, bandwidth_bps: 1_000_000, ..Shape::default() };
+        let rules = BTreeMap::from([("10.9.0.0/16".parse().unwrap(), none)]);
+        assert_eq!(wish, Wish { enabled: true, shape, rules });
+        asked.in_force();
+        // What it asked for in between was refused before it came here.
+        let (wish, asked) = lab.wish().await;
+        assert_eq!(wish, Wish { enabled: false, ..Wish::default() });
+        assert_eq!(lab.refused(), ["a rule: \"nowhere\" is no subnet of IPv4, as 10.0.0.0/24 is one"]);
+        asked.in_force();
+    };
+    let (witness, addresses) = (native(), addresses(1));
+    let (left, ()) = tokio::join!(run_one(&lab, &witness, "shape", 0, &addresses), answering);
+    assert_eq!((&left.exit, left.errors.as_str()), (&Exit::Exited { code: 0 }, ""), "{left:?}");
 }
 
 #[tokio::test]

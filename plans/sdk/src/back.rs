@@ -9,11 +9,11 @@ mod wasm;
 #[cfg(target_family = "wasm")]
 pub use wasm::Event;
 #[cfg(target_family = "wasm")]
-pub(crate) use wasm::{Pending, Subscription, artifact, event, metric, wait};
+pub(crate) use wasm::{Pending, Subscription, artifact, configure, event, metric, wait};
 
 #[cfg(not(target_family = "wasm"))]
 mod native;
 #[cfg(not(target_family = "wasm"))]
 pub use native::Event;
 #[cfg(not(target_family = "wasm"))]
-pub(crate) use native::{Pending, Subscription, artifact, event, metric, wait};
+pub(crate) use native::{Pending, Subscription, artifact, configure, event, metric, wait};

@@ -11,7 +11,7 @@
 //!
 //! A program succeeds by ending with status zero. One thread runs it, so calls that wait come in two forms: the
 //! functions here block, those of [`pending`] return handles that one loop can look at ([`Pending::try_take`]) or wait
-//! for together ([`wait_any`]). [`net`] waits for sockets of std in the same way.
+//! for together ([`wait_any`]). [`net`] waits for sockets of std in the same way, [`network`] has what they send shaped.
 //!
 //! On `wasm32-wasip2` the lab answers through the WIT world in `wit/`. Compiled for a machine's own system, as for a
 //! container, the same program speaks the sync protocol of Testground, and leaves its records as files; sockets and
@@ -23,6 +23,7 @@ mod env;
 mod error;
 mod json;
 pub mod net;
+pub mod network;
 mod rng;
 mod sync;
 

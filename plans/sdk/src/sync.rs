@@ -95,6 +95,12 @@ pub mod pending {
 #[derive(Debug)]
 pub struct Pending(back::Pending);
 
+impl From<back::Pending> for Pending {
+    fn from(pending: back::Pending) -> Pending {
+        Pending(pending)
+    }
+}
+
 impl Pending {
     /// Returns the answer, where it is there and was not taken before.
     pub fn try_take(&mut self) -> Option<Result<u64>> {

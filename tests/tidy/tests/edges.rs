@@ -27,7 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("iptl-labnet-tun", &["iptl-labnet"]),
     ("iptl-runner", &["iptl-dag", "iptl-labnet"]),
     ("iptl-runner-wasm", &["iptl-dag", "iptl-labnet", "iptl-runner"]),
-    ("iptl-testground", &["iptl-dag", "iptl-runner"]),
+    ("iptl-testground", &["iptl-dag", "iptl-labnet", "iptl-runner"]),
     ("iptl-runner-docker", &["iptl-dag", "iptl-labnet", "iptl-labnet-tun", "iptl-runner", "iptl-testground"]),
     // The driver joins them, the command line stands on it.
     (

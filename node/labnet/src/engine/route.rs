@@ -11,6 +11,9 @@ use crate::topology::{Entity, NodeId};
 impl Engine {
     /// A packet leaves a line: what is at its end?
     pub(super) fn leave(&mut self, at_ns: u64, line: usize, flight: Flight) {
+        if let Some(node) = line.checked_sub(self.first_own()).and_then(|at| self.owners.get(at)) {
+            return self.offer(at_ns, self.up(Entity::Node(*node)), flight);
+        }
         let (nodes, gateways) = (self.topology.nodes.len(), self.topology.gateways.len());
         let entity = if line < 2 * nodes { Entity::Node(line / 2) } else { Entity::Gateway(line / 2 - nodes) };
         if line >= 2 * (nodes + gateways) {
@@ -34,7 +37,11 @@ impl Engine {
         }
     }
 
-    fn arrive(&mut self, at_ns: u64, node: usize, flight: Flight) {
+    pub(super) fn arrive(&mut self, at_ns: u64, node: usize, flight: Flight) {
+        if !self.is_enabled(node) {
+            self.stats.disabled += 1;
+            return self.recycle(flight.bytes);
+        }
         // What was under way when the network was parted does not arrive.
         if self.parted(flight.origin, self.node_sides[node]) {
             self.stats.partitioned += 1;
@@ -201,6 +208,13 @@ impl Engine {
 
     /// Ends a packet, and tells its sender why where one may be told.
     fn refuse(&mut self, at_ns: u64, realm: usize, error: IcmpError, flight: Flight) {
+        if let Some(told) = self.error_about(error, flight) {
+            self.enter(at_ns, realm, None, told);
+        }
+    }
+
+    /// Ends a packet, and makes what a router says of it; none where nobody may be told.
+    pub(super) fn error_about(&mut self, error: IcmpError, flight: Flight) -> Option<Flight> {
         let from = match flight.header.src {
             IpAddr::V4(_) => IpAddr::V4(self.config.router_v4),
             IpAddr::V6(_) => IpAddr::V6(self.config.router_v6),
@@ -213,10 +227,12 @@ impl Engine {
         match Header::parse(&bytes) {
             Ok(header) if told => {
                 self.stats.icmp_errors += 1;
-                let offload = Offload::default();
-                self.enter(at_ns, realm, None, Flight { bytes, header, offload, origin: None });
+                Some(Flight { bytes, header, offload: Offload::default(), origin: None })
             }
-            _ => self.recycle(bytes),
+            _ => {
+                self.recycle(bytes);
+                None
+            }
         }
     }
 

@@ -105,6 +105,8 @@ pub struct EngineStats {
     pub multicast: u64,
     /// Packets between the sides of a partition.
     pub partitioned: u64,
+    /// Packets that came to a node that has asked for no network.
+    pub disabled: u64,
     /// ICMP errors sent.
     pub icmp_errors: u64,
     /// Packets handed to other engines of the network.

@@ -16,6 +16,7 @@ use crate::engine::LinkStats;
 use crate::faults::{Faults, Happened};
 use crate::sockets::Sockets;
 use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId};
+use crate::wish::{Wish, WishError};
 
 impl Sockets for Hosts {
     fn advance(&mut self, now_ns: u64) {
@@ -66,15 +67,22 @@ impl Sockets for Hosts {
         Some((self.directory.at(captured.node.index() as u64)?, captured))
     }
 
+    fn shape(&mut self, me: Ipv4Addr, wish: &Wish) -> Result<(), WishError> {
+        let node = self.hosts.get(&me).map(|host| host.node).ok_or(WishError::Unknown)?;
+        self.engine.shape(node, wish)
+    }
+
     fn network_use(&self, me: Ipv4Addr) -> Option<NetworkUse> {
         let host = self.hosts.get(&me)?;
         let (up, down) = self.engine.links_of(host.node);
-        let lost_by_lab = up.iter().chain(&down).map(|link| link.dropped_by_lab).sum();
+        let own = self.engine.own_use(host.node);
+        let lost_by_lab = up.iter().chain(&down).chain(&own).map(|link| link.dropped_by_lab).sum();
         let links = |links: Vec<LinkStats>| links.into_iter().map(LinkUse::from).collect();
         let (across, lateness, stats) = (self.engine.across(), self.engine.lateness(), self.engine.stats());
         Some(NetworkUse {
             up: links(up),
             down: links(down),
+            own: own.map(LinkUse::from),
             spoofed: self.engine.spoofed_by(host.node).unwrap_or_default(),
             lost_by_lab,
             crashes: host.crashes,

@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use iptl_labnet::{Away, Captured, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output};
+use iptl_labnet::{
+    Away, Captured, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output, Wish, WishError,
+};
 
 use crate::device::{self, Counters, Device};
 use crate::report::{LabReport, NodeReport, Report};
@@ -96,6 +98,7 @@ enum Order {
     Detach(NodeId),
     Away(Vec<Away>),
     Configure(LinkId, LinkConfig),
+    Shape(NodeId, Box<Wish>, Reply<Result<(), WishError>>),
     Partition(Vec<Option<u8>>),
     Faults(Box<Faults>, u64),
     Capture(NodeId, u64, u64),
@@ -194,6 +197,12 @@ impl Network {
     /// Changes what a link does from now on.
     pub fn configure(&self, link: LinkId, config: LinkConfig) {
         self.shared.tell(Order::Configure(link, config));
+    }
+
+    /// Puts in force what a node asks of its own network, as [`Engine::shape`] does. `reply` is called by its thread once
+    /// it is so, must not wait, and is dropped where the thread has ended.
+    pub fn shape(&self, node: NodeId, wish: Wish, reply: impl FnOnce(Result<(), WishError>) + Send + 'static) {
+        self.shared.tell(Order::Shape(node, Box::new(wish), Box::new(reply)));
     }
 
     /// Parts the network, as [`Engine::partition`] does.
@@ -316,6 +325,7 @@ impl Runner {
                 Ok(Order::Configure(link, config)) => {
                     self.engine.configure(link, config);
                 }
+                Ok(Order::Shape(node, wish, reply)) => reply(self.engine.shape(node, &wish)),
                 Ok(Order::Partition(sides)) => self.engine.partition(&sides),
                 Ok(Order::Faults(faults, start_ns)) => self.faults = Some((faults, start_ns)),
                 Ok(Order::Capture(node, limit, ahead_ns)) => self.engine.capture(node, limit, ahead_ns),
@@ -431,7 +441,8 @@ impl Runner {
             }
             let spoofed = self.engine.spoofed_by(id).unwrap_or_default();
             let Counters { overrun, refused } = counters;
-            nodes.insert(node, NodeReport { up, down, spoofed, overrun, refused });
+            let own = self.engine.own_use(id);
+            nodes.insert(node, NodeReport { up, down, own, spoofed, overrun, refused });
         }
         let count = u16::try_from(topology.regions()).unwrap_or(u16::MAX);
         let pairs = (0..count).flat_map(|from| (0..count).map(move |to| (from, to)));

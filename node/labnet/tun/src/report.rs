@@ -29,6 +29,8 @@ pub struct NodeReport {
     pub up: Vec<LinkStats>,
     /// Its link down, then those of the gateways before it, its own first.
     pub down: Vec<LinkStats>,
+    /// What its own requests did to what it sent; none where it made none.
+    pub own: Option<LinkStats>,
     /// Packets that it sent with another source than its own.
     pub spoofed: u64,
     /// Packets that it sent and for which its device had no room, because the network was late.
@@ -40,7 +42,7 @@ pub struct NodeReport {
 impl NodeReport {
     /// Returns how many packets the lab itself lost for this node: none of them is the model's doing.
     pub fn lost_by_lab(&self) -> u64 {
-        let links: u64 = self.up.iter().chain(&self.down).map(|link| link.dropped_by_lab).sum();
+        let links: u64 = self.up.iter().chain(&self.down).chain(&self.own).map(|link| link.dropped_by_lab).sum();
         links + self.overrun + self.refused
     }
 }

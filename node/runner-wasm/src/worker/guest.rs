@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iptl_dag::model::{Exit, FaultKind, InstanceId, Resources, Usage};
+use iptl_labnet::Wish;
 use iptl_runner::{Ended, InstanceSpec, OutputStream, environment};
 use tokio::sync::watch;
 use wasmtime::component::ResourceTable;
@@ -65,6 +66,8 @@ pub(crate) struct Instance {
     pub(crate) artifact_bytes: AtomicU64,
     /// Artifacts so far.
     pub(crate) artifact_paths: Mutex<BTreeSet<String>>,
+    /// All that it has asked of its network so far.
+    wish: Mutex<Wish>,
     /// What it has used so far.
     pub(crate) gauges: Arc<Gauges>,
     /// What of that was written down.
@@ -87,12 +90,18 @@ impl Instance {
             record_bytes: AtomicU64::new(0),
             artifact_bytes: AtomicU64::new(0),
             artifact_paths: Mutex::new(BTreeSet::new()),
+            wish: Mutex::default(),
             gauges: Arc::default(),
             sampled: Mutex::default(),
             crash: watch::Sender::new(None),
             paused: watch::Sender::new(None),
             ended: AtomicBool::new(false),
         }
+    }
+
+    /// Returns all that it has asked of its network so far.
+    pub(crate) fn wish(&self) -> MutexGuard<'_, Wish> {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends its program at once, and starts it again after some time.

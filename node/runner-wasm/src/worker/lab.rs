@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod mailbox;
+mod network;
 mod records;
 mod sync;
 
@@ -60,6 +61,7 @@ fn view(guest: &mut Guest) -> LabView<'_> {
 /// Adds `iptl:lab` to a linker.
 pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wit::sync::add_to_linker::<Guest, HasLab>(linker, view)?;
+    wit::network::add_to_linker::<Guest, HasLab>(linker, view)?;
     wit::records::add_to_linker::<Guest, HasLab>(linker, view)?;
     wit::artifacts::add_to_linker::<Guest, HasLab>(linker, view)
 }

@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 use iptl_dag::model::{InstanceId, NetworkUse};
 use iptl_labnet::{
     CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError, SocketId, Sockets,
-    Switch, clean, compile,
+    Switch, Wish, WishError, clean, compile,
 };
 use iptl_runner::capture::{self, Captures};
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
@@ -181,6 +181,11 @@ impl Net {
         if let Some(captures) = &self.captures {
             captures.keep(id, at_us).await;
         }
+    }
+
+    /// Puts in force what an instance asks of its own network.
+    pub(crate) fn shape(&self, address: Ipv4Addr, wish: &Wish) -> Result<(), WishError> {
+        self.with(|sockets| sockets.shape(address, wish))
     }
 
     /// Returns the bytes that each of some instances has sent and received so far.

@@ -15,7 +15,8 @@ use std::time::Duration;
 use client::{Ask, lab};
 pub(crate) use records::{artifact, event, metric};
 
-use crate::{Error, Message, Result};
+use crate::network::{Config, Filter, Shape};
+use crate::{Error, Json, Message, Result};
 
 /// Calls that are answered together: one, or a signal and the barrier behind it.
 #[derive(Debug)]
@@ -100,6 +101,45 @@ impl Drop for Subscription {
             lab.forget(&[self.call]);
         }
     }
+}
+
+/// Publishes what Testground's SDKs do. The lab answers once it is in force.
+pub(crate) fn configure(config: &Config) -> Result<()> {
+    let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+    let percent = |ppm: u32| f64::from(ppm) / 10_000.0;
+    let field = |name: &str, value: Json| (name.to_owned(), value);
+    let shape = |shape: &Shape| {
+        let filter: u32 = match shape.filter {
+            Filter::Accept => 0,
+            Filter::Reject => 1,
+            Filter::Drop => 2,
+        };
+        vec![
+            field("filter", filter.into()),
+            field("latency", nanos(shape.latency).into()),
+            field("jitter", nanos(shape.jitter).into()),
+            field("bandwidth", i64::try_from(shape.bandwidth_bps).unwrap_or(i64::MAX).into()),
+            field("loss", percent(shape.loss_ppm).into()),
+            field("corrupt", percent(shape.corrupt_ppm).into()),
+            field("reorder", percent(shape.reorder_ppm).into()),
+            field("duplicate", percent(shape.duplicate_ppm).into()),
+        ]
+    };
+    let rule = |(subnet, rule): &(String, Shape)| {
+        Json::Object([shape(rule), vec![field("subnet", Json::Text(subnet.clone()))]].concat())
+    };
+    let host = std::env::var("HOSTNAME").map_err(|_| Error::NotInLab { variable: "HOSTNAME".to_owned() })?;
+    let wanted = Json::Object(vec![
+        field("network", Json::Text("default".to_owned())),
+        field("enable", config.enabled.into()),
+        field("default", Json::Object(shape(&config.shape))),
+        field("rules", Json::List(config.rules.iter().map(rule).collect())),
+        field("routing_policy", Json::Text("deny_all".to_owned())),
+        field("callback_state", Json::Text(format!("network:{host}"))),
+    ]);
+    let topic = format!("network:{host}");
+    let asked = lab()?.ask(Ask::Publish { topic: &topic, payload: wanted.to_string().as_bytes() })?;
+    crate::Pending::from(Pending::new(vec![asked], None)).wait().map(drop)
 }
 
 /// Something that is waited for: there once all its calls are answered, or one of them in vain.

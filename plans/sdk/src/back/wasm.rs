@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::bindings::iptl::lab::{artifacts, records, sync};
+use super::bindings::iptl::lab::{artifacts, network, records, sync};
 use super::bindings::wasi::clocks::monotonic_clock;
 use super::bindings::wasi::io::poll;
+use crate::network::{Config, Filter, Shape};
 use crate::{Error, Message, Result};
 
 pub type Event = poll::Pollable;
@@ -97,6 +98,27 @@ pub(crate) fn event(name: &str, data: &str) -> Result<()> {
 
 pub(crate) fn metric(name: &str, value: f64, unit: &str) -> Result<()> {
     records::metric(name, value, unit).map_err(Error::Refused)
+}
+
+pub(crate) fn configure(config: &Config) -> Result<()> {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let shape = |shape: &Shape| network::Shape {
+        filter: match shape.filter {
+            Filter::Accept => network::Filter::Accept,
+            Filter::Reject => network::Filter::Reject,
+            Filter::Drop => network::Filter::Drop,
+        },
+        latency: nanos(shape.latency),
+        jitter: nanos(shape.jitter),
+        bandwidth: shape.bandwidth_bps,
+        loss: shape.loss_ppm,
+        corrupt: shape.corrupt_ppm,
+        reorder: shape.reorder_ppm,
+        duplicate: shape.duplicate_ppm,
+    };
+    let rule = |(subnet, rule): &(String, Shape)| network::Rule { subnet: subnet.clone(), shape: shape(rule) };
+    let rules: Vec<network::Rule> = config.rules.iter().map(rule).collect();
+    network::configure(config.enabled, shape(&config.shape), &rules).map_err(Error::Refused)
 }
 
 pub(crate) fn artifact(path: &str, data: &[u8]) -> Result<()> {

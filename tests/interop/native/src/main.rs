@@ -1,10 +1,11 @@
 //! Does what the lab's own SDK can do, and fails where anything is not as it says. The same source is a Wasm program.
 //!
-//! Case `tour`: all that the SDK has. Case `stall`: waits for what never comes. Case `quiet`: leaves without waiting for
+//! Case `tour`: all that the SDK has. Case `shape`: it has its network shaped; one that cannot be had is refused. Case `stall`: waits for what never comes. Case `quiet`: leaves without waiting for
 //! an answer.
 
 use std::time::Duration;
 
+use iptl_sdk::network::{self, Config, Filter, Shape};
 use iptl_sdk::{Error, Result, pending, wait_any, wait_any_for};
 
 /// Bytes that are no text, to see that none is lost on the way.
@@ -14,6 +15,7 @@ fn main() -> Result<()> {
     let env = iptl_sdk::env()?;
     match env.case.as_str() {
         "tour" => tour(&env),
+        "shape" => shape(),
         "stall" => iptl_sdk::barrier("never", u64::MAX),
         "quiet" => pending::signal("left").map(drop),
         other => fail(&format!("no case is called {other}")),
@@ -70,6 +72,16 @@ fn tour(env: &iptl_sdk::Env) -> Result<()> {
     iptl_sdk::event("done", ())?;
     println!("done");
     Ok(())
+}
+
+fn shape() -> Result<()> {
+    let slow = Shape { latency: Duration::from_millis(50), jitter: Duration::from_micros(1), loss_ppm: 1, ..Shape::default() };
+    let none = Shape { filter: Filter::Drop, bandwidth_bps: 1_000_000, ..Shape::default() };
+    let config = Config { shape: slow, rules: vec![("10.9.0.0/16".to_owned(), none)], ..Config::default() };
+    network::configure(&config)?;
+    let refused = network::configure(&Config { rules: vec![("nowhere".to_owned(), slow)], ..config });
+    check(matches!(&refused, Err(Error::Refused(reason)) if reason.contains("no subnet")), "no rule for nowhere")?;
+    network::configure(&Config { enabled: false, ..Config::default() })
 }
 
 fn check(holds: bool, what: &str) -> Result<()> {

@@ -1,10 +1,13 @@
 //! Does what the Rust SDK of Testground can do, and says what it saw.
 //!
 //! Case `tour`: all meet, publish where they stand, read what the others published, and meet again. Case `fail`: says
-//! that it failed. Case `panic`: panics. Case `stall`: waits for what never comes.
+//! that it failed. Case `panic`: panics. Case `stall`: waits for what never comes. Case `shape`: the second instance has
+//! its network shaped and says what that did to its conversation with the first.
 
 use std::borrow::Cow;
 use std::error::Error;
+
+mod shape;
 
 use testground::client::Client;
 use tokio_stream::StreamExt;
@@ -15,6 +18,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let parameters = client.run_parameters();
     match parameters.test_case.as_str() {
         "tour" => tour(client).await,
+        "shape" => shape::run(client).await,
         "fail" => Ok(client.record_failure("as it was told").await?),
         "panic" => panic!("as it was told"),
         "stall" => Ok(client.barrier("never", u64::MAX >> 1).await?),

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
         "answer" => network::answer(),
         "meet" => return meet(&args[1..]),
         "reach" => return network::reach(&args[1], args[2].parse().unwrap()),
+        "shaped" => network::shaped(&args[1]),
         "escape" => network::escape(&args[1..]),
         other => panic!("no behaviour {other}"),
     }

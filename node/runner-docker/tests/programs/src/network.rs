@@ -77,6 +77,28 @@ pub(crate) fn reach(name: &str, bytes: usize) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Asks that what it sends waits for 100 ms, and says how long round trips to another take, for ever.
+pub(crate) fn shaped(name: &str) {
+    let config = r#"{"enable":true,"callback_state":"shaped","default":{"latency":100000000}}"#;
+    println!("asked {}", crate::sync::Sync::connect().configure(config).contains("\"error\":\"\""));
+    let to = (name, PORT).to_socket_addrs().unwrap().next().unwrap();
+    let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    udp.connect(to).unwrap();
+    udp.set_read_timeout(Some(TRY)).unwrap();
+    for round in 0u64.. {
+        let began = Instant::now();
+        let _gone = udp.send(&round.to_be_bytes());
+        let mut answer = [0; 8];
+        // An answer that comes late is not taken for another's.
+        while udp.recv(&mut answer).is_ok() {
+            if answer == round.to_be_bytes() {
+                println!("trip {}", began.elapsed().as_micros());
+                break;
+            }
+        }
+    }
+}
+
 /// Tries to reach what is not of the lab, and says of each whether that worked.
 pub(crate) fn escape(addresses: &[String]) {
     for address in addresses {

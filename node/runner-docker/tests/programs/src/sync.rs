@@ -55,6 +55,13 @@ impl Sync {
         self.answer();
     }
 
+    /// Asks for a network; returns what is answered.
+    pub(crate) fn configure(&mut self, config: &str) -> String {
+        let key = Sync::key("topics", &format!("network:{}", std::env::var("HOSTNAME").unwrap()));
+        self.ask(&format!("\"publish\":{{\"topic\":\"{key}\",\"payload\":{config}}}"));
+        self.answer()
+    }
+
     pub(crate) fn subscribe(&mut self, topic: &str, count: u64) -> Vec<String> {
         let key = Sync::key("topics", topic);
         self.ask(&format!("\"subscribe\":{{\"topic\":\"{key}\"}}"));

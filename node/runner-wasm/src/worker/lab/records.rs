@@ -15,7 +15,7 @@ const MAX_UNIT: usize = 32;
 
 impl LabView<'_> {
     /// Counts what a record takes; ends the instance where it is more than it may.
-    fn charge_record(&self, bytes: usize) -> Result<()> {
+    pub(super) fn charge_record(&self, bytes: usize) -> Result<()> {
         let before = self.instance.record_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if before.saturating_add(bytes as u64) > self.instance.limits.record_bytes {
             return Err(Ending::TooMuch { what: "records" }.into());
@@ -25,7 +25,7 @@ impl LabView<'_> {
 }
 
 /// Ends an instance whose records cannot be kept: a result without them would not say what it seems to say.
-fn lost(error: &std::io::Error) -> wasmtime::Error {
+pub(super) fn lost(error: &std::io::Error) -> wasmtime::Error {
     Ending::Lost { what: "records", reason: error.to_string() }.into()
 }
 

@@ -2,8 +2,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::exit;
 use std::time::{Duration, Instant};
 
+use crate::iptl::lab::network;
 use crate::variable;
 
 const PORT: u16 = 4000;
@@ -19,6 +21,7 @@ pub fn behave(what: &str, args: &[String]) {
         "sockets" => sockets(),
         "reset" => reset(),
         "idle-poll" => idle_poll(),
+        "shape" => shape(),
         other => panic!("unknown behaviour {other}"),
     }
 }
@@ -59,6 +62,59 @@ fn tcp_echo() {
         stream.read_to_string(&mut answer).unwrap();
         println!("{answer}");
     }
+}
+
+/// Instance 0 gives bytes back; the other has its network shaped, and says how long round trips take then.
+fn shape() {
+    if variable("IPTL_INDEX") == 0 {
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+        for _ in 0..3 {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_nodelay(true).unwrap();
+            let mut byte = [0];
+            while stream.read(&mut byte).unwrap() == 1 {
+                stream.write_all(&byte).unwrap();
+            }
+        }
+        return;
+    }
+    let say_trip = |what: &str| {
+        let mut stream = connect("g-0");
+        stream.set_nodelay(true).unwrap();
+        let trips = (0..5).map(|_| {
+            let begun = Instant::now();
+            stream.write_all(&[1]).unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            begun.elapsed().as_micros()
+        });
+        println!("{what} {}", trips.min().unwrap());
+    };
+    let none = network::Shape {
+        filter: network::Filter::Accept,
+        latency: 0,
+        jitter: 0,
+        bandwidth: 0,
+        loss: 0,
+        corrupt: 0,
+        reorder: 0,
+        duplicate: 0,
+    };
+    let rule = |filter| network::Rule { subnet: "10.0.0.1/32".to_owned(), shape: network::Shape { filter, ..none } };
+    say_trip("clean");
+    if let Err(reason) = network::configure(true, network::Shape { latency: 100_000_000, ..none }, &[]) {
+        println!("refused: {reason}");
+        // Whom the other still waits for.
+        drop((connect("g-0"), connect("g-0")));
+        exit(0);
+    }
+    say_trip("slow");
+    network::configure(true, none, &[rule(network::Filter::Reject)]).unwrap();
+    println!("reject {:?}", TcpStream::connect(("g-0", PORT)).map_err(|e| e.kind()).unwrap_err());
+    let faster = network::Shape { latency: 20_000_000, ..none };
+    network::configure(true, faster, &[rule(network::Filter::Accept)]).unwrap();
+    say_trip("faster");
+    let nowhere = network::Rule { subnet: "nowhere".to_owned(), shape: none };
+    println!("nowhere {}", network::configure(true, none, &[nowhere]).unwrap_err());
 }
 
 /// A datagram goes round until everybody had it three times.
