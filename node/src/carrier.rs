@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::ExecutionId;
-use iptl_labnet::{Away, Packet};
+use iptl_labnet::{Away, Batch, Packet};
 use iptl_labnet_tun::now_ns;
 use iptl_runner::{CellControl, CellInput};
 use iptl_wire::frame;
@@ -28,12 +28,14 @@ use tokio::task::AbortHandle;
 use crate::framed;
 use crate::gate::Gate;
 use crate::lablet::Routes;
-use crate::links::{Incoming, Links, Stream};
+use crate::links::{Incoming, LinkError, Links, Stream};
 
-/// Protocol ID of the stream that carries lab packets one way.
-pub(crate) const PROTOCOL: &str = "/iptl/labnet/1";
+/// Protocol ID of the stream that carries lab packets one way, and of the version before, in which each packet has a
+/// frame of its own.
+pub(crate) const PROTOCOL: &str = "/iptl/labnet/2";
+const PROTOCOL_1: &str = "/iptl/labnet/1";
 
-/// Largest frame: a packet of 64 KiB with its wrapping.
+/// Largest frame: a batch with a packet of 64 KiB as its last, and their wrapping.
 const MAX_FRAME_SIZE: usize = 128 << 10;
 
 /// Largest frame with what a clock shows.
@@ -94,8 +96,10 @@ enum Letter {
         /// By the sender's clock, in nanoseconds.
         at_ns: u64,
     },
-    /// A packet.
+    /// A packet, in the first version.
     Packet(Carried),
+    /// Packets that go together.
+    Packets(Together),
     /// No more on this stream: it was idle. A stream that ends without it has lost packets.
     End {},
 }
@@ -144,6 +148,14 @@ struct Carried {
     packet: Bytes,
 }
 
+/// Packets of one execution.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Together {
+    execution: ExecutionId,
+    packets: Batch,
+}
+
 /// Carries packets for all cells of a lablet.
 #[derive(Clone)]
 pub(crate) struct Carrier {
@@ -160,7 +172,7 @@ struct Shared {
 
 /// What waits for a lablet.
 enum Queued {
-    Packet(Carried),
+    Packets(Together),
     /// Packets will come that are timed: the stream is to be there, and the clock known.
     Ready,
 }
@@ -180,9 +192,12 @@ struct Cell {
 impl Carrier {
     /// Starts to accept packets from other lablets.
     pub(crate) async fn start(links: Links) -> Carrier {
-        let incoming = links.accept(PROTOCOL, ACCEPT_QUEUE).await;
         let carrier = Carrier { links, shared: Arc::default() };
-        tokio::spawn(carrier.clone().accept(incoming));
+        let gate = Gate::new(MAX_STREAMS_PER_PEER);
+        for protocol in [PROTOCOL, PROTOCOL_1] {
+            let incoming = carrier.links.accept(protocol, ACCEPT_QUEUE).await;
+            tokio::spawn(carrier.clone().accept(incoming, gate.clone()));
+        }
         carrier
     }
 
@@ -196,20 +211,22 @@ impl Carrier {
         lock(&self.shared.cells).remove(execution);
     }
 
-    /// Sends a packet to the cell of `execution` on `peer`.
-    pub(crate) fn send(&self, peer: &PeerId, addrs: &[String], execution: ExecutionId, packet: Bytes) {
+    /// Sends packets to the cell of `execution` on `peer`.
+    pub(crate) fn send(&self, peer: &PeerId, addrs: &[String], execution: ExecutionId, packets: Batch) {
         let mut queues = lock(&self.shared.queues);
         let queue = self.queue(&mut queues, peer, addrs);
-        let cost = packet.len() + PACKET_COST;
+        let cost = cost_of(&packets);
         if queue.bytes.fetch_add(cost, Ordering::Relaxed) + cost <= QUEUE_BYTES {
             // The task ends only once it has taken itself out of the queues.
-            let _ended = queue.sender.send(Queued::Packet(Carried { execution, packet }));
+            let _ended = queue.sender.send(Queued::Packets(Together { execution, packets }));
             return;
         }
         queue.bytes.fetch_sub(cost, Ordering::Relaxed);
         drop(queues);
-        self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        if Away::is_encoded(&packet) || matches!(Packet::decode(&packet), Ok(Packet::Udp { .. })) {
+        self.shared.dropped.fetch_add(packets.len() as u64, Ordering::Relaxed);
+        let may_be_lost =
+            |packet: &Bytes| Away::is_encoded(packet) || matches!(Packet::decode(packet), Ok(Packet::Udp { .. }));
+        if packets.packets().all(|packet| may_be_lost(&packet)) {
             return;
         }
         let carrier = self.clone();
@@ -236,7 +253,7 @@ impl Carrier {
         addrs: &[String],
         enough_ns: Option<u64>,
     ) -> std::io::Result<Way> {
-        let stream = self.links.open(peer, addrs, PROTOCOL).await.map_err(std::io::Error::other)?;
+        let (stream, _) = self.open(peer, addrs).await.map_err(std::io::Error::other)?;
         let (mut answers, mut stream) = tokio::io::split(stream);
         let mut one_ways = Vec::with_capacity(MEASURED_LOOKS);
         let most = if enough_ns.is_some() { MEASURED_LOOKS + FURTHER_LOOKS } else { MEASURED_LOOKS };
@@ -267,6 +284,15 @@ impl Carrier {
     pub(crate) fn make_ready(&self, peer: &PeerId, addrs: &[String]) {
         let mut queues = lock(&self.shared.queues);
         let _ended = self.queue(&mut queues, peer, addrs).sender.send(Queued::Ready);
+    }
+
+    /// Opens a stream, and says whether each packet is to have a frame of its own: lablets of an earlier version know no
+    /// other.
+    async fn open(&self, peer: &PeerId, addrs: &[String]) -> Result<(Stream, bool), LinkError> {
+        match self.links.open(peer, addrs, PROTOCOL).await {
+            Err(LinkError::NotSpoken { .. }) => Ok((self.links.open(peer, addrs, PROTOCOL_1).await?, true)),
+            opened => Ok((opened?, false)),
+        }
     }
 
     fn queue<'a>(&self, queues: &'a mut BTreeMap<PeerId, Queue>, peer: &PeerId, addrs: &[String]) -> &'a mut Queue {
@@ -302,8 +328,7 @@ impl Carrier {
         }
     }
 
-    async fn accept(self, mut incoming: Incoming) {
-        let gate = Gate::new(MAX_STREAMS_PER_PEER);
+    async fn accept(self, mut incoming: Incoming, gate: Gate) {
         while let Some((peer, stream)) = incoming.recv().await {
             let Some(place) = gate.enter(&peer) else {
                 tracing::debug!(%peer, "too many streams of packets of one peer");
@@ -325,7 +350,10 @@ impl Carrier {
         let mut waiting = Vec::new();
         loop {
             match framed::expect::<Letter>(&mut stream, MAX_FRAME_SIZE).await? {
-                Letter::Packet(carried) => waiting.push(carried),
+                Letter::Packet(Carried { execution, packet }) => {
+                    waiting.push(Together { execution, packets: Batch::of(&packet) });
+                }
+                Letter::Packets(together) => waiting.push(together),
                 Letter::Ask { at_ns } => {
                     let clock = Clock { asked_ns: at_ns, here_ns: now_ns() };
                     framed::write(stream.get_mut(), &clock).await?;
@@ -343,13 +371,13 @@ impl Carrier {
     }
 
     /// Hands packets over to their cells, in their order.
-    async fn deliver(&self, peer: &PeerId, waiting: &mut Vec<Carried>) {
+    async fn deliver(&self, peer: &PeerId, waiting: &mut Vec<Together>) {
         let mut rest = waiting.drain(..).peekable();
         while let Some(first) = rest.next() {
             let execution = first.execution;
             let same = std::iter::from_fn(|| rest.next_if(|next| next.execution == execution));
-            let packets: Vec<Bytes> = std::iter::once(first).chain(same).map(|carried| carried.packet).collect();
-            if let Some((control, inputs)) = self.of_cell(peer, &execution, packets) {
+            let batches: Vec<Batch> = std::iter::once(first).chain(same).map(|together| together.packets).collect();
+            if let Some((control, inputs)) = self.of_cell(peer, &execution, batches) {
                 control.input(inputs).await;
             }
         }
@@ -361,19 +389,19 @@ impl Carrier {
         &self,
         peer: &PeerId,
         execution: &ExecutionId,
-        packets: Vec<Bytes>,
+        batches: Vec<Batch>,
     ) -> Option<(Arc<dyn CellControl>, Vec<CellInput>)> {
-        let count = packets.len();
+        let count: usize = batches.iter().map(Batch::len).sum();
         let cells = lock(&self.shared.cells);
         let wanted = cells.get(execution).map(|cell| {
-            let of_peer = packets.into_iter().filter(|packet| cell.routes.may_send(peer, packet));
-            let inputs: Vec<CellInput> = of_peer.map(|packet| CellInput::Packet(packet.into())).collect();
-            (cell.control.clone(), inputs)
+            let of_peer = batches.into_iter().map(|batch| batch.retain(|packet| cell.routes.may_send(peer, packet)));
+            (cell.control.clone(), of_peer.filter(|batch| !batch.is_empty()).collect::<Vec<Batch>>())
         });
         drop(cells);
-        let taken = wanted.as_ref().map_or(0, |(_, inputs)| inputs.len());
+        let taken: usize = wanted.iter().flat_map(|(_, batches)| batches).map(Batch::len).sum();
         self.shared.dropped.fetch_add((count - taken) as u64, Ordering::Relaxed);
-        wanted.filter(|_| taken > 0)
+        let (control, batches) = wanted.filter(|_| taken > 0)?;
+        Some((control, batches.into_iter().map(CellInput::Packets).collect()))
     }
 }
 
@@ -391,8 +419,8 @@ impl Delivery {
     /// reset: a gap in a connection would never be filled.
     async fn run(mut self) {
         while let Some(first) = self.next().await {
-            let ended = match self.carrier.links.open(&self.peer, &self.addrs, PROTOCOL).await {
-                Ok(stream) => self.write(stream, first).await,
+            let ended = match self.carrier.open(&self.peer, &self.addrs).await {
+                Ok((stream, each)) => self.write(stream, first, each).await,
                 Err(error) => Err(std::io::Error::other(error)),
             };
             if let Err(error) = ended {
@@ -405,7 +433,7 @@ impl Delivery {
         }
     }
 
-    async fn write(&mut self, stream: Stream, first: Queued) -> std::io::Result<()> {
+    async fn write(&mut self, stream: Stream, first: Queued, each: bool) -> std::io::Result<()> {
         let (answers, stream) = tokio::io::split(stream);
         let mut stream = BufWriter::with_capacity(MAX_FRAME_SIZE, stream);
         let looks = Arc::new(Looks::default());
@@ -415,7 +443,7 @@ impl Delivery {
         let mut next = Some(first);
         while let Some(queued) = next {
             let timed = match &queued {
-                Queued::Packet(carried) => Away::is_encoded(&carried.packet),
+                Queued::Packets(together) => together.packets.packets().any(|packet| Away::is_encoded(&packet)),
                 Queued::Ready => true,
             };
             if timed {
@@ -432,13 +460,20 @@ impl Delivery {
                     asked = Some(Instant::now());
                 }
             }
-            if let Queued::Packet(mut carried) = queued {
+            if let Queued::Packets(Together { execution, mut packets }) = queued {
                 if timed {
-                    let mut packet = BytesMut::from(carried.packet);
-                    Away::stamp(&mut packet, relayed, |from_ns| from_ns.saturating_add_signed(looks.ahead_ns()));
-                    carried.packet = packet.freeze();
+                    let ahead_ns = looks.ahead_ns();
+                    packets = packets.edit(|packet| {
+                        Away::stamp(packet, relayed, |from_ns| from_ns.saturating_add_signed(ahead_ns));
+                    });
                 }
-                stream.write_all(&frame::encode(&Letter::Packet(carried))).await?;
+                if each {
+                    for packet in packets.packets() {
+                        stream.write_all(&frame::encode(&Letter::Packet(Carried { execution, packet }))).await?;
+                    }
+                } else {
+                    stream.write_all(&frame::encode(&Letter::Packets(Together { execution, packets }))).await?;
+                }
             }
             next = match self.queue.try_recv() {
                 Ok(queued) => {
@@ -480,10 +515,15 @@ impl Delivery {
     }
 
     fn taken(&self, queued: &Queued) {
-        if let Queued::Packet(carried) = queued {
-            self.bytes.fetch_sub(carried.packet.len() + PACKET_COST, Ordering::Relaxed);
+        if let Queued::Packets(together) = queued {
+            self.bytes.fetch_sub(cost_of(&together.packets), Ordering::Relaxed);
         }
     }
+}
+
+/// Returns what packets count for while they wait.
+fn cost_of(packets: &Batch) -> usize {
+    packets.as_bytes().len() + packets.len() * PACKET_COST
 }
 
 /// Takes what a receiver says of its clock, until the stream ends.

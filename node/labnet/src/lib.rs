@@ -15,11 +15,14 @@
 //!
 //! [`Faults`] does to an engine what a run's schedule asks for, [`Wish`] is what instances ask for themselves.
 //!
+//! [`Batch`] is what goes from cell to cell: packets, encoded, several in one.
+//!
 //! [`Probe`] sends packets over a network's links to see what they do.
 //!
 //! Nothing here touches a socket of the host, a file or a clock: both are told what happens and asked what follows.
 //! Start reading at [`Switch`] or [`Engine`].
 
+mod batch;
 mod capture;
 mod compile;
 mod directory;
@@ -38,6 +41,7 @@ mod switch;
 mod topology;
 mod wish;
 
+pub use batch::{BATCH_SIZE, Batch, Batching};
 pub use capture::{Captured, PCAP_HEADER};
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError};

@@ -4,6 +4,7 @@
 
 mod away;
 mod bad_input;
+mod batches;
 mod bytes;
 mod captures;
 mod cells;

@@ -226,7 +226,7 @@ impl CellControl for Control {
                     }
                 }
                 // Those of components are of another kind, and not for containers.
-                CellInput::Packet(bytes) => packets.extend(Away::decode(&bytes)),
+                CellInput::Packets(batch) => packets.extend(batch.packets().filter_map(|bytes| Away::decode(&bytes))),
                 // Whoever lost packets sends them again, as on any network.
                 CellInput::Cut(_) => {}
             }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bollard::models::ContainerCreateBody;
 use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
 use iptl_labnet::{
-    Away, Compiled, Directory, Engine, EngineConfig, Faults, LinkStats, NodeId, PRIVATE_ADDR, Wish, WishError, clean,
+    Away, Batching, Compiled, Engine, EngineConfig, Faults, LinkStats, NodeId, PRIVATE_ADDR, Wish, WishError, clean,
     compile,
 };
 use iptl_labnet_tun::{
@@ -38,6 +38,9 @@ use crate::{engine, settings};
 
 /// Packets for other cells that wait to be told; what comes beyond is lost, as on a link that is full.
 const MAX_LEAVING: usize = 4096;
+
+/// Packets that are looked at together.
+const TOGETHER: usize = 256;
 
 /// Time in which an earlier life of the lablet lets go of a device.
 const BUSY: Duration = Duration::from_secs(2);
@@ -153,9 +156,8 @@ impl CellNetwork {
         for (id, node) in &nodes {
             engine.set_away(*node, !own.contains(id));
         }
-        let directory = Directory::new(&spec.groups).map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
         let (leaving, queue) = mpsc::channel(MAX_LEAVING);
-        tokio::spawn(tell(queue, events.downgrade(), directory));
+        tokio::spawn(tell(queue, events.downgrade()));
         let crowded_out = Arc::new(AtomicU64::new(0));
         let lost = Arc::clone(&crowded_out);
         let captured: BTreeMap<usize, InstanceId> = spec
@@ -366,14 +368,21 @@ async fn beside(seat: Seat, at: &Place<'_>) -> Result<Device, String> {
 }
 
 /// Tells packets for other cells, as long as there is somebody to be told.
-async fn tell(mut queue: mpsc::Receiver<Away>, events: mpsc::WeakSender<CellEvent>, directory: Directory) {
-    while let Some(packet) = queue.recv().await {
-        let dst = directory.at(packet.to.index() as u64).and_then(|id| directory.addr(&id));
+async fn tell(mut queue: mpsc::Receiver<Away>, events: mpsc::WeakSender<CellEvent>) {
+    let (mut packets, mut batching) = (Vec::new(), Batching::default());
+    while queue.recv_many(&mut packets, TOGETHER).await > 0 {
+        let mut batches = Vec::new();
+        for packet in packets.drain(..) {
+            batching.push(&packet.encode());
+            batches.extend(batching.take_full());
+        }
+        batches.extend(batching.take());
         // Not held meanwhile: the cell's end would wait for the end of its network.
-        let (Some(dst), Some(events)) = (dst, events.upgrade()) else { continue };
-        let bytes = packet.encode();
-        if events.send(CellEvent::Packet { dst, bytes }).await.is_err() {
-            return;
+        let Some(events) = events.upgrade() else { continue };
+        for batch in batches {
+            if events.send(CellEvent::Packets(batch)).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -91,7 +91,7 @@ async fn running_containers_are_found_again_and_nothing_is_run_twice() {
                 outcome.ended.insert(id, ended);
             }
             CellEvent::Sync { .. }
-            | CellEvent::Packet { .. }
+            | CellEvent::Packets(_)
             | CellEvent::Usage(_)
             | CellEvent::Fault(_)
             | CellEvent::CellOver => {}

@@ -153,17 +153,19 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use iptl_labnet::Batch;
+
     use super::*;
 
     #[test]
     fn frames_come_back_as_they_were() {
         let mut bytes = Vec::new();
         encode(&mut bytes, &ToWorker::Stop { reason: "enough".into() }).unwrap();
-        encode(&mut bytes, &ToWorker::Input(vec![CellInput::Packet(vec![1, 2, 3])])).unwrap();
+        encode(&mut bytes, &ToWorker::Input(vec![CellInput::Packets(Batch::of(&[1, 2, 3]))])).unwrap();
         let mut from = bytes.as_slice();
         assert!(matches!(read(&mut from).unwrap(), Some(ToWorker::Stop { reason }) if reason == "enough"));
         assert!(
-            matches!(read(&mut from).unwrap(), Some(ToWorker::Input(inputs)) if inputs == [CellInput::Packet(vec![1, 2, 3])])
+            matches!(read(&mut from).unwrap(), Some(ToWorker::Input(inputs)) if inputs == [CellInput::Packets(Batch::of(&[1, 2, 3]))])
         );
         assert!(read::<ToWorker>(&mut from).unwrap().is_none());
     }

@@ -239,7 +239,7 @@ async fn run_split(args: &[&str]) -> BTreeMap<u32, Vec<String>> {
         };
         match event {
             CellEvent::Output { id, line, .. } => lines.entry(id.index).or_default().push(line),
-            CellEvent::Packet { bytes, .. } => other.input(vec![CellInput::Packet(bytes)]).await,
+            CellEvent::Packets(batch) => other.input(vec![CellInput::Packets(batch)]).await,
             CellEvent::Ended { id, ended } => {
                 assert_eq!(ended.exit, Exit::Exited { code: 0 }, "{id} {lines:?}");
             }

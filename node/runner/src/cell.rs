@@ -10,6 +10,7 @@ use iptl_dag::model::{
     Adopted, Container, Exit, FaultDone, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources, Usage,
     WorkloadKind,
 };
+use iptl_labnet::Batch;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -201,8 +202,8 @@ pub enum ExecError {
 pub enum CellInput {
     /// An answer to a sync call.
     Sync(SyncReply),
-    /// An encoded packet from another cell, of sockets or, behind the head of an `iptl_labnet::Away`, of IP.
-    Packet(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// Encoded packets from another cell, of sockets or, behind the head of an `iptl_labnet::Away`, of IP.
+    Packets(Batch),
     /// Packets from or to these instances of other cells were lost on their way: connections with them are reset. New
     /// ones may be tried at once.
     Cut(Vec<Ipv4Addr>),
@@ -229,14 +230,9 @@ pub enum CellEvent {
         /// What it asks.
         call: SyncCall,
     },
-    /// An encoded packet for an instance of another cell, or of another part of this one.
-    Packet {
-        /// Lab address of that instance.
-        dst: Ipv4Addr,
-        /// The packet.
-        #[serde(with = "serde_bytes")]
-        bytes: Vec<u8>,
-    },
+    /// Encoded packets for instances of other cells, or of another part of this one;
+    /// [`Directory::destination`](iptl_labnet::Directory::destination) says whose.
+    Packets(Batch),
     /// What the instances use now, at most once in a second and where it changed; with the same groups each time.
     Usage(CellUsage),
     /// Something was done on purpose, as a schedule of faults says, or what was done so is over.

@@ -227,7 +227,7 @@ impl CellControl for FakeControl {
                         let _ = instance.send(reply).await;
                     }
                 }
-                CellInput::Packet(_) | CellInput::Cut(_) => {}
+                CellInput::Packets(_) | CellInput::Cut(_) => {}
             }
         }
     }

@@ -4,13 +4,13 @@
 //! are what cells of other lablets are: a packet that one has for an instance of another goes there, and nowhere else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use iptl_dag::Cid;
 use iptl_dag::model::{InstanceId, WorkloadKind};
-use iptl_labnet::{Away, Directory};
+use iptl_labnet::{Batch, Directory};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -182,28 +182,42 @@ async fn forward(
     together: Weak<Together>,
 ) {
     while let Some(event) = part.recv().await {
-        let event = match event {
-            CellEvent::Packet { dst, bytes } => match to_other_part(number, dst, &together) {
-                Some(control) => {
-                    control.input(vec![CellInput::Packet(bytes)]).await;
-                    continue;
+        let events = match event {
+            CellEvent::Packets(batch) => {
+                let (here, elsewhere) = for_parts(number, batch, &together);
+                for (control, batch) in here {
+                    control.input(vec![CellInput::Packets(batch)]).await;
                 }
-                None => CellEvent::Packet { dst, bytes },
-            },
-            event => event,
+                elsewhere.map(CellEvent::Packets)
+            }
+            event => Some(event),
         };
+        let Some(event) = events else { continue };
         if matches!(event, CellEvent::CellOver) || cell.send(event).await.is_err() {
             return;
         }
     }
 }
 
-/// Returns the part that has an instance, where it is another one than this. Nothing is held of it meanwhile but its
-/// control, which the cell's reader may let go of.
-fn to_other_part(number: usize, dst: Ipv4Addr, together: &Weak<Together>) -> Option<Arc<dyn CellControl>> {
-    let together = together.upgrade()?;
-    let to = together.with(&together.directory.instance(dst)?)?;
-    (to != number).then(|| Arc::clone(&together.parts[to].control))
+/// Packets for another part, with its control.
+type ForPart = (Arc<dyn CellControl>, Batch);
+
+/// Sorts packets of a part by who has the instances for which they are: other parts of the cell, or other cells. Nothing is
+/// held of the parts meanwhile but their controls, which the cell's reader may let go of.
+fn for_parts(number: usize, batch: Batch, together: &Weak<Together>) -> (Vec<ForPart>, Option<Batch>) {
+    let Some(together) = together.upgrade() else { return (Vec::new(), Some(batch)) };
+    let part = |packet: &Bytes| {
+        let id = together.directory.destination(packet).and_then(|dst| together.directory.instance(dst));
+        Some(id.and_then(|id| together.with(&id)).filter(|part| *part != number))
+    };
+    let (mut here, mut elsewhere) = (Vec::new(), None);
+    for (part, batch) in batch.split(part) {
+        match part {
+            Some(part) => here.push((Arc::clone(&together.parts[part].control), batch)),
+            None => elsewhere = Some(batch),
+        }
+    }
+    (here, elsewhere)
 }
 
 struct Part {
@@ -226,17 +240,9 @@ impl Together {
         self.parts.iter().position(|part| part.instances.contains(id))
     }
 
-    /// Returns the number of the part for which an input is; none where it concerns all.
-    fn for_whom(&self, input: &CellInput) -> Option<usize> {
-        match input {
-            CellInput::Sync(reply) => self.with(reply.target().0),
-            CellInput::Packet(bytes) => {
-                // Nodes have the numbers of instances.
-                let node = Away::target_of(bytes)?;
-                self.with(&self.directory.at(node.index() as u64)?)
-            }
-            CellInput::Cut(_) => None,
-        }
+    /// Returns the number of the part that has an instance for which a packet is.
+    fn for_whom(&self, packet: &Bytes) -> Option<usize> {
+        self.with(&self.directory.instance(self.directory.destination(packet)?)?)
     }
 }
 
@@ -257,10 +263,21 @@ impl CellControl for Handle {
     async fn input(&self, inputs: Vec<CellInput>) {
         let mut of_parts: Vec<Vec<CellInput>> = self.0.parts.iter().map(|_| Vec::new()).collect();
         for input in inputs {
-            match self.0.for_whom(&input) {
-                Some(number) => of_parts[number].push(input),
+            match input {
+                CellInput::Sync(reply) => {
+                    if let Some(number) = self.0.with(reply.target().0) {
+                        of_parts[number].push(CellInput::Sync(reply));
+                    }
+                }
+                CellInput::Packets(batch) => {
+                    for (number, batch) in batch.split(|packet| self.0.for_whom(packet)) {
+                        of_parts[number].push(CellInput::Packets(batch));
+                    }
+                }
                 // Each part passes over what concerns none of its instances.
-                None => of_parts.iter_mut().for_each(|of_part| of_part.push(input.clone())),
+                CellInput::Cut(addrs) => {
+                    of_parts.iter_mut().for_each(|of_part| of_part.push(CellInput::Cut(addrs.clone())));
+                }
             }
         }
         for (part, of_part) in self.0.parts.iter().zip(of_parts) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
-use iptl_labnet::{Away, Directory, DirectoryError, NodeId, Packet};
+use iptl_labnet::{Away, Batch, Directory, DirectoryError, NodeId, Packet};
 use iptl_runner::usage::GroupUsage;
 use iptl_runner::{CellControl, CellEvent, CellInput, CellUsage, Ended, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Record, Reply, SyncOp};
@@ -251,7 +251,7 @@ impl CellTask {
                         recent.push_back(line);
                     }
                     CellEvent::Sync { id, call } => sync_call(&mut sync, &id, call),
-                    CellEvent::Packet { dst, bytes } => self.carry(execution, dst, bytes),
+                    CellEvent::Packets(batch) => self.carry(execution, batch),
                     CellEvent::Fault(done) => faults.add(done),
                     CellEvent::Usage(usage) => {
                         used.insert(usage.groups.keys().cloned().collect(), usage);
@@ -303,12 +303,15 @@ impl CellTask {
         writer.iter().for_each(AbortHandle::abort);
     }
 
-    fn carry(&self, execution: ExecutionId, dst: Ipv4Addr, bytes: Vec<u8>) {
+    fn carry(&self, execution: ExecutionId, batch: Batch) {
         let places = self.routes.read();
-        let lablet = places.lablet(&self.routes.directory, dst);
-        // Who is here and took no packet has ended.
-        if let Some(lablet) = lablet.filter(|lablet| !self.carrier.is_here(lablet)) {
-            self.carrier.send(lablet, places.addrs(lablet), execution, bytes.into());
+        let lablet = |packet: &Bytes| {
+            let dst = self.routes.directory.destination(packet)?;
+            // Who is here and took no packet has ended.
+            places.lablet(&self.routes.directory, dst).filter(|lablet| !self.carrier.is_here(lablet))
+        };
+        for (lablet, batch) in batch.split(lablet) {
+            self.carrier.send(lablet, places.addrs(lablet), execution, batch);
         }
     }
 

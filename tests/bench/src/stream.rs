@@ -1,4 +1,4 @@
-//! TCP between two instances, in one cell and over two lablets.
+//! TCP between two instances: in one cell, over two lablets, and over two lablets with a network's delay between them.
 
 use anyhow::{Context, Result};
 
@@ -9,7 +9,13 @@ use crate::report::Row;
 /// Bytes of the reference's copy; the guest's own is as large.
 const BYTES: u64 = 64 << 20;
 
-/// Measures both.
+/// Round trips of small messages over the delay, which take 40 ms each.
+const FAR_ROUNDS: &str = "rounds=100";
+
+/// The delay there and back, in milliseconds.
+const DELAY_MS: f64 = 40.0;
+
+/// Measures all.
 pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
     let lab = Lab::start(2, guest)?;
     let mut figures = Vec::new();
@@ -22,7 +28,23 @@ pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
         let (rate, round_trip) = line.split_once(' ').context("two numbers")?;
         figures.push((rate.parse::<f64>()?, round_trip.parse::<f64>()? / 1e3));
     }
+    lab.run("apart", &["-p", "bytes=1MiB", "-p", "rounds=10"]).await?;
+    let ended = lab.run("apart", &["-p", FAR_ROUNDS]).await?;
+    anyhow::ensure!(ended.counts.ok == 2, "case apart: {:?}", ended.counts);
+    let line = lab.output(ended.execution).await?.into_iter().next().context("the guest said nothing")?.1;
     drop(lab);
+    let (rate, round_trip) = line.split_once(' ').context("two numbers")?;
+    let (rate, round_trip) = (rate.parse::<f64>()?, round_trip.parse::<f64>()? / 1e3);
+    let apart = Row {
+        measure: "TCP between two instances over two lablets, 20 ms apart by the network".to_owned(),
+        figure: format!("{rate:.1} MB/s, round trip {round_trip:.3} ms"),
+        reference: format!("the delays alone: {DELAY_MS:.0} ms"),
+        ratio: format!("{:+.0} µs added to a round trip, p50", (round_trip - DELAY_MS) * 1e3),
+        goal: "report".to_owned(),
+        reached: None,
+        bound: "a window of a connection in each round trip; wake-ups of two workers and of what holds packets back"
+            .to_owned(),
+    };
     let (quic, tcp) = (plain_stream(Transport::Quic, BYTES).await?, plain_stream(Transport::Tcp, BYTES).await?);
     let names = ["in one cell", "over two lablets"];
     let bounds = [
@@ -46,5 +68,5 @@ pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
         reached: None,
         bound: bound.to_owned(),
     });
-    Ok(rows.collect())
+    Ok(rows.chain([apart]).collect())
 }

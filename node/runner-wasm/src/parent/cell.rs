@@ -241,7 +241,7 @@ fn size_of_input(input: &CellInput) -> usize {
                 | SyncReply::Published { .. }
                 | SyncReply::Failed { .. },
             ) => 0,
-            CellInput::Packet(bytes) => bytes.len(),
+            CellInput::Packets(batch) => batch.as_bytes().len(),
             CellInput::Cut(addrs) => addrs.len() * 16,
         }
 }

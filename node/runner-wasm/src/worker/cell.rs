@@ -213,10 +213,10 @@ impl Cell {
 
     /// Hands over what the lablet says.
     pub(crate) fn input(&self, inputs: Vec<CellInput>) {
-        let mut packets = Vec::new();
+        let mut batches = Vec::new();
         for input in inputs {
-            if !matches!(input, CellInput::Packet(_)) && !packets.is_empty() {
-                self.net.packets(std::mem::take(&mut packets));
+            if !matches!(input, CellInput::Packets(_)) && !batches.is_empty() {
+                self.net.packets(&std::mem::take(&mut batches));
             }
             match input {
                 CellInput::Sync(reply) => {
@@ -224,12 +224,12 @@ impl Cell {
                         instance.mailbox.deliver(reply);
                     }
                 }
-                CellInput::Packet(bytes) => packets.push(bytes),
+                CellInput::Packets(batch) => batches.push(batch),
                 CellInput::Cut(addrs) => self.net.cut(&addrs),
             }
         }
-        if !packets.is_empty() {
-            self.net.packets(packets);
+        if !batches.is_empty() {
+            self.net.packets(&batches);
         }
     }
 

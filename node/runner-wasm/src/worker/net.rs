@@ -17,8 +17,8 @@ use std::task::{Context, Poll, Waker};
 
 use iptl_dag::model::{InstanceId, NetworkUse};
 use iptl_labnet::{
-    CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError, SocketId, Sockets,
-    Switch, Wish, WishError, clean, compile,
+    Batch, Batching, CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError,
+    SocketId, Sockets, Switch, Wish, WishError, clean, compile,
 };
 use iptl_runner::capture::{self, Captures};
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
@@ -200,10 +200,10 @@ impl Net {
     }
 
     /// Takes packets from other cells.
-    pub(crate) fn packets(&self, packets: Vec<Vec<u8>>) {
+    pub(crate) fn packets(&self, batches: &[Batch]) {
         self.with(|sockets| {
-            for bytes in packets {
-                if !sockets.handle_packet(bytes.into()) {
+            for bytes in batches.iter().flat_map(Batch::packets) {
+                if !sockets.handle_packet(bytes) {
                     tracing::debug!("a packet of another cell was dropped");
                 }
             }
@@ -230,9 +230,21 @@ impl Net {
         hub.sockets.advance(self.clock.now_ns());
         let result = act(&mut *hub.sockets);
         // Packets leave under the lock: those of one connection must not overtake each other.
+        let mut batching = Batching::default();
         while self.outbox.has_room() {
-            let Some((dst, bytes)) = hub.sockets.poll_packet() else { break };
-            self.outbox.push(&FromWorker::Event(CellEvent::Packet { dst, bytes }));
+            let batch = match hub.sockets.poll_packet() {
+                Some((_, bytes)) => {
+                    batching.push(&bytes);
+                    batching.take_full()
+                }
+                None => break,
+            };
+            if let Some(batch) = batch {
+                self.outbox.push(&FromWorker::Event(CellEvent::Packets(batch)));
+            }
+        }
+        if let Some(batch) = batching.take() {
+            self.outbox.push(&FromWorker::Event(CellEvent::Packets(batch)));
         }
         // After the packets: what leaves makes room for more.
         let wakers = hub.take_wakers();

@@ -47,7 +47,7 @@ pub struct Outcome {
     /// Lines in the order in which they were told.
     pub output: Vec<(InstanceId, OutputStream, String)>,
     /// Packets for other cells.
-    pub packets: Vec<(std::net::Ipv4Addr, Vec<u8>)>,
+    pub packets: Vec<Vec<u8>>,
     over: bool,
 }
 
@@ -115,7 +115,7 @@ impl Lab {
         match event {
             CellEvent::Output { id, stream, line, .. } => self.outcome.output.push((id, stream, line)),
             CellEvent::Sync { id, call } => self.answer(id, call).await,
-            CellEvent::Packet { dst, bytes } => self.outcome.packets.push((dst, bytes)),
+            CellEvent::Packets(batch) => self.outcome.packets.extend(batch.packets().map(Vec::from)),
             CellEvent::Ended { id, ended } => {
                 let before = self.outcome.ended.insert(id, ended);
                 assert!(before.is_none(), "an instance ended twice: {before:?}");
