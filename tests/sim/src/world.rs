@@ -321,11 +321,10 @@ impl World {
                 let hears = node.life == life && node.session == Some(session) && !node.cut_down(self.now);
                 match *message {
                     ToLablet::Sync(..) if !hears => self.stream_broke(lablet, session, false),
-                    ToLablet::Sync(execution, down) => {
-                        if !self.is_stream_broken(lablet, session, false) {
-                            self.hears_down(lablet, execution, down);
-                        }
+                    ToLablet::Sync(execution, down) if !self.is_stream_broken(lablet, session, false) => {
+                        self.hears_down(lablet, execution, down);
                     }
+                    ToLablet::Sync(..) => {}
                     message if hears => {
                         let from = self.orchestrator.peer.clone();
                         self.tell_lablet(lablet, LabletInput::Message { from, message: Verified::vouch(message) });
