@@ -182,6 +182,11 @@ fn an_orchestrator_that_lost_its_disk_follows_anew_and_goes_on_where_the_first_i
     // First its blocks alone, so that it knows the logs and nothing that they name; then all but who it is.
     for lost in [&["store"][..], &["store", "log"]] {
         drop(pair.node);
+        until("that the first one misses it", || {
+            let leads = leads(&pair.lab.orchestrator.home)?;
+            let followers = leads["followers"].as_array()?;
+            followers.iter().all(|follower| follower["in_contact"] == false).then_some(())
+        });
         for folder in lost {
             std::fs::remove_dir_all(pair.second.path().join(folder)).unwrap();
         }
