@@ -1,10 +1,14 @@
 //! With software of other people: a peer on boxo, one on Helia, npm's `ipfs-car`, and an `ipfs` program where one is given.
 
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
+use iptl_e2e::beside::Beside;
 use iptl_e2e::witness::{Witness, assert_same_tree, ipfs_car};
 use iptl_e2e::{Foreground, Home, Lab, Node, Output, noise, not_run, repository, run};
+use serde_json::Value;
 
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -182,9 +186,65 @@ fn cars_go_to_ipfs_car_and_to_boxo_and_come_back() {
     }
 }
 
+/// An `ipfs` program with a repository and a daemon of its own.
+struct Kubo {
+    program: OsString,
+    repo: Home,
+    _daemon: Beside,
+}
+
+impl Kubo {
+    fn start(program: &OsStr) -> Kubo {
+        let repo = Home::new();
+        let ipfs = |args: &[&str]| run(&mut Kubo::command(program, &repo, args)).exits(0);
+        ipfs(&["init", "--profile", "test"]);
+        // Loopback alone, ports that are free, nobody to ask.
+        ipfs(&["config", "--json", "Addresses.Swarm", r#"["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"]"#]);
+        ipfs(&["config", "Addresses.API", "/ip4/127.0.0.1/tcp/0"]);
+        ipfs(&["config", "Routing.Type", "none"]);
+        let mut daemon = Beside::start(&mut Kubo::command(program, &repo, &["daemon"]));
+        daemon.says("Daemon is ready");
+        Kubo { program: program.to_owned(), repo, _daemon: daemon }
+    }
+
+    fn command(program: &OsStr, repo: &Home, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(args).env("IPFS_PATH", repo.path().join("kubo")).current_dir(repo.path());
+        command
+    }
+
+    #[track_caller]
+    fn ipfs(&self, args: &[&str]) -> String {
+        run(&mut Kubo::command(&self.program, &self.repo, args)).exits(0).stdout
+    }
+
+    /// Has it fetch all of a DAG in each of its ways, and checks what came; `folder` is a directory of the DAG.
+    #[track_caller]
+    fn takes(&self, lab: &Lab, root: &str, folder: &str) {
+        let (ours, theirs) = (self.repo.path().join(format!("ours-{folder}")), self.repo.path().join(folder));
+        self.ipfs(&["get", folder, "-o", &theirs.display().to_string()]);
+        lab.orchestrator.run(&["get", folder, "-o", &ours.display().to_string()]).exits(0);
+        assert_same_tree(&ours, &theirs);
+
+        let stat = lab.orchestrator.run(&["dag", "stat", root, "--json"]).exits(0).json();
+        let refs = self.ipfs(&["refs", "-r", "--unique", root]);
+        assert_eq!(refs.lines().count() as u64 + 1, stat["blocks"].as_u64().unwrap(), "{root}");
+        self.ipfs(&["pin", "add", root]);
+        assert!(self.ipfs(&["pin", "ls", "--type", "recursive"]).contains(root));
+
+        let car = self.repo.path().join(format!("{root}.car"));
+        let out = File::create(&car).unwrap();
+        let exported = Kubo::command(&self.program, &self.repo, &["dag", "export", root]).stdout(out).status().unwrap();
+        assert!(exported.success());
+        let fresh = Home::new();
+        assert_eq!(fresh.run(&["import", &car.display().to_string(), "-q"]).exits(0).word(), root);
+        assert_eq!(fresh.run(&["dag", "stat", root, "--json"]).exits(0).json()["blocks"], stat["blocks"]);
+    }
+}
+
 /// Kubo is in no registry of packages: whoever has it names it.
 #[test]
-fn kubo_gets_pins_lists_and_exports_a_result() {
+fn kubo_gets_lists_pins_and_exports_a_result_and_a_tree_under_sha2_by_tcp_and_quic() {
     let Some(program) = std::env::var_os("IPTL_KUBO") else {
         return not_run("IPTL_KUBO names no `ipfs` program");
     };
@@ -192,38 +252,20 @@ fn kubo_gets_pins_lists_and_exports_a_result() {
     let ping = repository().join("plans/ping").display().to_string();
     let last = lab.run(&["run", &ping, "--no-build", "-g", "node=2", "-p", "rounds=3", "--json"]).exits(0).last_json();
     let result = last["result"].as_str().unwrap();
-    let repo = Home::new();
-    let command = |args: &[&str]| {
-        let mut command = Command::new(&program);
-        command.args(args).env("IPFS_PATH", repo.path().join("kubo")).current_dir(repo.path());
-        command
-    };
-    let ipfs = |args: &[&str]| run(&mut command(args)).exits(0).stdout;
-    ipfs(&["init", "--profile", "test"]);
-    // Loopback alone, ports that are free, nobody to ask.
-    ipfs(&["config", "--json", "Addresses.Swarm", r#"["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"]"#]);
-    ipfs(&["config", "Addresses.API", "/ip4/127.0.0.1/tcp/0"]);
-    ipfs(&["config", "Routing.Type", "none"]);
-    let mut daemon = iptl_e2e::beside::Beside::start(&mut command(&["daemon"]));
-    daemon.says("Daemon is ready");
-    ipfs(&["swarm", "connect", address(&lab.orchestrator, "/tcp/")]);
-    let stat = lab.run(&["dag", "stat", result, "--json"]).exits(0).json();
-
-    ipfs(&["get", &format!("{result}/files"), "-o", "got"]);
-    let out = repo.path().join("ours").display().to_string();
-    lab.run(&["get", &format!("{result}/files"), "-o", &out]).exits(0);
-    assert_same_tree(Path::new(&out), &repo.path().join("got"));
-    assert!(ipfs(&["dag", "get", result]).contains("outcome"));
-    let refs = ipfs(&["refs", "-r", "--unique", result]);
-    assert_eq!(refs.lines().count() as u64 + 1, stat["blocks"].as_u64().unwrap());
-    ipfs(&["pin", "add", result]);
-    let car = repo.path().join("kubo.car");
-    let exported = run(Command::new("sh")
-        .arg("-c")
-        .arg("\"$0\" dag export \"$1\" > \"$2\"")
-        .args([program.as_os_str(), result.as_ref(), car.as_os_str()])
-        .env("IPFS_PATH", repo.path().join("kubo")));
-    exported.exits(0);
-    let fresh = Home::new();
-    assert_eq!(fresh.run(&["import", &car.display().to_string(), "-q"]).exits(0).word(), result);
+    make_trees(&lab.path().join("trees"));
+    // Kubo gets a tree block by block: one of large files is enough.
+    let sizes = lab.path().join("trees/sizes").display().to_string();
+    let args = ["publish", "data", &sizes, "--profile", "unixfs-v1-2025", "-q"];
+    let tree = lab.orchestrator.run(&args).exits(0).word();
+    for transport in ["/tcp/", "/quic-v1"] {
+        let kubo = Kubo::start(&program);
+        kubo.ipfs(&["swarm", "connect", address(&lab.orchestrator, transport)]);
+        let connected = kubo.ipfs(&["swarm", "peers"]);
+        assert!(connected.contains(transport), "{connected}");
+        // The tag of a node holds a slash, which no path of others gets through: what it links has a CID.
+        let node: Value = serde_json::from_str(&kubo.ipfs(&["dag", "get", result])).unwrap();
+        let files = node["iptl.result/1"]["files"]["/"].as_str().unwrap_or_else(|| panic!("{node}"));
+        kubo.takes(&lab, result, files);
+        kubo.takes(&lab, &tree, &tree);
+    }
 }
