@@ -7,6 +7,7 @@
 mod cbor;
 mod pb;
 
+pub(crate) use cbor::after_first;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::unixfs::pb::PbNode;

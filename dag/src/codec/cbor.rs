@@ -8,6 +8,11 @@ const OPEN: &str = "a length is left open";
 /// The decoder reserves up to a megabyte for a list that says it is long, and lists stand in one another: a kilobyte
 /// could reserve hundreds of megabytes before it is found to be short. What else is wrong is left to the decoder.
 pub(super) fn check_lengths(bytes: &[u8]) -> Result<(), &'static str> {
+    after_first(bytes).map(|_rest| ())
+}
+
+/// Passes over the first value and returns what stands behind it, under the same conditions.
+pub(crate) fn after_first(bytes: &[u8]) -> Result<&[u8], &'static str> {
     let mut rest = bytes;
     // Items that were announced and have not come. Each takes a byte at least.
     let mut owed: u64 = 1;
@@ -40,5 +45,5 @@ pub(super) fn check_lengths(bytes: &[u8]) -> Result<(), &'static str> {
             return Err(SHORT);
         }
     }
-    Ok(())
+    Ok(rest)
 }

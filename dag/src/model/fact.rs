@@ -1,5 +1,8 @@
 //! Facts: what an orchestrator wrote down before it acted on it.
 
+mod frequent;
+
+pub use frequent::{read_frequent, snapshot_part};
 use serde::{Deserialize, Serialize};
 
 use crate::model::execution::{Epoch, ExecutionId, InstanceId};
