@@ -4,21 +4,27 @@
 //! off when the log is opened; a record that was durable and is not what was written is damage, and is reported.
 //!
 //! A log is a file, and after a snapshot another one: `EXECUTION.log`, then `EXECUTION.SEQ.log`, where `SEQ` is the
-//! position of the snapshot's first part. Opening reads the last file with a whole snapshot; an audit reads all.
+//! position of the snapshot's first part. Opening reads the last file with a whole snapshot, in windows and on all
+//! processors ([`reading`]); an audit reads all.
+
+mod reading;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::ops::Range;
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind};
 use iptl_dag::{Block, Cid, Codec, PeerId};
-use iptl_scheduler::log::{self, Chain, Entry, Tail};
+use iptl_scheduler::log::{self, Chain, Opening, Tail};
 use iptl_trust::Keypair;
 
-/// Facts after which a log gets a snapshot: reading so many takes some milliseconds.
+/// Facts after which a log gets a snapshot, and as many as the last one repeats where that is more, so that all snapshots
+/// of a log together repeat no more than twice what it says: reading so many takes some milliseconds.
 const SNAPSHOT_FACTS: u64 = 16_384;
 
 /// Folder of the logs of executions that are over.
@@ -84,12 +90,19 @@ struct Log {
     dirty: bool,
     /// Facts since the last snapshot.
     fresh: u64,
+    /// Facts that the last snapshot repeats.
+    repeated: u64,
 }
 
 impl Logs {
     /// Opens the logs in `dir`; facts are signed by `key`.
     pub fn new(dir: PathBuf, key: Arc<Keypair>) -> Logs {
         Logs { dir, key, others: Vec::new(), open: BTreeMap::new() }
+    }
+
+    /// Returns the same logs, of which none was read yet.
+    pub fn unread(&self) -> Logs {
+        Logs { dir: self.dir.clone(), key: self.key.clone(), others: self.others.clone(), open: BTreeMap::new() }
     }
 
     /// Accepts facts of these orchestrators of the lab too.
@@ -111,10 +124,11 @@ impl Logs {
         std::iter::once(self.key.peer().clone()).chain(self.others.iter().cloned())
     }
 
-    /// Reads the facts of all executions back, oldest first within each; cuts torn tails off.
+    /// Reads the facts of all executions back, oldest first within each, and gives them to `take`, many at a time; cuts
+    /// torn tails off. What was given counts for nothing where this fails: signatures are looked at last.
     ///
     /// What a snapshot replaces is not read.
-    pub fn replay(&mut self) -> Result<Vec<Fact>, LogError> {
+    pub fn replay(&mut self, mut take: impl FnMut(Vec<Fact>)) -> Result<(), LogError> {
         let mut logs: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
         for entry in fs::read_dir(&self.dir).map_err(|e| io_error(&self.dir, e))? {
             let path = entry.map_err(|e| io_error(&self.dir, e))?.path();
@@ -124,37 +138,50 @@ impl Logs {
                 logs.entry(execution).or_default().push(path);
             }
         }
-        let mut all = Vec::new();
         for mut segments in logs.into_values() {
             segments.sort_by_key(|path| first_seq(path));
-            all.extend(self.reopen(&segments)?);
+            self.reopen(&segments, &mut take)?;
         }
-        Ok(all)
+        Ok(())
     }
 
     /// Reads the log that stands in these files, and goes on with the last of them.
-    fn reopen(&mut self, segments: &[PathBuf]) -> Result<Vec<Fact>, LogError> {
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut end: Option<Vec<u8>> = None;
-        for (n, path) in segments.iter().enumerate().rev() {
-            let segment = read_segment(path, n + 1 == segments.len())?;
-            end = end.or(segment.last);
-            let later = std::mem::replace(&mut entries, segment.entries);
-            entries.extend(later);
-            if begins_whole(&entries) {
-                break;
-            }
+    fn reopen(&mut self, segments: &[PathBuf], take: &mut impl FnMut(Vec<Fact>)) -> Result<(), LogError> {
+        let Some(path) = segments.last() else { return Ok(()) };
+        let snapshot = begin_at(segments)?;
+        let writers: Vec<PeerId> = self.writers().collect();
+        let mut opening: Option<Opening> = None;
+        let mut end: Vec<u8> = Vec::new();
+        for (n, path) in segments.iter().enumerate().skip(snapshot.unwrap_or(0)) {
+            let is_last = n + 1 == segments.len();
+            reading::read_file(path, is_last, log::read, |window| {
+                let mut facts = Vec::with_capacity(window.records.len());
+                for (seq, entry) in (window.seq..).zip(window.records) {
+                    let fits = entry.map_err(|e| damaged(path, seq, &e.to_string())).and_then(|entry| {
+                        let new = || Opening::new(writers.iter().cloned(), &entry.signed.body, snapshot.is_some());
+                        let opening = opening.get_or_insert_with(new);
+                        opening.take(entry, &mut facts).map_err(|e| damaged(path, seq, &e.to_string()))
+                    });
+                    if let Err(error) = fits {
+                        return ControlFlow::Break(Err(error));
+                    }
+                }
+                end = window.last;
+                take(facts);
+                ControlFlow::Continue(())
+            })?;
         }
-        let (Some(path), Some(end)) = (segments.last(), end) else { return Ok(Vec::new()) };
-        let (chain, facts) = follow(path, entries, &end, self.writers())?;
-        let Some(last) = facts.last() else { return Ok(Vec::new()) };
-        let (head, execution, next, epoch) = (chain.head(), last.execution, last.seq + 1, last.epoch.clone());
-        let snapshot = facts.iter().rposition(|f| matches!(f.kind, FactKind::Snapshot { last: true, .. }));
-        let fresh = (facts.len() - snapshot.map_or(0, |at| at + 1)) as u64;
+        // A file without a whole fact was made a moment before a crash.
+        let Some(opening) = opening else { return Ok(()) };
+        let (execution, next) = (opening.execution(), opening.next_seq());
+        let log::Opened { chain, fresh, repeated } =
+            opening.end(&end).map_err(|e| damaged(path, next.saturating_sub(1), &e.to_string()))?;
+        let Some(epoch) = chain.epoch().cloned() else { return Ok(()) };
+        let head = chain.head();
         let file = OpenOptions::new().append(true).open(path).map_err(|e| io_error(path, e))?;
-        let log = Log { file, chain, path: path.clone(), next, head, epoch, dirty: false, fresh };
+        let log = Log { file, chain, path: path.clone(), next, head, epoch, dirty: false, fresh, repeated };
         self.open.insert(execution, log);
-        Ok(log::resume(facts))
+        Ok(())
     }
 
     /// Appends a fact; durable only after [`Logs::commit`].
@@ -178,7 +205,17 @@ impl Logs {
             let path = self.dir.join(format!("{execution}.log"));
             let file = self.create(&path)?;
             let chain = Chain::new(execution, self.writers());
-            let log = Log { file, chain, path, next: 0, head: None, epoch: epoch.clone(), dirty: false, fresh: 0 };
+            let log = Log {
+                file,
+                chain,
+                path,
+                next: 0,
+                head: None,
+                epoch: epoch.clone(),
+                dirty: false,
+                fresh: 0,
+                repeated: 0,
+            };
             self.open.insert(execution, log);
         }
         Ok(())
@@ -255,8 +292,8 @@ impl Logs {
 
     /// Begins a new file with a snapshot for every log that has grown long since its last one; returns the facts.
     pub fn snapshot_long(&mut self, at_ms: u64) -> Result<Vec<Block>, LogError> {
-        let long: Vec<ExecutionId> =
-            self.open.iter().filter(|(_, log)| log.fresh >= SNAPSHOT_FACTS).map(|(id, _)| *id).collect();
+        let is_long = |log: &Log| wants_snapshot(log.fresh, log.repeated);
+        let long: Vec<ExecutionId> = self.open.iter().filter(|(_, log)| is_long(log)).map(|(id, _)| *id).collect();
         let mut written = Vec::new();
         for execution in long {
             written.extend(self.snapshot(execution, at_ms)?);
@@ -282,11 +319,15 @@ impl Logs {
             log.path = path;
         }
         let mut written = Vec::new();
+        let mut repeated = 0;
         for part in log::snapshot(&facts) {
+            if let FactKind::Snapshot { facts, .. } = &part {
+                repeated += facts.len() as u64;
+            }
             written.push(self.append(execution, epoch.clone(), part, at_ms)?);
         }
         if let Some(log) = self.open.get_mut(&execution) {
-            log.fresh = 0;
+            (log.fresh, log.repeated) = (0, repeated);
         }
         self.commit()?;
         Ok(written)
@@ -344,6 +385,11 @@ impl Logs {
     }
 }
 
+/// Whether a log gets a snapshot that has grown by `fresh` facts since the last one, which repeats `repeated` of them.
+fn wants_snapshot(fresh: u64, repeated: u64) -> bool {
+    fresh >= SNAPSHOT_FACTS.max(repeated)
+}
+
 /// Returns the files of a log in a folder, in their order.
 fn segments(dir: &Path, execution: &ExecutionId) -> Result<Vec<PathBuf>, LogError> {
     let name = execution.to_string();
@@ -365,103 +411,46 @@ fn first_seq(path: &Path) -> u64 {
     name.split('.').nth(1).and_then(|seq| seq.parse().ok()).unwrap_or(0)
 }
 
-/// The facts of one file.
-struct Segment {
-    entries: Vec<Entry>,
-    /// Bytes of the last of them.
-    last: Option<Vec<u8>>,
-}
-
-/// Reads the facts of a file; of the last one of a log, cuts off what a crash tore.
-fn read_segment(path: &Path, last: bool) -> Result<Segment, LogError> {
-    let bytes = fs::read(path).map_err(|e| io_error(path, e))?;
-    let mut bodies = log::outline(&bytes);
-    let mut read = read_all(&bytes, &bodies);
-    if read.contains(&None) || bodies.last().is_none_or(|body| body.end < bytes.len()) {
-        // Something is not whole: it is looked at one by one.
-        let found = log::records(&bytes);
-        match found.tail {
-            Tail::Clean => {}
-            Tail::Torn if last => {
-                tracing::warn!(log = %path.display(), bytes = bytes.len() - found.whole, "cut off a tail that a crash tore");
-                let file = OpenOptions::new().write(true).open(path).map_err(|e| io_error(path, e))?;
-                file.set_len(found.whole as u64).and_then(|()| file.sync_all()).map_err(|e| io_error(path, e))?;
-            }
-            Tail::Torn | Tail::Damaged => {
-                let seq = first_seq(path) + found.bodies.len() as u64;
-                return Err(damaged(path, seq, "it is not what was written, and whole facts come after it"));
-            }
+/// Returns the last of these files that begins with a snapshot which is whole, so that nothing before it is needed.
+fn begin_at(segments: &[PathBuf]) -> Result<Option<usize>, LogError> {
+    for (n, path) in segments.iter().enumerate().rev() {
+        if begins_whole(path)? {
+            return Ok(Some(n));
         }
-        bodies = found.bodies;
-        read.truncate(bodies.len());
     }
-    let mut entries = Vec::with_capacity(bodies.len());
-    for (n, entry) in read.into_iter().flatten().enumerate() {
-        let seq = first_seq(path) + n as u64;
-        entries.push(entry.map_err(|reason| damaged(path, seq, &reason))?);
-    }
-    Ok(Segment { entries, last: bodies.pop().map(|body| bytes[body].to_vec()) })
+    Ok(None)
 }
 
-/// What was read of a record: none where it is not what was written, and why where it is no fact.
-type ReadRecord = Option<Result<Entry, String>>;
-
-/// Bytes from which on several threads read.
-const MANY: usize = 1 << 20;
-
-/// Reads records, many of them on all processors there are.
-fn read_all(bytes: &[u8], bodies: &[Range<usize>]) -> Vec<ReadRecord> {
-    let read = |body: &Range<usize>| log::read(bytes, body.clone()).map(|read| read.map_err(|e| e.to_string()));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if threads == 1 || bytes.len() < MANY {
-        return bodies.iter().map(read).collect();
-    }
-    let part = bodies.len().div_ceil(threads);
-    std::thread::scope(|scope| {
-        let parts: Vec<_> =
-            bodies.chunks(part).map(|part| scope.spawn(move || part.iter().map(read).collect::<Vec<_>>())).collect();
-        parts.into_iter().flat_map(|part| part.join().expect("reading does not panic, whatever the bytes")).collect()
-    })
-}
-
-/// Whether these facts begin with a snapshot that is whole, so that nothing before them is needed.
-fn begins_whole(entries: &[Entry]) -> bool {
-    for (n, entry) in entries.iter().enumerate() {
-        match &entry.signed.body.kind {
-            FactKind::Snapshot { part, last, .. } if *part as usize == n => {
-                if *last {
-                    return true;
+/// Whether a file begins with a snapshot of which every part is what was written.
+fn begins_whole(path: &Path) -> Result<bool, LogError> {
+    let io = |e| io_error(path, e);
+    let mut file = io::BufReader::new(File::open(path).map_err(io)?);
+    let mut record = Vec::new();
+    for expected in 0.. {
+        record.resize(log::HEADER_SIZE, 0);
+        let length = match file.read_exact(&mut record) {
+            Ok(()) => u32::from_be_bytes([record[0], record[1], record[2], record[3]]) as usize,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(io(error)),
+        };
+        if length > log::MAX_RECORD_SIZE {
+            return Ok(false);
+        }
+        let read = (&mut file).take(length as u64).read_to_end(&mut record).map_err(io)?;
+        let body = log::HEADER_SIZE..record.len();
+        let part = (read == length && log::is_whole(&record, body.clone()))
+            .then(|| model::fact::snapshot_part(&record[body]))
+            .flatten();
+        match part {
+            Some((part, last)) if part == expected => {
+                if last {
+                    return Ok(true);
                 }
             }
-            _ => return false,
+            Some(_) | None => return Ok(false),
         }
     }
-    false
-}
-
-/// Checks how the facts of a log hang together, from its beginning or from a snapshot on.
-///
-/// Each fact names the one before it by hash, so the form and the signature of the last one are enough for all of them.
-fn follow(
-    path: &Path,
-    entries: Vec<Entry>,
-    last: &[u8],
-    writers: impl Iterator<Item = PeerId>,
-) -> Result<(Chain, Vec<Fact>), LogError> {
-    let first = &entries.first().ok_or_else(|| damaged(path, 0, "it holds no fact"))?.signed.body;
-    let (execution, writers) = (first.execution, writers.collect::<Vec<_>>());
-    let mut chain =
-        Chain::at_snapshot(execution, writers.clone(), first).unwrap_or_else(|| Chain::new(execution, writers));
-    let mut facts = Vec::with_capacity(entries.len());
-    for Entry { cid, signed } in entries {
-        let seq = chain.next_seq();
-        chain.fit(&cid, &signed).map_err(|e| damaged(path, seq, &e.to_string()))?;
-        facts.push(signed.body);
-    }
-    let seq = chain.next_seq().saturating_sub(1);
-    let last: model::Signed<Fact> = model::from_bytes(last).map_err(|e| damaged(path, seq, &e.to_string()))?;
-    log::check_signature(&last, seq).map_err(|e| damaged(path, seq, &e.to_string()))?;
-    Ok((chain, facts))
+    Ok(false)
 }
 
 fn damaged(path: &Path, seq: u64, reason: &str) -> LogError {
@@ -470,154 +459,4 @@ fn damaged(path: &Path, seq: u64, reason: &str) -> LogError {
 
 fn io_error(path: &Path, source: io::Error) -> LogError {
     LogError::Io { path: path.to_owned(), source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn execution() -> ExecutionId {
-        ExecutionId(iptl_dag::codec::cid_of(&"execution"))
-    }
-
-    fn logs(dir: &Path) -> Logs {
-        Logs::new(dir.to_owned(), Arc::new(Keypair::from_seed(&[7; 32])))
-    }
-
-    fn epoch() -> Epoch {
-        Epoch { counter: 1, peer: Keypair::from_seed(&[7; 32]).peer().clone() }
-    }
-
-    fn submitted() -> FactKind {
-        let by = epoch().peer;
-        FactKind::Submitted { execution: execution().0, run: iptl_dag::codec::cid_of(&"run"), by, priority: 0 }
-    }
-
-    fn cancelled() -> FactKind {
-        FactKind::Cancelled { by: epoch().peer }
-    }
-
-    fn written(dir: &Path) -> PathBuf {
-        let mut logs = logs(dir);
-        for kind in [submitted(), FactKind::Started {}, FactKind::TimedOut {}] {
-            logs.append(execution(), epoch(), kind, 5).unwrap();
-        }
-        logs.commit().unwrap();
-        dir.join(format!("{}.log", execution()))
-    }
-
-    #[test]
-    fn facts_are_read_back_in_order_and_the_chain_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        written(dir.path());
-        let mut again = logs(dir.path());
-        let facts = again.replay().unwrap();
-        assert_eq!(facts.iter().map(|f| f.seq).collect::<Vec<_>>(), [0, 1, 2]);
-        again.append(execution(), epoch(), cancelled(), 6).unwrap();
-        again.commit().unwrap();
-        assert_eq!(logs(dir.path()).replay().unwrap().len(), 4);
-    }
-
-    #[test]
-    fn a_torn_tail_is_cut_off_at_every_byte() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = written(dir.path());
-        let whole = fs::read(&path).unwrap();
-        let two = log::records(&whole).bodies[1].end;
-        for cut in two + 1..whole.len() {
-            fs::write(&path, &whole[..cut]).unwrap();
-            assert_eq!(logs(dir.path()).replay().unwrap().len(), 2, "cut at {cut}");
-            assert_eq!(fs::read(&path).unwrap(), whole[..two]);
-        }
-    }
-
-    #[test]
-    fn a_fact_that_is_missing_in_the_middle_is_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = written(dir.path());
-        let whole = fs::read(&path).unwrap();
-        let first = log::records(&whole).bodies[0].end;
-        fs::write(&path, &whole[first..]).unwrap();
-        assert!(matches!(logs(dir.path()).replay(), Err(LogError::Damaged { seq: 0, .. })));
-    }
-
-    #[test]
-    fn a_bit_that_flipped_before_the_last_fact_is_damage_and_nothing_is_cut_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = written(dir.path());
-        let whole = fs::read(&path).unwrap();
-        let two = log::records(&whole).bodies[1].end;
-        for at in 0..two {
-            let mut flipped = whole.clone();
-            flipped[at] ^= 0x10;
-            fs::write(&path, &flipped).unwrap();
-            let error = logs(dir.path()).replay().unwrap_err();
-            assert!(matches!(error, LogError::Damaged { .. }), "flipped at {at}: {error}");
-            assert_eq!(fs::read(&path).unwrap(), flipped);
-        }
-    }
-
-    #[test]
-    fn a_log_signed_by_a_stranger_is_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        written(dir.path());
-        let mut stranger = Logs::new(dir.path().to_owned(), Arc::new(Keypair::from_seed(&[8; 32])));
-        let error = stranger.replay().unwrap_err().to_string();
-        assert!(error.contains("who may not write into this log"), "{error}");
-    }
-
-    #[test]
-    fn a_log_goes_on_in_another_file_after_a_snapshot_and_only_that_is_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = written(dir.path());
-        let mut grown = logs(dir.path());
-        let before = grown.replay().unwrap();
-        grown.snapshot(execution(), 6).unwrap();
-        grown.append(execution(), epoch(), cancelled(), 7).unwrap();
-        grown.commit().unwrap();
-        assert_eq!(grown.blocks(&execution()).unwrap().len(), 5);
-
-        let kinds = |facts: Vec<Fact>| facts.into_iter().map(|f| f.kind).collect::<Vec<_>>();
-        let mut expected = kinds(before);
-        expected.push(cancelled());
-        // Whatever happens to the first file, it is not looked at.
-        fs::write(&first, b"lost").unwrap();
-        let mut again = logs(dir.path());
-        assert_eq!(kinds(again.replay().unwrap()), expected);
-        again.append(execution(), epoch(), FactKind::TimedOut {}, 8).unwrap();
-        again.commit().unwrap();
-        assert_eq!(again.read(&execution()).unwrap().1, Tail::Damaged);
-    }
-
-    #[test]
-    fn a_snapshot_that_a_crash_tore_at_any_byte_changes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        written(dir.path());
-        let mut grown = logs(dir.path());
-        let before = grown.replay().unwrap();
-        grown.snapshot(execution(), 6).unwrap();
-        drop(grown);
-        let second = dir.path().join(format!("{}.3.log", execution()));
-        let whole = fs::read(&second).unwrap();
-        for cut in 0..whole.len() {
-            fs::write(&second, &whole[..cut]).unwrap();
-            let mut again = logs(dir.path());
-            assert_eq!(again.replay().unwrap(), before, "cut at {cut}");
-            again.append(execution(), epoch(), cancelled(), 7).unwrap();
-            again.commit().unwrap();
-            assert_eq!(logs(dir.path()).replay().unwrap().len(), before.len() + 1, "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn the_log_of_what_is_over_is_laid_aside_and_can_be_read() {
-        let dir = tempfile::tempdir().unwrap();
-        written(dir.path());
-        let mut grown = logs(dir.path());
-        grown.replay().unwrap();
-        grown.snapshot(execution(), 6).unwrap();
-        grown.close(&execution()).unwrap();
-        assert_eq!(logs(dir.path()).replay().unwrap(), []);
-        assert_eq!(logs(dir.path()).blocks(&execution()).unwrap().len(), 4);
-    }
 }

@@ -159,6 +159,15 @@ impl Keeper {
         held.entry((execution, holder)).or_insert_with(new).roots.insert(root);
     }
 
+    /// Holds many roots of an execution at once, for as long.
+    pub fn hold_all(&self, execution: ExecutionId, holder: Holder, roots: Vec<Cid>) {
+        // Sorted once, rather than each put in its place.
+        let mut roots: BTreeSet<Cid> = roots.into_iter().collect();
+        let held = &mut *self.lock();
+        let new = || Held { roots: BTreeSet::new(), _session: self.store.session() };
+        held.entry((execution, holder)).or_insert_with(new).roots.append(&mut roots);
+    }
+
     /// Lets go of everything that a role held for an execution.
     pub fn release(&self, execution: &ExecutionId, holder: Holder) {
         let held = self.lock().remove(&(*execution, holder));

@@ -22,6 +22,7 @@ pub mod placement;
 pub use candidate::{Candidate, CandidateConfig, CandidateEffect, CandidateInput};
 pub use lablet::{Lablet, LabletConfig, LabletEffect, LabletInput};
 pub use orchestrator::{
-    AssembledResult, AssemblyOrder, Effect, Input, Orchestrator, OrchestratorConfig, ReceiptSummary, Submission,
+    AssembledResult, AssemblyOrder, Effect, Input, Orchestrator, OrchestratorConfig, ReceiptSummary, Remembered,
+    RememberedCell, Submission,
 };
 pub use placement::{Placed, placement};

@@ -1,12 +1,15 @@
 //! The log of an execution as a value: records in bytes, the chain of its facts, and snapshots.
 //!
 //! [`records`] cuts a file into bodies and tells a tail that a crash tore from damage; [`outline`] and [`read`] read one
-//! that is whole, on several threads where the caller has them. [`Chain`] follows facts from the
+//! that is whole, window by window and on several threads where the caller has them, and an [`Opening`] makes of that the
+//! facts to replay. [`Chain`] follows facts from the
 //! first one and says which does not fit, in one word for each way not to. [`snapshot`] folds a long log into few
 //! facts, and [`resume`] begins at the last whole one.
 //!
 //! A fact holds the CID of the fact before it, so the signature of the last one covers all. Whoever opens a log of its
 //! own checks that one; whoever audits checks every one.
+
+mod opening;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -15,6 +18,7 @@ use iptl_dag::block::blake3_cid;
 use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind, Recorded, Signed};
 use iptl_dag::{Block, Cid, Codec, DecodeError, PeerId, codec};
 use iptl_trust::SignatureError;
+pub use opening::{OpenError, Opened, Opening};
 
 /// Longest record that is read, in bytes: no block is larger.
 pub const MAX_RECORD_SIZE: usize = 2 << 20;
@@ -62,12 +66,16 @@ pub fn records(log: &[u8]) -> Records {
         at = body.end;
         bodies.push(body);
     }
-    let tail = match at == log.len() {
+    Records { bodies, whole: at, tail: tail(&log[at..]) }
+}
+
+/// Says what stands behind the last whole record of a log.
+pub fn tail(rest: &[u8]) -> Tail {
+    match rest.is_empty() {
         true => Tail::Clean,
-        false if any_record_after(log, at + 1) => Tail::Damaged,
+        false if any_record_after(rest, 1) => Tail::Damaged,
         false => Tail::Torn,
-    };
-    Records { bodies, whole: at, tail }
+    }
 }
 
 /// Returns where the body of a whole record that begins at `at` is.
@@ -127,15 +135,26 @@ pub struct Entry {
 /// at: it was when the fact was appended, and the chain of hashes up to the last fact, of which form and signature are
 /// looked at, says that these are the bytes that were appended.
 pub fn read(log: &[u8], body: Range<usize>) -> Option<Result<Entry, DecodeError>> {
+    let (data, hash) = checked(log, body)?;
+    let cid = blake3_cid(Codec::DagCbor, hash.as_bytes());
+    let signed = match model::fact::read_frequent(data) {
+        Some(signed) => Ok(signed),
+        None => codec::decode::<model::Node>(data).and_then(Signed::<Fact>::try_from),
+    };
+    Some(signed.map(|signed| Entry { cid, signed }))
+}
+
+/// Whether the record whose body stands at `body` is what its header names.
+pub fn is_whole(log: &[u8], body: Range<usize>) -> bool {
+    checked(log, body).is_some()
+}
+
+/// Returns the bytes of a body that are what its header names, with their hash.
+fn checked(log: &[u8], body: Range<usize>) -> Option<(&[u8], blake3::Hash)> {
     let header = log.get(body.start.checked_sub(HEADER_SIZE)?..body.start)?;
     let data = log.get(body)?;
     let hash = blake3::hash(data);
-    if hash.as_bytes() != &header[4..] {
-        return None;
-    }
-    let cid = blake3_cid(Codec::DagCbor, hash.as_bytes());
-    let signed = codec::decode::<model::Node>(data).and_then(Signed::<Fact>::try_from);
-    Some(signed.map(|signed| Entry { cid, signed }))
+    (hash.as_bytes() == &header[4..]).then_some((data, hash))
 }
 
 /// Why a fact does not fit into the log of an execution.
@@ -335,7 +354,9 @@ impl Chain {
         }
         self.next += 1;
         self.head = Some(*cid);
-        self.epoch = Some(fact.epoch.clone());
+        if self.epoch.as_ref() != Some(&fact.epoch) {
+            self.epoch = Some(fact.epoch.clone());
+        }
         Ok(())
     }
 

@@ -76,6 +76,8 @@ pub struct Orchestrator {
     /// Those of them that had their lablets for themselves: what of them still runs is left alone.
     over_alone: BTreeSet<ExecutionId>,
     effects: VecDeque<Effect>,
+    /// Lablets whose receipts the logs name, to be read again after all other effects.
+    recalls: VecDeque<(ExecutionId, PeerId)>,
     /// Rises with every submission: the order of the queue.
     submissions: u64,
     /// Something changed that may let a waiting execution be placed.
@@ -101,6 +103,7 @@ impl Orchestrator {
             over_order: VecDeque::new(),
             over_alone: BTreeSet::new(),
             effects: VecDeque::new(),
+            recalls: VecDeque::new(),
             submissions: 0,
             replan: false,
             reconcile: None,
@@ -114,8 +117,7 @@ impl Orchestrator {
         let before = self.effects.len();
         self.decide(now, input);
         // All that one input makes durable comes first, what facts name before the facts: one sync for all of it.
-        let mut fresh: Vec<Effect> = self.effects.drain(before..).collect();
-        fresh.sort_by_key(|effect| match effect {
+        let rank = |effect: &Effect| match effect {
             Effect::StorePlacement(_) => 0,
             Effect::Persist { .. } => 1,
             Effect::Send { .. }
@@ -130,8 +132,10 @@ impl Orchestrator {
             | Effect::Reconciled
             | Effect::StepDown { .. }
             | Effect::Close { .. } => 2,
-        });
-        self.effects.extend(fresh);
+        };
+        if !self.effects.range(before..).is_sorted_by_key(rank) {
+            self.effects.make_contiguous()[before..].sort_by_key(rank);
+        }
     }
 
     fn decide(&mut self, now: Timestamp, input: Input) {
@@ -183,6 +187,7 @@ impl Orchestrator {
 
     /// Returns the next thing to do.
     pub fn poll_effect(&mut self) -> Option<Effect> {
+        while self.effects.is_empty() && !self.deposed && self.recall_next() {}
         self.effects.pop_front()
     }
 

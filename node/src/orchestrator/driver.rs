@@ -132,8 +132,7 @@ pub(super) async fn start(
 ) -> Result<(mpsc::Sender<Command>, JoinHandle<()>), OrchestratorError> {
     let peer = parts.links.peer().clone();
     let lab = parts.certificate.body.lab.clone();
-    let mut logs = Logs::new(parts.home.path("log"), parts.key.clone()).with_writers(parts.members.writers());
-    let facts = tokio::task::block_in_place(|| logs.replay())?;
+    let logs = Logs::new(parts.home.path("log"), parts.key.clone()).with_writers(parts.members.writers());
     let mut config = OrchestratorConfig::new(peer, lab.clone(), parts.certificate.body.name.clone());
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).expect("the kernel gives random bytes");
@@ -170,7 +169,7 @@ pub(super) async fn start(
         post,
         parts,
     };
-    driver.replay(facts).await?;
+    driver.replay().await?;
     driver.act().await?;
     let task = tokio::spawn(driver.run(queue));
     Ok((commands, task))
@@ -464,26 +463,10 @@ impl Driver {
 
     /// Holds the blocks that a fact names until the execution is over.
     pub(super) fn hold_named(&self, execution: ExecutionId, kind: &FactKind) {
-        let hold = |root: &Cid| self.parts.keeper.hold(execution, Holder::Orchestrator, *root);
-        match kind {
-            FactKind::Submitted { execution, run, .. } => [execution, run].into_iter().for_each(hold),
-            FactKind::Placed { placement } => hold(placement),
-            FactKind::Received { shard, .. } => hold(shard),
-            FactKind::Snapshot { facts, .. } => facts.iter().for_each(|fact| self.hold_named(execution, &fact.kind)),
-            FactKind::Granted { .. }
-            | FactKind::TakenOver { .. }
-            | FactKind::Recovered { .. }
-            | FactKind::Accepted { .. }
-            | FactKind::Refused { .. }
-            | FactKind::Started {}
-            | FactKind::Faulted { .. }
-            | FactKind::Measured { .. }
-            | FactKind::Lost { .. }
-            | FactKind::Cancelled { .. }
-            | FactKind::TimedOut {}
-            | FactKind::EndedEarly { .. }
-            | FactKind::Sealed { .. }
-            | FactKind::Failed { .. } => {}
+        let mut named = Vec::new();
+        name_blocks(kind, &mut named);
+        if !named.is_empty() {
+            self.parts.keeper.hold_all(execution, Holder::Orchestrator, named);
         }
     }
 
@@ -603,5 +586,29 @@ fn names_new_blocks(kind: &FactKind) -> bool {
         | FactKind::TakenOver { .. }
         | FactKind::Recovered { .. }
         | FactKind::Snapshot { .. } => false,
+    }
+}
+
+/// Appends the blocks that a fact names and that its execution needs until it is over.
+pub(super) fn name_blocks(kind: &FactKind, named: &mut Vec<Cid>) {
+    match kind {
+        FactKind::Submitted { execution, run, .. } => named.extend([execution, run]),
+        FactKind::Placed { placement } => named.push(*placement),
+        FactKind::Received { shard, .. } => named.push(*shard),
+        FactKind::Snapshot { facts, .. } => facts.iter().for_each(|fact| name_blocks(&fact.kind, named)),
+        FactKind::Granted { .. }
+        | FactKind::TakenOver { .. }
+        | FactKind::Recovered { .. }
+        | FactKind::Accepted { .. }
+        | FactKind::Refused { .. }
+        | FactKind::Started {}
+        | FactKind::Faulted { .. }
+        | FactKind::Measured { .. }
+        | FactKind::Lost { .. }
+        | FactKind::Cancelled { .. }
+        | FactKind::TimedOut {}
+        | FactKind::EndedEarly { .. }
+        | FactKind::Sealed { .. }
+        | FactKind::Failed { .. } => {}
     }
 }

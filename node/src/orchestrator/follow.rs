@@ -89,8 +89,10 @@ struct Follower {
 
 impl Follower {
     async fn run(&mut self) {
-        match tokio::task::block_in_place(|| self.logs.replay()) {
-            Ok(facts) => facts.iter().for_each(|fact| self.want(fact)),
+        let mut logs = self.logs.unread();
+        let read = tokio::task::block_in_place(|| logs.replay(|facts| facts.iter().for_each(|fact| self.want(fact))));
+        match read {
+            Ok(()) => self.logs = logs,
             Err(error) => {
                 // It would neither lead nor follow with a log that is not what was written.
                 tracing::error!(%error, "the orchestrator stops");

@@ -1,18 +1,19 @@
 //! How an orchestrator begins: with what its logs say, its own or those that it followed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iptl_artifacts::read_block;
 use iptl_dag::Cid;
-use iptl_dag::model::{self, Execution, ExecutionId, FactKind, Run};
+use iptl_dag::model::{self, Execution, ExecutionId, Fact, FactKind, Run};
 use iptl_scheduler::{Input, Submission};
 use iptl_wire::control::Event;
 use iptl_wire::session::KnownRun;
 use iptl_wire::takeover::MAX_FINISHED;
+use tokio::sync::mpsc;
 
 use super::candidacy::Note;
-use super::driver::{Driver, How, OrchestratorError};
+use super::driver::{Driver, How, OrchestratorError, name_blocks};
 use super::wants::failed;
 use super::{Command, sealed};
 use crate::clock;
@@ -25,6 +26,24 @@ const RESULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two searches for it.
 const RESULT_PAUSE: Duration = Duration::from_secs(5);
 
+/// Windows of facts that are read before they are taken in.
+const READ_AHEAD: usize = 2;
+
+/// What logs said so far, beside what the core makes of it.
+#[derive(Default)]
+struct Replayed {
+    /// Whose log is being read, and whether its end is recorded.
+    current: Option<(ExecutionId, bool)>,
+    /// Facts of executions whose end is recorded.
+    put_off: BTreeMap<ExecutionId, Vec<Fact>>,
+    /// Executions whose end is recorded and in the log.
+    over: BTreeSet<ExecutionId>,
+    /// Executions that are over, which is not recorded: with a result or why not.
+    unrecorded: Vec<(ExecutionId, Result<Cid, String>)>,
+    /// Blocks that facts name.
+    named: BTreeMap<ExecutionId, Vec<Cid>>,
+}
+
 impl Driver {
     /// Lays the log of an execution aside whose end is recorded; one that stays is read at the next start, and no harm.
     pub(super) fn lay_aside(&mut self, execution: &ExecutionId) {
@@ -33,55 +52,33 @@ impl Driver {
         }
     }
 
-    pub(super) async fn replay(&mut self, facts: Vec<model::Fact>) -> Result<(), OrchestratorError> {
+    /// Reads the logs, and takes in what they say while the rest is being read.
+    pub(super) async fn replay(&mut self) -> Result<(), OrchestratorError> {
         self.input(Input::Wall { unix_us: clock::wall_us() });
-        let over: BTreeSet<ExecutionId> = facts
-            .iter()
-            .filter(|fact| matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. }))
-            .map(|fact| fact.execution)
-            .filter(|execution| self.registry.ended(execution).is_some())
-            .collect();
+        let mut logs = self.logs.unread();
+        let (windows, mut coming) = mpsc::channel(READ_AHEAD);
+        let reading = tokio::task::spawn_blocking(move || {
+            let read = logs.replay(|facts| {
+                let _gave_up = windows.blocking_send(facts);
+            });
+            read.map(|()| logs)
+        });
+        let mut replayed = Replayed::default();
+        while let Some(facts) = coming.recv().await {
+            for fact in facts {
+                self.replay_unless_over(fact, &mut replayed).await?;
+            }
+        }
+        self.logs = reading.await.expect("reading logs does not panic, whatever the bytes")?;
+        for fact in std::mem::take(&mut replayed.put_off).into_values().flatten() {
+            self.replay_fact(fact, &mut replayed).await?;
+        }
+        let Replayed { named, unrecorded, over, .. } = replayed;
         for execution in &over {
             self.lay_aside(execution);
         }
-        let mut unrecorded = Vec::new();
-        for fact in facts.into_iter().filter(|fact| !over.contains(&fact.execution)) {
-            self.hold_named(fact.execution, &fact.kind);
-            let submission = match &fact.kind {
-                FactKind::Submitted { execution, run, by, .. } => {
-                    let submission = self.submission(execution, run).await?;
-                    let run_node = &submission.run.run;
-                    self.registry.begin(fact.execution, *run, run_node, by.clone(), fact.at_ms);
-                    let event = Event::Submitted {
-                        execution: fact.execution.0,
-                        alias: fact.execution.alias(),
-                        run: *run,
-                        lab: self.parts.certificate.body.name.clone(),
-                        groups: run_node.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
-                    };
-                    self.registry.notify(fact.execution, event, fact.at_ms);
-                    Some(Box::new(submission))
-                }
-                FactKind::Sealed { result } => {
-                    unrecorded.push((fact.execution, Ok(*result)));
-                    None
-                }
-                FactKind::Failed { reason } => {
-                    unrecorded.push((fact.execution, Err(reason.clone())));
-                    None
-                }
-                kind => {
-                    if let Some(active) = self.registry.active.get_mut(&fact.execution) {
-                        active.book.read(kind);
-                    }
-                    if let (FactKind::Started {}, Some(active)) = (kind, self.registry.active.get(&fact.execution)) {
-                        let event = Event::Started { after_ms: fact.at_ms.saturating_sub(active.submitted_ms) };
-                        self.registry.notify(fact.execution, event, fact.at_ms);
-                    }
-                    None
-                }
-            };
-            self.input(Input::Replay { fact: Box::new(fact), submission });
+        for (execution, named) in named {
+            self.parts.keeper.hold_all(execution, Holder::Orchestrator, named);
         }
         // What was told to be over in an earlier life, or by another orchestrator, is over whoever asks.
         let ended: Vec<_> = self.registry.records().into_iter().rev().take(MAX_FINISHED).collect();
@@ -113,6 +110,66 @@ impl Driver {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes in a fact. Those of an execution whose end is recorded are put off, in case its log does not know of that.
+    async fn replay_unless_over(&mut self, fact: Fact, replayed: &mut Replayed) -> Result<(), OrchestratorError> {
+        let execution = fact.execution;
+        if replayed.current.is_none_or(|(current, _)| current != execution) {
+            replayed.current = Some((execution, self.registry.ended(&execution).is_some()));
+        }
+        match replayed.current {
+            Some((_, true)) if matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. }) => {
+                replayed.put_off.remove(&execution);
+                replayed.over.insert(execution);
+                Ok(())
+            }
+            Some((_, true)) => {
+                replayed.put_off.entry(execution).or_default().push(fact);
+                Ok(())
+            }
+            Some((_, false)) | None => self.replay_fact(fact, replayed).await,
+        }
+    }
+
+    async fn replay_fact(&mut self, fact: Fact, replayed: &mut Replayed) -> Result<(), OrchestratorError> {
+        name_blocks(&fact.kind, replayed.named.entry(fact.execution).or_default());
+        let submission = match &fact.kind {
+            FactKind::Submitted { execution, run, by, .. } => {
+                let submission = self.submission(execution, run).await?;
+                let run_node = &submission.run.run;
+                self.registry.begin(fact.execution, *run, run_node, by.clone(), fact.at_ms);
+                let event = Event::Submitted {
+                    execution: fact.execution.0,
+                    alias: fact.execution.alias(),
+                    run: *run,
+                    lab: self.parts.certificate.body.name.clone(),
+                    groups: run_node.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
+                };
+                self.registry.notify(fact.execution, event, fact.at_ms);
+                Some(Box::new(submission))
+            }
+            FactKind::Sealed { result } => {
+                replayed.unrecorded.push((fact.execution, Ok(*result)));
+                None
+            }
+            FactKind::Failed { reason } => {
+                replayed.unrecorded.push((fact.execution, Err(reason.clone())));
+                None
+            }
+            kind => {
+                if let Some(active) = self.registry.active.get_mut(&fact.execution) {
+                    active.book.read(kind);
+                }
+                if let (FactKind::Started {}, Some(active)) = (kind, self.registry.active.get(&fact.execution)) {
+                    let event = Event::Started { after_ms: fact.at_ms.saturating_sub(active.submitted_ms) };
+                    self.registry.notify(fact.execution, event, fact.at_ms);
+                }
+                None
+            }
+        };
+        self.input(Input::Replay { fact: Box::new(fact), submission });
         Ok(())
     }
 

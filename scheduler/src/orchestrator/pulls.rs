@@ -57,6 +57,31 @@ impl Exec {
         }
     }
 
+    /// Takes in a chunk of receipts that the log names; it counts once [`Exec::recall`] was called.
+    pub(super) fn name(&mut self, lablet: &PeerId, shard: Cid, count: u32) {
+        if let Some(cell) = self.cells.get_mut(lablet) {
+            cell.named.push((shard, count));
+        }
+    }
+
+    /// Puts the chunks that the log named in their places; all of them are to be read again.
+    pub(super) fn recall(&mut self) {
+        let past = self.past.iter_mut().map(|(_, cell)| cell);
+        for cell in self.cells.values_mut().chain(past).filter(|cell| !cell.named.is_empty()) {
+            let recalled = |(shard, count)| (shard, Shard { count, state: Pull::Recalled });
+            // There were none while the log was read, and a map that is made of many sorts them once.
+            cell.shards = std::mem::take(&mut cell.named).into_iter().map(recalled).collect();
+        }
+        self.count_pulls();
+    }
+
+    /// Returns the chunks of a lablet that are to be read again.
+    pub(super) fn recalled_of(&self, lablet: &PeerId) -> Vec<Cid> {
+        let cells = self.all_cells().filter(|(holder, _)| *holder == lablet);
+        let recalled = |(shard, entry): (&Cid, &Shard)| (entry.state == Pull::Recalled).then_some(*shard);
+        cells.flat_map(|(_, cell)| cell.shards.iter().filter_map(recalled)).collect()
+    }
+
     /// Says how far a chunk of receipts is that was announced.
     pub(super) fn set_pull(&mut self, lablet: &PeerId, shard: &Cid, state: Pull) {
         let Some(entry) = self.cell_of_shard(lablet, shard).and_then(|cell| cell.shards.get_mut(shard)) else { return };

@@ -3,6 +3,8 @@
 //! A restart keeps the term: nothing was sent whose fact was not durable, so no two grants share a name. Lablets have
 //! two leases to come back before they count as lost.
 
+use std::collections::BTreeSet;
+
 use iptl_dag::model::{Assignment, Fact, FactKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
@@ -10,7 +12,7 @@ use iptl_wire::session::Inventory;
 
 use super::api::Submission;
 use super::grant::without;
-use super::state::{Cell, Exec, LabletState, Phase, Pull, Stage, UNKNOWN_BOOT};
+use super::state::{Cell, Exec, LabletState, Phase, Stage, UNKNOWN_BOOT};
 use super::{Effect, Orchestrator, ms};
 use crate::placement::merge;
 
@@ -66,7 +68,7 @@ impl Orchestrator {
                 }
             }
             FactKind::Received { lablet, shard, count } => {
-                exec.announce(&lablet, shard, count, Pull::Recalled);
+                exec.name(&lablet, shard, count);
             }
             // What these say of instances counts once the receipts are here.
             FactKind::Lost { lablet, .. } => {
@@ -90,7 +92,23 @@ impl Orchestrator {
         self.remember(id, result, exec.is_some_and(|exec| exec.run.run.placing.dedicated));
     }
 
+    /// Puts in order what the logs named, now that they were read.
+    pub(super) fn recall(&mut self) {
+        self.executions.values_mut().for_each(Exec::recall);
+    }
+
+    /// Orders what the log names of the next lablet to be read again; returns whether there is such a lablet. What a
+    /// million facts name is so never ordered at once.
+    pub(super) fn recall_next(&mut self) -> bool {
+        let Some((execution, lablet)) = self.recalls.pop_front() else { return false };
+        let shards = self.executions.get(&execution).map(|exec| exec.recalled_of(&lablet)).unwrap_or_default();
+        let pull = |shard| Effect::Pull { execution, lablet: lablet.clone(), shard };
+        self.effects.extend(shards.into_iter().map(pull));
+        true
+    }
+
     pub(super) fn replayed(&mut self, now: Timestamp) {
+        self.recall();
         let wall_ms = self.wall_ms(now);
         let grace = ms(self.lease_ms() * GRACE_LEASES);
         let replace_timeout = ms(self.config.replace_timeout_ms);
@@ -144,20 +162,10 @@ impl Orchestrator {
                 exec.records.insert(lablet, record);
             }
         }
-        let recalled: Vec<Effect> = self
-            .executions
-            .iter()
-            .flat_map(|(id, exec)| {
-                exec.all_cells().flat_map(|(lablet, cell)| {
-                    cell.shards.keys().map(|shard| Effect::Pull {
-                        execution: *id,
-                        lablet: lablet.clone(),
-                        shard: *shard,
-                    })
-                })
-            })
-            .collect();
-        self.effects.extend(recalled);
+        for (id, exec) in self.executions.iter().filter(|(_, exec)| exec.recalling()) {
+            let holders: BTreeSet<&PeerId> = exec.all_cells().map(|(lablet, _)| lablet).collect();
+            self.recalls.extend(holders.into_iter().map(|lablet| (*id, lablet.clone())));
+        }
         if self.reconcile.is_some() {
             return;
         }

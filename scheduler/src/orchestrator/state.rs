@@ -183,6 +183,8 @@ pub(super) struct Cell {
     /// Its lablet died under it, as far as it was there to see; what was sealed before may still come.
     pub died: bool,
     pub shards: BTreeMap<Cid, Shard>,
+    /// Chunks that the log names, with their counts, while it is read: they are put in order all at once.
+    pub named: Vec<(Cid, u32)>,
     /// Faults that were done in it and are in the log; at most [`MAX_FAULTS_TOLD`](iptl_wire::session::MAX_FAULTS_TOLD).
     pub faults: BTreeSet<FaultDone>,
     /// Whether its lablet has said how far the others are.
@@ -337,6 +339,7 @@ impl Cell {
             over: false,
             died: false,
             shards: BTreeMap::new(),
+            named: Vec::new(),
             faults: BTreeSet::new(),
             measured: false,
         }

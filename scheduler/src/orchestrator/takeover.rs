@@ -36,6 +36,7 @@ impl Orchestrator {
     /// Takes all replayed executions over. Where the one before handed over, its logs are whole.
     pub(super) fn take_over(&mut self, now: Timestamp, term: Epoch, mut lablets: BTreeSet<PeerId>, handed_over: bool) {
         self.config.term = Some(term);
+        self.recall();
         let mut taken = Vec::new();
         for (id, exec) in &mut self.executions {
             let from = Epoch { counter: exec.epoch, peer: exec.leader.clone() };

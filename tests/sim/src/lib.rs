@@ -15,6 +15,7 @@ pub mod model;
 pub mod network;
 pub mod opening;
 pub mod orchestrator;
+pub mod prefixes;
 pub mod profile;
 pub mod reach;
 pub mod schedule;
@@ -23,7 +24,8 @@ pub mod takeover;
 pub mod trace;
 pub mod world;
 
-pub use opening::{long_log, open_log, read_in_turn};
+pub use opening::{LongLog, Replay, long_log, open_log};
+pub use prefixes::Opened;
 pub use profile::Profile;
 pub use reach::{Point, Reached};
 pub use schedule::Schedule;

@@ -3,12 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iptl_scheduler::log::Entry;
 use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, profile, shrink, takeover};
 
 /// Schedules from which on every point must have been reached by profile `mixed`.
@@ -306,9 +304,9 @@ fn measure(args: &[String]) -> Result<ExitCode, String> {
         ("behind a snapshot", iptl_sim::long_log(facts, true)),
     ] {
         let began = std::time::Instant::now();
-        let opened = iptl_sim::open_log(&log, read_all);
+        let opened = iptl_sim::open_log(&log);
         println!(
-            "log of {facts} facts {name}: {} MiB opened in {:.0} ms, {opened} facts replayed",
+            "log of {facts} facts {name}: {} MiB opened on one thread in {:.0} ms, {opened} facts replayed",
             log.bytes.len() >> 20,
             began.elapsed().as_secs_f64() * 1e3,
         );
@@ -317,17 +315,6 @@ fn measure(args: &[String]) -> Result<ExitCode, String> {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or(" unknown");
     println!("most memory: {}", peak.trim());
     Ok(ExitCode::SUCCESS)
-}
-
-/// Reads records on all processors, as a node does.
-fn read_all(bytes: &[u8], bodies: &[Range<usize>]) -> Vec<Entry> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let part = bodies.len().div_ceil(threads).max(1);
-    std::thread::scope(|scope| {
-        let parts: Vec<_> =
-            bodies.chunks(part).map(|part| scope.spawn(move || iptl_sim::read_in_turn(bytes, part))).collect();
-        parts.into_iter().flat_map(|part| part.join().expect("the log was written whole")).collect()
-    })
 }
 
 /// Prints every event; one after another where somebody steps.

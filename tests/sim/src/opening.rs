@@ -1,11 +1,9 @@
 //! A long log, to measure how fast one is opened: cut into records, chained, its last signature checked, replayed.
 
-use std::ops::Range;
-
 use iptl_dag::model::{self, Assignment, Epoch, Execution, ExecutionId, Fact, FactKind};
 use iptl_dag::{PeerId, codec};
-use iptl_scheduler::log::{self, Chain, Entry};
-use iptl_scheduler::{Input, Orchestrator, OrchestratorConfig, Submission};
+use iptl_scheduler::log::{self, Opening};
+use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig, Submission};
 use iptl_trust::{Keypair, sign};
 use iptl_wire::Timestamp;
 use iptl_wire::session::KnownRun;
@@ -23,13 +21,63 @@ const RECEIPTS: u32 = 1;
 pub struct LongLog {
     /// Records.
     pub bytes: Vec<u8>,
+    /// Its execution.
+    pub execution: ExecutionId,
     submission: Submission,
-    orchestrator: PeerId,
+}
+
+/// A core that a log is replayed into.
+#[derive(Debug)]
+pub struct Replay {
+    core: Orchestrator,
+    submission: Submission,
+    facts: usize,
+}
+
+impl LongLog {
+    /// Returns the key of the orchestrator that wrote it.
+    pub fn key(&self) -> Keypair {
+        key()
+    }
+
+    /// Makes a core that knows nothing yet.
+    pub fn replay(&self) -> Replay {
+        let peer = key().peer().clone();
+        let config = OrchestratorConfig::new(peer.clone(), peer, "sim".into());
+        Replay { core: Orchestrator::new(config), submission: self.submission.clone(), facts: 0 }
+    }
+}
+
+impl Replay {
+    /// Takes in what the log says next.
+    pub fn take(&mut self, facts: Vec<Fact>) {
+        self.facts += facts.len();
+        for fact in facts {
+            let submission = matches!(fact.kind, FactKind::Submitted { .. }).then(|| Box::new(self.submission.clone()));
+            self.core.handle(Timestamp(1), Input::Replay { fact: Box::new(fact), submission });
+        }
+    }
+
+    /// Ends the replay, and takes the orders to read receipts again; returns the facts, and these orders.
+    pub fn end(mut self) -> (usize, usize) {
+        self.core.handle(Timestamp(1), Input::Replayed);
+        let mut pulls = 0;
+        while let Some(effect) = self.core.poll_effect() {
+            pulls += usize::from(matches!(effect, Effect::Pull { .. }));
+        }
+        // That memory is given back is no part of what is measured: an orchestrator keeps it.
+        std::mem::forget(self.core);
+        (self.facts, pulls)
+    }
+}
+
+fn key() -> Keypair {
+    Keypair::from_seed(&[1; 32])
 }
 
 /// Writes a log of `count` facts, most of which say that receipts came; or the snapshot of it, as its next file begins.
 pub fn long_log(count: u32, snapshot: bool) -> LongLog {
-    let key = Keypair::from_seed(&[1; 32]);
+    let key = key();
     let peer = |n: u32| {
         let mut bytes = [9; 32];
         bytes[..4].copy_from_slice(&n.to_be_bytes());
@@ -53,12 +101,9 @@ pub fn long_log(count: u32, snapshot: bool) -> LongLog {
         count: RECEIPTS,
     }));
     let epoch = Epoch { counter: 1, peer: key.peer().clone() };
-    let mut log = LongLog {
-        bytes: Vec::new(),
-        submission: Submission { execution, run: KnownRun { cid, run } },
-        orchestrator: key.peer().clone(),
-    };
-    let mut head = None;
+    let mut log =
+        LongLog { bytes: Vec::new(), execution: id, submission: Submission { execution, run: KnownRun { cid, run } } };
+    let mut head = snapshot.then(|| codec::cid_of(&"the last fact before"));
     let mut write = |log: &mut LongLog, seq: usize, kind: FactKind, last: bool| {
         let fact = Fact { execution: id, seq: seq as u64, prev: head, epoch: epoch.clone(), at_ms: 1, kind };
         // Only the last signature is looked at where a log is opened; making a million takes long.
@@ -88,48 +133,30 @@ pub fn long_log(count: u32, snapshot: bool) -> LongLog {
     log
 }
 
-/// Opens a log as an orchestrator does at its start; returns the facts that a core took in. Records are read by
-/// `read_all`, which may do it on several threads.
+/// Records that are read before they are replayed.
+const WINDOW: usize = 4096;
+
+/// Opens a log as an orchestrator does at its start, on one thread; returns the facts that a core took in.
 ///
 /// # Panics
 ///
 /// Panics where the log does not hold: it was made by [`long_log`].
-pub fn open_log(log: &LongLog, read_all: impl FnOnce(&[u8], &[Range<usize>]) -> Vec<Entry>) -> usize {
-    let id: ExecutionId = log.submission.execution.id();
+pub fn open_log(log: &LongLog) -> usize {
     let bodies = log::outline(&log.bytes);
     let last = bodies.last().cloned().expect("it holds facts");
     assert_eq!(last.end, log.bytes.len(), "it was written whole");
-    let mut chain: Option<Chain> = None;
-    let mut facts = Vec::with_capacity(bodies.len());
-    for entry in read_all(&log.bytes, &bodies) {
-        let chain = chain.get_or_insert_with(|| {
-            let writers = [log.orchestrator.clone()];
-            let first = &entry.signed.body;
-            Chain::at_snapshot(id, writers.clone(), first).unwrap_or_else(|| Chain::new(id, writers))
-        });
-        chain.fit(&entry.cid, &entry.signed).expect("it was written so");
-        facts.push(entry.signed.body);
+    let mut opening: Option<Opening> = None;
+    let mut replay = log.replay();
+    for window in bodies.chunks(WINDOW) {
+        let mut facts = Vec::with_capacity(WINDOW);
+        for body in window {
+            let entry = log::read(&log.bytes, body.clone()).expect("it is whole").expect("it is a fact");
+            let new = || Opening::new([log.key().peer().clone()], &entry.signed.body, true);
+            opening.get_or_insert_with(new).take(entry, &mut facts).expect("it was written so");
+        }
+        replay.take(facts);
     }
-    let head: model::Signed<Fact> = model::from_bytes(&log.bytes[last]).expect("it was written so");
-    log::check_signature(&head, head.body.seq).expect("it was signed");
-    let config = OrchestratorConfig::new(log.orchestrator.clone(), log.orchestrator.clone(), "sim".into());
-    let mut core = Orchestrator::new(config);
-    let facts = log::resume(facts);
-    let count = facts.len();
-    for fact in facts {
-        let submission = matches!(fact.kind, FactKind::Submitted { .. }).then(|| Box::new(log.submission.clone()));
-        core.handle(Timestamp(1), Input::Replay { fact: Box::new(fact), submission });
-    }
-    core.handle(Timestamp(1), Input::Replayed);
-    count
-}
-
-/// Reads records one after another.
-///
-/// # Panics
-///
-/// Panics where one is not whole.
-pub fn read_in_turn(bytes: &[u8], bodies: &[Range<usize>]) -> Vec<Entry> {
-    let read = |body: &Range<usize>| log::read(bytes, body.clone()).expect("it is whole").expect("it is a fact");
-    bodies.iter().map(read).collect()
+    let opening = opening.expect("it holds facts");
+    opening.end(&log.bytes[last]).expect("it was signed");
+    replay.end().0
 }

@@ -23,6 +23,7 @@ use crate::lablet::LabletNode;
 use crate::model::{Model, Violation};
 use crate::network::Draws;
 use crate::orchestrator::OrchestratorNode;
+use crate::prefixes::{self, Opened};
 use crate::reach::{Point, Reached};
 use crate::schedule::Schedule;
 
@@ -158,6 +159,16 @@ impl World {
     pub fn run(mut self) -> Report {
         while self.step() {}
         self.report()
+    }
+
+    /// Runs until everything has ended, then opens all logs at every prefix, with a snapshot at every place in it.
+    ///
+    /// # Errors
+    ///
+    /// What differs from the state that all facts of a prefix leave, for people.
+    pub fn open_logs(mut self) -> Result<Opened, String> {
+        while self.step() {}
+        prefixes::open_all(&self.orchestrator)
     }
 
     /// Takes in the next event; false where nothing more is to come.

@@ -52,6 +52,21 @@ fn equal_schedules_give_equal_reports() {
 }
 
 #[test]
+fn a_snapshot_and_the_rest_leave_the_state_that_all_facts_leave_at_every_prefix() {
+    let mut openings = 0;
+    for (profile, seeds) in [("mixed", 0..8), ("rough", 0..8)] {
+        for seed in seeds {
+            let schedule = Schedule::draw(seed, profile).expect("the profile is known");
+            match World::new(schedule).open_logs() {
+                Ok(opened) => openings += opened.from_snapshot,
+                Err(what) => panic!("seed {seed} of {profile}: {what}"),
+            }
+        }
+    }
+    assert!(openings > 2_000, "{openings} openings from a snapshot");
+}
+
+#[test]
 fn a_lab_of_hundreds_keeps_the_rules_too() {
     for seed in 0..2 {
         let report = run_seed(seed, "crowd").expect("the profile is known");

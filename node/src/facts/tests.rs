@@ -1,0 +1,241 @@
+//! Logs on the disk: written, torn, changed, and read again.
+
+use super::*;
+
+fn execution() -> ExecutionId {
+    ExecutionId(iptl_dag::codec::cid_of(&"execution"))
+}
+
+fn logs(dir: &Path) -> Logs {
+    Logs::new(dir.to_owned(), Arc::new(Keypair::from_seed(&[7; 32])))
+}
+
+fn replay(logs: &mut Logs) -> Result<Vec<Fact>, LogError> {
+    let mut facts = Vec::new();
+    logs.replay(|window| facts.extend(window))?;
+    Ok(facts)
+}
+
+fn epoch() -> Epoch {
+    Epoch { counter: 1, peer: Keypair::from_seed(&[7; 32]).peer().clone() }
+}
+
+fn submitted() -> FactKind {
+    let by = epoch().peer;
+    FactKind::Submitted { execution: execution().0, run: iptl_dag::codec::cid_of(&"run"), by, priority: 0 }
+}
+
+fn cancelled() -> FactKind {
+    FactKind::Cancelled { by: epoch().peer }
+}
+
+fn written(dir: &Path) -> PathBuf {
+    let mut logs = logs(dir);
+    for kind in [submitted(), FactKind::Started {}, FactKind::TimedOut {}] {
+        logs.append(execution(), epoch(), kind, 5).unwrap();
+    }
+    logs.commit().unwrap();
+    dir.join(format!("{}.log", execution()))
+}
+
+#[test]
+fn facts_are_read_back_in_order_and_the_chain_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path());
+    let mut again = logs(dir.path());
+    let facts = replay(&mut again).unwrap();
+    assert_eq!(facts.iter().map(|f| f.seq).collect::<Vec<_>>(), [0, 1, 2]);
+    again.append(execution(), epoch(), cancelled(), 6).unwrap();
+    again.commit().unwrap();
+    assert_eq!(replay(&mut logs(dir.path())).unwrap().len(), 4);
+}
+
+#[test]
+fn a_torn_tail_is_cut_off_at_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = written(dir.path());
+    let whole = fs::read(&path).unwrap();
+    let two = log::records(&whole).bodies[1].end;
+    for cut in two + 1..whole.len() {
+        fs::write(&path, &whole[..cut]).unwrap();
+        assert_eq!(replay(&mut logs(dir.path())).unwrap().len(), 2, "cut at {cut}");
+        assert_eq!(fs::read(&path).unwrap(), whole[..two]);
+    }
+}
+
+#[test]
+fn a_fact_that_is_missing_in_the_middle_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = written(dir.path());
+    let whole = fs::read(&path).unwrap();
+    let first = log::records(&whole).bodies[0].end;
+    fs::write(&path, &whole[first..]).unwrap();
+    assert!(matches!(replay(&mut logs(dir.path())), Err(LogError::Damaged { seq: 0, .. })));
+}
+
+#[test]
+fn a_bit_that_flipped_before_the_last_fact_is_damage_and_nothing_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = written(dir.path());
+    let whole = fs::read(&path).unwrap();
+    let two = log::records(&whole).bodies[1].end;
+    for at in 0..two {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        fs::write(&path, &flipped).unwrap();
+        let error = replay(&mut logs(dir.path())).unwrap_err();
+        assert!(matches!(error, LogError::Damaged { .. }), "flipped at {at}: {error}");
+        assert_eq!(fs::read(&path).unwrap(), flipped);
+    }
+}
+
+#[test]
+fn a_log_signed_by_a_stranger_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path());
+    let mut stranger = Logs::new(dir.path().to_owned(), Arc::new(Keypair::from_seed(&[8; 32])));
+    let error = replay(&mut stranger).unwrap_err().to_string();
+    assert!(error.contains("who may not write into this log"), "{error}");
+}
+
+#[test]
+fn a_log_goes_on_in_another_file_after_a_snapshot_and_only_that_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = written(dir.path());
+    let mut grown = logs(dir.path());
+    let before = replay(&mut grown).unwrap();
+    grown.snapshot(execution(), 6).unwrap();
+    grown.append(execution(), epoch(), cancelled(), 7).unwrap();
+    grown.commit().unwrap();
+    assert_eq!(grown.blocks(&execution()).unwrap().len(), 5);
+
+    let kinds = |facts: Vec<Fact>| facts.into_iter().map(|f| f.kind).collect::<Vec<_>>();
+    let mut expected = kinds(before);
+    expected.push(cancelled());
+    // Whatever happens to the first file, it is not looked at.
+    fs::write(&first, b"lost").unwrap();
+    let mut again = logs(dir.path());
+    assert_eq!(kinds(replay(&mut again).unwrap()), expected);
+    again.append(execution(), epoch(), FactKind::TimedOut {}, 8).unwrap();
+    again.commit().unwrap();
+    assert_eq!(again.read(&execution()).unwrap().1, Tail::Damaged);
+}
+
+#[test]
+fn a_snapshot_that_a_crash_tore_at_any_byte_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path());
+    let mut grown = logs(dir.path());
+    let before = replay(&mut grown).unwrap();
+    grown.snapshot(execution(), 6).unwrap();
+    drop(grown);
+    let second = dir.path().join(format!("{}.3.log", execution()));
+    let whole = fs::read(&second).unwrap();
+    for cut in 0..whole.len() {
+        fs::write(&second, &whole[..cut]).unwrap();
+        let mut again = logs(dir.path());
+        assert_eq!(replay(&mut again).unwrap(), before, "cut at {cut}");
+        // A file may have its length before it has what was written.
+        fs::write(&second, [&whole[..cut], &vec![0; whole.len() - cut]].concat()).unwrap();
+        let mut again = logs(dir.path());
+        assert_eq!(replay(&mut again).unwrap(), before, "zeros from {cut} on");
+        again.append(execution(), epoch(), cancelled(), 7).unwrap();
+        again.commit().unwrap();
+        assert_eq!(replay(&mut logs(dir.path())).unwrap().len(), before.len() + 1, "cut at {cut}");
+    }
+}
+
+#[test]
+fn the_log_of_what_is_over_is_laid_aside_and_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path());
+    let mut grown = logs(dir.path());
+    replay(&mut grown).unwrap();
+    grown.snapshot(execution(), 6).unwrap();
+    grown.close(&execution()).unwrap();
+    assert_eq!(replay(&mut logs(dir.path())).unwrap(), []);
+    assert_eq!(logs(dir.path()).blocks(&execution()).unwrap().len(), 4);
+}
+
+/// A log that is read in several windows, on several threads where there are; and how many facts it has.
+fn long(dir: &Path) -> (PathBuf, u64) {
+    let mut logs = logs(dir);
+    let peer = epoch().peer;
+    let granted = FactKind::Granted { lablet: peer.clone(), assignments: Vec::new(), attempt: 1 };
+    let mut count = 0;
+    let received = (0..11_000_u32).map(|n| FactKind::Received {
+        lablet: peer.clone(),
+        shard: iptl_dag::codec::cid_of(&n),
+        count: 1,
+    });
+    for kind in [submitted(), granted, FactKind::Started {}].into_iter().chain(received) {
+        logs.append(execution(), epoch(), kind, 5).unwrap();
+        count += 1;
+    }
+    logs.commit().unwrap();
+    (dir.join(format!("{}.log", execution())), count)
+}
+
+#[test]
+fn a_long_log_is_read_in_windows_and_in_order_and_its_torn_tail_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, count) = long(dir.path());
+    let whole = fs::read(&path).unwrap();
+    assert!(whole.len() > 4 << 20, "{} bytes are read at once", whole.len());
+    let mut windows = 0;
+    let mut next = 0;
+    let mut again = logs(dir.path());
+    again
+        .replay(|facts| {
+            windows += 1;
+            for fact in facts {
+                assert_eq!(fact.seq, next);
+                next += 1;
+            }
+        })
+        .unwrap();
+    assert_eq!(next, count);
+    assert!(windows >= 4, "{windows} windows");
+    again.append(execution(), epoch(), cancelled(), 6).unwrap();
+    again.commit().unwrap();
+    assert_eq!(replay(&mut logs(dir.path())).unwrap().len() as u64, count + 1);
+
+    let bodies = log::records(&whole).bodies;
+    for kept in [bodies.len() - 1, 9_000, 4_000, 1] {
+        let end = bodies[kept - 1].end;
+        for cut in [end + 1, end + log::HEADER_SIZE, bodies[kept].end - 1] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(replay(&mut logs(dir.path())).unwrap().len(), kept, "cut at {cut}");
+            assert_eq!(fs::metadata(&path).unwrap().len(), end as u64);
+        }
+    }
+}
+
+#[test]
+fn a_bit_that_flipped_anywhere_in_a_long_log_is_damage_and_nothing_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = long(dir.path());
+    let whole = fs::read(&path).unwrap();
+    let last = log::records(&whole).bodies.pop().unwrap();
+    for at in (0..last.start - log::HEADER_SIZE).step_by(whole.len() / 40) {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        fs::write(&path, &flipped).unwrap();
+        let error = replay(&mut logs(dir.path())).unwrap_err();
+        assert!(matches!(error, LogError::Damaged { .. }), "flipped at {at}: {error}");
+        assert_eq!(fs::read(&path).unwrap(), flipped);
+    }
+}
+
+#[test]
+fn snapshots_of_a_growing_log_repeat_no_more_facts_than_it_has() {
+    let (mut fresh, mut repeated, mut all, mut in_snapshots) = (0, 0, 0_u64, 0);
+    for _ in 0..1_000_000 {
+        (fresh, all) = (fresh + 1, all + 1);
+        if wants_snapshot(fresh, repeated) {
+            (fresh, repeated) = (0, all);
+            in_snapshots += all;
+        }
+    }
+    assert!(in_snapshots > 0 && in_snapshots < 2 * all, "{in_snapshots} facts in snapshots of {all}");
+}
