@@ -311,6 +311,7 @@ impl Orchestrator {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
+            self.replan |= self.executions.get_mut(&id).is_some_and(|exec| exec.lapse_bans(now));
             self.retry_pulls(now, id);
             if self.executions.get(&id).is_none_or(|e| self.undecided(e)) {
                 continue;

@@ -476,6 +476,26 @@ fn a_missing_bid_moves_instances_to_others() {
 }
 
 #[test]
+fn what_was_given_back_is_placed_again_as_soon_as_its_lablet_may_get_something() {
+    let mut bench = Bench::new();
+    bench.hello(1, 1, 1, 2, vec![]);
+    bench.hello(2, 2, 2, 2, vec![]);
+    let (id, _) = bench.submit(run(&[("a", 3), ("b", 1)]));
+    bench.bid(1, id, 2);
+    bench.bid(2, id, 2);
+    // Between two looks at those that wait.
+    bench.wait(300);
+    bench.say(2, ToOrchestrator::Refuse(cell(id, 1), "no room".into()));
+    let granted = |effects: &[Effect]| {
+        persisted(effects).iter().any(|kind| matches!(kind, FactKind::Granted { lablet, .. } if *lablet == peer(2)))
+    };
+    let effects = bench.wait(1_999);
+    assert!(!granted(&effects), "it gave the same back a moment ago");
+    let effects = bench.wait(1);
+    assert!(granted(&effects), "{effects:?}");
+}
+
+#[test]
 fn a_refused_grant_is_placed_elsewhere_and_the_rest_is_kept() {
     let mut bench = Bench::new();
     for n in [1, 2, 3] {

@@ -322,7 +322,27 @@ impl Exec {
         let replace = replacing.then(|| self.replace_at.values().copied().min().unwrap_or(self.replace_until));
         let replace = replace.map(|at| at.min(self.replace_until));
         let notice = self.waits().then_some(self.notice_at);
-        stage.into_iter().chain(self.next_pull()).chain(replace).chain(notice).chain(self.start_by()).min()
+        let others = self.next_pull().into_iter().chain(self.next_lapse());
+        stage.into_iter().chain(others).chain(replace).chain(notice).chain(self.start_by()).min()
+    }
+
+    /// When the next lablet may get something again that gave a grant back, where that may give this execution a place.
+    fn next_lapse(&self) -> Option<Timestamp> {
+        let next = self.banned.values().map(|(until, _)| *until).min()?;
+        let wants_place = match self.stage {
+            Stage::Waiting => true,
+            Stage::Granted => self.open() > 0,
+            Stage::Running { .. } => !self.replace.is_empty() && !self.recalling(),
+            Stage::Offered { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => false,
+        };
+        wants_place.then_some(next)
+    }
+
+    /// Forgets the lablets that may get something again; returns whether there were any.
+    pub(super) fn lapse_bans(&mut self, now: Timestamp) -> bool {
+        let before = self.banned.len();
+        self.banned.retain(|_, (until, _)| *until > now);
+        self.banned.len() < before
     }
 }
 
