@@ -32,8 +32,8 @@ pub use fault::{Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, Schedul
 pub use image::{Image, Layer, LayerPage};
 pub use loss::{BarrierLoss, GroupLoss, LossPolicy, MaxLost, Placing};
 pub use network::{
-    AccessClass, DependenceModel, GatewayModel, GroupNetwork, JitterModel, LinkModel, NetworkModel, PortsModel,
-    SiteShare, Way,
+    AccessClass, DependenceModel, GatewayModel, GroupNetwork, IpModel, JitterModel, LinkModel, NetworkModel,
+    PortsModel, SiteShare, Way,
 };
 pub use outcome::{
     Counts, GroupOutcome, InstanceOutcome, LossOutcome, Outcome, OutcomeShard, Termination, ThresholdOutcome, Verdict,

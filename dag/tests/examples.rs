@@ -6,8 +6,8 @@ use iptl_dag::model::{
     AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, Case, CellNetworkUse, Comparison, Container,
     Count, Counts, DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault,
     FaultDone, FaultKind, FaultSchedule, FaultTarget, GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun,
-    GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, JitterModel, LabletRecord, Layer, LayerPage,
-    LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome,
+    GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, IpModel, JitterModel, LabletRecord, Layer,
+    LayerPage, LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome,
     OutcomeShard, ParamKind, ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal,
     Requirements, Resources, ResultNode, ResultVerdict, Rolling, Run, ScheduledFault, Series, SeriesExecution, Signed,
     SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Way, Workload,
@@ -50,6 +50,9 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("network".into(), network().into()),
         ("faults".into(), faults().into()),
         ("faults-that-pause".into(), pauses().into()),
+        ("faults-of-addresses-and-clocks".into(), moves().into()),
+        ("network-of-both-families".into(), NetworkModel { ip: IpModel::Both, ..network() }.into()),
+        ("network-of-ipv6".into(), NetworkModel { ip: IpModel::Ipv6, ..network() }.into()),
         ("plan-with-faults".into(), plan_with_faults().into()),
         ("receipts-of-networked-components".into(), networked_components().into()),
         ("receipts-of-shaped-components".into(), shaped_components().into()),
@@ -402,6 +405,10 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
         ("ended-early", FactKind::EndedEarly { reason: reason() }),
         ("measured", FactKind::Measured { lablet: peer(2), ways: ways() }),
         ("faulted", FactKind::Faulted { lablet: peer(2), faults: faults_done() }),
+        (
+            "faulted-by-moves",
+            FactKind::Faulted { lablet: peer(2), faults: done_of(&[FaultKind::Address, FaultKind::Clock]) },
+        ),
     ]
 }
 
@@ -419,10 +426,13 @@ fn ways() -> Vec<Way> {
 
 fn faults_done() -> Vec<FaultDone> {
     use FaultKind::{Crash, Delay, Heal, Link, Partition, Pause, Rebind, Restart, Resume};
-    let kinds = [Partition, Heal, Link, Delay, Rebind, Crash, Restart, Pause, Resume];
-    let done = |(n, kind): (u64, FaultKind)| FaultDone {
+    done_of(&[Partition, Heal, Link, Delay, Rebind, Crash, Restart, Pause, Resume])
+}
+
+fn done_of(kinds: &[FaultKind]) -> Vec<FaultDone> {
+    let done = |(n, kind): (u64, &FaultKind)| FaultDone {
         due_us: n * 1_000_000,
-        kind,
+        kind: *kind,
         done_us: n * 1_000_000 + 30,
         instances: 2,
     };
@@ -726,6 +736,18 @@ fn faults() -> FaultSchedule {
     }
 }
 
+fn moves() -> FaultSchedule {
+    let who = || FaultTarget { group: Some("peers".into()), region: None, share_ppm: 200_000 };
+    let fault = |at_ms, fault| ScheduledFault { at_ms, every_ms: 0, fault };
+    FaultSchedule {
+        faults: vec![
+            fault(1_000, Fault::Address { who: who() }),
+            fault(2_000, Fault::Clock { who: who(), by_ms: 3_600_000 }),
+            fault(3_000, Fault::Clock { who: who(), by_ms: -1_500 }),
+        ],
+    }
+}
+
 fn pauses() -> FaultSchedule {
     let who = FaultTarget { group: Some("peers".into()), region: None, share_ppm: 500_000 };
     FaultSchedule {
@@ -772,6 +794,7 @@ fn network() -> NetworkModel {
         ],
     };
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["east".into(), "west".into()],
         delays_us: vec![vec![1_000, 35_000], vec![36_000, 1_000]],
         access: map([

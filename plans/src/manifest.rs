@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use iptl_dag::Block;
 use iptl_dag::Cid;
-use iptl_dag::model::{Case, FaultSchedule, Network, NetworkModel, Plan, to_block};
+use iptl_dag::model::{Case, FaultSchedule, Network, NetworkModel, Plan, WorkloadKind, to_block};
 use toml::de::DeTable;
 
 use crate::codes;
@@ -265,7 +265,9 @@ fn cases(
         };
         if let Some(described) = described {
             let model = described.of_groups(case.groups.keys().map(String::as_str));
-            let schedules = faults(sink, &lists, &Stage { network: &model, groups: &case.groups });
+            let images = workloads.iter().filter(|(_, workload)| workload.kind == WorkloadKind::Docker);
+            let images = images.map(|(name, _)| name.as_str()).collect();
+            let schedules = faults(sink, &lists, &Stage { network: &model, groups: &case.groups, images });
             case.network = Network::Model(*to_block(model.clone()).cid());
             case.faults = schedules.iter().map(|schedule| *to_block(schedule.clone()).cid()).collect();
             all.networks.insert(name.value.clone(), model);

@@ -11,7 +11,7 @@ mod place;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use iptl_dag::model::{AccessClass, GroupNetwork, NetworkModel, SiteShare};
+use iptl_dag::model::{AccessClass, GroupNetwork, IpModel, NetworkModel, SiteShare};
 use toml::de::{DeTable, DeValue};
 
 use crate::codes;
@@ -118,6 +118,11 @@ pub fn summary(network: &NetworkModel) -> String {
         all => format!("{} regions", all.len()),
     };
     let mut parts = vec![format!("{regions}, {apart} one way")];
+    match network.ip {
+        IpModel::Both => {}
+        IpModel::Ipv4 => parts.push("IPv4 alone".to_owned()),
+        IpModel::Ipv6 => parts.push("IPv6 alone".to_owned()),
+    }
     let classes: Vec<&str> = network.access.keys().map(String::as_str).filter(|name| *name != access::CLEAN).collect();
     if !classes.is_empty() {
         parts.push(format!("access {}", classes.join(", ")));
@@ -148,6 +153,9 @@ pub(crate) struct Described {
     delays_us: Vec<Vec<u64>>,
     access: BTreeMap<String, AccessClass>,
     groups: BTreeMap<String, Located<GroupNetwork>>,
+    ip: IpModel,
+    /// Largest packet where an access class does not say, in bytes.
+    mtu: u16,
 }
 
 impl Described {
@@ -158,6 +166,8 @@ impl Described {
             delays_us: vec![vec![0]],
             access: BTreeMap::new(),
             groups: BTreeMap::new(),
+            ip: IpModel::Both,
+            mtu: access::DEFAULT_MTU,
         }
     }
 
@@ -176,11 +186,11 @@ impl Described {
         if access.is_empty() {
             access.extend([self.class(access::CLEAN)]);
         }
-        NetworkModel { regions: self.regions.clone(), delays_us: self.delays_us.clone(), access, groups }
+        NetworkModel { regions: self.regions.clone(), delays_us: self.delays_us.clone(), access, ip: self.ip, groups }
     }
 
     fn class(&self, name: &str) -> (String, AccessClass) {
-        let class = self.access.get(name).cloned().unwrap_or_else(access::clean);
+        let class = self.access.get(name).cloned().unwrap_or_else(|| access::clean(self.mtu));
         (name.to_owned(), class)
     }
 
@@ -261,10 +271,15 @@ const KEYS: &[&str] = &[
     "delay",
     "within",
     "access",
+    "ip",
+    "mtu",
     "gateways",
     "sites",
     "groups",
 ];
+
+/// Families of addresses, as `ip` says them.
+const FAMILIES: &[(&str, IpModel)] = &[("both", IpModel::Both), ("ipv4", IpModel::Ipv4), ("ipv6", IpModel::Ipv6)];
 
 /// Reads a network in full.
 fn full(sink: &mut Sink, section: &Section<'_>) -> Option<Described> {
@@ -273,13 +288,15 @@ fn full(sink: &mut Sink, section: &Section<'_>) -> Option<Described> {
     section.text(sink, "source");
     let before = sink.found.len();
     let geography = geography(sink, section);
-    let access = access::read_all(sink, section);
+    let mtu = access::mtu(sink, section).unwrap_or(access::DEFAULT_MTU);
+    let ip = section.word(sink, "ip", FAMILIES).map_or(IpModel::Both, |ip| ip.value);
+    let access = access::read_all(sink, section, mtu);
     let sites = place::sites(sink, section);
     let (regions, delays_us) = geography.unwrap_or_default();
     // Where the regions have a mistake, groups that name one do not add to the list.
     let known = (sink.found.len() == before).then_some(regions.as_slice());
     let groups = place::groups(sink, section, known, &access, &sites);
-    (sink.found.len() == before).then_some(Described { regions, delays_us, access, groups })
+    (sink.found.len() == before).then_some(Described { regions, delays_us, access, groups, ip, mtu })
 }
 
 type Geography = (Vec<String>, Vec<Vec<u64>>);

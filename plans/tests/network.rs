@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{DependenceModel, Fault, JitterModel, LinkModel, Network, NetworkModel, PortsModel, to_block};
+use iptl_dag::model::{
+    DependenceModel, Fault, IpModel, JitterModel, LinkModel, Network, NetworkModel, PortsModel, to_block,
+};
 use iptl_plans::{
     CLEAN_NETWORK, Diagnostic, MAX_REGIONS, Manifest, fault_summary, network_preset, network_presets, network_summary,
     parse,
@@ -209,6 +211,18 @@ fn sites_nest_and_gateways_are_as_they_say() {
 }
 
 #[test]
+fn a_network_says_its_families_and_its_largest_packets() {
+    let said = model(
+        "[network]\nip = \"ipv6\"\nmtu = 9000\n[network.access.home]\ndelay = \"1ms\"\n[network.groups.peer]\naccess = { home = 1, clean = 1, dsl = 1 }",
+    );
+    assert_eq!(said.ip, IpModel::Ipv6);
+    let mtus: Vec<(&str, u16)> = said.access.iter().map(|(name, class)| (name.as_str(), class.mtu)).collect();
+    assert_eq!(mtus, [("clean", 9000), ("dsl", 1492), ("home", 9000)], "but for those that say their own");
+    let unsaid = model("[network]\nwithin = \"1ms\"");
+    assert_eq!((unsaid.ip, unsaid.access["clean"].mtu), (IpModel::Both, 1500));
+}
+
+#[test]
 fn a_matrix_that_is_not_square_is_refused() {
     let help = "write a row for each region";
     refuses(
@@ -238,7 +252,10 @@ fn absurd_values_are_refused() {
     refuses("[network]\naccess.x.rate = \"1bit/s\"", "E0207", "\"1bit/s\"", "must be from 300bit/s");
     refuses("[network]\naccess.x.rate = \"5000Gbit/s\"", "E0207", "\"5000Gbit/s\"", "1000Gbit/s");
     refuses("[network]\naccess.x.loss = \"101%\"", "E0206", "\"101%\"", "too large");
-    refuses("[network]\naccess.x.mtu = 100", "E0207", "100", "must be from 576");
+    refuses("[network]\naccess.x.mtu = 100", "E0207", "100", "must be from 1280 to 9000");
+    refuses("[network]\nmtu = 1279", "E0207", "1279", "must be from 1280 to 9000");
+    refuses("[network]\nmtu = 9001", "E0207", "9001", "must be from 1280 to 9000");
+    refuses("[network]\nip = \"ipv5\"", "E0205", "\"ipv5\"", "cannot be `ipv5`");
     refuses("[network]\naccess.x = { rate = \"1Mbit/s\", queue = \"2GiB\" }", "E0207", "\"2GiB\"", "1GiB");
     refuses("[network]\naccess.x.queue = \"2KiB\"", "E0321", "queue", "nothing ever waits");
 }
@@ -397,6 +414,54 @@ fn faults_of_a_clean_network_have_one_to_happen_in() {
     let model = &manifest.networks["default"];
     assert_eq!((model.regions.len(), &model.delays_us), (1, &vec![vec![0]]));
     assert_eq!(manifest.network("clean", "default").unwrap().as_ref(), Some(model));
+}
+
+#[test]
+fn addresses_and_clocks_change_as_a_fault_says() {
+    let manifest = read(
+        r#"
+        [[faults]]
+        at = "1s"
+        address = { group = "peer", share = "10%" }
+        [[faults]]
+        at = "2s"
+        clock = { group = "boot", forward = "2h" }
+        [[faults]]
+        every = "3s"
+        clock = { back = "1500ms" }
+        "#,
+    )
+    .unwrap_or_else(|found| panic!("{found:#?}"));
+    let faults = &manifest.faults["default"][0].faults;
+    assert_eq!(
+        faults.iter().map(fault_summary).collect::<Vec<_>>(),
+        [
+            "at 1s: other addresses for 10% of peer",
+            "at 2s: clocks of 100% of boot jump forward by 2h",
+            "every 3s: clocks of 100% of all jump back by 1500ms",
+        ]
+    );
+    let steps =
+        faults.iter().filter_map(|fault| if let Fault::Clock { by_ms, .. } = fault.fault { Some(by_ms) } else { None });
+    assert_eq!(steps.collect::<Vec<_>>(), [7_200_000, -1_500]);
+}
+
+#[test]
+fn clocks_that_cannot_jump_are_refused() {
+    refuses("[[faults]]\nat = \"1s\"\nclock = {}", "E0323", "{}", "which way");
+    refuses(
+        "[[faults]]\nat = \"1s\"\nclock = { forward = \"1s\", back = \"1s\" }",
+        "E0323",
+        "{ forward = \"1s\", back = \"1s\" }",
+        "which way",
+    );
+    refuses("[[faults]]\nat = \"1s\"\nclock = { forward = \"0s\" }", "E0207", "\"0s\"", "must be from 1ms");
+    let container = "[workloads.box]\nrunner = \"docker\"\nbinary = \"box\"\n[cases.default.groups.boxes]\nworkload = \"box\"\n\
+                     count = 1\n";
+    let of = |who: &str| format!("{container}[[faults]]\nat = \"1s\"\nclock = {{ {who}forward = \"1s\" }}");
+    refuses(&of("group = \"boxes\", "), "E0323", "\"boxes\"", "instances of `boxes` have the clock of their machine");
+    refuses(&of(""), "E0323", "{ forward = \"1s\" }", "name a group of components");
+    assert!(read(&of("group = \"peer\", ")).is_ok());
 }
 
 #[test]

@@ -56,6 +56,19 @@ pub enum Fault {
         /// Which instances.
         who: FaultTarget,
     },
+    /// Instances have other addresses from now on, and nobody has the old ones any more, as when a provider gives new ones
+    /// or somebody changes networks.
+    Address {
+        /// Which instances.
+        who: FaultTarget,
+    },
+    /// The wall clocks of instances jump.
+    Clock {
+        /// Which instances.
+        who: FaultTarget,
+        /// By how many milliseconds: forwards, or backwards where it is less than zero.
+        by_ms: i64,
+    },
     /// Instances end at once, as at a loss of power, and start again.
     Crash {
         /// Which instances.
@@ -99,6 +112,10 @@ pub enum FaultKind {
     Delay,
     /// Gateways forgot their mappings.
     Rebind,
+    /// Instances got other addresses.
+    Address,
+    /// Wall clocks jumped.
+    Clock,
     /// Instances were ended at once.
     Crash,
     /// An instance that was crashed starts again.
@@ -118,6 +135,8 @@ impl FaultKind {
             FaultKind::Link => "link",
             FaultKind::Delay => "delay",
             FaultKind::Rebind => "rebind",
+            FaultKind::Address => "address",
+            FaultKind::Clock => "clock",
             FaultKind::Crash => "crash",
             FaultKind::Restart => "restart",
             FaultKind::Pause => "pause",

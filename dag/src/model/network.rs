@@ -16,9 +16,41 @@ pub struct NetworkModel {
     pub delays_us: Vec<Vec<u64>>,
     /// Ways to be connected, by name.
     pub access: BTreeMap<String, AccessClass>,
+    /// Which families of addresses instances have; IPv4 where nothing is said.
+    #[serde(default, skip_serializing_if = "IpModel::is_v4_alone")]
+    pub ip: IpModel,
     /// Where instances are, by group. A group that is missing is spread evenly over regions and access classes, and
     /// reachable from everywhere.
     pub groups: BTreeMap<String, GroupNetwork>,
+}
+
+/// Families of addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IpModel {
+    /// IPv4 alone.
+    #[default]
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+    /// Each instance has an address of both.
+    Both,
+}
+
+impl IpModel {
+    /// Returns whether instances have IPv4 addresses.
+    pub fn has_v4(self) -> bool {
+        self != IpModel::Ipv6
+    }
+
+    /// Returns whether instances have IPv6 addresses.
+    pub fn has_v6(self) -> bool {
+        self != IpModel::Ipv4
+    }
+
+    fn is_v4_alone(&self) -> bool {
+        *self == IpModel::Ipv4
+    }
 }
 
 /// A way to be connected.

@@ -6,7 +6,9 @@
 //!
 //! Addresses: instances that are reachable as themselves, which are those behind nothing or behind firewalls alone,
 //! have the address of the [`Directory`]. Those behind a NAT have the private address 192.168.1.2, each in a realm of
-//! its own; gateways in the public realm have addresses of 172.16.0.0/12, those inside of another 100.64.0.2.
+//! its own; gateways in the public realm have addresses of 172.16.0.0/12, those inside of another 100.64.0.2. Over IPv6
+//! every instance has its address of the directory, whatever it is behind: nothing translates it, and each gateway is a
+//! firewall with the filter that it has as a NAT.
 
 mod share;
 
@@ -18,7 +20,7 @@ use iptl_dag::model::{
     PortsModel,
 };
 
-use crate::directory::{Directory, DirectoryError};
+use crate::directory::{Directory, DirectoryError, v6_of};
 use crate::link::{Jitter, LinkConfig};
 use crate::nat::{Dependence, NatConfig, Ports};
 use crate::topology::{Access, NodeId, RealmId, Topology, TopologyError};
@@ -125,7 +127,7 @@ pub fn clean(groups: &BTreeMap<String, u32>) -> Result<Compiled, CompileError> {
     for (group, size) in groups {
         for instance in InstanceId::range(group, 0, *size) {
             let Some(addr) = directory.addr(&instance) else { continue };
-            let node = topology.add_node(RealmId::PUBLIC, addr, None, Access::default())?;
+            let node = topology.add_node(RealmId::PUBLIC, addr, v6_of(addr), Access::default())?;
             nodes.insert(instance, node);
         }
     }
@@ -236,17 +238,19 @@ impl World<'_> {
         let mut realm = RealmId::PUBLIC;
         let mut translated = false;
         for gateway in gateways {
-            let external = match (gateway.translates, translated) {
+            let translates = gateway.translates && self.network.ip.has_v4();
+            let external = match (translates, translated) {
                 (false, _) => None,
                 (true, false) => Some(self.external()?),
                 (true, true) => Some(BETWEEN_ADDR),
             };
-            translated |= gateway.translates;
+            translated |= translates;
             (_, realm) = self.topology.add_gateway(realm, external, nat(gateway), access)?;
             access = Access { mtu: class.mtu, region, ..Access::default() };
         }
-        let addr = if translated { PRIVATE_ADDR } else { addr };
-        Ok(self.topology.add_node(realm, addr, None, access)?)
+        let v4 = if translated { PRIVATE_ADDR } else { addr };
+        let (v4, v6) = (self.network.ip.has_v4().then_some(v4), self.network.ip.has_v6().then_some(v6_of(addr)));
+        Ok(self.topology.add_node(realm, v4, v6, access)?)
     }
 
     fn external(&mut self) -> Result<Ipv4Addr, CompileError> {

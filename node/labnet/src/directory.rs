@@ -1,9 +1,11 @@
 //! Addresses and names of instances.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use iptl_dag::model::InstanceId;
+
+use crate::compile::PRIVATE_ADDR;
 
 /// Host numbers used in each /24: `.0` and `.255` look like network and broadcast addresses to software under test.
 const HOSTS_PER_BLOCK: u64 = 254;
@@ -14,10 +16,64 @@ const BLOCKS: u64 = 1 << 16;
 /// First octet of every lab address.
 const NET: u8 = 10;
 
+/// The first 96 bits of every lab address over IPv6, `fd69:7074:6c00::/96`; the rest is the address over IPv4. Unique
+/// local addresses, of which the lab takes the prefix that spells its name.
+const NET_V6: [u16; 6] = [0xfd69, 0x7074, 0x6c00, 0, 0, 0];
+
+/// Returns how long the prefix of the network is that an instance sees around one of its addresses, in bits.
+pub fn prefix_of(addr: IpAddr) -> u8 {
+    match addr {
+        IpAddr::V4(PRIVATE_ADDR) => 24,
+        IpAddr::V4(_) => 8,
+        IpAddr::V6(_) => 96,
+    }
+}
+
+/// Returns the IPv6 address of the instance that has this IPv4 address in the directory.
+pub fn v6_of(addr: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = addr.octets();
+    let [n0, n1, n2, n3, n4, n5] = NET_V6;
+    Ipv6Addr::new(n0, n1, n2, n3, n4, n5, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+}
+
+/// Returns the address of the directory to which one of either family leads; the unspecified one, which nobody has, where
+/// it is no lab address.
+pub(crate) fn home_of(addr: IpAddr) -> Ipv4Addr {
+    v4_of(addr).unwrap_or(Ipv4Addr::UNSPECIFIED)
+}
+
+/// Returns the address of any, in the family of another.
+pub(crate) fn any_like(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// Returns the address of oneself, in the family of another.
+pub(crate) fn loopback_like(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// Returns the IPv4 address of the directory that belongs to an address of either family; none where an IPv6 address is
+/// no lab address.
+pub fn v4_of(addr: IpAddr) -> Option<Ipv4Addr> {
+    match addr {
+        IpAddr::V4(addr) => Some(addr),
+        IpAddr::V6(addr) => {
+            let (net, [.., a, b, c, d]) = (addr.segments(), addr.octets());
+            net.starts_with(&NET_V6).then(|| Ipv4Addr::new(a, b, c, d))
+        }
+    }
+}
+
 /// Names and addresses of all instances of a run.
 ///
 /// Instances are numbered over all groups, groups in the order of their names; instance number `n` has the address
-/// `10.0.0.1 + n`, where last octets 0 and 255 are skipped.
+/// `10.0.0.1 + n`, where last octets 0 and 255 are skipped; over IPv6 it has that behind `fd69:7074:6c00::`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
     /// Groups in the order of names: name, number of the first instance, size.
@@ -77,6 +133,11 @@ impl Directory {
         self.ordinal(instance).map(address)
     }
 
+    /// Returns the IPv6 address of an instance.
+    pub fn addr_v6(&self, instance: &InstanceId) -> Option<Ipv6Addr> {
+        self.addr(instance).map(v6_of)
+    }
+
     /// Returns the instance that has an address.
     pub fn instance(&self, addr: Ipv4Addr) -> Option<InstanceId> {
         let ordinal = self.ordinal_at(addr)?;
@@ -97,11 +158,16 @@ impl Directory {
         self.ordinal_at(addr).is_some()
     }
 
-    /// Returns the address behind `<group>-<index>`, `<index>.<group>.lab`, or an address of an instance as text.
+    /// Returns the IPv4 address behind `<group>-<index>`, `<index>.<group>.lab`, or an address of an instance as text.
     pub fn resolve(&self, name: &str) -> Option<Ipv4Addr> {
-        if let Ok(addr) = name.parse::<Ipv4Addr>() {
-            return self.contains(addr).then_some(addr);
+        if let Ok(addr) = name.parse::<IpAddr>() {
+            return v4_of(addr).filter(|addr| self.contains(*addr));
         }
+        self.find(name).and_then(|instance| self.addr(&instance))
+    }
+
+    /// Returns the instance that is called `<group>-<index>` or `<index>.<group>.lab`; a dot at the end does no harm.
+    pub fn find(&self, name: &str) -> Option<InstanceId> {
         let name = name.strip_suffix('.').unwrap_or(name);
         let (group, index) = match name.strip_suffix(".lab") {
             Some(rest) => {
@@ -111,8 +177,14 @@ impl Directory {
             None => name.rsplit_once('-')?,
         };
         // One spelling for each index: `007` and `+7` are nobody.
-        let number = index.parse::<u32>().ok().filter(|n| n.to_string() == index)?;
-        self.ordinal_of(group, number).map(address)
+        let index = index.parse::<u32>().ok().filter(|n| n.to_string() == index)?;
+        self.ordinal_of(group, index)?;
+        Some(InstanceId { group: group.to_owned(), index })
+    }
+
+    /// Returns whether there are instances of a group.
+    pub fn has_group(&self, group: &str) -> bool {
+        self.ordinal_of(group, 0).is_some()
     }
 
     fn ordinal_of(&self, group: &str, index: u32) -> Option<u64> {

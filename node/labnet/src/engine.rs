@@ -15,11 +15,12 @@
 //! A packet goes from its node up a link into the node's realm, out through gateways as far as it has to, across to the
 //! region of who has its destination, and in again. Each step happens at the time that the links before it ask for,
 //! even if the engine is told late, so that lateness does not add up. `line.rs` has a link with what is under way on
-//! it, `own.rs` what nodes ask of their own network, `route.rs` the steps from link to link, `away.rs` what leaves and
-//! comes in between regions, `stats.rs` what is counted.
+//! it, `own.rs` what nodes ask of their own network, `route.rs` the steps from link to link, `names.rs` the lab's server of
+//! names, `away.rs` what leaves and comes in between regions, `stats.rs` what is counted.
 
 mod away;
 mod line;
+mod names;
 mod own;
 mod route;
 mod stats;
@@ -33,10 +34,11 @@ use crate::draw::mix;
 use crate::ip::{Header, IpError, OFFLOAD_SIZE, Offload};
 use crate::link::{Fate, LinkConfig};
 use crate::nat::Nat;
-use crate::topology::{Entity, GatewayId, NodeId, Topology};
+use crate::topology::{Addrs, Entity, GatewayId, NodeId, Topology};
 
 pub use away::Away;
 use line::{Flight, Held, Line};
+use names::Served;
 use own::Own;
 pub use stats::{EngineStats, Lateness, LinkStats};
 
@@ -53,6 +55,15 @@ const LARGEST: usize = 0xffff;
 /// Buffers kept for further packets: small and large ones. Those between are few.
 const MAX_SPARE: [usize; 2] = [4096, 64];
 
+/// Where the server of names is, if nobody says otherwise: among the addresses that are set aside for documentation.
+pub const NAMES: Addrs =
+    Addrs { v4: Some(Ipv4Addr::new(192, 0, 2, 53)), v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53)) };
+
+/// First address that a node gets in mid-run, and how many there are: what is set aside for measuring networks, without
+/// its first and its last.
+const FIRST_MOVED: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const MOVED: u32 = (1 << 17) - 2;
+
 /// Settings of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -64,6 +75,8 @@ pub struct EngineConfig {
     pub router_v4: Ipv4Addr,
     /// The same over IPv6.
     pub router_v6: Ipv6Addr,
+    /// Addresses at which every node reaches the server of names, where there is one.
+    pub names: Addrs,
 }
 
 impl Default for EngineConfig {
@@ -74,6 +87,7 @@ impl Default for EngineConfig {
             max_held_bytes: 512 << 20,
             router_v4: Ipv4Addr::new(192, 0, 2, 1),
             router_v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+            names: NAMES,
         }
     }
 }
@@ -143,6 +157,9 @@ pub struct Engine {
     leaving: VecDeque<Away>,
     spare: [Vec<Vec<u8>>; 2],
     captures: Captures,
+    names: Option<Served>,
+    /// How often a node got other addresses.
+    moves: u32,
     stats: EngineStats,
     lateness: Lateness,
 }
@@ -187,6 +204,8 @@ impl Engine {
             outputs: VecDeque::new(),
             spare: [Vec::new(), Vec::new()],
             captures: Captures::default(),
+            names: None,
+            moves: 0,
             stats: EngineStats::default(),
             lateness: Lateness::default(),
         }
@@ -224,13 +243,23 @@ impl Engine {
             return self.recycle(bytes);
         };
         header.partial = offload.checksum.is_some();
-        let own = match header.src {
-            IpAddr::V4(src) => src == sender.v4,
-            IpAddr::V6(src) => Some(src) == sender.v6,
-        };
-        if !own {
+        if !sender.addrs.contains(header.src) {
+            if is_talk_of_a_link(&header) {
+                self.stats.multicast += 1;
+                return self.recycle(bytes);
+            }
             self.stats.spoofed += 1;
             self.spoofed[node.0] += 1;
+            return self.recycle(bytes);
+        }
+        if self.is_for_names(&header) {
+            match self.ask_names(&header, &bytes) {
+                Some(reply) => {
+                    self.stats.names += 1;
+                    self.hand_over(node, reply);
+                }
+                None => self.stats.malformed += 1,
+            }
             return self.recycle(bytes);
         }
         let mut flight = Flight { bytes, header, offload, origin: Some(node.0) };
@@ -333,6 +362,11 @@ impl Engine {
         self.topology.addr(node)
     }
 
+    /// Returns the addresses that a node has for itself.
+    pub fn addrs(&self, node: NodeId) -> Option<Addrs> {
+        self.topology.addrs(node)
+    }
+
     /// Returns the largest packet that a node can send, in bytes.
     pub fn mtu(&self, node: NodeId) -> Option<u16> {
         self.topology.nodes.get(node.0).map(|node| node.access.mtu)
@@ -362,6 +396,25 @@ impl Engine {
     /// Makes a gateway forget its mappings, as one does that restarts; returns whether there is such a gateway.
     pub fn restart_gateway(&mut self, gateway: GatewayId) -> bool {
         self.nats.get_mut(gateway.0).map(Nat::forget).is_some()
+    }
+
+    /// Gives a node other addresses, which nobody had before: out of 198.18.0.0/15, and `fd69:7074:6c00:1::/96` over IPv6;
+    /// over IPv4 its outermost NAT gets it, where there is one, and forgets its mappings. Engines of one topology that are
+    /// asked the same in the same order give the same. Returns what it had for itself and what it has now; none where there
+    /// is no such node, or no address left.
+    pub fn readdress(&mut self, node: NodeId) -> Option<(Addrs, Addrs)> {
+        let before = self.topology.addrs(node)?;
+        let v4 = u32::from(FIRST_MOVED).checked_add(self.moves).filter(|_| self.moves < MOVED)?;
+        let [a, b] = [u16::try_from(v4 >> 16).ok()?, u16::try_from(v4 & 0xffff).ok()?];
+        let v6 = Ipv6Addr::new(0xfd69, 0x7074, 0x6c00, 1, 0, 0, a, b);
+        let to = Addrs { v4: Some(Ipv4Addr::from(v4)), v6: Some(v6) };
+        self.moves += 1;
+        if let Some(nat) = self.topology.readdress(node, to).ok()?
+            && let Some(nat) = self.nats.get_mut(nat.0)
+        {
+            nat.set_external(to.v4);
+        }
+        Some((before, self.topology.addrs(node)?))
     }
 
     /// Returns what a link did; none where there is no such link.
@@ -530,6 +583,17 @@ impl Engine {
         if self.lines[line].push(Held { from_ns, at_ns, order: self.order, flight }) {
             self.heads.push(Reverse((at_ns, self.order, line)));
         }
+    }
+}
+
+/// Returns whether it is what an IPv6 system says to its own link, whoever listens: from nobody or from an address of
+/// that link alone, to all on it. There is no such link, and it is no lie about who sends it.
+fn is_talk_of_a_link(header: &Header) -> bool {
+    match (header.src, header.dst) {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            (src.is_unspecified() || src.is_unicast_link_local()) && dst.segments()[0] & 0xff0f == 0xff02
+        }
+        (IpAddr::V4(_) | IpAddr::V6(_), _) => false,
     }
 }
 

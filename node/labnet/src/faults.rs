@@ -10,7 +10,7 @@ use iptl_dag::model::{Fault, FaultKind, FaultSchedule, FaultTarget, InstanceId, 
 use crate::compile::{Compiled, link};
 use crate::draw::{Draw, mix};
 use crate::engine::{Engine, LinkId};
-use crate::topology::{NodeId, Topology};
+use crate::topology::{Addrs, NodeId, Topology};
 
 /// Sides that a partition may have.
 const MAX_SIDES: usize = 255;
@@ -20,6 +20,9 @@ const MAX_FAULTS: usize = 10_000;
 
 /// Shortest time after which a fault happens again, in milliseconds: faults must not be all that a cell does.
 const MIN_PERIOD_MS: u64 = 10;
+
+/// Farthest that a clock may jump, in milliseconds: a century, so that dates stay ones that programs can write down.
+const MAX_STEP_MS: u64 = 100 * 366 * 24 * 3_600_000;
 
 /// Why a schedule does not fit its run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,8 +55,8 @@ pub enum FaultError {
         /// Its period.
         every_ms: u64,
     },
-    /// A share or chance of more than a million in a million.
-    #[error("fault {number} has a share of more than the whole")]
+    /// A share or chance of more than a million in a million, or a clock that jumps too far.
+    #[error("fault {number} has a share of more than the whole, or a clock that jumps by more than a century")]
     OutOfRange {
         /// Which fault, from one.
         number: usize,
@@ -71,6 +74,23 @@ pub struct Happened {
     pub hit: Vec<InstanceId>,
     /// What is to be done to them, where it is not all done.
     pub act: Option<Act>,
+    /// Who has other addresses now.
+    pub moved: Vec<Moved>,
+}
+
+/// An instance that has other addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Which.
+    pub id: InstanceId,
+    /// Its node.
+    pub node: NodeId,
+    /// Its addresses for itself until now.
+    pub before: Addrs,
+    /// Its addresses for itself from now on.
+    pub now: Addrs,
+    /// Its addresses for others from now on.
+    pub public: Addrs,
 }
 
 /// What a fault does to instances themselves.
@@ -80,6 +100,11 @@ pub enum Act {
     Crash {
         /// In nanoseconds.
         restart_ns: u64,
+    },
+    /// Their wall clocks jump.
+    Clock {
+        /// In milliseconds.
+        by_ms: i64,
     },
     /// They stop, and go on after this time.
     Pause {
@@ -163,7 +188,7 @@ impl Faults {
         // Packets that were due before it are not touched by it.
         engine.handle_timeout(start_ns.saturating_add(due_ns));
         let seed = mix(mix(self.seed, at as u64), count);
-        let happened = |what, hit| Happened { due_ns, what, hit, act: None };
+        let happened = |what, hit| Happened { due_ns, what, hit, act: None, moved: Vec::new() };
         Some(match fault {
             Fault::Partition { sides } => {
                 let mut of_nodes = vec![None; engine.topology().len()];
@@ -219,6 +244,21 @@ impl Faults {
                     hit.push(id.clone());
                 }
                 happened(FaultKind::Rebind, hit)
+            }
+            Fault::Address { who } => {
+                let mut moved = Vec::new();
+                for (id, place) in self.chosen(&who, seed) {
+                    let node = place.node;
+                    let Some((before, now)) = engine.readdress(node) else { continue };
+                    let public = engine.topology().public_addrs(node).unwrap_or(now);
+                    moved.push(Moved { id: id.clone(), node, before, now, public });
+                }
+                let hit = moved.iter().map(|moved| moved.id.clone()).collect();
+                Happened { moved, ..happened(FaultKind::Address, hit) }
+            }
+            Fault::Clock { who, by_ms } => {
+                let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
+                Happened { act: Some(Act::Clock { by_ms }), ..happened(FaultKind::Clock, hit) }
             }
             Fault::Crash { who, restart_ms } => {
                 let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
@@ -304,6 +344,11 @@ fn check(
             }
         }
         Fault::Delay { from, to, .. } => region(from).and_then(|()| region(to)),
-        Fault::Rebind { who } | Fault::Crash { who, .. } | Fault::Pause { who, .. } => target(who),
+        Fault::Clock { by_ms, .. } if by_ms.unsigned_abs() > MAX_STEP_MS => Err(FaultError::OutOfRange { number }),
+        Fault::Rebind { who }
+        | Fault::Address { who }
+        | Fault::Clock { who, .. }
+        | Fault::Crash { who, .. }
+        | Fault::Pause { who, .. } => target(who),
     }
 }

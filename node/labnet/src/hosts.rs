@@ -15,20 +15,20 @@ mod tcp;
 mod udp;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use iptl_dag::model::InstanceId;
 use smoltcp::iface::SocketHandle;
 
 use crate::compile::Compiled;
-use crate::directory::Directory;
+use crate::directory::{Directory, any_like, loopback_like, v4_of};
 use crate::engine::{Engine, EngineConfig};
-use crate::faults::{Faults, Happened};
+use crate::faults::{Faults, Happened, Moved};
 use crate::ip::{self, Header, Transport};
 use crate::slots::Slots;
-use crate::switch::{InstanceStats, Limits, NetError, SocketId};
-use crate::topology::NodeId;
+use crate::switch::{InstanceStats, Limits, NetError, SocketId, clash};
+use crate::topology::{Addrs, NodeId};
 
 use carry::Leaving;
 use parts::Parts;
@@ -76,16 +76,18 @@ pub struct Hosts {
     /// When the instances were released.
     start_ns: Option<u64>,
     happened: VecDeque<Happened>,
+    /// The addresses of who has others than at the start, by directory address.
+    moved: BTreeMap<Ipv4Addr, Addrs>,
 }
 
 struct Host {
     node: NodeId,
-    /// Its address for itself.
-    addr: Ipv4Addr,
+    /// Its addresses for itself.
+    addrs: Addrs,
     mtu: u16,
     alive: bool,
     stack: Stack,
-    ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, SocketId)>>,
+    ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, SocketId)>>,
     sockets: BTreeSet<SocketId>,
     /// Those of them that listen.
     listeners: BTreeSet<SocketId>,
@@ -93,7 +95,8 @@ struct Host {
     closing: Vec<SocketHandle>,
     parts: Parts,
     next_port: u16,
-    next_id: u16,
+    /// Number of the next packet that is sent in fragments, or could be.
+    next_id: u32,
     timer: Option<u64>,
     stats: InstanceStats,
     /// How often it was taken out and added again.
@@ -108,7 +111,7 @@ enum Protocol {
 
 struct Socket {
     owner: Ipv4Addr,
-    local: Option<SocketAddrV4>,
+    local: Option<SocketAddr>,
     holds_port: bool,
     announced: bool,
     /// Whether it was readable and writable when last looked at.
@@ -123,7 +126,7 @@ enum Kind {
     Listening(Listener),
     Connecting {
         handle: SocketHandle,
-        peer: SocketAddrV4,
+        peer: SocketAddr,
         since_ns: u64,
     },
     Failed(NetError),
@@ -140,7 +143,7 @@ struct Listener {
 
 struct Stream {
     handle: SocketHandle,
-    peer: SocketAddrV4,
+    peer: SocketAddr,
     /// The owner reads no more.
     rx_off: bool,
     /// The owner writes no more.
@@ -154,6 +157,7 @@ impl Hosts {
         let Compiled { topology, nodes, described, .. } = compiled;
         let wanted_buffer = buffers::wanted(&topology);
         let mut engine = Engine::new(topology, config);
+        engine.serve_names(Arc::clone(&directory), &["localhost"]);
         for node in nodes.values() {
             engine.set_away(*node, true);
         }
@@ -178,6 +182,7 @@ impl Hosts {
             faults: None,
             start_ns: None,
             happened: VecDeque::new(),
+            moved: BTreeMap::new(),
         }
     }
 
@@ -262,13 +267,11 @@ impl Hosts {
     /// Returns whether a packet opens a connection to somebody who listens and has no room for it.
     fn is_full(&self, me: Ipv4Addr, packet: &[u8]) -> bool {
         let Ok(header) = Header::parse(packet) else { return false };
-        let (IpAddr::V4(addr), Transport::Tcp { dst: port, flags, .. }) = (header.dst, header.transport) else {
-            return false;
-        };
+        let Transport::Tcp { dst: port, flags, .. } = header.transport else { return false };
         if flags & (SYN | ACK) != SYN {
             return false;
         }
-        let listener = self.holder(me, Protocol::Tcp, SocketAddrV4::new(addr, port));
+        let listener = self.holder(me, Protocol::Tcp, SocketAddr::new(header.dst, port));
         let socket = listener.and_then(|id| self.socket(id).ok());
         matches!(socket, Some(Socket { kind: Kind::Listening(Listener { spare: None, .. }), .. }))
     }
@@ -318,8 +321,23 @@ impl Hosts {
             }
             host.timer = timer;
         }
+        let addrs = host.addrs;
         for bytes in host.stack.sent() {
-            self.send(node, bytes);
+            // What connections of an address that it had still have to say is not sent, as by any kernel.
+            if Header::parse(&bytes).is_ok_and(|header| addrs.contains(header.src)) {
+                self.send(node, bytes);
+            }
+        }
+    }
+
+    /// Takes note of who has other addresses now.
+    fn move_host(&mut self, moved: &Moved) {
+        let Some(me) = self.directory.addr(&moved.id) else { return };
+        self.moved.insert(me, moved.public);
+        if let Some(host) = self.hosts.get_mut(&me) {
+            host.addrs = moved.now;
+            host.stack.set_addrs(moved.now);
+            self.dirty.insert(me);
         }
     }
 
@@ -408,7 +426,7 @@ impl Hosts {
     }
 
     /// Binds a socket; port zero takes an ephemeral one.
-    fn bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+    fn bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError> {
         let socket = self.socket(id)?;
         if socket.local.is_some() {
             return Err(NetError::InvalidState);
@@ -416,8 +434,8 @@ impl Hosts {
         let (me, protocol) = (socket.owner, socket.kind.protocol());
         let host = self.host_mut(me)?;
         // Who has another address than the directory says may still call itself by that.
-        let ip = if *addr.ip() == me { host.addr } else { *addr.ip() };
-        if !ip.is_unspecified() && !ip.is_loopback() && ip != host.addr {
+        let ip = host.named(me, addr.ip());
+        if !ip.is_unspecified() && !ip.is_loopback() && !host.addrs.contains(ip) {
             return Err(NetError::AddressNotAvailable { addr: ip });
         }
         let port = if addr.port() == 0 {
@@ -429,39 +447,41 @@ impl Hosts {
         };
         host.ports.entry((protocol, port)).or_default().push((ip, id));
         let socket = self.socket_mut(id)?;
-        socket.local = Some(SocketAddrV4::new(ip, port));
+        socket.local = Some(SocketAddr::new(ip, port));
         socket.holds_port = true;
         Ok(())
     }
 
     /// Returns the socket that holds a port for packets to an address of the host.
-    fn holder(&self, me: Ipv4Addr, protocol: Protocol, dst: SocketAddrV4) -> Option<SocketId> {
+    fn holder(&self, me: Ipv4Addr, protocol: Protocol, dst: SocketAddr) -> Option<SocketId> {
         let holders = self.hosts.get(&me)?.ports.get(&(protocol, dst.port()))?;
-        let exact = holders.iter().find(|(ip, _)| ip == dst.ip());
-        exact.or_else(|| holders.iter().find(|(ip, _)| ip.is_unspecified())).map(|(_, id)| *id)
+        let exact = holders.iter().find(|(ip, _)| *ip == dst.ip());
+        let any = any_like(dst.ip());
+        exact.or_else(|| holders.iter().find(|(ip, _)| *ip == any)).map(|(_, id)| *id)
     }
 
     /// Returns from which address to which one a socket of `me` bound to `bound` sends.
-    fn route(&self, me: Ipv4Addr, bound: Ipv4Addr, dst: SocketAddrV4) -> Result<(Ipv4Addr, SocketAddrV4), NetError> {
-        if dst.port() == 0 {
+    fn route(&self, me: Ipv4Addr, bound: IpAddr, dst: SocketAddr) -> Result<(IpAddr, SocketAddr), NetError> {
+        if dst.port() == 0 || bound.is_ipv4() != dst.is_ipv4() {
             return Err(NetError::InvalidDestination { addr: dst });
         }
-        let own = self.host(me)?.addr;
+        let host = self.host(me)?;
         // To send to "any" is to send to oneself, as on Linux; who has another address than the directory says is
         // itself by that too.
-        let ip = match *dst.ip() {
-            ip if ip.is_unspecified() => Ipv4Addr::LOCALHOST,
-            ip if ip == me => own,
-            ip => ip,
+        let ip = match dst.ip() {
+            ip if ip.is_unspecified() => loopback_like(ip),
+            ip => host.named(me, ip),
         };
-        let target = SocketAddrV4::new(ip, dst.port());
+        let target = SocketAddr::new(ip, dst.port());
         if ip.is_loopback() {
-            let src = if bound.is_unspecified() { Ipv4Addr::LOCALHOST } else { bound };
+            let src = if bound.is_unspecified() { ip } else { bound };
             return Ok((src, target));
         }
         if bound.is_loopback() {
             return Err(NetError::InvalidDestination { addr: dst });
         }
+        // In a network of the other family there is no way.
+        let own = host.addrs.like(ip).ok_or(NetError::Unreachable { addr: ip })?;
         Ok((own, target))
     }
 }
@@ -483,10 +503,13 @@ impl Host {
         self.alive || !self.closing.is_empty()
     }
 
-    fn is_taken(&self, protocol: Protocol, ip: Ipv4Addr, port: u16) -> bool {
-        self.ports.get(&(protocol, port)).is_some_and(|holders| {
-            holders.iter().any(|(held, _)| *held == ip || held.is_unspecified() || ip.is_unspecified())
-        })
+    /// Returns the address that is meant where the directory's would be another one: its own of that family.
+    fn named(&self, me: Ipv4Addr, ip: IpAddr) -> IpAddr {
+        if v4_of(ip) == Some(me) { self.addrs.like(ip).unwrap_or(ip) } else { ip }
+    }
+
+    fn is_taken(&self, protocol: Protocol, ip: IpAddr, port: u16) -> bool {
+        self.ports.get(&(protocol, port)).is_some_and(|holders| holders.iter().any(|(held, _)| clash(*held, ip)))
     }
 
     fn ephemeral(&mut self, protocol: Protocol) -> Option<u16> {

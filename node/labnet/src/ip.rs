@@ -13,7 +13,7 @@ mod patch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub use fragment::fragments;
+pub use fragment::{fragments, source_fragments};
 pub use icmp::{IcmpError, embedded};
 pub use offload::{OFFLOAD_SIZE, Offload};
 pub(crate) use patch::{End, finish_icmp, lower_hop_limit, set_end};
@@ -23,6 +23,8 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
+/// The head of a fragment over IPv6.
+pub(crate) const FRAGMENT: u8 = 44;
 
 /// Length of an IPv4 head without options, in bytes.
 pub(crate) const V4_HEAD: usize = 20;
@@ -209,7 +211,7 @@ fn parse_v6(bytes: &[u8]) -> Option<Header> {
         // Hop-by-hop options, routing, destination options; a fragment's head has a fixed size.
         let size = match protocol {
             0 | 43 | 60 => (usize::from(*bytes.get(at + 1)?) + 1) * 8,
-            44 => {
+            FRAGMENT => {
                 let part = u16_at(bytes, at + 2)?;
                 let id = bytes.get(at + 4..at + 8)?;
                 fragment = Some(Fragment {

@@ -13,6 +13,8 @@
 //! [`Hosts`] gives each instance of a cell an IP stack and has an [`Engine`] between them; [`Sockets`] is what it and
 //! [`Switch`] have in common.
 //!
+//! An engine may have a [server of names](Engine::serve_names) in it.
+//!
 //! [`Faults`] does to an engine what a run's schedule asks for, [`Wish`] is what instances ask for themselves.
 //!
 //! [`Batch`] is what goes from cell to cell: packets, encoded, several in one.
@@ -32,6 +34,7 @@ mod faults;
 mod hosts;
 mod ip;
 mod link;
+mod names;
 mod nat;
 mod packet;
 mod probe;
@@ -44,11 +47,13 @@ mod wish;
 pub use batch::{BATCH_SIZE, Batch, Batching};
 pub use capture::{Captured, PCAP_HEADER};
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
-pub use directory::{Directory, DirectoryError};
-pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, Output};
-pub use faults::{Act, FaultError, Faults, Happened};
+pub use directory::{Directory, DirectoryError, prefix_of, v4_of, v6_of};
+pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, NAMES, Output};
+pub use faults::{Act, FaultError, Faults, Happened, Moved};
 pub use hosts::Hosts;
-pub use ip::{Fragment, Header, IcmpError, IpError, OFFLOAD_SIZE, Offload, Transport, embedded, fragments};
+pub use ip::{
+    Fragment, Header, IcmpError, IpError, OFFLOAD_SIZE, Offload, Transport, embedded, fragments, source_fragments,
+};
 pub use link::{Fate, Jitter, Link, LinkConfig};
 pub use nat::{Dependence, Nat, NatConfig, Ports, Refusal};
 pub use packet::{Flow, MAX_CHUNK_SIZE, MAX_DATAGRAM_SIZE, MAX_PACKET_SIZE, Packet, PacketError};
@@ -57,5 +62,7 @@ pub use sockets::Sockets;
 pub use switch::{
     Datagram, Dropped, Half, InstanceStats, Limits, NetError, Read, SocketId, Switch, UDP_QUEUE_SIZE, WINDOW_SIZE,
 };
-pub use topology::{Access, GatewayId, MAX_REGIONS, MIN_MTU, NodeId, RealmId, Topology, TopologyError};
+pub use topology::{
+    Access, Addrs, GatewayId, MAX_REGIONS, MIN_MTU, MIN_MTU_V6, NodeId, RealmId, Topology, TopologyError,
+};
 pub use wish::{Filter, MAX_RULES, MAX_SHAPED, NoSubnet, Shape, Subnet, WISH_QUEUE_BYTES, Wish, WishError};

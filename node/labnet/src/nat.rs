@@ -140,6 +140,13 @@ impl Nat {
         self.fragmented.clear();
     }
 
+    /// Gives it another external address, and forgets all mappings: theirs was the old one.
+    pub(crate) fn set_external(&mut self, external: Option<Ipv4Addr>) {
+        self.forget();
+        self.external = external;
+        self.table.set_external(external);
+    }
+
     /// Translates a packet that leaves the inner realm. The header is that of the bytes, before and after.
     ///
     /// # Errors

@@ -4,18 +4,20 @@
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 1 | version (high half, 1) and kind (low half) |
-//! | 4 + 2 | address and port of the sending instance |
+//! | 1 | version (high half, 1), 8 where it is IPv6, and kind (low three bits) |
+//! | 4 + 2 | address and port of the sending instance: its IPv4 address also over IPv6, which [says the rest](v6_of) |
 //! | 4 + 2 | address and port of the receiving instance |
 //! | 4 | TCP only: serial of the connection, chosen by who opened it |
 //! | rest | payload; of `TcpWindow` four bytes of credit; of the others nothing |
 //!
 //! Numbers are big-endian. Packets of one connection are delivered in the order in which they were sent.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::{BufMut, Bytes};
 use serde::{Deserialize, Serialize};
+
+use crate::directory::{home_of, v6_of};
 
 /// Largest payload of a datagram in bytes: what IPv4 leaves of 65,535.
 pub const MAX_DATAGRAM_SIZE: usize = 65_507;
@@ -27,6 +29,9 @@ pub const MAX_CHUNK_SIZE: usize = 64 << 10;
 pub const MAX_PACKET_SIZE: usize = TCP_HEAD + MAX_CHUNK_SIZE;
 
 const VERSION: u8 = 1;
+
+/// Beside the kind: both ends are IPv6.
+const IS_V6: u8 = 0x08;
 const UDP_HEAD: usize = 13;
 const TCP_HEAD: usize = 17;
 
@@ -37,9 +42,9 @@ const TCP_HEAD: usize = 17;
 #[serde(deny_unknown_fields)]
 pub struct Flow {
     /// Sender.
-    pub src: SocketAddrV4,
+    pub src: SocketAddr,
     /// Receiver.
-    pub dst: SocketAddrV4,
+    pub dst: SocketAddr,
     /// Number that the opener gave to the connection.
     pub serial: u32,
 }
@@ -58,9 +63,9 @@ pub enum Packet {
     /// A datagram.
     Udp {
         /// Sender.
-        src: SocketAddrV4,
+        src: SocketAddr,
         /// Receiver.
-        dst: SocketAddrV4,
+        dst: SocketAddr,
         /// Payload.
         payload: Bytes,
     },
@@ -120,17 +125,11 @@ pub enum PacketError {
         /// Its version.
         version: u8,
     },
-    /// Of an unknown kind.
-    #[error("packet of unknown kind {kind}")]
-    Kind {
-        /// Its kind.
-        kind: u8,
-    },
 }
 
 impl Packet {
     /// Returns the address of the sending instance.
-    pub fn src(&self) -> SocketAddrV4 {
+    pub fn src(&self) -> SocketAddr {
         match self {
             Packet::Udp { src, .. } => *src,
             Packet::TcpOpen { flow }
@@ -144,7 +143,7 @@ impl Packet {
     }
 
     /// Returns the address of the receiving instance.
-    pub fn dst(&self) -> SocketAddrV4 {
+    pub fn dst(&self) -> SocketAddr {
         match self {
             Packet::Udp { dst, .. } => *dst,
             Packet::TcpOpen { flow }
@@ -170,9 +169,11 @@ impl Packet {
             Packet::TcpReset { flow } => (7, Some(flow.serial), &[]),
         };
         let mut bytes = Vec::with_capacity(TCP_HEAD + payload.len());
-        bytes.put_u8(VERSION << 4 | kind);
+        let family = if self.dst().is_ipv6() { IS_V6 } else { 0 };
+        bytes.put_u8(VERSION << 4 | family | kind);
         for end in [self.src(), self.dst()] {
-            bytes.put_slice(&end.ip().octets());
+            // Only lab addresses leave a cell; what else there might be is nobody's.
+            bytes.put_slice(&home_of(end.ip()).octets());
             bytes.put_u16(end.port());
         }
         if let Some(serial) = serial {
@@ -191,10 +192,11 @@ impl Packet {
         if version != VERSION {
             return Err(PacketError::Version { version });
         }
-        let kind = head[0] & 0x0f;
+        let (kind, is_v6) = (head[0] & 0x07, head[0] & IS_V6 != 0);
         let end = |at: usize| {
             let ip = Ipv4Addr::new(head[at], head[at + 1], head[at + 2], head[at + 3]);
-            SocketAddrV4::new(ip, u16::from_be_bytes([head[at + 4], head[at + 5]]))
+            let ip = if is_v6 { IpAddr::V6(v6_of(ip)) } else { IpAddr::V4(ip) };
+            SocketAddr::new(ip, u16::from_be_bytes([head[at + 4], head[at + 5]]))
         };
         let (src, dst) = (end(1), end(7));
         if kind == 0 {
@@ -221,8 +223,7 @@ impl Packet {
                 Err(_) => Err(wrong_length),
             },
             6 => bare(Packet::TcpFin { flow }),
-            7 => bare(Packet::TcpReset { flow }),
-            _ => Err(PacketError::Kind { kind }),
+            _ => bare(Packet::TcpReset { flow }),
         }
     }
 }

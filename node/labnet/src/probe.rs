@@ -8,7 +8,7 @@
 //! their rates.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use iptl_dag::model::NetworkModel;
 
@@ -76,7 +76,7 @@ pub struct Probe {
     begun_ns: Option<u64>,
     /// When the delays are known, and the last packet of all has come.
     stage: Stage,
-    number: u16,
+    number: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,7 +246,7 @@ impl Probe {
         let src = self.engine.addr(send.from).unwrap_or(Ipv4Addr::UNSPECIFIED);
         self.number = self.number.wrapping_add(1);
         let payload = vec![0; send.size.saturating_sub(HEADS)];
-        let bytes = datagram(SocketAddrV4::new(src, 7), SocketAddrV4::new(send.to, 7), self.number, &payload);
+        let bytes = datagram(SocketAddr::from((src, 7)), SocketAddr::from((send.to, 7)), self.number, &payload);
         self.engine.handle_packet(now_ns, send.from, bytes);
         self.drain();
     }

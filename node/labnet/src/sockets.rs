@@ -1,14 +1,16 @@
 //! What instances can do with sockets, whatever lies between them.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use iptl_dag::model::{InstanceId, NetworkUse};
 
 use crate::capture::Captured;
+use crate::directory::v6_of;
 use crate::faults::Happened;
 use crate::packet::Packet;
 use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId, Switch};
+use crate::topology::Addrs;
 use crate::wish::{Wish, WishError};
 
 /// The sockets of one cell's instances: of a [`Switch`], where links are clean, or of [`Hosts`](crate::Hosts), where a
@@ -59,8 +61,11 @@ pub trait Sockets: Send {
     /// Adds an instance to the cell and returns its directory address; none where nobody knows it.
     fn add_instance(&mut self, id: &InstanceId) -> Option<Ipv4Addr>;
 
-    /// Returns the address that an instance has for itself.
-    fn own_addr(&self, me: Ipv4Addr) -> Ipv4Addr;
+    /// Returns the addresses that an instance has for itself; none where it was never in this cell.
+    fn own_addrs(&self, me: Ipv4Addr) -> Addrs;
+
+    /// Returns the addresses behind the name of an instance, of the families that it has; none where nobody has the name.
+    fn resolve(&self, name: &str) -> Option<Addrs>;
 
     /// Takes an instance that ended out of the cell: its connections are reset, its sockets are gone.
     fn remove_instance(&mut self, me: Ipv4Addr);
@@ -81,10 +86,10 @@ pub trait Sockets: Send {
     fn close(&mut self, id: SocketId);
 
     /// Returns the address that a socket is bound to.
-    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddrV4>, NetError>;
+    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddr>, NetError>;
 
     /// Returns the address of the other end.
-    fn peer_addr(&self, id: SocketId) -> Result<SocketAddrV4, NetError>;
+    fn peer_addr(&self, id: SocketId) -> Result<SocketAddr, NetError>;
 
     /// Returns whether reading, receiving, accepting or asking for the outcome of connecting would not wait.
     fn is_readable(&self, id: SocketId) -> bool;
@@ -99,13 +104,13 @@ pub trait Sockets: Send {
     fn udp_socket(&mut self, me: Ipv4Addr) -> Result<SocketId, NetError>;
 
     /// Binds a UDP socket; port zero takes an ephemeral one.
-    fn udp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError>;
+    fn udp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError>;
 
     /// Lets a UDP socket talk with one peer only, or with everybody again.
-    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddrV4>) -> Result<(), NetError>;
+    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddr>) -> Result<(), NetError>;
 
     /// Sends a datagram; binds the socket where it is not.
-    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddrV4>, payload: Bytes) -> Result<(), NetError>;
+    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddr>, payload: Bytes) -> Result<(), NetError>;
 
     /// Returns the next datagram that was received.
     fn udp_recv(&mut self, id: SocketId) -> Result<Option<Datagram>, NetError>;
@@ -114,16 +119,16 @@ pub trait Sockets: Send {
     fn tcp_socket(&mut self, me: Ipv4Addr) -> Result<SocketId, NetError>;
 
     /// Binds a TCP socket; port zero takes an ephemeral one.
-    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError>;
+    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError>;
 
     /// Listens on a bound socket.
     fn tcp_listen(&mut self, id: SocketId, backlog: u32) -> Result<(), NetError>;
 
     /// Takes the next connection of a listening socket; none where there is none yet.
-    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError>;
+    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddr)>, NetError>;
 
     /// Begins to connect; binds the socket where it is not.
-    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddrV4) -> Result<(), NetError>;
+    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddr) -> Result<(), NetError>;
 
     /// Returns whether a socket that connects is connected; an error where it never will be.
     fn tcp_connected(&self, id: SocketId) -> Result<bool, NetError>;
@@ -152,8 +157,12 @@ impl Sockets for Switch {
         Switch::add_instance(self, id)
     }
 
-    fn own_addr(&self, me: Ipv4Addr) -> Ipv4Addr {
-        me
+    fn own_addrs(&self, me: Ipv4Addr) -> Addrs {
+        Addrs { v4: Some(me), v6: Some(v6_of(me)) }
+    }
+
+    fn resolve(&self, name: &str) -> Option<Addrs> {
+        self.directory().resolve(name).map(|me| self.own_addrs(me))
     }
 
     fn remove_instance(&mut self, me: Ipv4Addr) {
@@ -181,11 +190,11 @@ impl Sockets for Switch {
         Switch::close(self, id);
     }
 
-    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddrV4>, NetError> {
+    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddr>, NetError> {
         Switch::local_addr(self, id)
     }
 
-    fn peer_addr(&self, id: SocketId) -> Result<SocketAddrV4, NetError> {
+    fn peer_addr(&self, id: SocketId) -> Result<SocketAddr, NetError> {
         Switch::peer_addr(self, id)
     }
 
@@ -205,15 +214,15 @@ impl Sockets for Switch {
         Switch::udp_socket(self, me)
     }
 
-    fn udp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+    fn udp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError> {
         Switch::udp_bind(self, id, addr)
     }
 
-    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddrV4>) -> Result<(), NetError> {
+    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddr>) -> Result<(), NetError> {
         Switch::udp_connect(self, id, peer)
     }
 
-    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddrV4>, payload: Bytes) -> Result<(), NetError> {
+    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddr>, payload: Bytes) -> Result<(), NetError> {
         Switch::udp_send(self, id, dst, payload)
     }
 
@@ -225,7 +234,7 @@ impl Sockets for Switch {
         Switch::tcp_socket(self, me)
     }
 
-    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError> {
         Switch::tcp_bind(self, id, addr)
     }
 
@@ -233,11 +242,11 @@ impl Sockets for Switch {
         Switch::tcp_listen(self, id, backlog)
     }
 
-    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError> {
+    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddr)>, NetError> {
         Switch::tcp_accept(self, id)
     }
 
-    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddrV4) -> Result<(), NetError> {
+    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddr) -> Result<(), NetError> {
         Switch::tcp_connect(self, id, dst)
     }
 

@@ -15,7 +15,7 @@ mod tcp;
 mod udp;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use iptl_dag::model::InstanceId;
@@ -23,7 +23,7 @@ use iptl_dag::model::InstanceId;
 pub use socket::Datagram;
 pub use tcp::{Half, Read};
 
-use crate::directory::Directory;
+use crate::directory::{Directory, any_like, home_of, loopback_like, v4_of, v6_of};
 use crate::packet::Packet;
 use crate::slots::Slots;
 use socket::{Kind, Peer, Socket, Udp};
@@ -75,13 +75,13 @@ pub enum NetError {
     #[error("{addr} is not an address of this instance")]
     AddressNotAvailable {
         /// The address.
-        addr: Ipv4Addr,
+        addr: IpAddr,
     },
-    /// The address cannot be sent to: port zero, or from loopback to elsewhere.
+    /// The address cannot be sent to: port zero, from loopback to elsewhere, or from one family to the other.
     #[error("{addr} cannot be a destination here")]
     InvalidDestination {
         /// The address.
-        addr: SocketAddrV4,
+        addr: SocketAddr,
     },
     /// All ephemeral ports are in use.
     #[error("no ephemeral port is free")]
@@ -96,7 +96,7 @@ pub enum NetError {
     #[error("{addr} is unreachable")]
     Unreachable {
         /// The address.
-        addr: Ipv4Addr,
+        addr: IpAddr,
     },
     /// The instance has shut this direction down.
     #[error("the socket is shut down for writing")]
@@ -170,7 +170,7 @@ pub struct Switch {
     instances: BTreeMap<Ipv4Addr, Instance>,
     slots: Slots<Socket>,
     /// Connections with other cells, open or opening, by (local, remote) address.
-    connections: BTreeMap<(SocketAddrV4, SocketAddrV4), SocketId>,
+    connections: BTreeMap<(SocketAddr, SocketAddr), SocketId>,
     /// Instances whose lablet is lost.
     lost: BTreeSet<Ipv4Addr>,
     ready: VecDeque<SocketId>,
@@ -182,7 +182,7 @@ pub struct Switch {
 #[derive(Debug)]
 struct Instance {
     alive: bool,
-    ports: BTreeMap<(Protocol, u16), Vec<(Ipv4Addr, SocketId)>>,
+    ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, SocketId)>>,
     sockets: BTreeSet<SocketId>,
     next_port: u16,
     stats: InstanceStats,
@@ -206,9 +206,9 @@ enum Out {
 /// Where an address leads from an instance.
 enum Route {
     /// To an instance of this cell; with the address from which it is reached.
-    Local { instance: Ipv4Addr, dst: SocketAddrV4, src: Ipv4Addr },
+    Local { instance: Ipv4Addr, dst: SocketAddr, src: IpAddr },
     /// To another cell.
-    Remote { dst: SocketAddrV4, src: Ipv4Addr },
+    Remote { dst: SocketAddr, src: IpAddr },
 }
 
 impl Switch {
@@ -261,8 +261,12 @@ impl Switch {
     /// Resets all connections with these instances of other cells, whose lablet is gone, and refuses new ones.
     pub fn lost_peer(&mut self, addrs: impl IntoIterator<Item = Ipv4Addr>) {
         let lost: BTreeSet<Ipv4Addr> = addrs.into_iter().filter(|addr| !self.instances.contains_key(addr)).collect();
-        let ended: Vec<SocketId> =
-            self.connections.iter().filter(|((_, remote), _)| lost.contains(remote.ip())).map(|(_, id)| *id).collect();
+        let ended: Vec<SocketId> = self
+            .connections
+            .iter()
+            .filter(|((_, remote), _)| lost.contains(&home_of(remote.ip())))
+            .map(|(_, id)| *id)
+            .collect();
         for id in ended {
             self.break_remote(id);
         }
@@ -301,7 +305,7 @@ impl Switch {
                 Out::Stream(id) => self.next_of_stream(id),
             };
             if let Some(packet) = packet {
-                return Some((*packet.dst().ip(), packet));
+                return Some((home_of(packet.dst().ip()), packet));
             }
         }
     }
@@ -312,18 +316,19 @@ impl Switch {
     /// is checked here, and what is wrong is counted in [`dropped`](Switch::dropped).
     pub fn handle_packet(&mut self, packet: Packet) {
         let (src, dst) = (packet.src(), packet.dst());
-        if !self.instances.contains_key(dst.ip()) {
+        let (from, to) = (home_of(src.ip()), home_of(dst.ip()));
+        if !self.instances.contains_key(&to) {
             self.dropped.misrouted += 1;
             return;
         }
-        let foreign = self.directory.contains(*src.ip()) && !self.instances.contains_key(src.ip());
-        if !foreign || src.port() == 0 || self.lost.contains(src.ip()) {
+        let foreign = self.directory.contains(from) && !self.instances.contains_key(&from);
+        if !foreign || src.port() == 0 || self.lost.contains(&from) {
             self.dropped.spoofed += 1;
             return;
         }
         match packet {
             Packet::Udp { src, dst, payload } => {
-                if !self.deliver_datagram(*dst.ip(), dst, Datagram { src, payload }) {
+                if !self.deliver_datagram(to, dst, Datagram { src, payload }) {
                     self.dropped.unbound += 1;
                 }
             }
@@ -349,12 +354,12 @@ impl Switch {
     }
 
     /// Returns the address that a socket is bound to.
-    pub fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddrV4>, NetError> {
+    pub fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddr>, NetError> {
         Ok(self.socket(id)?.local)
     }
 
     /// Returns the address of the other end.
-    pub fn peer_addr(&self, id: SocketId) -> Result<SocketAddrV4, NetError> {
+    pub fn peer_addr(&self, id: SocketId) -> Result<SocketAddr, NetError> {
         match &self.socket(id)?.kind {
             Kind::Stream(stream) => Ok(stream.flow.dst),
             Kind::Udp(udp) => udp.peer.ok_or(NetError::InvalidState),
@@ -479,14 +484,14 @@ impl Switch {
     // Ports and routes.
 
     /// Binds a socket; port zero takes an ephemeral one.
-    fn bind(&mut self, id: SocketId, protocol: Protocol, addr: SocketAddrV4) -> Result<(), NetError> {
+    fn bind(&mut self, id: SocketId, protocol: Protocol, addr: SocketAddr) -> Result<(), NetError> {
         let socket = self.socket(id)?;
         if socket.local.is_some() {
             return Err(NetError::InvalidState);
         }
         let owner = socket.owner;
-        let ip = *addr.ip();
-        if !ip.is_unspecified() && !ip.is_loopback() && ip != owner {
+        let ip = addr.ip();
+        if !ip.is_unspecified() && !ip.is_loopback() && v4_of(ip) != Some(owner) {
             return Err(NetError::AddressNotAvailable { addr: ip });
         }
         let instance = self.instances.get_mut(&owner).ok_or(NetError::NoInstance { addr: owner })?;
@@ -499,41 +504,42 @@ impl Switch {
         };
         instance.ports.entry((protocol, port)).or_default().push((ip, id));
         let socket = self.socket_mut(id)?;
-        socket.local = Some(SocketAddrV4::new(ip, port));
+        socket.local = Some(SocketAddr::new(ip, port));
         socket.holds_port = true;
         Ok(())
     }
 
     /// Returns the socket that holds a port of an instance for packets to `dst`.
-    fn holder(&self, instance: Ipv4Addr, protocol: Protocol, dst: SocketAddrV4) -> Option<SocketId> {
+    fn holder(&self, instance: Ipv4Addr, protocol: Protocol, dst: SocketAddr) -> Option<SocketId> {
         let instance = self.instances.get(&instance).filter(|instance| instance.alive)?;
         let holders = instance.ports.get(&(protocol, dst.port()))?;
-        let exact = holders.iter().find(|(ip, _)| ip == dst.ip());
-        exact.or_else(|| holders.iter().find(|(ip, _)| ip.is_unspecified())).map(|(_, id)| *id)
+        let exact = holders.iter().find(|(ip, _)| *ip == dst.ip());
+        let any = any_like(dst.ip());
+        exact.or_else(|| holders.iter().find(|(ip, _)| *ip == any)).map(|(_, id)| *id)
     }
 
     /// Finds where `dst` is, seen from a socket of `owner` bound to `bound`.
-    fn route(&self, owner: Ipv4Addr, bound: Ipv4Addr, dst: SocketAddrV4) -> Result<Route, NetError> {
-        if dst.port() == 0 {
+    fn route(&self, owner: Ipv4Addr, bound: IpAddr, dst: SocketAddr) -> Result<Route, NetError> {
+        if dst.port() == 0 || bound.is_ipv4() != dst.is_ipv4() {
             return Err(NetError::InvalidDestination { addr: dst });
         }
         // To send to "any" is to send to oneself, as on Linux.
-        let ip = if dst.ip().is_unspecified() { Ipv4Addr::LOCALHOST } else { *dst.ip() };
-        let target = SocketAddrV4::new(ip, dst.port());
+        let ip = if dst.ip().is_unspecified() { loopback_like(dst.ip()) } else { dst.ip() };
+        let target = SocketAddr::new(ip, dst.port());
         if ip.is_loopback() {
-            let src = if bound.is_unspecified() { Ipv4Addr::LOCALHOST } else { bound };
+            let src = if bound.is_unspecified() { ip } else { bound };
             return Ok(Route::Local { instance: owner, dst: target, src });
         }
         if bound.is_loopback() {
             return Err(NetError::InvalidDestination { addr: dst });
         }
-        if !self.directory.contains(ip) || self.lost.contains(&ip) {
-            return Err(NetError::Unreachable { addr: ip });
-        }
-        if self.instances.contains_key(&ip) {
-            Ok(Route::Local { instance: ip, dst: target, src: owner })
+        let known = v4_of(ip).filter(|home| self.directory.contains(*home) && !self.lost.contains(home));
+        let instance = known.ok_or(NetError::Unreachable { addr: ip })?;
+        let src = if ip.is_ipv4() { IpAddr::V4(owner) } else { IpAddr::V6(v6_of(owner)) };
+        if self.instances.contains_key(&instance) {
+            Ok(Route::Local { instance, dst: target, src })
         } else {
-            Ok(Route::Remote { dst: target, src: owner })
+            Ok(Route::Remote { dst: target, src })
         }
     }
 
@@ -551,10 +557,8 @@ impl Switch {
 }
 
 impl Instance {
-    fn is_taken(&self, protocol: Protocol, ip: Ipv4Addr, port: u16) -> bool {
-        self.ports.get(&(protocol, port)).is_some_and(|holders| {
-            holders.iter().any(|(held, _)| *held == ip || held.is_unspecified() || ip.is_unspecified())
-        })
+    fn is_taken(&self, protocol: Protocol, ip: IpAddr, port: u16) -> bool {
+        self.ports.get(&(protocol, port)).is_some_and(|holders| holders.iter().any(|(held, _)| clash(*held, ip)))
     }
 
     /// Returns the next ephemeral port that no socket holds on any address.
@@ -568,4 +572,9 @@ impl Instance {
         }
         None
     }
+}
+
+/// Returns whether two sockets cannot hold one port of these addresses: each family has ports of its own.
+pub(crate) fn clash(a: IpAddr, b: IpAddr) -> bool {
+    a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
 }

@@ -46,6 +46,43 @@ impl NodeId {
     }
 }
 
+/// Smallest packet size over IPv6, in bytes: every link must carry that (RFC 8200).
+pub const MIN_MTU_V6: u16 = 1280;
+
+/// The addresses that a node has for itself: at least one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addrs {
+    /// Over IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Over IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Addrs {
+    /// Returns whether one of them is this.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        self.like(addr) == Some(addr)
+    }
+
+    /// Returns the one of the family of another.
+    pub fn like(&self, addr: IpAddr) -> Option<IpAddr> {
+        match addr {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Returns the one to be named where only one is: the first there is, IPv4 before IPv6.
+    pub fn first(&self) -> Option<IpAddr> {
+        self.iter().next()
+    }
+
+    /// Returns them, IPv4 before IPv6.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
 /// How a node or a gateway is connected to its realm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
@@ -84,8 +121,7 @@ pub(crate) struct Realm {
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) realm: usize,
-    pub(crate) v4: Ipv4Addr,
-    pub(crate) v6: Option<Ipv6Addr>,
+    pub(crate) addrs: Addrs,
     pub(crate) access: Access,
 }
 
@@ -144,11 +180,16 @@ pub enum TopologyError {
         /// The address.
         addr: IpAddr,
     },
+    /// The node would have no address.
+    #[error("a node without an address")]
+    NoAddress,
     /// Packets would be too small.
-    #[error("an MTU of {mtu} bytes is less than {MIN_MTU}")]
+    #[error("an MTU of {mtu} bytes is less than {least}")]
     Mtu {
         /// MTU asked for.
         mtu: u16,
+        /// Smallest that there may be.
+        least: u16,
     },
 }
 
@@ -178,19 +219,26 @@ impl Topology {
     pub fn add_node(
         &mut self,
         realm: RealmId,
-        v4: Ipv4Addr,
-        v6: Option<Ipv6Addr>,
+        v4: impl Into<Option<Ipv4Addr>>,
+        v6: impl Into<Option<Ipv6Addr>>,
         access: Access,
     ) -> Result<NodeId, TopologyError> {
+        let addrs = Addrs { v4: v4.into(), v6: v6.into() };
         self.check(realm, &access)?;
+        if addrs.first().is_none() {
+            return Err(TopologyError::NoAddress);
+        }
+        if addrs.v6.is_some() && access.mtu < MIN_MTU_V6 {
+            return Err(TopologyError::Mtu { mtu: access.mtu, least: MIN_MTU_V6 });
+        }
         let node = self.nodes.len();
-        let mut entries = self.entries(realm.0, v4.into(), Entity::Node(node))?;
-        if let Some(v6) = v6 {
-            entries.extend(self.entries(realm.0, v6.into(), Entity::Node(node))?);
+        let mut entries = Vec::new();
+        for addr in addrs.iter() {
+            entries.extend(self.entries(realm.0, addr, Entity::Node(node))?);
         }
         self.enter(entries);
         self.realms[realm.0].nodes.push(node);
-        self.nodes.push(Node { realm: realm.0, v4, v6, access });
+        self.nodes.push(Node { realm: realm.0, addrs, access });
         Ok(NodeId(node))
     }
 
@@ -237,13 +285,24 @@ impl Topology {
 
     /// Returns the IPv4 address that a node has for itself.
     pub fn addr(&self, node: NodeId) -> Option<Ipv4Addr> {
-        self.nodes.get(node.0).map(|node| node.v4)
+        self.addrs(node).and_then(|addrs| addrs.v4)
+    }
+
+    /// Returns the addresses that a node has for itself.
+    pub fn addrs(&self, node: NodeId) -> Option<Addrs> {
+        self.nodes.get(node.0).map(|node| node.addrs)
     }
 
     /// Returns the IPv4 address under which others know a node: its own, or that of its outermost NAT.
     pub fn public_addr(&self, node: NodeId) -> Option<Ipv4Addr> {
         let translated = self.gateways(node).into_iter().rev().find_map(|gateway| self.gateways[gateway.0].external);
-        translated.or_else(|| self.addr(node))
+        let own = self.addr(node)?;
+        Some(translated.unwrap_or(own))
+    }
+
+    /// Returns the addresses under which others know a node. Over IPv6 that is its own: nothing translates it.
+    pub fn public_addrs(&self, node: NodeId) -> Option<Addrs> {
+        self.addrs(node).map(|own| Addrs { v4: self.public_addr(node), v6: own.v6 })
     }
 
     /// Returns the largest packet that a node's access takes, in bytes.
@@ -275,6 +334,52 @@ impl Topology {
         gateways
     }
 
+    /// Gives a node another address under which others know it: its own, and over IPv4 that of its outermost NAT where it
+    /// is behind one. What it does not have of a family it does not get. Nobody has the old ones any more.
+    ///
+    /// Returns the NAT that has another address now, if one has.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error where somebody has one of the new ones; the topology is then unchanged.
+    pub(crate) fn readdress(&mut self, node: NodeId, to: Addrs) -> Result<Option<GatewayId>, TopologyError> {
+        let Some(Node { realm, addrs: old, .. }) = self.nodes.get(node.0).cloned() else { return Ok(None) };
+        let nat = self.gateways(node).into_iter().rev().find(|gateway| self.gateways[gateway.0].external.is_some());
+        let mut entries = Vec::new();
+        let mut now = old;
+        if let Some(v4) = to.v4.filter(|_| old.v4.is_some()) {
+            match nat {
+                Some(nat) => {
+                    entries.extend(self.entries(self.gateways[nat.0].outer, v4.into(), Entity::Gateway(nat.0))?);
+                }
+                None => {
+                    entries.extend(self.entries(realm, v4.into(), Entity::Node(node.0))?);
+                    now.v4 = Some(v4);
+                }
+            }
+        }
+        if let Some(v6) = to.v6.filter(|_| old.v6.is_some()) {
+            entries.extend(self.entries(realm, v6.into(), Entity::Node(node.0))?);
+            now.v6 = Some(v6);
+        }
+        let external = nat.and_then(|nat| self.gateways[nat.0].external).filter(|_| !entries.is_empty());
+        let gone: Vec<IpAddr> =
+            old.iter().filter(|addr| !now.contains(*addr)).chain(external.map(IpAddr::V4)).collect();
+        // Private addresses may be the same in other realms: theirs stay.
+        let gateways = self.gateways(node);
+        let mut realms = vec![realm];
+        realms.extend(gateways.iter().map(|gateway| self.gateways[gateway.0].outer));
+        for realm in realms {
+            self.realms[realm].addresses.retain(|addr, _| !gone.contains(addr));
+        }
+        self.enter(entries);
+        self.nodes[node.0].addrs = now;
+        if let (Some(nat), Some(_)) = (nat, external) {
+            self.gateways[nat.0].external = to.v4;
+        }
+        Ok(nat.filter(|_| external.is_some()))
+    }
+
     fn check(&self, realm: RealmId, access: &Access) -> Result<(), TopologyError> {
         if realm.0 >= self.realms.len() {
             return Err(TopologyError::NoRealm);
@@ -282,7 +387,7 @@ impl Topology {
         if usize::from(access.region) >= self.regions() {
             return Err(TopologyError::NoRegion { region: access.region, regions: self.regions() });
         }
-        if access.mtu < MIN_MTU { Err(TopologyError::Mtu { mtu: access.mtu }) } else { Ok(()) }
+        if access.mtu < MIN_MTU { Err(TopologyError::Mtu { mtu: access.mtu, least: MIN_MTU }) } else { Ok(()) }
     }
 
     /// Returns in which realms an address is known, and as whose.

@@ -6,7 +6,8 @@ use iptl_labnet::{
     Access, Engine, EngineConfig, Header, LinkConfig, NodeId, RealmId, Topology, TopologyError, fragments,
 };
 
-use crate::bytes::{seal, udp};
+use crate::bytes::{UDP, at, packet, seal, udp};
+use crate::rng::Rng;
 
 const MS: u64 = 1_000_000;
 
@@ -137,5 +138,54 @@ fn flood() {
     let up = engine.links_of(hostile).0[0];
     assert!(up.overflowed > 100_000, "its own link holds it: {up:?}");
     assert_eq!(up.offered, 200_000);
+    neighbours_live(&mut engine);
+}
+
+#[test]
+fn packets_of_ipv6_with_heads_that_lie() {
+    let mut topology = Topology::new(vec![vec![0]]).unwrap();
+    let nodes = [1, 2, 3].map(|last| {
+        let addr = Ipv4Addr::new(10, 0, 0, last);
+        topology.add_node(RealmId::PUBLIC, addr, iptl_labnet::v6_of(addr), Access::default()).unwrap()
+    });
+    let mut engine = Engine::new(topology, EngineConfig::default());
+    let good = packet(UDP, at("[fd69:7074:6c00::a00:1]:4"), at("[fd69:7074:6c00::a00:2]:4"), 0, b"hello");
+    let changed = |at: usize, value: u8| {
+        let mut packet = good.clone();
+        packet[at] = value;
+        packet
+    };
+    // Lengths beyond the bytes, extension heads without end or end, another version.
+    let mut bad = vec![changed(4, 0xff), changed(6, 0), changed(6, 43), changed(6, 60), changed(0, 0x75)];
+    bad.extend((1..good.len()).map(|len| good[..len].to_vec()));
+    let chain = [&changed(6, 0)[..40], &[0, 0, 1, 4, 0, 0, 0, 0].repeat(200)].concat();
+    bad.push([&chain[..4], &1600u16.to_be_bytes(), &chain[6..]].concat());
+    let count = bad.len() as u64;
+    bad.into_iter().for_each(|packet| engine.handle_packet(0, nodes[0], packet));
+    assert_eq!(settle(&mut engine), 0, "none of them is carried");
+    assert_eq!(engine.stats().malformed + engine.stats().spoofed, count, "{:?}", engine.stats());
+    engine.handle_packet(0, nodes[0], good);
+    assert_eq!(settle(&mut engine), 1);
+    neighbours_live(&mut engine);
+}
+
+#[test]
+fn queries_of_names_without_end_or_sense() {
+    let (mut engine, hostile) = world();
+    let directory = crate::directory::directory(&[("g", 3)]);
+    engine.serve_names(std::sync::Arc::new(directory), &[]);
+    let mut rng = Rng(1);
+    let mut bytes = 0;
+    for number in 0..20_000 {
+        let query: Vec<u8> =
+            (0..rng.below(600)).map(|_| rng.next() as u8 & if number % 2 == 0 { 0x7f } else { 0xff }).collect();
+        let asked = packet(UDP, at("10.0.0.1:4000"), at("192.0.2.53:53"), 0, &query);
+        engine.handle_packet(0, hostile, asked);
+        while let Some(output) = engine.poll_output() {
+            assert!(output.node == hostile && output.bytes.len() <= 540, "who asks is told, and shortly");
+            bytes += output.bytes.len();
+        }
+    }
+    assert!(bytes > 0 && engine.held_bytes() == 0, "nothing is kept");
     neighbours_live(&mut engine);
 }

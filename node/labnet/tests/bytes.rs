@@ -76,7 +76,7 @@ pub(crate) fn udp(src: &str, dst: &str) -> Vec<u8> {
     packet(UDP, at(src), at(dst), 0, b"hello")
 }
 
-fn transport_sum(src: IpAddr, dst: IpAddr, protocol: u8, transport: &[u8]) -> u16 {
+pub(crate) fn transport_sum(src: IpAddr, dst: IpAddr, protocol: u8, transport: &[u8]) -> u16 {
     let len = u32::try_from(transport.len()).unwrap().to_be_bytes();
     let pseudo = if protocol == ICMP {
         Vec::new()

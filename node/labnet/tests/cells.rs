@@ -2,11 +2,11 @@
 //! nobody notices as long as the model asks for more.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iptl_dag::model::{AccessClass, LinkModel, NetworkModel};
+use iptl_dag::model::{AccessClass, IpModel, LinkModel, NetworkModel};
 use iptl_labnet::{Datagram, Directory, EngineConfig, Hosts, Limits, Packet, Read, SocketId, Sockets, compile};
 
 use crate::directory::id;
@@ -18,8 +18,8 @@ fn ip(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, host)
 }
 
-fn addr(host: u8, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(ip(host), port)
+fn addr(host: u8, port: u16) -> SocketAddr {
+    SocketAddr::from((ip(host), port))
 }
 
 /// A packet under way between cells: when it is there, and in which order it left.
@@ -38,6 +38,7 @@ impl World {
     fn new(delay_us: u64, way_ns: u64, link: LinkModel) -> World {
         let class = AccessClass { up: link, down: LinkModel::default(), mtu: 1500 };
         let network = NetworkModel {
+            ip: IpModel::default(),
             regions: vec!["here".into()],
             delays_us: vec![vec![delay_us]],
             access: BTreeMap::from([("class".to_owned(), class)]),
@@ -95,21 +96,21 @@ impl World {
     fn udp(&mut self, host: u8) -> SocketId {
         let cell = &mut self.cells[usize::from(host) - 1];
         let socket = cell.udp_socket(ip(host)).unwrap();
-        cell.udp_bind(socket, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 7)).unwrap();
+        cell.udp_bind(socket, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7))).unwrap();
         socket
     }
 
     /// A connection from host 1 to port 80 of host 2, and its end there.
     fn pair(&mut self) -> (SocketId, SocketId) {
         let listener = self.cells[1].tcp_socket(ip(2)).unwrap();
-        self.cells[1].tcp_bind(listener, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 80)).unwrap();
+        self.cells[1].tcp_bind(listener, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80))).unwrap();
         self.cells[1].tcp_listen(listener, 16).unwrap();
         let client = self.cells[0].tcp_socket(ip(1)).unwrap();
         self.cells[0].tcp_connect(client, addr(2, 80)).unwrap();
         let open = |cells: &mut [Hosts; 2]| cells[0].tcp_connected(client).unwrap() && cells[1].is_readable(listener);
         assert!(self.until(SECOND, open));
         let (server, peer) = self.cells[1].tcp_accept(listener).unwrap().unwrap();
-        assert_eq!(peer.ip(), &ip(1));
+        assert_eq!(peer.ip(), ip(1));
         (client, server)
     }
 }

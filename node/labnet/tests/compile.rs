@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, DependenceModel, GatewayModel, GroupNetwork, InstanceId, LinkModel, NetworkModel, PortsModel,
+    AccessClass, DependenceModel, GatewayModel, GroupNetwork, InstanceId, IpModel, LinkModel, NetworkModel, PortsModel,
     SiteShare,
 };
 use iptl_labnet::{
@@ -46,6 +46,7 @@ fn network() -> NetworkModel {
         sites: vec![site(70, vec![cone()]), site(10, vec![cone(); 2]), site(5, vec![firewall]), site(15, vec![])],
     };
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["east".into(), "west".into()],
         delays_us: vec![vec![1_000, 35_000], vec![36_000, 1_000]],
         access: map(&[("dsl", class(8_000)), ("fibre", class(1_000))]),
@@ -160,7 +161,7 @@ fn descriptions_that_are_no_network_are_refused() {
     );
     assert_eq!(
         changed(&|network| network.access.get_mut("dsl").unwrap().mtu = 60),
-        CompileError::Topology(TopologyError::Mtu { mtu: 60 })
+        CompileError::Topology(TopologyError::Mtu { mtu: 60, least: iptl_labnet::MIN_MTU })
     );
     let stranger = |network: &mut NetworkModel| {
         let group = network.groups["peers"].clone();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, DependenceModel, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, InstanceId, LinkModel,
-    NetworkModel, PortsModel, ScheduledFault, SiteShare,
+    AccessClass, DependenceModel, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, InstanceId, IpModel,
+    LinkModel, NetworkModel, PortsModel, ScheduledFault, SiteShare,
 };
 use iptl_labnet::{Act, Compiled, Engine, EngineConfig, FaultError, Faults, LinkId, compile};
 
@@ -36,6 +36,7 @@ fn network() -> NetworkModel {
         sites: vec![SiteShare { weight: 1, gateways }],
     };
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["east".into(), "west".into()],
         delays_us: vec![vec![1_000, 30_000], vec![30_000, 1_000]],
         access: BTreeMap::from([("dsl".to_owned(), class(5_000)), ("fibre".to_owned(), class(1_000))]),
@@ -167,4 +168,88 @@ fn schedules_that_do_not_fit_their_run_are_refused() {
         assert_eq!(faults(vec![fault]).err(), Some(error));
     }
     assert!(matches!(faults(vec![scheduled(1, 0, Fault::Heal {}); 10_001]), Err(FaultError::TooMany { .. })));
+}
+
+/// A world of both families, whose peers are behind NATs.
+fn of_both(scheduled: Vec<ScheduledFault>) -> World {
+    let network = NetworkModel { ip: IpModel::Both, ..network() };
+    let compiled = compile(&network, &groups(), 7).unwrap();
+    let engine = Engine::new(compiled.topology.clone(), EngineConfig::default());
+    let faults = Faults::new(&[FaultSchedule { faults: scheduled }], &network, &compiled, &groups(), 7).unwrap();
+    World { faults, engine, compiled }
+}
+
+#[test]
+fn who_gets_another_address_is_reached_by_it_and_nobody_has_the_old_one() {
+    let address = |group: &str| Fault::Address { who: target(Some(group), None, 1_000_000) };
+    let mut world = of_both(vec![scheduled(10, 0, address("boot")), scheduled(20, 20, address("peers"))]);
+    let node = |world: &World, group: &str, index| world.compiled.nodes[&InstanceId { group: group.to_owned(), index }];
+    let (first, second, home) = (node(&world, "boot", 0), node(&world, "boot", 1), node(&world, "peers", 0));
+    let old = world.engine.topology().public_addrs(first).unwrap();
+    let moved = world.faults.advance(0, 10 * MS, &mut world.engine).unwrap().moved;
+    assert_eq!(moved.len(), 4);
+    assert!(moved.iter().all(|moved| moved.before != moved.now && moved.public == moved.now));
+    let now = world.engine.topology().public_addrs(first).unwrap();
+    assert_eq!(now.v4.map(|addr| addr.to_string()), Some("198.18.0.1".to_owned()));
+    assert_eq!(now.v6.map(|addr| addr.to_string()), Some("fd69:7074:6c00:1::c612:1".to_owned()));
+    let sender = world.engine.topology().public_addrs(second).unwrap();
+    for (from, new, gone) in sender.iter().zip(now.iter()).zip(old.iter()).map(|((from, new), gone)| (from, new, gone))
+    {
+        let mut send = |node, from, to| {
+            let packet = crate::bytes::packet(crate::bytes::UDP, (from, 5).into(), (to, 5).into(), 0, b"hello");
+            let start = world.engine.poll_timeout().unwrap_or(0);
+            world.engine.handle_packet(start, node, packet);
+            while let Some(at_ns) = world.engine.poll_timeout() {
+                world.engine.handle_timeout(at_ns);
+            }
+            std::iter::from_fn(|| world.engine.poll_output()).map(|output| output.node).collect::<Vec<_>>()
+        };
+        assert_eq!(send(second, from, new), [first]);
+        assert_eq!(send(second, from, gone), [second], "an error comes back");
+        assert_eq!(send(first, gone, from), [], "who says so lies");
+        assert_eq!(send(first, new, from), [second]);
+    }
+    assert_eq!(world.engine.stats().spoofed, 2);
+
+    // Behind a NAT it is the NAT's that changes over IPv4, again and again; inside all stays.
+    for _ in 0..2 {
+        let before = world.engine.topology().public_addrs(home).unwrap();
+        let happened = world.faults.advance(0, 60 * MS, &mut world.engine).unwrap();
+        assert_eq!((happened.what.name(), happened.hit.len(), happened.moved.len()), ("address", 100, 100));
+        let now = world.engine.topology().public_addrs(home).unwrap();
+        assert!(before.v4 != now.v4 && before.v6 != now.v6);
+        let own = world.engine.addrs(home).unwrap();
+        assert_eq!((own.v4, own.v6), (Some(iptl_labnet::PRIVATE_ADDR), now.v6));
+        let to = world.engine.addrs(first).unwrap().v4.unwrap();
+        let packet =
+            crate::bytes::packet(crate::bytes::UDP, "192.168.1.2:5".parse().unwrap(), (to, 5).into(), 0, b"hello");
+        let start = world.engine.poll_timeout().unwrap_or(0);
+        world.engine.handle_packet(start, home, packet);
+        while let Some(at_ns) = world.engine.poll_timeout() {
+            world.engine.handle_timeout(at_ns);
+        }
+        let output = world.engine.poll_output().unwrap();
+        assert_eq!((output.node, output.header.src), (first, now.v4.unwrap().into()));
+    }
+}
+
+#[test]
+fn engines_of_one_network_give_the_same_addresses() {
+    let faults = || vec![scheduled(10, 10, Fault::Address { who: target(Some("boot"), None, 500_000) })];
+    let (mut one, mut other) = (of_both(faults()), of_both(faults()));
+    for at_ms in [10, 20, 30, 40] {
+        let [a, b] =
+            [&mut one, &mut other].map(|world| world.faults.advance(0, at_ms * MS, &mut world.engine).unwrap());
+        assert_eq!(a, b);
+        assert_eq!(a.moved.len(), 2);
+    }
+}
+
+#[test]
+fn a_clock_that_jumps_too_far_is_refused_and_others_are_told() {
+    let clock = |by_ms| vec![scheduled(10, 0, Fault::Clock { who: target(Some("boot"), None, 1_000_000), by_ms })];
+    assert_eq!(faults(clock(i64::MIN)).unwrap_err(), FaultError::OutOfRange { number: 1 });
+    let mut world = world(clock(-3_600_000));
+    let happened = world.faults.advance(0, 10 * MS, &mut world.engine).unwrap();
+    assert_eq!((happened.what.name(), happened.act), ("clock", Some(Act::Clock { by_ms: -3_600_000 })));
 }

@@ -1,15 +1,17 @@
 //! Sockets over a model of links, under virtual time.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use iptl_dag::model::{
-    AccessClass, DependenceModel, GatewayModel, GroupNetwork, LinkModel, NetworkModel, PortsModel, SiteShare,
+    AccessClass, DependenceModel, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, IpModel, LinkModel,
+    NetworkModel, PortsModel, ScheduledFault, SiteShare,
 };
 use iptl_labnet::{
-    Datagram, Directory, EngineConfig, Half, Hosts, Limits, NetError, PRIVATE_ADDR, Read, SocketId, Sockets, compile,
+    Addrs, Datagram, Directory, EngineConfig, Faults, Half, Hosts, Limits, NetError, PRIVATE_ADDR, Read, SocketId,
+    Sockets, compile,
 };
 
 use crate::directory::id;
@@ -17,20 +19,20 @@ use crate::directory::id;
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 
-fn any(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
 }
 
 /// Instance number `host - 1` of group `g`.
-fn ip(host: u8) -> Ipv4Addr {
+pub(crate) fn ip(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, host)
 }
 
-fn addr(host: u8, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(ip(host), port)
+fn addr(host: u8, port: u16) -> SocketAddr {
+    SocketAddr::from((ip(host), port))
 }
 
-fn port_restricted() -> GatewayModel {
+pub(crate) fn port_restricted() -> GatewayModel {
     GatewayModel {
         translates: true,
         mapping: DependenceModel::Endpoint,
@@ -44,7 +46,7 @@ fn port_restricted() -> GatewayModel {
 }
 
 /// One region in which everything takes `delay_us` and whose links are `link`; group `n` is behind NATs.
-fn network(delay_us: u64, link: LinkModel) -> NetworkModel {
+pub(crate) fn network(delay_us: u64, link: LinkModel) -> NetworkModel {
     let class = AccessClass { up: link, down: LinkModel::default(), mtu: 1500 };
     let behind = GroupNetwork {
         regions: BTreeMap::new(),
@@ -52,6 +54,7 @@ fn network(delay_us: u64, link: LinkModel) -> NetworkModel {
         sites: vec![SiteShare { weight: 1, gateways: vec![port_restricted()] }],
     };
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["here".into()],
         delays_us: vec![vec![delay_us]],
         access: BTreeMap::from([("class".to_owned(), class)]),
@@ -60,13 +63,13 @@ fn network(delay_us: u64, link: LinkModel) -> NetworkModel {
 }
 
 /// Three instances of group `g` (hosts 1 to 3), and two of group `n` behind NATs (hosts 4 and 5), with their time.
-struct World {
-    hosts: Hosts,
-    now_ns: u64,
+pub(crate) struct World {
+    pub(crate) hosts: Hosts,
+    pub(crate) now_ns: u64,
 }
 
 impl World {
-    fn new(network: &NetworkModel) -> World {
+    pub(crate) fn new(network: &NetworkModel) -> World {
         let groups = BTreeMap::from([("g".to_owned(), 3), ("n".to_owned(), 2)]);
         let directory = Arc::new(Directory::new(&groups).unwrap());
         let compiled = compile(network, &groups, 7).unwrap();
@@ -81,7 +84,7 @@ impl World {
     }
 
     /// Lets time pass until something is the case, or nothing more can happen before `until_ns`.
-    fn until(&mut self, until_ns: u64, mut done: impl FnMut(&mut Hosts) -> bool) -> bool {
+    pub(crate) fn until(&mut self, until_ns: u64, mut done: impl FnMut(&mut Hosts) -> bool) -> bool {
         loop {
             while self.hosts.poll_ready().is_some() {}
             if done(&mut self.hosts) {
@@ -95,20 +98,24 @@ impl World {
         }
     }
 
-    fn run_to(&mut self, until_ns: u64) {
+    pub(crate) fn run_to(&mut self, until_ns: u64) {
         self.until(until_ns, |_| false);
         self.now_ns = until_ns;
         self.hosts.advance(until_ns);
     }
 
-    fn listen(&mut self, host: u8, port: u16) -> SocketId {
+    pub(crate) fn listen(&mut self, host: u8, port: u16) -> SocketId {
+        self.listen_on(host, any(port))
+    }
+
+    pub(crate) fn listen_on(&mut self, host: u8, addr: SocketAddr) -> SocketId {
         let listener = self.hosts.tcp_socket(ip(host)).unwrap();
-        self.hosts.tcp_bind(listener, any(port)).unwrap();
+        self.hosts.tcp_bind(listener, addr).unwrap();
         self.hosts.tcp_listen(listener, 16).unwrap();
         listener
     }
 
-    fn connect(&mut self, host: u8, to: SocketAddrV4) -> SocketId {
+    pub(crate) fn connect(&mut self, host: u8, to: SocketAddr) -> SocketId {
         let client = self.hosts.tcp_socket(ip(host)).unwrap();
         self.hosts.tcp_connect(client, to).unwrap();
         client
@@ -124,18 +131,22 @@ impl World {
         (client, server)
     }
 
-    fn udp(&mut self, host: u8, port: u16) -> SocketId {
+    pub(crate) fn udp(&mut self, host: u8, port: u16) -> SocketId {
+        self.udp_on(host, any(port))
+    }
+
+    pub(crate) fn udp_on(&mut self, host: u8, addr: SocketAddr) -> SocketId {
         let socket = self.hosts.udp_socket(ip(host)).unwrap();
-        self.hosts.udp_bind(socket, any(port)).unwrap();
+        self.hosts.udp_bind(socket, addr).unwrap();
         socket
     }
 
-    fn send(&mut self, socket: SocketId, to: SocketAddrV4, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
         self.hosts.udp_send(socket, Some(to), Bytes::copy_from_slice(bytes)).unwrap();
     }
 
     /// Writes everything at one end and reads it at the other; returns what was read.
-    fn transfer(&mut self, from: SocketId, to: SocketId, bytes: &[u8], until_ns: u64) -> Vec<u8> {
+    pub(crate) fn transfer(&mut self, from: SocketId, to: SocketId, bytes: &[u8], until_ns: u64) -> Vec<u8> {
         let (mut written, mut got) = (0, Vec::new());
         self.until(until_ns, |hosts| {
             while written < bytes.len() {
@@ -154,7 +165,7 @@ impl World {
     }
 }
 
-fn noise(size: usize) -> Vec<u8> {
+pub(crate) fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
@@ -210,24 +221,27 @@ fn a_stream_is_as_fast_as_its_link_and_no_faster() {
 fn who_does_not_listen_refuses_and_who_is_nobody_is_unreachable() {
     let mut world = World::new(&network(10_000, LinkModel::default()));
     let refused = world.connect(1, addr(2, 80));
-    let nobody = world.connect(1, SocketAddrV4::new(Ipv4Addr::new(10, 9, 9, 9), 80));
+    let nobody = world.connect(1, SocketAddr::from((Ipv4Addr::new(10, 9, 9, 9), 80)));
     world.run_to(SECOND);
     assert_eq!(world.hosts.tcp_connected(refused), Err(NetError::ConnectionRefused));
-    assert_eq!(world.hosts.tcp_connected(nobody), Err(NetError::Unreachable { addr: Ipv4Addr::new(10, 9, 9, 9) }));
+    assert_eq!(
+        world.hosts.tcp_connected(nobody),
+        Err(NetError::Unreachable { addr: Ipv4Addr::new(10, 9, 9, 9).into() })
+    );
 }
 
 #[test]
 fn who_is_behind_a_nat_can_dial_and_cannot_be_dialled() {
     let mut world = World::new(&network(10_000, LinkModel::default()));
-    assert_eq!(world.hosts.own_addr(ip(4)), PRIVATE_ADDR);
+    assert_eq!(world.hosts.own_addrs(ip(4)), Addrs { v4: Some(PRIVATE_ADDR), v6: None });
     let listener = world.listen(1, 80);
     let client = world.connect(4, addr(1, 80));
     assert!(world.until(SECOND, |hosts| hosts.is_readable(listener) && hosts.tcp_connected(client) == Ok(true)));
     let (server, peer) = world.hosts.tcp_accept(listener).unwrap().unwrap();
-    assert_eq!(peer.ip().octets()[..2], [172, 16], "its gateway's address");
+    assert!(peer.ip().to_string().starts_with("172.16."), "its gateway's address");
     assert_eq!(world.transfer(client, server, b"hello", 2 * SECOND), b"hello");
     world.listen(4, 80);
-    for to in [addr(4, 80), SocketAddrV4::new(*peer.ip(), 80)] {
+    for to in [addr(4, 80), SocketAddr::from((peer.ip(), 80))] {
         let dialled = world.connect(2, to);
         world.until(SECOND * 5, |hosts| hosts.tcp_connected(dialled) != Ok(false));
         assert_ne!(world.hosts.tcp_connected(dialled), Ok(true), "{to}");
@@ -239,8 +253,8 @@ fn an_instance_reaches_itself_by_each_of_its_addresses_at_once() {
     let mut world = World::new(&network(10_000, LinkModel::default()));
     for (host, to) in [
         (1, addr(1, 80)),
-        (2, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80)),
-        (4, SocketAddrV4::new(PRIVATE_ADDR, 80)),
+        (2, SocketAddr::from((Ipv4Addr::LOCALHOST, 80))),
+        (4, SocketAddr::from((PRIVATE_ADDR, 80))),
         (5, addr(5, 80)),
     ] {
         let listener = world.listen(host, 80);
@@ -249,7 +263,7 @@ fn an_instance_reaches_itself_by_each_of_its_addresses_at_once() {
         assert_eq!(world.hosts.tcp_connected(client), Ok(true), "{host} to {to}");
         assert!(world.hosts.is_readable(listener));
         let (socket, receiver) = (world.udp(host, 7), world.udp(host, 8));
-        world.send(socket, SocketAddrV4::new(*to.ip(), 8), b"me");
+        world.send(socket, SocketAddr::from((to.ip(), 8)), b"me");
         assert!(world.hosts.is_readable(receiver), "{host} to {to}");
     }
 }
@@ -422,4 +436,42 @@ fn equal_runs_are_equal_to_the_packet() {
         (world.now_ns, world.hosts.engine().stats())
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn a_host_with_another_address_is_found_by_its_name_and_its_old_connections_are_dead() {
+    let target = FaultTarget { group: Some("g".to_owned()), region: None, share_ppm: 1_000_000 };
+    let fault = ScheduledFault { at_ms: 1_000, every_ms: 0, fault: Fault::Address { who: target } };
+    let network = NetworkModel { ip: IpModel::Both, ..network(1_000, LinkModel::default()) };
+    let mut world = World::new(&network);
+    let groups = BTreeMap::from([("g".to_owned(), 3), ("n".to_owned(), 2)]);
+    let compiled = compile(&network, &groups, 7).unwrap();
+    let schedule = FaultSchedule { faults: vec![fault] };
+    world.hosts.set_faults(Faults::new(&[schedule], &network, &compiled, &groups, 7).unwrap());
+    world.hosts.advance(0);
+    world.hosts.start();
+    let (client, server) = world.pair();
+    assert_eq!(world.transfer(client, server, b"before", SECOND / 2), b"before");
+    let old = world.hosts.resolve("g-1").unwrap();
+    assert_eq!(old.v4, Some(ip(2)));
+    world.run_to(2 * SECOND);
+    let happened = world.hosts.poll_fault().unwrap();
+    assert_eq!((happened.what.name(), happened.hit.len()), ("address", 3));
+    let new = world.hosts.resolve("g-1").unwrap();
+    assert_eq!(new, world.hosts.own_addrs(ip(2)));
+    assert!(new.v4 != old.v4 && new.v6 != old.v6);
+    // The old connection is over, nobody answers at the old address, and a new one is like any.
+    for end in [client, server] {
+        assert_eq!(world.hosts.tcp_room(end), Err(NetError::ConnectionReset));
+    }
+    assert_eq!(world.hosts.engine().stats().spoofed, 0);
+    let dead = world.connect(3, addr(2, 80));
+    let until = world.now_ns + SECOND;
+    assert!(world.until(until, |hosts| hosts.tcp_connected(dead).is_err()));
+    for to in new.iter() {
+        world.listen_on(2, (to, 81).into());
+        let again = world.connect(1, (to, 81).into());
+        let until = world.now_ns + SECOND;
+        assert!(world.until(until, |hosts| hosts.tcp_connected(again) == Ok(true)), "{to}");
+    }
 }

@@ -2,11 +2,11 @@
 //! against a model: what is read is a prefix of what was written, all of it where nobody broke the connection off.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iptl_labnet::{Half, Limits, NetError, Packet, Read, SocketId, Switch, WINDOW_SIZE};
+use iptl_labnet::{Half, Limits, NetError, Packet, Read, SocketId, Switch, WINDOW_SIZE, v4_of};
 
 use crate::directory::{directory, id};
 use crate::rng::Rng;
@@ -16,7 +16,7 @@ const INSTANCES: u32 = 6;
 const PORT: u16 = 80;
 
 /// Name of a connection: its client's instance and address, and its server's instance.
-type Name = (u32, SocketAddrV4, u32);
+type Name = (u32, SocketAddr, u32);
 
 /// One direction of a connection.
 #[derive(Default)]
@@ -42,7 +42,7 @@ struct World {
     rng: Rng,
     cells: [Switch; 2],
     /// Packets under way, by receiving cell and connection.
-    links: BTreeMap<(usize, SocketAddrV4, SocketAddrV4), VecDeque<Bytes>>,
+    links: BTreeMap<(usize, SocketAddr, SocketAddr), VecDeque<Bytes>>,
     listeners: Vec<(u32, SocketId)>,
     ends: Vec<End>,
     /// By name and whether the client writes.
@@ -68,7 +68,7 @@ impl World {
             let switch = &mut cells[cell(instance)];
             let me = switch.add_instance(&id("g", instance)).unwrap();
             let listener = switch.tcp_socket(me).unwrap();
-            switch.tcp_bind(listener, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+            switch.tcp_bind(listener, SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT))).unwrap();
             switch.tcp_listen(listener, 3).unwrap();
             listeners.push((instance, listener));
         }
@@ -117,7 +117,7 @@ impl World {
         let there = switch.directory().addr(&id("g", to)).unwrap();
         let dst = if from == to { Ipv4Addr::LOCALHOST } else { there };
         let socket = switch.tcp_socket(me).unwrap();
-        switch.tcp_connect(socket, SocketAddrV4::new(dst, PORT)).unwrap();
+        switch.tcp_connect(socket, SocketAddr::from((dst, PORT))).unwrap();
         let name = (from, switch.local_addr(socket).unwrap().unwrap(), to);
         self.directions.insert((name, true), Direction::default());
         self.directions.insert((name, false), Direction::default());
@@ -127,7 +127,7 @@ impl World {
     fn accept(&mut self, instance: u32, listener: SocketId) {
         let switch = &mut self.cells[cell(instance)];
         if let Some((socket, peer)) = switch.tcp_accept(listener).unwrap() {
-            let client = match switch.directory().instance(*peer.ip()) {
+            let client = match switch.directory().instance(v4_of(peer.ip()).unwrap()) {
                 Some(client) => client.index,
                 None => instance,
             };
@@ -225,7 +225,7 @@ impl World {
     fn collect(&mut self) {
         for from in 0..2 {
             while let Some((dst, packet)) = self.cells[from].poll_packet() {
-                assert_eq!(dst, *packet.dst().ip());
+                assert_eq!(dst, packet.dst().ip());
                 let key = (1 - from, packet.src(), packet.dst());
                 self.links.entry(key).or_default().push_back(packet.encode().into());
             }

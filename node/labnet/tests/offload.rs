@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use iptl_labnet::{
-    Access, Engine, EngineConfig, Header, LinkConfig, LinkId, NatConfig, NodeId, OFFLOAD_SIZE, Offload, Output,
-    RealmId, Topology,
+    Access, Engine, EngineConfig, Header, LinkConfig, LinkId, MIN_MTU_V6, NatConfig, NodeId, OFFLOAD_SIZE, Offload,
+    Output, RealmId, Topology,
 };
 
 use crate::bytes::{TCP, UDP, assert_sound, at, ends, packet, parts};
@@ -62,7 +62,7 @@ fn two_nodes(up: LinkConfig, down: LinkConfig, mtu: u16) -> (Engine, NodeId, Nod
     let access = Access { up, ..Access::default() };
     let a = topology.add_node(RealmId::PUBLIC, v4(1), six("fd00::1"), access).unwrap();
     let access = Access { down, mtu, ..Access::default() };
-    let b = topology.add_node(RealmId::PUBLIC, v4(2), six("fd00::2"), access).unwrap();
+    let b = topology.add_node(RealmId::PUBLIC, v4(2), six("fd00::2").filter(|_| mtu >= MIN_MTU_V6), access).unwrap();
     (Engine::new(topology, EngineConfig::default()), a, b)
 }
 

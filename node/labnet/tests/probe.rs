@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{AccessClass, LinkModel, NetworkModel};
+use iptl_dag::model::{AccessClass, IpModel, LinkModel, NetworkModel};
 use iptl_labnet::{CompileError, Probe, Probed};
 
 const MS: u64 = 1_000_000;
@@ -18,6 +18,7 @@ fn network() -> NetworkModel {
     let down = LinkModel { rate_bps: 16_000_000, queue_bytes: 64 << 10, ..LinkModel::default() };
     let fast = LinkModel { rate_bps: 10_000_000_000, ..LinkModel::default() };
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["east".to_owned(), "west".to_owned()],
         delays_us: vec![vec![500, 40_000], vec![60_000, 0]],
         access: BTreeMap::from([

@@ -1,4 +1,4 @@
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -6,18 +6,18 @@ use iptl_labnet::{Flow, Half, Limits, NetError, Packet, Read, SocketId, Switch, 
 
 use crate::directory::{directory, id};
 
-const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-fn addr(host: u8, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(ip(host), port)
+fn addr(host: u8, port: u16) -> SocketAddr {
+    SocketAddr::from((ip(host), port))
 }
 
 fn ip(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, host)
 }
 
-fn any(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
 }
 
 /// A switch of a run with ten instances, of which these (by host number) are here.
@@ -58,7 +58,7 @@ fn listen(switch: &mut Switch, host: u8, port: u16, backlog: u32) -> SocketId {
     listener
 }
 
-fn connect(switch: &mut Switch, host: u8, dst: SocketAddrV4) -> SocketId {
+fn connect(switch: &mut Switch, host: u8, dst: SocketAddr) -> SocketId {
     let client = switch.tcp_socket(ip(host)).unwrap();
     switch.tcp_connect(client, dst).unwrap();
     client
@@ -94,7 +94,7 @@ fn datagrams_arrive_within_a_cell_over_loopback_and_between_cells() {
     let mut cells = cells();
     for (from, to, to_cell, dst, src_ip) in [
         (1, 2, 0, addr(2, 53), ip(1)),
-        (1, 1, 0, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 53), Ipv4Addr::LOCALHOST),
+        (1, 1, 0, SocketAddr::from((Ipv4Addr::LOCALHOST, 53)), Ipv4Addr::LOCALHOST),
         (1, 1, 0, any(53), Ipv4Addr::LOCALHOST),
         (1, 6, 1, addr(6, 53), ip(1)),
     ] {
@@ -107,7 +107,7 @@ fn datagrams_arrive_within_a_cell_over_loopback_and_between_cells() {
         carry(&mut cells);
         assert_eq!(ready(&mut cells[to_cell]), [server]);
         let datagram = cells[to_cell].udp_recv(server).unwrap().unwrap();
-        assert_eq!((datagram.src, &datagram.payload[..]), (SocketAddrV4::new(src_ip, port), &b"ask"[..]));
+        assert_eq!((datagram.src, &datagram.payload[..]), (SocketAddr::from((src_ip, port)), &b"ask"[..]));
         cells[to_cell].udp_send(server, Some(datagram.src), Bytes::from_static(b"answer")).unwrap();
         carry(&mut cells);
         assert_eq!(&cells[0].udp_recv(client).unwrap().unwrap().payload[..], b"answer");
@@ -124,9 +124,9 @@ fn datagrams_arrive_within_a_cell_over_loopback_and_between_cells() {
 fn loopback_of_one_instance_is_not_that_of_another() {
     let mut switch = switch(1..=2);
     let server = switch.udp_socket(ip(1)).unwrap();
-    switch.udp_bind(server, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 53)).unwrap();
+    switch.udp_bind(server, SocketAddr::from((Ipv4Addr::LOCALHOST, 53))).unwrap();
     let client = switch.udp_socket(ip(2)).unwrap();
-    for dst in [SocketAddrV4::new(Ipv4Addr::LOCALHOST, 53), addr(1, 53)] {
+    for dst in [SocketAddr::from((Ipv4Addr::LOCALHOST, 53)), addr(1, 53)] {
         switch.udp_send(client, Some(dst), Bytes::from_static(b"x")).unwrap();
         assert_eq!(switch.udp_recv(server), Ok(None));
     }
@@ -180,12 +180,12 @@ fn errors_of_addresses_and_limits() {
     let second = switch.udp_socket(ip(1)).unwrap();
     switch.udp_bind(first, addr(1, 53)).unwrap();
     assert_eq!(switch.udp_bind(second, any(53)), Err(NetError::AddressInUse { port: 53 }));
-    assert_eq!(switch.udp_bind(second, addr(2, 53)), Err(NetError::AddressNotAvailable { addr: ip(2) }));
-    switch.udp_bind(second, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 53)).unwrap();
+    assert_eq!(switch.udp_bind(second, addr(2, 53)), Err(NetError::AddressNotAvailable { addr: ip(2).into() }));
+    switch.udp_bind(second, SocketAddr::from((Ipv4Addr::LOCALHOST, 53))).unwrap();
     assert_eq!(switch.udp_bind(second, any(54)), Err(NetError::InvalidState));
     for outside in [Ipv4Addr::new(10, 0, 0, 11), Ipv4Addr::new(192, 168, 1, 1), Ipv4Addr::BROADCAST] {
-        let dst = SocketAddrV4::new(outside, 80);
-        let error = Err(NetError::Unreachable { addr: outside });
+        let dst = SocketAddr::from((outside, 80));
+        let error = Err(NetError::Unreachable { addr: outside.into() });
         assert_eq!(switch.udp_send(first, Some(dst), Bytes::new()), error);
         let client = switch.tcp_socket(ip(1)).unwrap();
         assert_eq!(switch.tcp_connect(client, dst), error);
@@ -223,7 +223,7 @@ fn ephemeral_ports_run_out_and_come_back() {
 #[test]
 fn connection_is_refused_where_nobody_listens() {
     let mut cells = cells();
-    for dst in [addr(2, 80), addr(6, 80), SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80)] {
+    for dst in [addr(2, 80), addr(6, 80), SocketAddr::from((Ipv4Addr::LOCALHOST, 80))] {
         let client = connect(&mut cells[0], 1, dst);
         carry(&mut cells);
         assert_eq!(ready(&mut cells[0]), [client]);
@@ -362,7 +362,7 @@ fn a_lost_lablet_resets_connections_with_its_instances() {
     assert_eq!(cells[0].tcp_connected(opening), Err(NetError::ConnectionReset));
     assert_eq!(cells[0].tcp_connected(other), Err(NetError::ConnectionRefused));
     let again = cells[0].tcp_socket(ip(1)).unwrap();
-    assert_eq!(cells[0].tcp_connect(again, addr(6, 80)), Err(NetError::Unreachable { addr: ip(6) }));
+    assert_eq!(cells[0].tcp_connect(again, addr(6, 80)), Err(NetError::Unreachable { addr: ip(6).into() }));
     cells[0].found_peer([ip(6)]);
     assert_eq!(cells[0].tcp_connect(again, addr(6, 80)), Ok(()));
 }
@@ -405,7 +405,7 @@ fn hostile_packets_end_at_most_their_own_connection() {
         (
             "over loopback",
             Box::new(move || Packet::Udp {
-                src: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1),
+                src: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
                 dst,
                 payload: Bytes::new(),
             }),

@@ -1,8 +1,8 @@
 //! What cannot be in a network is refused, and nothing is left of it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use iptl_labnet::{Access, NatConfig, RealmId, Topology, TopologyError};
+use iptl_labnet::{Access, MIN_MTU_V6, NatConfig, RealmId, Topology, TopologyError};
 
 fn v4(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
@@ -40,7 +40,12 @@ fn addresses_that_clash_and_places_that_are_not_there_are_refused() {
         Err(TopologyError::NoRegion { region: 1, regions: 1 })
     );
     let narrow = Access { mtu: 100, ..access };
-    assert_eq!(topology.add_node(public, v4("10.0.0.2"), None, narrow), Err(TopologyError::Mtu { mtu: 100 }));
+    let refused = Err(TopologyError::Mtu { mtu: 100, least: iptl_labnet::MIN_MTU });
+    assert_eq!(topology.add_node(public, v4("10.0.0.2"), None, narrow), refused);
+    let refused = Err(TopologyError::Mtu { mtu: 1279, least: MIN_MTU_V6 });
+    let less = Access { mtu: 1279, ..access };
+    assert_eq!(topology.add_node(public, v4("10.0.0.2"), "fd00::2".parse::<Ipv6Addr>().ok(), less), refused);
+    assert_eq!(topology.add_node(public, None, None, access), Err(TopologyError::NoAddress));
     for addr in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
         let refused = topology.add_node(public, v4(addr), None, access);
         assert_eq!(refused, Err(TopologyError::BadAddress { addr: v4(addr).into() }));

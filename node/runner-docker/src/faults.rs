@@ -36,7 +36,13 @@ pub(crate) async fn follow(
     targets: Targets,
     since: Duration,
 ) {
-    while let Some(Happened { due_ns, what, hit, act }) = told.recv().await {
+    while let Some(Happened { due_ns, what, hit, act, moved }) = told.recv().await {
+        if let (false, Some(network)) = (moved.is_empty(), cell.network.upgrade()) {
+            network.note_moved(&moved);
+            if let Err(error) = cell.dir.change_names(&network.hosts()) {
+                tracing::error!(%error, "names of a cell lead to addresses that nobody has any more");
+            }
+        }
         if Duration::from_nanos(due_ns) < since {
             continue;
         }
@@ -108,7 +114,8 @@ impl Doing {
                 self.resume_at = Some(self.resume_at.map_or(until, |earlier| earlier.max(until)));
                 Some(ToInit::Pause)
             }
-            Act::Crash { .. } | Act::Pause { .. } => None,
+            // A network with such a fault is refused where it would concern a container.
+            Act::Crash { .. } | Act::Pause { .. } | Act::Clock { .. } => None,
         }
     }
 

@@ -3,22 +3,23 @@
 //! The network is that of the whole run: every instance has its place in it, and those of this cell have a device in
 //! their container, made before their program starts. Packets for other cells leave as events, theirs come in as
 //! inputs. Names stand in a file that all containers of a cell are given as `/etc/hosts`, so that resolving one takes
-//! no packet, and works whatever the network does to packets.
+//! no packet; who does not read it asks the engine, which answers as a server of names, without a link in between. So
+//! both work whatever the network does to packets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::models::ContainerCreateBody;
-use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
+use iptl_dag::model::{CellNetworkUse, Fault, InstanceId, LinkUse, NetworkUse};
 use iptl_labnet::{
-    Away, Batching, Compiled, Engine, EngineConfig, Faults, LinkStats, NodeId, PRIVATE_ADDR, Wish, WishError, clean,
-    compile,
+    Addrs, Away, Batching, Compiled, Engine, EngineConfig, Faults, LinkStats, Moved, NAMES, NodeId, PRIVATE_ADDR, Wish,
+    WishError, clean, compile, prefix_of,
 };
 use iptl_labnet_tun::{
     DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report, now_ns,
@@ -48,16 +49,11 @@ const BUSY: Duration = Duration::from_secs(2);
 /// Time in which a container makes a device, on a machine that swaps.
 const HAND_OVER: Duration = Duration::from_secs(60);
 
-/// Bits of the prefix of lab addresses, and of those behind a NAT.
-const LAB_PREFIX: u8 = 8;
-const PRIVATE_PREFIX: u8 = 24;
-
 /// Where a container looks for the sync service; its name must not be an instance's.
 const LOCAL_NAMES: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost\n";
 
-/// Where programs look for servers of names: there are none, and none is waited for.
-pub(crate) const RESOLVER: &str =
-    "# Names of the lab stand in /etc/hosts; there are no others.\nnameserver 127.0.0.1\n";
+/// Names that mean whoever asks.
+const OWN_NAMES: [&str; 2] = ["localhost", iptl_testground::SYNC_HOST];
 
 /// The network of a cell.
 pub(crate) struct CellNetwork {
@@ -67,7 +63,8 @@ pub(crate) struct CellNetwork {
     broken: watch::Receiver<Option<String>>,
     /// Whether anything is promised of delays.
     described: bool,
-    hosts: String,
+    /// The addresses under which instances are known now.
+    known: Mutex<BTreeMap<InstanceId, Addrs>>,
     /// What is to happen to it, until it begins.
     faults: Mutex<Option<Faults>>,
     /// Packets for other cells that found too many waiting.
@@ -104,20 +101,19 @@ pub(crate) struct Place<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seat {
     node: NodeId,
-    pub(crate) addr: Ipv4Addr,
-    prefix: u8,
+    pub(crate) addrs: Addrs,
     mtu: u16,
 }
 
 impl Seat {
-    /// Returns the network that the address is part of: `10.0.0.0/8`.
+    /// Returns the network that the first of the addresses is part of: `10.0.0.0/8`.
     pub(crate) fn subnet(&self) -> String {
-        let mask = u32::MAX << (32 - u32::from(self.prefix));
-        format!("{}/{}", Ipv4Addr::from(u32::from(self.addr) & mask), self.prefix)
+        self.addrs.first().map(subnet).unwrap_or_default()
     }
 
     fn interface(&self) -> Interface {
-        Interface { name: DEVICE_NAME.to_owned(), addr: self.addr, prefix: self.prefix, mtu: self.mtu }
+        let addrs = self.addrs.iter().map(|addr| (addr, prefix_of(addr))).collect();
+        Interface { name: DEVICE_NAME.to_owned(), addrs, mtu: self.mtu }
     }
 }
 
@@ -138,16 +134,19 @@ impl CellNetwork {
         let faults =
             faults.map(|model| Faults::new(&spec.faults, model, &compiled, &spec.groups, spec.seed)).transpose();
         let faults = faults.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        if let Some(group) = stepped(spec) {
+            let reason = format!("the clock of group `{group}` is to jump, and containers have that of their machine");
+            return Err(PrepareError::BadNetwork { reason });
+        }
         let Compiled { topology, nodes, described, .. } = compiled;
         let own: BTreeSet<&InstanceId> = spec.instances.iter().map(|instance| &instance.id).collect();
-        let hosts = hosts(nodes.iter().filter_map(|(id, node)| Some((id, topology.public_addr(*node)?))));
+        let known = nodes.iter().filter_map(|(id, node)| Some((id.clone(), topology.public_addrs(*node)?)));
+        let known = Mutex::new(known.collect());
         let mut seats = BTreeMap::new();
         for id in &own {
-            let seat = nodes.get(*id).and_then(|node| {
-                let (addr, mtu) = (topology.addr(*node)?, topology.mtu(*node)?);
-                let prefix = if addr == PRIVATE_ADDR { PRIVATE_PREFIX } else { LAB_PREFIX };
-                Some(Seat { node: *node, addr, prefix, mtu })
-            });
+            let seat = nodes
+                .get(*id)
+                .and_then(|node| Some(Seat { node: *node, addrs: topology.addrs(*node)?, mtu: topology.mtu(*node)? }));
             let seat =
                 seat.ok_or_else(|| PrepareError::BadNetwork { reason: format!("{id} is no instance of the run") })?;
             seats.insert((*id).clone(), seat);
@@ -156,6 +155,7 @@ impl CellNetwork {
         for (id, node) in &nodes {
             engine.set_away(*node, !own.contains(id));
         }
+        engine.serve_names(Arc::new(directory.clone()), &OWN_NAMES);
         let (leaving, queue) = mpsc::channel(MAX_LEAVING);
         tokio::spawn(tell(queue, events.downgrade()));
         let crowded_out = Arc::new(AtomicU64::new(0));
@@ -206,7 +206,7 @@ impl CellNetwork {
             network.capture(NodeId::from_index(node), capture::room(&files, &id), capture::ahead_of(now_ns()));
         }
         let faults = Mutex::new(faults);
-        Ok((CellNetwork { network, maker, seats, broken, described, hosts, faults, crowded_out, captures }, told))
+        Ok((CellNetwork { network, maker, seats, broken, described, known, faults, crowded_out, captures }, told))
     }
 
     /// Lets faults happen, whose times count from this long ago; a second call does nothing.
@@ -218,8 +218,27 @@ impl CellNetwork {
     }
 
     /// Returns the names of all instances, for `/etc/hosts`.
-    pub(crate) fn hosts(&self) -> &str {
-        &self.hosts
+    pub(crate) fn hosts(&self) -> String {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts(known.iter().map(|(id, addrs)| (id, *addrs)))
+    }
+
+    /// Takes note of who is known under other addresses now.
+    pub(crate) fn note_moved(&self, moved: &[Moved]) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(moved.iter().map(|moved| (moved.id.clone(), moved.public)));
+    }
+
+    /// Returns where programs look for servers of names, for `/etc/resolv.conf`: the lab's own, of the families that the
+    /// run's instances have.
+    pub(crate) fn resolver(&self) -> String {
+        let mut text = "# The lab's own names, which stand in /etc/hosts too; there are no others.\n".to_owned();
+        let has = |addr: &IpAddr| self.seats.values().any(|seat| seat.addrs.like(*addr).is_some());
+        for addr in NAMES.iter().filter(has) {
+            let _ = writeln!(text, "nameserver {addr}");
+        }
+        text.push_str("options timeout:1 attempts:3\n");
+        text
     }
 
     /// Returns the place of an instance of this cell.
@@ -346,9 +365,10 @@ async fn open(seat: Seat, pid: u32) -> Result<Device, String> {
 async fn beside(seat: Seat, at: &Place<'_>) -> Result<Device, String> {
     let token = hex(&random().map_err(|e| e.to_string())?);
     let door = Door::for_device(at.lab).map_err(|e| format!("its socket cannot be opened: {e}"))?;
-    let Interface { name, addr, prefix, mtu } = seat.interface();
-    let words = [DEVICE_VERB.to_owned(), token.clone(), name, addr.to_string(), prefix.to_string(), mtu.to_string()];
-    let made = settings::beside(at, words.to_vec());
+    let Interface { name, addrs, mtu } = seat.interface();
+    let mut words = vec![DEVICE_VERB.to_owned(), token.clone(), name, mtu.to_string()];
+    words.extend(addrs.iter().map(|(addr, prefix)| format!("{addr}/{prefix}")));
+    let made = settings::beside(at, words);
     let refused = |e: bollard::errors::Error| format!("the container engine refuses to make it: {}", engine::said(&e));
     let (engine, name) = (at.engine.clone(), format!("{}-network", at.name));
     let making = async move {
@@ -365,6 +385,27 @@ async fn beside(seat: Seat, at: &Place<'_>) -> Result<Device, String> {
     };
     // Not dropped with this: the engine would go on, and nobody would remove what it made.
     at.making.spawn(making).await.map_err(|e| e.to_string())?
+}
+
+/// Returns a group of this cell whose clocks a fault wants to set.
+fn stepped(spec: &CellSpec) -> Option<&String> {
+    let faults = spec.faults.iter().flat_map(|schedule| &schedule.faults);
+    let mut targets = faults.filter_map(|scheduled| match &scheduled.fault {
+        Fault::Clock { who, .. } => Some(&who.group),
+        Fault::Partition { .. }
+        | Fault::Heal {}
+        | Fault::Link { .. }
+        | Fault::Delay { .. }
+        | Fault::Rebind { .. }
+        | Fault::Address { .. }
+        | Fault::Crash { .. }
+        | Fault::Pause { .. } => None,
+    });
+    let of_cell = |group: &String| spec.instances.iter().any(|instance| instance.id.group == *group);
+    targets.find_map(|group| match group {
+        Some(group) => Some(group).filter(|group| of_cell(group)),
+        None => spec.instances.first().map(|instance| &instance.id.group),
+    })
 }
 
 /// Tells packets for other cells, as long as there is somebody to be told.
@@ -388,13 +429,25 @@ async fn tell(mut queue: mpsc::Receiver<Away>, events: mpsc::WeakSender<CellEven
 }
 
 /// Writes the names of all instances: `10.0.0.1 node-0 0.node.lab`.
-fn hosts<'a>(instances: impl Iterator<Item = (&'a InstanceId, Ipv4Addr)>) -> String {
+fn hosts<'a>(instances: impl Iterator<Item = (&'a InstanceId, Addrs)>) -> String {
     let mut hosts = LOCAL_NAMES.to_owned();
     let _ = writeln!(hosts, "127.0.0.1\t{}", iptl_testground::SYNC_HOST);
-    for (InstanceId { group, index }, addr) in instances {
-        let _ = writeln!(hosts, "{addr}\t{group}-{index} {index}.{group}.lab");
+    for (InstanceId { group, index }, addrs) in instances {
+        for addr in addrs.iter() {
+            let _ = writeln!(hosts, "{addr}\t{group}-{index} {index}.{group}.lab");
+        }
     }
     hosts
+}
+
+/// Returns the network that an instance's address is part of.
+fn subnet(addr: IpAddr) -> String {
+    let prefix = prefix_of(addr);
+    let net = match addr {
+        IpAddr::V4(addr) => IpAddr::from(Ipv4Addr::from(u32::from(addr) & (u32::MAX << (32 - u32::from(prefix))))),
+        IpAddr::V6(addr) => IpAddr::from(Ipv6Addr::from(u128::from(addr) & (u128::MAX << (128 - u32::from(prefix))))),
+    };
+    format!("{net}/{prefix}")
 }
 
 /// Returns an error with its causes.
@@ -407,7 +460,8 @@ fn said(error: &dyn std::error::Error) -> String {
 
 /// Finds out who makes devices: this process where it may, and the engine otherwise.
 pub(crate) fn maker(devices: Devices) -> Maker {
-    let interface = Interface { name: DEVICE_NAME.to_owned(), addr: PRIVATE_ADDR, prefix: PRIVATE_PREFIX, mtu: 1500 };
+    let addrs = vec![(PRIVATE_ADDR.into(), prefix_of(PRIVATE_ADDR.into()))];
+    let interface = Interface { name: DEVICE_NAME.to_owned(), addrs, mtu: 1500 };
     let may = || Namespace::empty().map_err(OpenError::Enter)?.open(&interface).map(drop);
     match devices {
         Devices::Engine => Maker::Engine,

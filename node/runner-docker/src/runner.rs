@@ -465,7 +465,7 @@ impl Runner for DockerRunner {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let (network, told) = CellNetwork::start(&spec, inner.maker, &events)?;
         let network = Arc::new(network);
-        dir.set_names(network.hosts(), network::RESOLVER)
+        dir.set_names(&network.hosts(), &network.resolver())
             .map_err(|source| PrepareError::Io { what: "the names of a cell".to_owned(), source })?;
         let cell = Arc::new(Cell {
             engine: inner.engine.clone(),

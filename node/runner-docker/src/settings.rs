@@ -13,6 +13,7 @@ use bollard::models::{
     ImageConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits,
 };
 use iptl_dag::model::{Container, Health};
+use iptl_labnet_tun::V6_SETTINGS;
 use iptl_runner::{CellSpec, InstanceSpec};
 use iptl_testground::Setting;
 
@@ -130,8 +131,7 @@ pub(crate) fn container(
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
         readonly_rootfs: Some(!settings.writable),
         network_mode: Some("none".to_owned()),
-        // What the kernel says by itself over IPv6 is no word of the instance.
-        sysctls: Some(HashMap::from([("net.ipv6.conf.default.disable_ipv6".to_owned(), "1".to_owned())])),
+        sysctls: Some(sysctls(place.network.addrs.v6.is_some())),
         // Engines may be set to share the host's; init reads its own group.
         cgroupns_mode: place.group_namespace.then_some(HostConfigCgroupnsModeEnum::PRIVATE),
         ipc_mode: Some("private".to_owned()),
@@ -299,13 +299,24 @@ fn health(health: &Health) -> Result<HealthOrder, String> {
     })
 }
 
+/// Returns what the container's network is to do by itself over IPv6: say nothing, which would be no word of the instance;
+/// and be there at all where the instance has an address of it.
+fn sysctls(has_v6: bool) -> HashMap<String, String> {
+    let name = |key: &str| format!("net.ipv6.conf.default.{key}");
+    if has_v6 {
+        V6_SETTINGS.map(|(key, value)| (name(key), value.to_owned())).into()
+    } else {
+        HashMap::from([(name("disable_ipv6"), "1".to_owned())])
+    }
+}
+
 fn setting(cell: &CellSpec, instance: &InstanceSpec, place: &Place<'_>) -> Setting {
     let group: String =
         instance.id.group.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
     Setting {
         plan: cell.plan.clone(),
         ordinal: place.ordinal,
-        address: place.network.addr,
+        addrs: place.network.addrs,
         subnet: place.network.subnet(),
         hostname: format!("{}-{}", group.trim_matches('-'), instance.id.index),
         sync_host: iptl_testground::SYNC_HOST.to_owned(),

@@ -142,6 +142,17 @@ impl CellDir {
         Ok(())
     }
 
+    /// Writes names anew in the file that its containers see, which must stay the same file.
+    pub(crate) fn change_names(&self, hosts: &str) -> io::Result<()> {
+        let path = self.names();
+        fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+        let file = OpenOptions::new().write(true).open(&path)?;
+        // In one go, and cut afterwards: who reads it meanwhile finds no empty file.
+        file.write_all_at(hosts.as_bytes(), 0)?;
+        file.set_len(hosts.len() as u64)?;
+        fs::set_permissions(path, Permissions::from_mode(0o444))
+    }
+
     /// Returns the file of names.
     pub(crate) fn names(&self) -> PathBuf {
         self.0.join("hosts")

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, Container, Exit, Fault, FaultSchedule, FaultTarget, LinkModel, NetworkModel, ScheduledFault,
+    AccessClass, Container, Exit, Fault, FaultSchedule, FaultTarget, IpModel, LinkModel, NetworkModel, ScheduledFault,
 };
-use iptl_runner::CellSpec;
 use iptl_runner::contract::{Lab, instance};
+use iptl_runner::{CellSpec, Runner};
 
 use crate::engine;
 use crate::support::{Bench, until, wrote};
@@ -15,6 +15,7 @@ use crate::support::{Bench, until, wrote};
 fn cell(bench: &Bench, args: &[&[&str]], faults: &[(u64, Fault)]) -> CellSpec {
     let class = AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu: 1500 };
     let network = NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["here".to_owned()],
         delays_us: vec![vec![0]],
         access: BTreeMap::from([("line".to_owned(), class)]),
@@ -110,5 +111,59 @@ async fn partition_of_containers_heals_and_connections_go_on() {
     let outcome = lab.finish().await;
     assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 });
     assert_eq!(told(&outcome.ended[&instance(1)].left), ["partition", "heal"]);
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn container_that_gets_another_address_is_found_there_by_its_name() {
+    let bench = engine!();
+    let first = FaultTarget { group: Some("g".to_owned()), region: None, share_ppm: 1_000_000 };
+    let mut cell = cell(&bench, &[&["answer"], &["follow", "g-0"]], &[(1_000, Fault::Address { who: first })]);
+    cell.network = cell.network.map(|network| NetworkModel { ip: IpModel::Both, ..network });
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "the other is done", |o| o.ended.contains_key(&instance(1))).await;
+    lab.control.stop("seen".to_owned()).await;
+    let outcome = lab.finish().await;
+    let lines = outcome.lines(1, iptl_runner::OutputStream::Out);
+    assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 }, "{lines:?}");
+    // By the file of names and by the server of names, over IPv4 and over IPv6.
+    assert_eq!(
+        lines,
+        [
+            "file 10.0.0.1 fd69:7074:6c00::a00:1",
+            "server 10.0.0.1 fd69:7074:6c00::a00:1",
+            "file 198.18.0.1 fd69:7074:6c00:1::c612:1",
+            "server 198.18.0.1 fd69:7074:6c00:1::c612:1",
+            "198.18.0.1 answers",
+            "fd69:7074:6c00:1::c612:1 answers",
+            "10.0.0.1 is nobody's",
+            "fd69:7074:6c00::a00:1 is nobody's",
+        ]
+    );
+    assert_eq!(told(&outcome.ended[&instance(0)].left), ["address"]);
+    assert_eq!(outcome.ended[&instance(0)].network.as_ref().unwrap().spoofed, 0);
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn clocks_of_containers_are_refused_before_anything_starts() {
+    let bench = engine!();
+    for (group, says) in [(None, true), (Some("g"), true), (Some("h"), false)] {
+        let who = FaultTarget { group: group.map(str::to_owned), ..all() };
+        let mut cell = cell(&bench, &[&["succeed"]], &[(100, Fault::Clock { who, by_ms: 1_000 })]);
+        cell.groups.insert("h".to_owned(), 1);
+        let prepared = bench.runner.prepare(cell).await;
+        match prepared {
+            Err(refused) => {
+                assert!(says, "{refused}");
+                assert!(refused.to_string().contains("containers have that of their machine"), "{refused}");
+            }
+            Ok(prepared) => {
+                assert!(!says, "it was let through");
+                Lab::of(prepared).abandon().await;
+            }
+        }
+    }
     bench.close().await;
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use iptl_dag::model::{
-    AccessClass, Container, DependenceModel, Exit, GatewayModel, GroupNetwork, LinkModel, NetworkModel, PortsModel,
-    SiteShare,
+    AccessClass, Container, DependenceModel, Exit, GatewayModel, GroupNetwork, IpModel, LinkModel, NetworkModel,
+    PortsModel, SiteShare,
 };
 use iptl_runner::contract::{Lab, instance};
 use iptl_runner::{CellSpec, OutputStream, PrepareError, Runner};
@@ -16,6 +16,7 @@ use crate::support::{Bench, until, wrote};
 /// One region with one access class, whose links up and down are these.
 fn network(delay_us: u64, up: LinkModel, down: LinkModel) -> NetworkModel {
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["here".to_owned()],
         delays_us: vec![vec![delay_us]],
         access: BTreeMap::from([("line".to_owned(), AccessClass { up, down, mtu: 1500 })]),
@@ -29,8 +30,13 @@ fn delay(delay_us: u64) -> LinkModel {
 
 /// A cell in which the first instance answers and the others reach it.
 fn reaching(bench: &Bench, others: usize, network: Option<NetworkModel>) -> CellSpec {
+    reaching_by(bench, "reach", others, network)
+}
+
+fn reaching_by(bench: &Bench, verb: &str, others: usize, network: Option<NetworkModel>) -> CellSpec {
+    let reach = [verb, "g-0", "1000000"];
     let mut args = vec![&["answer"][..]];
-    args.extend(vec![&["reach", "g-0", "1000000"][..]; others]);
+    args.extend(vec![&reach[..]; others]);
     CellSpec { network, ..bench.cell(&Container::usual(), &args) }
 }
 
@@ -67,6 +73,33 @@ async fn containers_reach_each_other_by_address_and_name_where_no_network_is_des
         assert_eq!((network.spoofed, network.lost_by_lab, network.cell.overdue), (0, 0, 0));
         assert!(ended.usage.sent_bytes >= 1_000_000 && ended.usage.received_bytes >= 1_000_000, "{:?}", ended.usage);
     }
+    bench.close().await;
+}
+
+/// Checks what those say who reached the first instance over IPv6.
+fn reached_over_v6(outcome: &iptl_runner::contract::Outcome) {
+    for index in 1..=2 {
+        let lines = outcome.lines(index, OutputStream::Out);
+        assert_eq!(outcome.exit(index), &Exit::Exited { code: 0 }, "{lines:?}");
+        assert_eq!(lines[0], "g-0 is fd69:7074:6c00::a00:1");
+        assert_eq!(lines[1], format!("from fd69:7074:6c00::a00:{}", index + 1));
+        assert_eq!(lines.last().unwrap(), "stream whole");
+        assert!(took(&lines, "datagram") > 0.0 && took(&lines, "echo") > 0.0, "{lines:?}");
+        let network = outcome.ended[&instance(index)].network.as_ref().unwrap();
+        assert_eq!((network.spoofed, network.lost_by_lab), (0, 0), "kernels say nothing by themselves: {network:?}");
+    }
+}
+
+#[tokio::test]
+async fn containers_ping_and_talk_over_ipv6() {
+    let bench = engine!();
+    reached_over_v6(&run(&bench, reaching_by(&bench, "reach-v6", 2, None)).await);
+    let described = network(1_000, LinkModel::default(), LinkModel::default());
+    let alone = NetworkModel { ip: IpModel::Ipv6, ..described.clone() };
+    reached_over_v6(&run(&bench, reaching_by(&bench, "reach-v6", 2, Some(alone))).await);
+    // And where a network is of IPv4 alone there is nothing of it.
+    let outcome = run(&bench, reaching_by(&bench, "reach-v6", 1, Some(described))).await;
+    assert_eq!(outcome.lines(1, OutputStream::Out), ["no g-0: Ok(None)"]);
     bench.close().await;
 }
 
@@ -108,6 +141,7 @@ async fn engine_makes_the_devices_of_a_lablet_that_may_not() {
         let network = outcome.ended[&instance(index)].network.as_ref().unwrap();
         assert_eq!((network.spoofed, network.lost_by_lab), (0, 0));
     }
+    reached_over_v6(&run(&bench, reaching_by(&bench, "reach-v6", 2, None)).await);
     // The workload has no more than otherwise.
     let (exit, lines) = bench.run_one(&Container::usual(), &["escape", "10.9.9.9:80"]).await;
     assert_eq!(exit, Exit::Exited { code: 0 });

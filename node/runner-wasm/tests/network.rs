@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 
-use iptl_dag::model::{AccessClass, Exit, InstanceId, LinkModel, NetworkModel};
+use iptl_dag::model::{
+    AccessClass, Exit, Fault, FaultKind, FaultSchedule, FaultTarget, InstanceId, IpModel, LinkModel, NetworkModel,
+    ScheduledFault,
+};
 use iptl_runner::contract::{Behaviour, Lab, Outcome, instance};
 use iptl_runner::{CellEvent, CellInput, CellSpec, OutputStream, PreparedCell};
 
@@ -64,6 +67,30 @@ async fn instances_talk_by_udp() {
 }
 
 #[tokio::test]
+async fn instances_talk_over_ipv6_on_clean_links_and_on_others() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, network) in [
+        ("clean", None),
+        ("both", Some(NetworkModel { ip: IpModel::Both, ..apart(5_000) })),
+        ("alone", Some(NetworkModel { ip: IpModel::Ipv6, ..apart(5_000) })),
+    ] {
+        let scratch = dir.path().join(name);
+        std::fs::create_dir(&scratch).unwrap();
+        let mut cell = cell(&fixture, &scratch, 3, &["v6"]);
+        cell.network = network;
+        let lab = Lab::prepare(&*fixture.runner, cell).await;
+        lab.control.start().await;
+        let outcome = lab.finish().await;
+        assert_eq!(outcome.lines(0, OutputStream::Out), ["served"], "{name}: {outcome:?}");
+        for index in 1..3 {
+            assert_eq!(outcome.lines(index, OutputStream::Out), ["HostUnreachable"], "{name}: {outcome:?}");
+        }
+    }
+    fixture.runner.shutdown().await;
+}
+
+#[tokio::test]
 async fn megabytes_arrive_whole() {
     let outcome = run(2, &["bulk", "16"]).await;
     assert_eq!(outcome.lines(0, OutputStream::Out), [(16u64 << 20).to_string()], "{outcome:?}");
@@ -72,8 +99,14 @@ async fn megabytes_arrive_whole() {
 #[tokio::test]
 async fn names_are_those_of_instances() {
     let outcome = run(2, &["names"]).await;
-    let expected =
-        ["g-0 10.0.0.1", "g-1 10.0.0.2", "1.g.lab 10.0.0.2", "localhost 127.0.0.1", "g-2 -", "example.com -"];
+    let expected = [
+        "g-0 10.0.0.1 fd69:7074:6c00::a00:1",
+        "g-1 10.0.0.2 fd69:7074:6c00::a00:2",
+        "1.g.lab 10.0.0.2 fd69:7074:6c00::a00:2",
+        "localhost 127.0.0.1 ::1",
+        "g-2 -",
+        "example.com -",
+    ];
     assert_eq!(outcome.lines(0, OutputStream::Out), expected);
 }
 
@@ -191,6 +224,7 @@ async fn megabytes_arrive_whole_through_a_link_that_loses_packets() {
 fn apart(delay_us: u64) -> NetworkModel {
     let class = AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu: 1500 };
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["here".to_owned()],
         delays_us: vec![vec![delay_us]],
         access: BTreeMap::from([("class".to_owned(), class)]),
@@ -251,4 +285,43 @@ async fn run_split(args: &[&str]) -> BTreeMap<u32, Vec<String>> {
     }
     fixture.runner.shutdown().await;
     lines
+}
+
+/// A cell with a fault in a network of both families, run until the given instance has ended.
+async fn with_faults(size: usize, args: &[&str], faults: Vec<ScheduledFault>, of: u32) -> (Outcome, Vec<FaultKind>) {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let mut cell = cell(&fixture, dir.path(), size, args);
+    cell.network = Some(NetworkModel { ip: IpModel::Both, ..apart(1_000) });
+    cell.faults = vec![FaultSchedule { faults }];
+    let mut lab = Lab::prepare(&*fixture.runner, cell).await;
+    lab.control.start().await;
+    lab.until(|outcome| outcome.ended.contains_key(&instance(of))).await;
+    lab.control.stop("it has ended".to_owned()).await;
+    let outcome = lab.finish().await;
+    fixture.runner.shutdown().await;
+    let kinds = outcome.faults.iter().map(|fault| fault.kind).collect();
+    (outcome, kinds)
+}
+
+fn first() -> FaultTarget {
+    FaultTarget { group: Some("g".to_owned()), region: None, share_ppm: 1_000_000 }
+}
+
+#[tokio::test]
+async fn instance_that_gets_another_address_is_found_there_by_its_name() {
+    let fault = ScheduledFault { at_ms: 300, every_ms: 0, fault: Fault::Address { who: first() } };
+    let (outcome, kinds) = with_faults(2, &["moves"], vec![fault], 1).await;
+    let lines = outcome.lines(1, OutputStream::Out);
+    assert_eq!(lines, ["10.0.0.1", "198.18.0.1", "hello", "HostUnreachable"], "{outcome:?}");
+    assert_eq!(kinds, [FaultKind::Address], "and it is told");
+}
+
+#[tokio::test]
+async fn wall_clock_jumps_and_time_goes_on() {
+    let at = |at_ms, by_ms| ScheduledFault { at_ms, every_ms: 0, fault: Fault::Clock { who: first(), by_ms } };
+    let hour = 3_600_000;
+    let (outcome, kinds) = with_faults(1, &["clock"], vec![at(100, 2 * hour), at(600, -3 * hour)], 0).await;
+    assert_eq!(outcome.lines(0, OutputStream::Out), ["120", "-60"], "{outcome:?}");
+    assert_eq!(kinds, [FaultKind::Clock, FaultKind::Clock]);
 }

@@ -233,6 +233,7 @@ pub async fn environment_is_the_labs(fixture: &Fixture) {
         ("IPTL_ORDINAL", "1"),
         ("IPTL_SEED", "1"),
         ("IPTL_ADDR", "10.0.0.2"),
+        ("IPTL_ADDR6", "fd69:7074:6c00::a00:2"),
         ("IPTL_PARAM_FAN_OUT", "4"),
         ("IPTL_GROUPS", "g=2"),
     ];

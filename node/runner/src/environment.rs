@@ -1,20 +1,16 @@
 //! The environment that an instance starts with.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+
+use iptl_labnet::Addrs;
 
 use crate::cell::{CellSpec, InstanceSpec};
 
 /// Returns the environment of one instance: what its group sets, and the lab's own variables, which win.
 ///
-/// `ordinal` counts over all groups in the order of their names, and `address` is the lab address that follows from
-/// it. Every name and value is a function of run, group and index, never of the machine.
-pub fn environment(
-    cell: &CellSpec,
-    instance: &InstanceSpec,
-    ordinal: u32,
-    address: Ipv4Addr,
-) -> BTreeMap<String, String> {
+/// `ordinal` counts over all groups in the order of their names, and `addrs` are the lab addresses that follow from
+/// it and the network. Every name and value is a function of run, group and index, never of the machine.
+pub fn environment(cell: &CellSpec, instance: &InstanceSpec, ordinal: u32, addrs: Addrs) -> BTreeMap<String, String> {
     let mut env = instance.env.clone();
     let mut set = |name: &str, value: String| {
         env.insert(format!("IPTL_{name}"), value);
@@ -29,7 +25,12 @@ pub fn environment(
     set("TOTAL", total.to_string());
     set("ORDINAL", ordinal.to_string());
     set("SEED", cell.seed.to_string());
-    set("ADDR", address.to_string());
+    if let Some(addr) = addrs.first() {
+        set("ADDR", addr.to_string());
+    }
+    if let Some(addr) = addrs.v6 {
+        set("ADDR6", addr.to_string());
+    }
     set("GROUPS", groups(&cell.groups));
     for (name, value) in &cell.params {
         set(&format!("PARAM_{}", variable(name)), value.clone());

@@ -27,6 +27,7 @@ pub use cell::{
 };
 pub use environment::environment;
 pub use fake::{FakeRunner, Step};
+pub use iptl_labnet::Addrs;
 pub use runner::{Capacity, PrepareError, Runner};
 pub use several::Runners;
 pub use sync::{SyncCall, SyncReply};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId, InstanceId};
-use iptl_labnet::{Away, Batch, Directory, DirectoryError, NodeId, Packet};
+use iptl_labnet::{Away, Batch, Directory, DirectoryError, NodeId, Packet, v4_of};
 use iptl_runner::usage::GroupUsage;
 use iptl_runner::{CellControl, CellEvent, CellInput, CellUsage, Ended, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Record, Reply, SyncOp};
@@ -82,7 +82,8 @@ impl Routes {
             return self.may_speak(lablet, origin);
         }
         let Ok(packet) = Packet::decode(packet) else { return false };
-        self.read().lablet(&self.directory, *packet.src().ip()).is_some_and(|owner| owner == lablet)
+        let Some(src) = v4_of(packet.src().ip()) else { return false };
+        self.read().lablet(&self.directory, src).is_some_and(|owner| owner == lablet)
     }
 
     /// Tells whether a lablet may send what a node of the lab network sent: nodes have the numbers of instances. What a

@@ -60,7 +60,7 @@ pub(super) async fn measure(carrier: &Carrier, to: Vec<(PeerId, Vec<String>, Ask
 
 #[cfg(test)]
 mod tests {
-    use iptl_dag::model::{AccessClass, GroupNetwork, LinkModel};
+    use iptl_dag::model::{AccessClass, GroupNetwork, IpModel, LinkModel};
 
     use super::*;
 
@@ -73,6 +73,7 @@ mod tests {
             sites: Vec::new(),
         };
         let network = NetworkModel {
+            ip: IpModel::default(),
             regions: ["east", "west", "south"].map(str::to_owned).to_vec(),
             delays_us: vec![vec![1, 50_000, 80_000], vec![60_000, 2, 70_000], vec![90_000, 30_000, 3]],
             access: BTreeMap::from([("line".to_owned(), class)]),

@@ -3,10 +3,9 @@
 //! Every variable of an SDK is set, to an empty value where there is none: the Rust SDK does not start otherwise.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use iptl_runner::{CellSpec, InstanceSpec};
+use iptl_runner::{Addrs, CellSpec, InstanceSpec};
 
 use crate::keys::{Identity, without_slashes};
 
@@ -17,10 +16,10 @@ pub struct Setting {
     pub plan: String,
     /// Index over all groups in the order of their names.
     pub ordinal: u32,
-    /// Address in the lab network.
-    pub address: Ipv4Addr,
-    /// Network that the address of an instance is looked for in: `10.0.0.0/8`; `127.0.0.0/8` where there is only
-    /// loopback.
+    /// Addresses in the lab network.
+    pub addrs: Addrs,
+    /// Network that the address of an instance is looked for in: `10.0.0.0/8`, or one of IPv6 where there is no IPv4;
+    /// `127.0.0.0/8` where there is only loopback.
     pub subnet: String,
     /// What `gethostname` says to the instance.
     pub hostname: String,
@@ -40,7 +39,7 @@ pub struct Setting {
 ///
 /// `TEST_SIDECAR` is true: the lab does what a sidecar is asked for. The Rust SDK does not work without one.
 pub fn environment(cell: &CellSpec, instance: &InstanceSpec, setting: &Setting) -> BTreeMap<String, String> {
-    let mut env = iptl_runner::environment(cell, instance, setting.ordinal, setting.address);
+    let mut env = iptl_runner::environment(cell, instance, setting.ordinal, setting.addrs);
     let group_size = cell.groups.get(&instance.id.group).copied().unwrap_or(0);
     let total: u64 = cell.groups.values().map(|size| u64::from(*size)).sum();
     let rows = [

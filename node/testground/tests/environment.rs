@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use iptl_dag::Cid;
 use iptl_dag::model::{Resources, WorkloadKind};
 use iptl_runner::cell::Origin;
-use iptl_runner::{Artifact, CellSpec, InstanceSpec};
+use iptl_runner::{Addrs, Artifact, CellSpec, InstanceSpec};
 use iptl_testground::environment::{Setting, environment};
 
 use crate::lab::instance;
@@ -75,7 +75,7 @@ fn setting() -> Setting {
     Setting {
         plan: "demo/plan".into(),
         ordinal: 1,
-        address: [10, 0, 0, 2].into(),
+        addrs: Addrs { v4: Some([10, 0, 0, 2].into()), v6: None },
         subnet: "10.0.0.0/8".into(),
         hostname: "g-1".into(),
         sync_host: "testground-sync-service".into(),

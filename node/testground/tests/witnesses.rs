@@ -14,7 +14,7 @@ use iptl_dag::Cid;
 use iptl_dag::model::{Exit, Resources, WorkloadKind};
 use iptl_labnet::{Filter, Shape, Wish};
 use iptl_runner::cell::Origin;
-use iptl_runner::{Artifact, CellSpec, InstanceSpec};
+use iptl_runner::{Addrs, Artifact, CellSpec, InstanceSpec};
 use iptl_sync::{Reply, SyncOp};
 use iptl_testground::{SYNC_HOST, SYNC_PORT, Setting, environment, read_outputs};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -164,9 +164,9 @@ fn setting(index: u32, service: SocketAddr, outputs: &Path, temp: &Path) -> Sett
     Setting {
         plan: NAMES[1].to_owned(),
         ordinal: index,
-        address: match service.ip() {
-            IpAddr::V4(address) => address,
-            IpAddr::V6(address) => panic!("{address} is none of the lab"),
+        addrs: match service.ip() {
+            IpAddr::V4(address) => Addrs { v4: Some(address), v6: None },
+            IpAddr::V6(address) => Addrs { v4: None, v6: Some(address) },
         },
         subnet: "127.0.0.0/8".to_owned(),
         hostname: format!("g-{index}"),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -97,7 +96,7 @@ impl Node {
         for peer in env.instances().filter(|peer| peer.group == BOOT && peer.ordinal != env.ordinal) {
             boots.push((keys::peer(env.seed, peer.ordinal), multiaddr(resolve(&peer.host())?)));
         }
-        let own = multiaddr(IpAddr::V4(own_address(env)));
+        let own = multiaddr(own_address(env));
         swarm.listen_on(own.clone()).map_err(|error| refused(format!("port {PORT}: {error}")))?;
         if is_boot {
             swarm.add_external_address(own.clone());

@@ -1,7 +1,6 @@
 //! One node: its swarm, and what it has heard.
 
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,9 +78,7 @@ impl Node {
         let topic = IdentTopic::new("news");
         behaviour.subscribe(&topic).map_err(refused)?;
         let mut swarm = iptl_stack::swarm(&key, behaviour, IDLE, settings.patience)?;
-        swarm
-            .listen_on(multiaddr(IpAddr::V4(own_address(env))))
-            .map_err(|error| refused(format!("port {PORT}: {error}")))?;
+        swarm.listen_on(multiaddr(own_address(env))).map_err(|error| refused(format!("port {PORT}: {error}")))?;
         Ok(Node { swarm, topic, dials: settings.dials, named, published: 0, delivered: 0 })
     }
 

@@ -6,7 +6,7 @@ mod good;
 
 use std::hint::black_box;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -140,12 +140,13 @@ fn records() -> Result<()> {
 fn packets() -> Result<()> {
     let env = iptl_sdk::env()?;
     let socket = UdpSocket::bind((env.addr, 0))?;
-    let first = u32::from(env.addr) - env.ordinal;
+    let others: Vec<_> =
+        env.instances().filter_map(|peer| (peer.host(), good::UDP_PORT).to_socket_addrs().ok()?.next()).collect();
     let datagram = [0u8; 1200];
     loop {
-        for ordinal in 0..env.total {
+        for other in &others {
             // Full queues are no reason to stop.
-            let _ = socket.send_to(&datagram, (Ipv4Addr::from(first.wrapping_add(ordinal)), good::UDP_PORT));
+            let _ = socket.send_to(&datagram, other);
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::RELAY;
 const PORT: u16 = 4001;
 
 /// The address of whoever is behind a NAT, in a network of its own.
-const BEHIND_NAT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 2);
+const BEHIND_NAT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 2));
 
 /// Circuits that a relay carries: a pair each, and some whose end it has not seen yet.
 const CIRCUITS: usize = 4096;
@@ -85,7 +85,7 @@ impl Node {
             .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(600)))
             .build();
         let own = if TcpListener::bind((env.addr, 0)).is_ok() { env.addr } else { BEHIND_NAT };
-        let own = address(own.into());
+        let own = address(own);
         swarm.listen_on(own.clone()).map_err(refused)?;
         let mut relay = None;
         if is_relay {

@@ -1,6 +1,6 @@
 //! Where the program is: the variables that the lab sets for each instance.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::{Error, Result, Rng};
@@ -24,8 +24,8 @@ pub struct Env {
     pub ordinal: u32,
     /// Seed of the run, the same for all instances.
     pub seed: u64,
-    /// Address in the lab network.
-    pub addr: Ipv4Addr,
+    /// Address in the lab network: over IPv4, and over IPv6 where that is all there is.
+    pub addr: IpAddr,
     /// All groups with their sizes, in the order of their names.
     pub groups: Vec<(String, u32)>,
 }

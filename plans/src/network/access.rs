@@ -14,11 +14,11 @@ use crate::units;
 /// Name of the class without delay, loss and limits.
 pub(super) const CLEAN: &str = "clean";
 
-/// MTU of Ethernet, where a class does not say.
-const DEFAULT_MTU: u16 = 1500;
+/// MTU of Ethernet, where neither a class nor its network says another.
+pub(super) const DEFAULT_MTU: u16 = 1500;
 
-/// Smallest MTU: a datagram of the usual 576 bytes must pass.
-const MIN_MTU: i64 = 576;
+/// Smallest and largest MTU: what every link of IPv6 must carry, and the jumbo frames of Ethernet.
+const MTU: std::ops::RangeInclusive<i64> = 1280..=9000;
 
 /// Slowest and fastest rate, in bits per second: a modem of the sixties and the fastest port that is sold.
 const MIN_RATE: u64 = 300;
@@ -36,19 +36,25 @@ const DEFAULT_QUEUE_MS: u64 = 100;
 const CLASSES: &str = include_str!("access.toml");
 
 /// Returns the class without delay, loss and limits.
-pub(super) fn clean() -> AccessClass {
-    AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu: DEFAULT_MTU }
+pub(super) fn clean(mtu: u16) -> AccessClass {
+    AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu }
 }
 
-/// Returns the classes that everybody has.
-pub(super) fn presets() -> BTreeMap<String, AccessClass> {
+/// Reads the size of the largest packet; none where nothing is said, or nothing that can be.
+pub(super) fn mtu(sink: &mut Sink, section: &Section<'_>) -> Option<u16> {
+    let mtu = section.integer(sink, "mtu", *MTU.start(), *MTU.end())?;
+    u16::try_from(mtu.value).ok()
+}
+
+/// Returns the classes that everybody has, in a network whose packets have this size where nothing else is said.
+pub(super) fn presets(default_mtu: u16) -> BTreeMap<String, AccessClass> {
     let table = DeTable::parse(CLASSES).expect("the access classes of this crate are TOML");
     let mut sink = Sink::default();
     let document = Section::new(String::new(), 0..0, table.get_ref());
     let mut classes = BTreeMap::new();
     for (name, _, node) in document.entries() {
         if let Some(section) = Section::open(&mut sink, name.to_owned(), node) {
-            classes.insert(name.to_owned(), read(&mut sink, &section));
+            classes.insert(name.to_owned(), read(&mut sink, &section, default_mtu));
         }
     }
     assert!(sink.found.is_empty(), "the access classes of this crate have no mistakes: {:?}", sink.found);
@@ -56,10 +62,10 @@ pub(super) fn presets() -> BTreeMap<String, AccessClass> {
 }
 
 /// Reads the classes of a network; those that everybody has are among them.
-pub(super) fn read_all(sink: &mut Sink, network: &Section<'_>) -> BTreeMap<String, AccessClass> {
-    let mut classes = presets();
+pub(super) fn read_all(sink: &mut Sink, network: &Section<'_>, default_mtu: u16) -> BTreeMap<String, AccessClass> {
+    let mut classes = presets(default_mtu);
     for (name, section) in network.named(sink, "access", "access class") {
-        let class = read(sink, &section);
+        let class = read(sink, &section, default_mtu);
         if classes.insert(name.value.clone(), class).is_some() {
             sink.push(
                 Diagnostic::new(
@@ -78,7 +84,7 @@ pub(super) fn read_all(sink: &mut Sink, network: &Section<'_>) -> BTreeMap<Strin
 pub(super) const LINK_KEYS: &[&str] =
     &["rate", "delay", "jitter", "jitter_kind", "loss", "duplicate", "reorder", "corrupt", "queue"];
 
-fn read(sink: &mut Sink, section: &Section<'_>) -> AccessClass {
+fn read(sink: &mut Sink, section: &Section<'_>, default_mtu: u16) -> AccessClass {
     let mut known = vec!["up", "down", "mtu"];
     known.extend(LINK_KEYS);
     section.only(sink, &known);
@@ -104,8 +110,8 @@ fn read(sink: &mut Sink, section: &Section<'_>) -> AccessClass {
         *direction = with_queue(*direction);
     }
     let [up, down] = directions;
-    let mtu = section.integer(sink, "mtu", MIN_MTU, i64::from(u16::MAX));
-    AccessClass { up, down, mtu: mtu.and_then(|mtu| u16::try_from(mtu.value).ok()).unwrap_or(DEFAULT_MTU) }
+    let mtu = mtu(sink, section).unwrap_or(default_mtu);
+    AccessClass { up, down, mtu }
 }
 
 /// Gives a link that has a rate a queue, where it has none.

@@ -1,6 +1,6 @@
 //! `[[faults]]`: what the lab does to a case on purpose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use iptl_dag::model::{Fault, FaultSchedule, FaultTarget, GroupSpec, LinkModel, NetworkModel, ScheduledFault};
@@ -27,12 +27,17 @@ const DEFAULT_RESTART_MS: u64 = 1_000;
 /// Time for which an instance is paused where nobody says, in milliseconds.
 const DEFAULT_PAUSE_MS: u64 = 1_000;
 
-const KINDS: &[&str] = &["partition", "heal", "link", "delay", "rebind", "crash", "pause"];
+const KINDS: &[&str] = &["partition", "heal", "link", "delay", "rebind", "address", "clock", "crash", "pause"];
+
+/// Farthest that a clock may jump, in milliseconds: a year, to either side.
+const MAX_STEP_MS: u64 = 366 * 24 * 3_600_000;
 
 /// Where faults happen.
 pub(crate) struct Stage<'a> {
     pub(crate) network: &'a NetworkModel,
     pub(crate) groups: &'a BTreeMap<String, GroupSpec>,
+    /// Names of workloads that are images.
+    pub(crate) images: BTreeSet<&'a str>,
 }
 
 /// Reads an array of faults.
@@ -69,11 +74,9 @@ fn read(sink: &mut Sink, section: &Section<'_>, stage: &Stage<'_>) -> Vec<Schedu
     let kinds: Vec<&str> = KINDS.iter().copied().filter(|kind| section.get(kind).is_some()).collect();
     let [kind] = kinds.as_slice() else {
         let label = if kinds.is_empty() { "nothing happens" } else { "several things happen" };
-        sink.push(
-            shape(section.span.clone(), &section.path, "must say one thing that happens")
-                .label(label)
-                .help("write one of `partition`, `heal`, `link`, `delay`, `rebind`, `crash` and `pause`"),
-        );
+        sink.push(shape(section.span.clone(), &section.path, "must say one thing that happens").label(label).help(
+            "write one of `partition`, `heal`, `link`, `delay`, `rebind`, `address`, `clock`, `crash` and `pause`",
+        ));
         return Vec::new();
     };
     let every = section.duration_ms(sink, "every", MIN_PERIOD_MS, MAX_TIME_MS).map(|every| every.value);
@@ -117,6 +120,11 @@ fn read(sink: &mut Sink, section: &Section<'_>, stage: &Stage<'_>) -> Vec<Schedu
             let who = target(sink, &path, node, stage, &[]).map(|(who, _)| Fault::Rebind { who });
             who.into_iter().map(|fault| (0, fault)).collect::<Vec<_>>()
         }
+        "address" => {
+            let who = target(sink, &path, node, stage, &[]).map(|(who, _)| Fault::Address { who });
+            who.into_iter().map(|fault| (0, fault)).collect()
+        }
+        "clock" => clock(sink, &path, node, stage).into_iter().map(|fault| (0, fault)).collect(),
         "pause" => {
             let pause = target(sink, &path, node, stage, &["for"]).map(|(who, section)| {
                 let lasts = section.duration_ms(sink, "for", 1, MAX_TIME_MS);
@@ -198,6 +206,38 @@ fn target<'a>(
     Some((target, section))
 }
 
+/// Reads a jump of clocks, which components have and containers do not: theirs is that of their machine.
+fn clock(sink: &mut Sink, path: &str, node: &Node<'_>, stage: &Stage<'_>) -> Option<Fault> {
+    let (who, section) = target(sink, path, node, stage, &["forward", "back"])?;
+    let image = stage.groups.iter().find(|(name, group)| {
+        who.group.as_ref().is_none_or(|wanted| wanted == *name) && stage.images.contains(group.workload.as_str())
+    });
+    if let Some((name, _)) = image {
+        let span = section.get("group").map_or_else(|| node.span(), |group| group.span());
+        sink.push(
+            shape(span, path, "wants to set the clocks of containers")
+                .label(format!("instances of `{name}` have the clock of their machine"))
+                .help("name a group of components: `clock = { group = \"…\", forward = \"1h\" }`"),
+        );
+        return None;
+    }
+    let step = |sink: &mut Sink, key| section.duration_ms(sink, key, 1, MAX_STEP_MS).map(|step| step.value);
+    let (forward, back) = (step(sink, "forward"), step(sink, "back"));
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    match (section.get("forward").is_some(), section.get("back").is_some()) {
+        (true, false) => Some(Fault::Clock { who, by_ms: signed(forward?) }),
+        (false, true) => Some(Fault::Clock { who, by_ms: -signed(back?) }),
+        (true, true) | (false, false) => {
+            sink.push(
+                shape(section.span.clone(), path, "does not say which way clocks jump, or says two")
+                    .label("by how much?")
+                    .help("write `forward = \"1h\"` or `back = \"1h\"`"),
+            );
+            None
+        }
+    }
+}
+
 fn check_region(sink: &mut Sink, name: &str, span: Range<usize>, stage: &Stage<'_>) {
     if !stage.network.regions.iter().any(|region| region == name) {
         unknown(sink, "region", name, span, stage.network.regions.iter().map(String::as_str));
@@ -267,6 +307,11 @@ pub fn summary(scheduled: &ScheduledFault) -> String {
             format!("delay from {from} to {to} becomes {}ms", *delay_us as f64 / 1_000.0)
         }
         Fault::Rebind { who: target } => format!("NATs of {} forget", who(target)),
+        Fault::Address { who: target } => format!("other addresses for {}", who(target)),
+        Fault::Clock { who: target, by_ms } => {
+            let way = if *by_ms < 0 { "back" } else { "forward" };
+            format!("clocks of {} jump {way} by {}", who(target), units::show_ms(by_ms.unsigned_abs()))
+        }
         Fault::Crash { who: target, restart_ms } => {
             format!("crash of {}, restart after {}", who(target), units::show_ms(*restart_ms))
         }

@@ -24,7 +24,7 @@ use libp2p::{Multiaddr, Swarm, Transport, noise, yamux};
 pub const PORT: u16 = 4001;
 
 /// The address of whoever is behind a NAT, in a network of its own.
-const BEHIND_NAT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 2);
+const BEHIND_NAT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 2));
 
 /// Makes a swarm over TCP. Connections that nobody uses are closed after `idle`; one that is not made, encrypted and
 /// multiplexed after `patience` is given up.
@@ -45,7 +45,7 @@ pub fn swarm<B: NetworkBehaviour>(key: &Keypair, behaviour: B, idle: Duration, p
 }
 
 /// Returns this instance's own address: the one that the lab's directory has, or that of every home.
-pub fn own_address(env: &Env) -> Ipv4Addr {
+pub fn own_address(env: &Env) -> IpAddr {
     if TcpListener::bind((env.addr, 0)).is_ok() { env.addr } else { BEHIND_NAT }
 }
 

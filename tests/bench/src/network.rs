@@ -88,7 +88,11 @@ impl World {
         let mut namespaces = Vec::new();
         for (node, addr) in nodes {
             let namespace = Namespace::empty().context("network namespaces need root")?;
-            let device = namespace.open(&Interface { name: DEVICE_NAME.to_owned(), addr, prefix: 8, mtu: 1500 })?;
+            let device = namespace.open(&Interface {
+                name: DEVICE_NAME.to_owned(),
+                addrs: vec![(addr.into(), 8)],
+                mtu: 1500,
+            })?;
             network.attach(node, device);
             namespaces.push((namespace, addr));
         }

@@ -39,15 +39,18 @@ fn plan() -> String {
 #[test]
 fn components_and_containers_talk_over_the_network_of_their_run() {
     engine!();
-    // On one lablet, and on two with some of each kind on both.
-    for lablets in [1, 2] {
+    // On one lablet, and on two with some of each kind on both; by IPv4, which is found first where there is both, and by
+    // IPv6 where that is all there is.
+    for (lablets, ip) in [(1, "both"), (1, "ipv6"), (2, "both"), (2, "ipv6")] {
         let lab = Lab::start_with_docker(lablets);
         let dir = lab.path().join("plan");
         std::fs::create_dir_all(&dir).unwrap();
         let manifest = std::fs::read_to_string(repository().join("plans/mixed/plan.toml")).unwrap();
         let built = format!("{}/target", plan());
-        let network = "\n[network]\nregions = [\"here\"]\ndelays = [[\"20ms\"]]\n\n[[cases.meet.thresholds]]\n\
-                       metric = \"connect.time\"\nstat = \"min\"\nat_least = \"40ms\"\n";
+        let network = format!(
+            "\n[network]\nregions = [\"here\"]\ndelays = [[\"20ms\"]]\nip = \"{ip}\"\n\n[[cases.meet.thresholds]]\n\
+             metric = \"connect.time\"\nstat = \"min\"\nat_least = \"40ms\"\n"
+        );
         for (kind, name) in [("wasm32-wasip2", "mixed.wasm"), ("x86_64-unknown-linux-musl", "mixed")] {
             let to = dir.join("target").join(kind).join("release");
             std::fs::create_dir_all(&to).unwrap();

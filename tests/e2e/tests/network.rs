@@ -310,6 +310,29 @@ fn a_partition_parts_instances_of_three_lablets() {
     assert!(text.contains("faulted    on ") && text.contains("heal of"), "{text}");
 }
 
+#[test]
+fn addresses_and_clocks_that_change_are_facts_of_the_log_and_events_of_instances() {
+    let lab = Lab::start(1);
+    let faults = "[network]\nregions = [\"here\"]\ndelays = [[\"5ms\"]]\n\n\
+                  [[faults]]\nat = \"200ms\"\nclock = { group = \"node\", forward = \"1h\" }\n\n\
+                  [[faults]]\nat = \"400ms\"\naddress = { group = \"node\" }\n";
+    let plan = ping_over(lab.path(), faults).display().to_string();
+    // Whoever pings an address that nobody has any more may fail for it: that is the plan's affair.
+    let options = ["-g", "node=2", "-p", "rounds=20", "-p", "interval=50ms", "-p", "patience=2s", "--json"];
+    let last = lab.run(&[&["run", &plan, "--no-build"], &options[..]].concat()).last_json();
+    let result = last["result"].as_str().unwrap();
+    let shown = lab.run(&["show", result, "--json"]).exits(0).json();
+    assert_eq!(by_kind(shown["faults"].as_array().unwrap()), [("clock", 1), ("address", 1)], "{shown}");
+    let audited = lab.run(&["audit", "last"]).exits(0).stdout;
+    assert!(audited.contains("clock of 2") && audited.contains("address of 2"), "{audited}");
+    let out = lab.path().join("out");
+    lab.run(&["get", &format!("{result}/files"), "-o", &out.display().to_string()]).exits(0);
+    for index in 0..2 {
+        let events = std::fs::read_to_string(out.join(format!("events/node/{index}.jsonl"))).unwrap();
+        assert!(events.contains("\"clock\"") && events.contains("\"address\""), "{events}");
+    }
+}
+
 /// Counts what was done, each kind by its lablets, in the order in which it comes first.
 fn by_kind(done: &[Value]) -> Vec<(&str, usize)> {
     let mut kinds: Vec<(&str, usize)> = Vec::new();

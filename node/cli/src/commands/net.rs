@@ -297,6 +297,7 @@ mod tests {
 
     fn network() -> NetworkModel {
         NetworkModel {
+            ip: model::IpModel::default(),
             regions: vec!["east".to_owned(), "west".to_owned()],
             delays_us: vec![vec![0, 5_000], vec![5_000, 40_000]],
             access: std::collections::BTreeMap::new(),

@@ -85,7 +85,7 @@ pub struct EngineStats {
     pub received: u64,
     /// Packets handed to nodes.
     pub delivered: u64,
-    /// Bytes that are no packet, or a head that was corrupted on the way.
+    /// Bytes that are no packet, a head that was corrupted on the way, or a query of names that asks nothing.
     pub malformed: u64,
     /// Packets with another source than their sender's address.
     pub spoofed: u64,
@@ -107,6 +107,8 @@ pub struct EngineStats {
     pub partitioned: u64,
     /// Packets that came to a node that has asked for no network.
     pub disabled: u64,
+    /// Queries that the server of names answered.
+    pub names: u64,
     /// ICMP errors sent.
     pub icmp_errors: u64,
     /// Packets handed to other engines of the network.

@@ -1,7 +1,7 @@
 //! [`Sockets`] over a model of links.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
@@ -11,21 +11,24 @@ use super::stack::Stack;
 use super::udp::Udp;
 use super::{FIRST_EPHEMERAL_PORT, Host, Hosts, Kind};
 use crate::capture::Captured;
+use crate::directory::v6_of;
 use crate::draw::mix;
 use crate::engine::LinkStats;
 use crate::faults::{Faults, Happened};
 use crate::sockets::Sockets;
 use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId};
+use crate::topology::Addrs;
 use crate::wish::{Wish, WishError};
 
 impl Sockets for Hosts {
     fn advance(&mut self, now_ns: u64) {
         self.now_ns = self.now_ns.max(now_ns);
         self.begun_ns.get_or_insert(now_ns);
-        if let (Some(faults), Some(start_ns)) = (&mut self.faults, self.start_ns) {
-            while let Some(happened) = faults.advance(start_ns, self.now_ns, &mut self.engine) {
-                self.happened.push_back(happened);
-            }
+        while let (Some(faults), Some(start_ns)) = (&mut self.faults, self.start_ns)
+            && let Some(happened) = faults.advance(start_ns, self.now_ns, &mut self.engine)
+        {
+            happened.moved.iter().for_each(|moved| self.move_host(moved));
+            self.happened.push_back(happened);
         }
         self.engine.handle_timeout(self.now_ns);
         while let Some((at_ns, me)) = self.timers.first().copied() {
@@ -105,9 +108,9 @@ impl Sockets for Hosts {
     fn add_instance(&mut self, id: &InstanceId) -> Option<Ipv4Addr> {
         let me = self.directory.addr(id)?;
         let node = *self.nodes.get(id)?;
-        let (addr, mtu) = (self.engine.addr(node)?, self.engine.mtu(node)?);
+        let (addrs, mtu) = (self.engine.addrs(node)?, self.engine.mtu(node)?);
         let seed = mix(self.seed, u64::from(u32::from(me)));
-        let stack = Stack::new(addr, mtu, seed, self.now_ns);
+        let stack = Stack::new(addrs, mtu, seed, self.now_ns);
         // What an earlier life had not said yet stays unsaid.
         if let Some(at_ns) = self.hosts.get_mut(&me).and_then(|before| before.timer.take()) {
             self.timers.remove(&(at_ns, me));
@@ -121,7 +124,7 @@ impl Sockets for Hosts {
             me,
             Host {
                 node,
-                addr,
+                addrs,
                 mtu,
                 alive: true,
                 stack,
@@ -140,8 +143,16 @@ impl Sockets for Hosts {
         Some(me)
     }
 
-    fn own_addr(&self, me: Ipv4Addr) -> Ipv4Addr {
-        self.hosts.get(&me).map_or(me, |host| host.addr)
+    fn own_addrs(&self, me: Ipv4Addr) -> Addrs {
+        self.hosts.get(&me).map(|host| host.addrs).unwrap_or_default()
+    }
+
+    fn resolve(&self, name: &str) -> Option<Addrs> {
+        let me = self.directory.resolve(name)?;
+        let (node, v4, v6) = (self.nodes.get(&self.directory.instance(me)?)?, Some(me), Some(v6_of(me)));
+        let has = self.engine.addrs(*node)?;
+        let known = self.moved.get(&me).copied().unwrap_or(Addrs { v4, v6 });
+        Some(Addrs { v4: known.v4.filter(|_| has.v4.is_some()), v6: known.v6.filter(|_| has.v6.is_some()) })
     }
 
     fn remove_instance(&mut self, me: Ipv4Addr) {
@@ -183,11 +194,11 @@ impl Sockets for Hosts {
         self.retire(id, true);
     }
 
-    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddrV4>, NetError> {
+    fn local_addr(&self, id: SocketId) -> Result<Option<SocketAddr>, NetError> {
         Ok(self.socket(id)?.local)
     }
 
-    fn peer_addr(&self, id: SocketId) -> Result<SocketAddrV4, NetError> {
+    fn peer_addr(&self, id: SocketId) -> Result<SocketAddr, NetError> {
         match &self.socket(id)?.kind {
             Kind::Stream(stream) => Ok(stream.peer),
             Kind::Udp(udp) => udp.peer.ok_or(NetError::InvalidState),
@@ -217,17 +228,17 @@ impl Sockets for Hosts {
         self.open(me, Kind::Udp(Udp::default()))
     }
 
-    fn udp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+    fn udp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError> {
         self.udp(id)?;
         self.bind(id, addr)
     }
 
-    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddrV4>) -> Result<(), NetError> {
+    fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddr>) -> Result<(), NetError> {
         self.udp(id)?.peer = peer;
         Ok(())
     }
 
-    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddrV4>, payload: Bytes) -> Result<(), NetError> {
+    fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddr>, payload: Bytes) -> Result<(), NetError> {
         self.send_datagram(id, dst, &payload)
     }
 
@@ -239,7 +250,7 @@ impl Sockets for Hosts {
         self.open(me, Kind::Idle)
     }
 
-    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+    fn tcp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError> {
         match self.socket(id)?.kind {
             Kind::Idle => self.bind(id, addr),
             Kind::Udp(_) | Kind::Listening(_) | Kind::Connecting { .. } | Kind::Failed(_) | Kind::Stream(_) => {
@@ -252,11 +263,11 @@ impl Sockets for Hosts {
         self.listen(id, backlog)
     }
 
-    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError> {
+    fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddr)>, NetError> {
         self.accept(id)
     }
 
-    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddrV4) -> Result<(), NetError> {
+    fn tcp_connect(&mut self, id: SocketId, dst: SocketAddr) -> Result<(), NetError> {
         self.connect(id, dst)
     }
 

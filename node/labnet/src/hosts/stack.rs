@@ -4,13 +4,15 @@
 //! packets that come in fragments. Packets to the instance itself turn round here.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{self, CongestionControl};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+
+use crate::topology::Addrs;
 
 /// A connection whose other end says nothing for so long is over: what Linux' fifteen retransmissions (`tcp_retries2`)
 /// come to at least, less the tail that no test waits for.
@@ -25,7 +27,7 @@ pub(super) struct Stack {
     iface: Interface,
     sockets: SocketSet<'static>,
     link: Queues,
-    addr: Ipv4Addr,
+    addrs: Addrs,
     /// Bytes of the buffers of its connections.
     held: usize,
 }
@@ -77,25 +79,49 @@ impl Device for Queues {
     }
 }
 
+/// Returns where a packet goes that smoltcp has made.
+fn destination(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 => packet.get(16..20)?.first_chunk::<4>().map(|addr| Ipv4Addr::from(*addr).into()),
+        _ => packet.get(24..40)?.first_chunk::<16>().map(|addr| Ipv6Addr::from(*addr).into()),
+    }
+}
+
 /// Returns a time as smoltcp has it.
 fn instant(now_ns: u64) -> Instant {
     Instant::from_micros(i64::try_from(now_ns / 1_000).unwrap_or(i64::MAX))
 }
 
 impl Stack {
-    pub(super) fn new(addr: Ipv4Addr, mtu: u16, seed: u64, now_ns: u64) -> Stack {
+    pub(super) fn new(addrs: Addrs, mtu: u16, seed: u64, now_ns: u64) -> Stack {
         let mut link = Queues { rx: VecDeque::new(), tx: Vec::new(), mtu: usize::from(mtu) };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
-        let mut iface = Interface::new(config, &mut link, instant(now_ns));
-        iface.update_ip_addrs(|addrs| {
-            // There is room for two.
-            let _full = addrs.push(IpCidr::new(IpAddress::Ipv4(addr), 32));
-            let _full = addrs.push(IpCidr::new(IpAddress::Ipv4(Ipv4Addr::LOCALHOST), 8));
+        let iface = Interface::new(config, &mut link, instant(now_ns));
+        let mut stack = Stack { iface, sockets: SocketSet::new(Vec::new()), link, addrs, held: 0 };
+        stack.set_addrs(addrs);
+        stack
+    }
+
+    /// Gives it these addresses, and no others. Connections of other ones stay, and reach nobody.
+    pub(super) fn set_addrs(&mut self, addrs: Addrs) {
+        self.addrs = addrs;
+        self.iface.update_ip_addrs(|list| {
+            list.clear();
+            // There is room for four.
+            for addr in addrs.iter() {
+                let _full = list.push(IpCidr::new(addr.into(), if addr.is_ipv4() { 32 } else { 128 }));
+            }
+            let _full = list.push(IpCidr::new(IpAddress::Ipv4(Ipv4Addr::LOCALHOST), 8));
+            let _full = list.push(IpCidr::new(IpAddress::Ipv6(Ipv6Addr::LOCALHOST), 128));
         });
         // Whatever is not the instance itself lies behind its link, which needs no address of a router.
-        let _full = iface.routes_mut().add_default_ipv4_route(addr);
-        Stack { iface, sockets: SocketSet::new(Vec::new()), link, addr, held: 0 }
+        if let Some(addr) = addrs.v4 {
+            let _full = self.iface.routes_mut().add_default_ipv4_route(addr);
+        }
+        if let Some(addr) = addrs.v6 {
+            let _full = self.iface.routes_mut().add_default_ipv6_route(addr);
+        }
     }
 
     /// Makes a socket for a connection.
@@ -131,9 +157,9 @@ impl Stack {
     }
 
     /// Begins to connect; false where smoltcp refuses, which it does for ends that are none.
-    pub(super) fn connect(&mut self, handle: SocketHandle, src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> bool {
+    pub(super) fn connect(&mut self, handle: SocketHandle, src: SocketAddr, dst: SocketAddr) -> bool {
         let socket: &mut tcp::Socket<'static> = self.sockets.get_mut(handle);
-        let end = |(addr, port)| (IpAddress::Ipv4(addr), port);
+        let end = |end: SocketAddr| (IpAddress::from(end.ip()), end.port());
         socket.connect(self.iface.context(), end(dst), end(src)).is_ok()
     }
 
@@ -171,8 +197,8 @@ impl Stack {
 
     /// Gives packets back to the instance that it sends to itself.
     fn turn_round(&mut self) {
-        let addr = self.addr.octets();
-        let is_own = |bytes: &Vec<u8>| bytes.get(16..20).is_some_and(|dst| dst == addr || dst[0] == 127);
+        let addrs = self.addrs;
+        let is_own = |bytes: &Vec<u8>| destination(bytes).is_some_and(|dst| addrs.contains(dst) || dst.is_loopback());
         for bytes in self.link.tx.extract_if(.., |bytes| is_own(bytes)).collect::<Vec<_>>() {
             self.receive(bytes);
         }

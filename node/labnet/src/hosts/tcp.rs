@@ -1,6 +1,6 @@
 //! Connections: sockets of instances over those of smoltcp.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use smoltcp::iface::SocketHandle;
@@ -9,15 +9,15 @@ use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint};
 
 use super::stack::TIMEOUT_NS;
 use super::{Host, Hosts, Kind, Listener, Protocol, Socket, Stream};
+use crate::directory::any_like;
 use crate::ip::{Header, Transport, embedded};
 use crate::switch::{Half, NetError, Read, SocketId};
 
 /// Longest backlog: each place costs buffers, and no real machine's default is longer.
 const MAX_BACKLOG: usize = 128;
 
-fn endpoint(end: IpEndpoint) -> SocketAddrV4 {
-    let IpAddress::Ipv4(addr) = end.addr;
-    SocketAddrV4::new(addr, end.port)
+fn endpoint(end: IpEndpoint) -> SocketAddr {
+    SocketAddr::new(end.addr.into(), end.port)
 }
 
 impl Hosts {
@@ -55,9 +55,31 @@ impl Hosts {
         }
     }
 
+    /// Gives an opener of the other family to whoever listens there, or refuses it: smoltcp listens to both on a port.
+    fn pass_on(&mut self, me: Ipv4Addr, id: SocketId) -> Option<()> {
+        let Socket { kind: Kind::Listening(listener), local: Some(local), .. } = self.slots.get(id)? else {
+            return None;
+        };
+        let (spare, local) = (listener.spare?, *local);
+        let end = endpoint(self.hosts.get(&me)?.stack.tcp_ref(spare).local_endpoint()?);
+        if end.is_ipv4() == local.is_ipv4() {
+            return None;
+        }
+        if let Some(Socket { kind: Kind::Listening(listener), .. }) = self.slots.get_mut(id) {
+            listener.spare = None;
+        }
+        let heir = self.holder(me, Protocol::Tcp, end);
+        match heir.and_then(|heir| self.slots.get_mut(heir)) {
+            Some(Socket { kind: Kind::Listening(listener), .. }) => listener.opening.push(spare),
+            Some(_) | None => self.end_connection(me, spare, false),
+        }
+        Some(())
+    }
+
     /// Notes what has become of a listener's openers; returns where it listens if it has room for one more and no socket
     /// for that.
     fn note_openers(&mut self, me: Ipv4Addr, id: SocketId) -> Option<IpListenEndpoint> {
+        self.pass_on(me, id);
         let host = self.hosts.get_mut(&me)?;
         let Socket { kind: Kind::Listening(listener), local: Some(local), .. } = self.slots.get_mut(id)? else {
             return None;
@@ -78,11 +100,11 @@ impl Hosts {
             host.stack.remove(handle);
         }
         let wants_one = listener.spare.is_none() && listener.opening.len() < listener.backlog;
-        let addr = (!local.ip().is_unspecified()).then_some(IpAddress::Ipv4(*local.ip()));
+        let addr = (!local.ip().is_unspecified()).then_some(IpAddress::from(local.ip()));
         wants_one.then_some(IpListenEndpoint { addr, port: local.port() })
     }
 
-    pub(super) fn accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError> {
+    pub(super) fn accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddr)>, NetError> {
         let me = self.socket(id)?.owner;
         let Kind::Listening(listener) = &self.socket(id)?.kind else { return Err(NetError::InvalidState) };
         let host = self.host(me)?;
@@ -93,7 +115,7 @@ impl Hosts {
         let tcp = self.host(me)?.stack.tcp_ref(handle);
         let ends = tcp.local_endpoint().zip(tcp.remote_endpoint());
         // A connection that was reset before it was accepted has no ends; it is accepted and found to be reset.
-        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let (local, peer) = ends.map_or((nowhere, nowhere), |(local, peer)| (endpoint(local), endpoint(peer)));
         let accepted = self.slots.insert(Socket {
             owner: me,
@@ -109,29 +131,29 @@ impl Hosts {
         Ok(Some((accepted, peer)))
     }
 
-    pub(super) fn connect(&mut self, id: SocketId, dst: SocketAddrV4) -> Result<(), NetError> {
+    pub(super) fn connect(&mut self, id: SocketId, dst: SocketAddr) -> Result<(), NetError> {
         let socket = self.socket(id)?;
         let me = socket.owner;
         if !matches!(socket.kind, Kind::Idle) {
             return Err(NetError::InvalidState);
         }
-        let bound = socket.local.map_or(Ipv4Addr::UNSPECIFIED, |local| *local.ip());
+        let bound = socket.local.map_or(any_like(dst.ip()), |local| local.ip());
         let (src, dst) = self.route(me, bound, dst)?;
         if self.socket(id)?.local.is_none() {
-            self.bind(id, SocketAddrV4::new(bound, 0))?;
+            self.bind(id, SocketAddr::new(bound, 0))?;
         }
         let port = self.socket(id)?.local.ok_or(NetError::InvalidState)?.port();
         let buffer_size = self.buffer_size();
         let host = self.host_mut(me)?;
         let handle = host.stack.socket(buffer_size);
-        let begun = host.stack.connect(handle, (src, port), (*dst.ip(), dst.port()));
+        let begun = host.stack.connect(handle, SocketAddr::new(src, port), dst);
         if !begun {
             host.stack.remove(handle);
             return Err(NetError::InvalidDestination { addr: dst });
         }
         let since_ns = self.now_ns;
         let socket = self.socket_mut(id)?;
-        socket.local = Some(SocketAddrV4::new(src, port));
+        socket.local = Some(SocketAddr::new(src, port));
         socket.kind = Kind::Connecting { handle, peer: dst, since_ns };
         self.dirty.insert(me);
         Ok(())
@@ -315,10 +337,9 @@ impl Hosts {
         let about =
             Header::parse(bytes).ok().and_then(|error| Header::parse_start(bytes.get(embedded(&error)?..)?).ok());
         let Some(about) = about else { return };
-        let (IpAddr::V4(dst), Transport::Tcp { src: port, dst: dst_port, .. }) = (about.dst, about.transport) else {
-            return;
-        };
-        let peer = SocketAddrV4::new(dst, dst_port);
+        let Transport::Tcp { src: port, dst: dst_port, .. } = about.transport else { return };
+        let dst = about.dst;
+        let peer = SocketAddr::new(dst, dst_port);
         let Some(host) = self.hosts.get(&me) else { return };
         let opening = host.sockets.iter().copied().find(|id| {
             self.socket(*id).is_ok_and(|socket| {

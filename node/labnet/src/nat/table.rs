@@ -101,6 +101,11 @@ impl Table {
         self.mappings.values().filter(|mapping| now_ns < mapping.until_ns).count()
     }
 
+    /// Maps to another address from now on.
+    pub(super) fn set_external(&mut self, external: Option<Ipv4Addr>) {
+        self.external = external;
+    }
+
     /// Notes a packet from an inner endpoint to a remote one; returns the external endpoint.
     pub(super) fn outbound(
         &mut self,

@@ -1,7 +1,7 @@
 //! What a switch keeps of each socket.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 
@@ -14,7 +14,7 @@ pub(super) struct Socket {
     /// Instance that it belongs to, by lab address.
     pub(super) owner: Ipv4Addr,
     /// Address that it is bound to.
-    pub(super) local: Option<SocketAddrV4>,
+    pub(super) local: Option<SocketAddr>,
     /// Whether it holds a port, as all bound sockets do but accepted ones.
     pub(super) holds_port: bool,
     /// Whether it stands in the queue of [`Switch::poll_ready`](super::Switch::poll_ready).
@@ -38,7 +38,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
     /// Sender.
-    pub src: SocketAddrV4,
+    pub src: SocketAddr,
     /// Payload.
     pub payload: Bytes,
 }
@@ -53,7 +53,7 @@ pub(super) struct Udp {
     /// A sender met a full `outgoing` and waits.
     pub(super) blocked: bool,
     /// Only peer that it talks to.
-    pub(super) peer: Option<SocketAddrV4>,
+    pub(super) peer: Option<SocketAddr>,
     pub(super) dropped: u64,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Listener {
     /// Openers refused because too many wait.
     pub(super) refused: usize,
     /// Openers of other cells in `waiting` that have not gone away: serial by connection.
-    pub(super) remote: BTreeMap<(SocketAddrV4, SocketAddrV4), u32>,
+    pub(super) remote: BTreeMap<(SocketAddr, SocketAddr), u32>,
 }
 
 #[derive(Clone, Copy, Debug)]

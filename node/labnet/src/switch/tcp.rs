@@ -5,12 +5,13 @@
 //! serial tells late packets from those of its successor. A reset ends what can still be written; bytes that had
 //! arrived before it can still be read.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 
 use super::socket::{Connecting, Listener, Opener, Stream};
 use super::{Kind, NetError, Out, Peer, Protocol, Route, Socket, SocketId, Switch, WINDOW_SIZE};
+use crate::directory::{any_like, home_of};
 use crate::packet::{Flow, MAX_CHUNK_SIZE, Packet};
 
 /// Read bytes after which a remote peer is given credit: few enough packets, and the peer rarely stalls.
@@ -51,7 +52,7 @@ impl Switch {
     }
 
     /// Binds a TCP socket to an address of its instance, or to any (`0.0.0.0`); port zero takes an ephemeral one.
-    pub fn tcp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+    pub fn tcp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError> {
         match self.socket(id)?.kind {
             Kind::Idle => self.bind(id, Protocol::Tcp, addr),
             Kind::Udp(_) | Kind::Listening(_) | Kind::Connecting(_) | Kind::Failed(_) | Kind::Stream(_) => {
@@ -74,7 +75,7 @@ impl Switch {
     }
 
     /// Takes the next connection of a listening socket, with its peer's address; none where there is none yet.
-    pub fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddrV4)>, NetError> {
+    pub fn tcp_accept(&mut self, id: SocketId) -> Result<Option<(SocketId, SocketAddr)>, NetError> {
         let owner = self.socket(id)?.owner;
         if self.listener(id)?.ready.is_empty() {
             return Ok(None);
@@ -89,23 +90,23 @@ impl Switch {
     }
 
     /// Begins to connect; binds the socket where it is not. [`tcp_connected`](Switch::tcp_connected) has the outcome.
-    pub fn tcp_connect(&mut self, id: SocketId, dst: SocketAddrV4) -> Result<(), NetError> {
+    pub fn tcp_connect(&mut self, id: SocketId, dst: SocketAddr) -> Result<(), NetError> {
         let socket = self.socket(id)?;
         let owner = socket.owner;
         if !matches!(socket.kind, Kind::Idle) {
             return Err(NetError::InvalidState);
         }
-        let bound = socket.local.map_or(Ipv4Addr::UNSPECIFIED, |local| *local.ip());
+        let bound = socket.local.map_or(any_like(dst.ip()), |local| local.ip());
         let route = self.route(owner, bound, dst)?;
         if self.socket(id)?.local.is_none() {
-            self.bind(id, Protocol::Tcp, SocketAddrV4::new(bound, 0))?;
+            self.bind(id, Protocol::Tcp, SocketAddr::new(bound, 0))?;
         }
         let port = self.socket(id)?.local.ok_or(NetError::InvalidState)?.port();
         let (src, dst, remote) = match route {
             Route::Local { src, dst, .. } => (src, dst, false),
             Route::Remote { src, dst } => (src, dst, true),
         };
-        let flow = Flow { src: SocketAddrV4::new(src, port), dst, serial: self.next_serial };
+        let flow = Flow { src: SocketAddr::new(src, port), dst, serial: self.next_serial };
         self.next_serial = self.next_serial.wrapping_add(1);
         let socket = self.socket_mut(id)?;
         socket.local = Some(flow.src);
@@ -310,7 +311,7 @@ impl Switch {
                         continue;
                     }
                     listener.remote.remove(&key);
-                    if self.lost.contains(flow.src.ip()) {
+                    if self.lost.contains(&home_of(flow.src.ip())) {
                         continue;
                     }
                     let ours = flow.reversed();
@@ -491,7 +492,7 @@ impl Switch {
             // The peer has given up the connection that we still hold and opened another from the same port.
             self.break_remote(id);
         }
-        let listener = self.holder(*flow.dst.ip(), Protocol::Tcp, flow.dst);
+        let listener = self.holder(home_of(flow.dst.ip()), Protocol::Tcp, flow.dst);
         let taken = listener.is_some_and(|listener| self.ask(listener, Opener::Remote(flow)));
         if !taken {
             self.out.push_back(Out::Packet(Packet::TcpRefuse { flow: flow.reversed() }));
@@ -543,7 +544,7 @@ impl Switch {
             stream.rx.push(payload);
             self.wake(id);
         }
-        self.count_received(*flow.dst.ip(), size);
+        self.count_received(home_of(flow.dst.ip()), size);
     }
 
     pub(super) fn on_window(&mut self, flow: Flow, credit: u32) {
@@ -581,7 +582,8 @@ impl Switch {
         if let Some(id) = self.known(flow) {
             return self.break_remote(id);
         }
-        let waiting = self.holder(*flow.dst.ip(), Protocol::Tcp, flow.dst).and_then(|id| self.listener(id).ok());
+        let waiting =
+            self.holder(home_of(flow.dst.ip()), Protocol::Tcp, flow.dst).and_then(|id| self.listener(id).ok());
         let key = (flow.dst, flow.src);
         match waiting {
             Some(listener) if listener.remote.get(&key) == Some(&flow.serial) => {

@@ -1,10 +1,11 @@
 //! Datagrams.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 
 use super::{Datagram, Kind, NetError, Out, Protocol, Route, SocketId, Switch, UDP_QUEUE_SIZE, Udp};
+use crate::directory::any_like;
 use crate::packet::{MAX_DATAGRAM_SIZE, Packet};
 
 /// What a datagram takes of a queue beside its payload, so that empty ones fill it too.
@@ -17,13 +18,13 @@ impl Switch {
     }
 
     /// Binds a UDP socket to an address of its instance, or to any (`0.0.0.0`); port zero takes an ephemeral one.
-    pub fn udp_bind(&mut self, id: SocketId, addr: SocketAddrV4) -> Result<(), NetError> {
+    pub fn udp_bind(&mut self, id: SocketId, addr: SocketAddr) -> Result<(), NetError> {
         self.udp(id)?;
         self.bind(id, Protocol::Udp, addr)
     }
 
     /// Lets a UDP socket talk with one peer only, or with everybody again.
-    pub fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddrV4>) -> Result<(), NetError> {
+    pub fn udp_connect(&mut self, id: SocketId, peer: Option<SocketAddr>) -> Result<(), NetError> {
         self.udp(id)?.peer = peer;
         Ok(())
     }
@@ -32,7 +33,7 @@ impl Switch {
     ///
     /// A datagram for which the receiver has no room, or no socket, is lost without an error. One for which there is
     /// no room on its way to another cell is refused with [`NetError::WouldBlock`].
-    pub fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddrV4>, payload: Bytes) -> Result<(), NetError> {
+    pub fn udp_send(&mut self, id: SocketId, dst: Option<SocketAddr>, payload: Bytes) -> Result<(), NetError> {
         let udp = self.udp(id)?;
         let dst = dst.or(udp.peer).ok_or(NetError::InvalidState)?;
         let size = payload.len();
@@ -40,14 +41,14 @@ impl Switch {
             return Err(NetError::DatagramTooLong { size });
         }
         if self.socket(id)?.local.is_none() {
-            self.bind(id, Protocol::Udp, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+            self.bind(id, Protocol::Udp, SocketAddr::new(any_like(dst.ip()), 0))?;
         }
         let socket = self.socket(id)?;
         let owner = socket.owner;
         let bound = socket.local.ok_or(NetError::InvalidState)?;
-        match self.route(owner, *bound.ip(), dst)? {
+        match self.route(owner, bound.ip(), dst)? {
             Route::Local { instance, dst, src } => {
-                let src = SocketAddrV4::new(src, bound.port());
+                let src = SocketAddr::new(src, bound.port());
                 self.deliver_datagram(instance, dst, Datagram { src, payload });
             }
             Route::Remote { dst, src } => {
@@ -55,7 +56,7 @@ impl Switch {
                     return Err(NetError::WouldBlock);
                 }
                 self.udp(id)?.outgoing += size + DATAGRAM_OVERHEAD;
-                let src = SocketAddrV4::new(src, bound.port());
+                let src = SocketAddr::new(src, bound.port());
                 self.out.push_back(Out::Datagram(id, Packet::Udp { src, dst, payload }));
             }
         }
@@ -103,7 +104,7 @@ impl Switch {
     }
 
     /// Puts a datagram into the queue of its receiver; returns false where nobody holds the port.
-    pub(super) fn deliver_datagram(&mut self, instance: Ipv4Addr, dst: SocketAddrV4, datagram: Datagram) -> bool {
+    pub(super) fn deliver_datagram(&mut self, instance: Ipv4Addr, dst: SocketAddr, datagram: Datagram) -> bool {
         let Some(id) = self.holder(instance, Protocol::Udp, dst) else { return false };
         let Ok(udp) = self.udp(id) else { return false };
         if udp.peer.is_some_and(|peer| peer != datagram.src) {

@@ -5,7 +5,7 @@
 //! alone, by `libc`: `ioctl` for the device, route netlink for addresses, routes and counters.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// What a device is to be.
@@ -13,10 +13,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 pub struct Interface {
     /// Name that programs see: `eth0`.
     pub name: String,
-    /// Its address.
-    pub addr: Ipv4Addr,
-    /// Length of the network's prefix, in bits.
-    pub prefix: u8,
+    /// Its addresses, with the lengths of their networks' prefixes, in bits: at least one.
+    pub addrs: Vec<(IpAddr, u8)>,
     /// Largest packet, in bytes.
     pub mtu: u16,
 }
@@ -80,16 +78,74 @@ pub fn open_here(interface: &Interface) -> Result<Device, DeviceError> {
     if index == 0 {
         return Err(step("finding the device")(io::Error::last_os_error()));
     }
-    // What the kernel says over IPv6 by itself would be taken for packets of somebody else. Where there is no IPv6,
-    // or it was switched off by who made the namespace, there is nothing to be switched off.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", interface.name), "1");
+    let has_v6 = interface.addrs.iter().any(|(addr, _)| addr.is_ipv6());
+    prepare_v6(&interface.name, has_v6);
     set_up(&netlink, LOOPBACK, &[]).map_err(step("starting the loopback"))?;
     let attributes = [(libc::IFLA_MTU, u32::from(interface.mtu)), (libc::IFLA_TXQLEN, QUEUE)];
     set_up(&netlink, index, &attributes).map_err(step("starting the device"))?;
-    add_address(&netlink, index, interface).map_err(step("setting its address"))?;
-    add_route(&netlink, index).map_err(step("setting its route"))?;
+    let has_v4 = interface.addrs.iter().any(|(addr, _)| addr.is_ipv4());
+    for (addr, prefix) in &interface.addrs {
+        match add_address(&netlink, index, *addr, *prefix) {
+            // A kernel that was built without IPv6: where there is IPv4 beside it, that is what such a machine has.
+            Err(e) if addr.is_ipv6() && has_v4 && is_unknown_family(&e) => continue,
+            added => added.map_err(step("setting its address"))?,
+        }
+        add_route(&netlink, index, *addr).map_err(step("setting its route"))?;
+    }
     Ok(Device { tun, netlink })
 }
+
+/// Gives a device other addresses: those that it had and has no longer go, and so does what was sent from them.
+pub fn readdress(device: &Device, name: &str, before: &[(IpAddr, u8)], now: &[(IpAddr, u8)]) -> io::Result<()> {
+    let mut message = Message::new(libc::RTM_GETLINK, 0);
+    message.link(0, 0);
+    message.attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+    let answer = ask(&device.netlink, message)?;
+    // Of `struct ifinfomsg`: family, kind of device, index.
+    let index = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    let index = index.ok_or(io::ErrorKind::InvalidData)?;
+    let come = now.iter().filter(|addr| !before.contains(addr));
+    for (addr, prefix) in come {
+        add_address(&device.netlink, index, *addr, *prefix)?;
+    }
+    for (addr, prefix) in before.iter().filter(|addr| !now.contains(addr)) {
+        let mut message = Message::new(libc::RTM_DELADDR, libc::NLM_F_ACK);
+        message.0.extend_from_slice(&[family(*addr), *prefix, 0, 0]);
+        message.0.extend_from_slice(&index.to_ne_bytes());
+        message.attribute(libc::IFA_LOCAL, &octets(*addr));
+        ask(&device.netlink, message).map(drop)?;
+    }
+    // With the last address of a family its routes may have gone.
+    now.iter().try_for_each(|(addr, _)| add_route(&device.netlink, index, *addr))
+}
+
+/// Has the namespace speak IPv6 where the device has an address of it, and says nothing by itself: what the kernel would
+/// say of the link would be taken for packets of somebody else. Where these files are not, or cannot be written, who made
+/// the namespace has done it, or there is no IPv6, which setting an address then says.
+fn prepare_v6(name: &str, wanted: bool) {
+    let write = |of: &str, key: &str, value: &str| {
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{of}/{key}"), value);
+    };
+    if wanted {
+        // No address of the link itself, no looking for who else has ours, no asking for routers.
+        for (key, value) in V6_SETTINGS {
+            write(name, key, value);
+        }
+        write("lo", "disable_ipv6", "0");
+    } else {
+        write(name, "disable_ipv6", "1");
+    }
+}
+
+/// Settings of IPv6 on the device, by their names under `net.ipv6.conf`. Who may not write them here has whoever makes
+/// the namespace do it.
+pub const V6_SETTINGS: [(&str, &str); 5] = [
+    ("addr_gen_mode", "1"),
+    ("accept_ra", "0"),
+    ("accept_dad", "0"),
+    ("router_solicitations", "0"),
+    ("disable_ipv6", "0"),
+];
 
 /// Asks the namespace what a device has counted.
 pub fn counters(device: &Device, name: &str) -> io::Result<Counters> {
@@ -172,30 +228,52 @@ fn set_up(netlink: &OwnedFd, index: u32, attributes: &[(u16, u32)]) -> io::Resul
     ask(netlink, message).map(drop)
 }
 
-fn add_address(netlink: &OwnedFd, index: u32, interface: &Interface) -> io::Result<()> {
+fn add_address(netlink: &OwnedFd, index: u32, addr: IpAddr, prefix: u8) -> io::Result<()> {
     let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     let mut message = Message::new(libc::RTM_NEWADDR, flags);
-    // `struct ifaddrmsg`: family, prefix, flags, scope, index.
-    message.0.extend_from_slice(&[INET, interface.prefix, 0, 0]);
+    let octets = octets(addr);
+    // `struct ifaddrmsg`: family, prefix, flags, scope, index. An address of IPv6 is one at once: nobody else has it.
+    let at_once = if addr.is_ipv6() { IFA_F_NODAD } else { 0 };
+    message.0.extend_from_slice(&[family(addr), prefix, at_once, 0]);
     message.0.extend_from_slice(&index.to_ne_bytes());
-    message.attribute(libc::IFA_LOCAL, &interface.addr.octets());
-    message.attribute(libc::IFA_ADDRESS, &interface.addr.octets());
+    message.attribute(libc::IFA_LOCAL, &octets);
+    message.attribute(libc::IFA_ADDRESS, &octets);
     ask(netlink, message).map(drop)
 }
 
-fn add_route(netlink: &OwnedFd, index: u32) -> io::Result<()> {
+fn is_unknown_family(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+}
+
+/// Adds a route to everywhere, for the family of an address.
+fn add_route(netlink: &OwnedFd, index: u32, of: IpAddr) -> io::Result<()> {
     let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     let mut message = Message::new(libc::RTM_NEWROUTE, flags);
     // `struct rtmsg`: family, two lengths of prefixes, service, table, origin, scope, kind, flags.
     let (table, origin) = (libc::RT_TABLE_MAIN, libc::RTPROT_STATIC);
-    message.0.extend_from_slice(&[INET, 0, 0, 0, table, origin, libc::RT_SCOPE_LINK, libc::RTN_UNICAST]);
+    message.0.extend_from_slice(&[family(of), 0, 0, 0, table, origin, libc::RT_SCOPE_LINK, libc::RTN_UNICAST]);
     message.0.extend_from_slice(&0u32.to_ne_bytes());
     message.attribute(libc::RTA_OIF, &index.to_ne_bytes());
     ask(netlink, message).map(drop)
 }
 
-/// The family of IPv4, as messages hold it.
-const INET: u8 = 2;
+/// Returns the family of an address, as messages hold it.
+fn family(addr: IpAddr) -> u8 {
+    match addr {
+        IpAddr::V4(_) => 2,
+        IpAddr::V6(_) => 10,
+    }
+}
+
+fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    }
+}
+
+/// From `linux/if_addr.h`: no look for who else has the address.
+const IFA_F_NODAD: u8 = 0x02;
 
 /// Bytes of `struct nlmsghdr` and of `struct ifinfomsg`.
 const HEAD: usize = 16;

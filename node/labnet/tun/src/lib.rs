@@ -18,7 +18,7 @@ mod probe;
 mod report;
 mod sys;
 
-pub use device::{Counters, Device, DeviceError, Interface};
+pub use device::{Counters, Device, DeviceError, Interface, V6_SETTINGS};
 pub use namespace::{Namespace, OpenError};
 pub use network::{DEVICE_NAME, End, Network, Options, Outlets, now_ns};
 pub use probe::empty_waits;

@@ -15,7 +15,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use iptl_labnet::{
-    Away, Captured, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output, Wish, WishError,
+    Addrs, Away, Captured, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output, Wish, WishError,
+    prefix_of,
 };
 
 use crate::device::{self, Counters, Device};
@@ -283,7 +284,7 @@ impl Runner {
         let mut tokens = Vec::new();
         loop {
             let now = now_ns();
-            self.do_faults(now);
+            self.do_faults(now)?;
             self.engine.handle_timeout(now);
             self.hand_out();
             let now = now_ns();
@@ -339,11 +340,23 @@ impl Runner {
         }
     }
 
-    fn do_faults(&mut self, now_ns: u64) {
-        let Some((faults, start_ns)) = &mut self.faults else { return };
-        while let Some(happened) = faults.advance(*start_ns, now_ns, &mut self.engine) {
+    fn do_faults(&mut self, now_ns: u64) -> io::Result<()> {
+        while let Some((faults, start_ns)) = &mut self.faults
+            && let Some(happened) = faults.advance(*start_ns, now_ns, &mut self.engine)
+        {
+            for moved in &happened.moved {
+                let Some(port) = self.devices.get(&moved.node.index()) else { continue };
+                let with_prefixes = |addrs: Addrs| addrs.iter().map(|addr| (addr, prefix_of(addr))).collect::<Vec<_>>();
+                let (before, now) = (with_prefixes(moved.before), with_prefixes(moved.now));
+                match device::readdress(&port.device, DEVICE_NAME, &before, &now) {
+                    // Its namespace is gone, and the device with it.
+                    Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
+                    changed => changed?,
+                }
+            }
             (self.happened)(happened);
         }
+        Ok(())
     }
 
     fn attach(&mut self, node: NodeId, device: Device) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use iptl_labnet::{Access, Away, Engine, EngineConfig, LinkConfig, NodeId, RealmId, Topology};
+use iptl_labnet::{Access, Addrs, Away, Engine, EngineConfig, LinkConfig, NodeId, RealmId, Topology};
 use iptl_labnet_tun::{DEVICE_NAME, End, Interface, Namespace, Network, Options, Outlets, Report};
 
 pub(crate) const MS: u64 = 1_000_000;
@@ -55,8 +55,10 @@ impl World {
         let network = Network::start(engine, options, outlets).unwrap();
         let nodes = nodes.iter().map(|node| {
             let namespace = Namespace::empty().unwrap();
-            let addr = topology.addr(*node).unwrap();
-            let device = namespace.open(&interface(addr)).unwrap();
+            let addrs = topology.addrs(*node).unwrap();
+            let addr = addrs.v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let mtu = topology.mtu(*node).unwrap();
+            let device = namespace.open(&Interface { mtu, ..with_addrs(addrs) }).unwrap();
             network.attach(*node, device);
             (*node, namespace, addr)
         });
@@ -74,16 +76,23 @@ impl World {
     }
 
     pub(crate) fn udp(&self, node: usize) -> UdpSocket {
-        let (_, namespace, addr) = &self.nodes[node];
-        let socket = namespace.run(|| UdpSocket::bind((*addr, 0)).unwrap()).unwrap();
+        self.udp_at(node, self.nodes[node].2.into())
+    }
+
+    pub(crate) fn udp_at(&self, node: usize, addr: IpAddr) -> UdpSocket {
+        let socket = self.nodes[node].1.run(|| UdpSocket::bind((addr, 0)).unwrap()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
 
     /// Opens a connection between two nodes.
     pub(crate) fn tcp(&self, from: usize, to: usize) -> (TcpStream, TcpStream) {
-        let (_, namespace, addr) = &self.nodes[to];
-        let listener = namespace.run(|| TcpListener::bind((*addr, 0)).unwrap()).unwrap();
+        self.tcp_to(from, to, self.nodes[to].2.into())
+    }
+
+    /// Opens a connection between two nodes, to an address of the second.
+    pub(crate) fn tcp_to(&self, from: usize, to: usize, addr: IpAddr) -> (TcpStream, TcpStream) {
+        let listener = self.nodes[to].1.run(|| TcpListener::bind((addr, 0)).unwrap()).unwrap();
         let at = listener.local_addr().unwrap();
         let opened = self.nodes[from].1.run(|| TcpStream::connect_timeout(&at, PATIENCE).unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -124,7 +133,12 @@ impl World {
 pub(crate) const BREAKING: usize = 777;
 
 pub(crate) fn interface(addr: Ipv4Addr) -> Interface {
-    Interface { name: DEVICE_NAME.to_owned(), addr, prefix: 8, mtu: 1500 }
+    with_addrs(Addrs { v4: Some(addr), v6: None })
+}
+
+pub(crate) fn with_addrs(addrs: Addrs) -> Interface {
+    let addrs = addrs.iter().map(|addr| (addr, if addr.is_ipv4() { 8 } else { 96 })).collect();
+    Interface { name: DEVICE_NAME.to_owned(), addrs, mtu: 1500 }
 }
 
 /// Makes a topology of public nodes with these links up.

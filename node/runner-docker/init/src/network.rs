@@ -11,12 +11,16 @@ use crate::device::{self, Interface};
 use crate::protocol::{DEVICE_SOCKET_NAME, LAB_DIR};
 use crate::sys;
 
-/// Makes the device; returns the status to end with. The words are the token that the lablet knows this by, the name,
-/// the address, the length of its prefix and the largest packet.
+/// Makes the device; returns the status to end with. The words are the token that the lablet knows this by, the name, the
+/// largest packet and the addresses, each with the length of its prefix: `10.0.0.1/8`.
 pub(crate) fn make(words: &[String]) -> i32 {
-    let [token, name, addr, prefix, mtu] = words else { return 64 };
-    let (Ok(addr), Ok(prefix), Ok(mtu)) = (addr.parse(), prefix.parse(), mtu.parse()) else { return 64 };
-    let made = device::open_here(&Interface { name: name.clone(), addr, prefix, mtu });
+    let [token, name, mtu, addrs @ ..] = words else { return 64 };
+    let addr = |text: &String| {
+        let (addr, prefix) = text.split_once('/')?;
+        Some((addr.parse().ok()?, prefix.parse().ok()?))
+    };
+    let (Ok(mtu), Some(addrs)) = (mtu.parse(), addrs.iter().map(addr).collect()) else { return 64 };
+    let made = device::open_here(&Interface { name: name.clone(), addrs, mtu });
     let hand_over = || -> io::Result<()> {
         let stream = UnixStream::connect(format!("{LAB_DIR}/{DEVICE_SOCKET_NAME}"))?;
         match &made {

@@ -174,7 +174,7 @@ impl Cell {
 
     /// Writes faults that happened into the events of those whom they concern, and does to instances what is to be done.
     async fn follow_faults(self: Arc<Self>, mut happened: mpsc::UnboundedReceiver<Happened>) {
-        while let Some(Happened { due_ns, what, hit, act }) = happened.recv().await {
+        while let Some(Happened { due_ns, what, hit, act, .. }) = happened.recv().await {
             let (due_us, done_us) = (due_ns / 1_000, self.at_us());
             let mut line = Vec::new();
             CellFiles::fault_line(&mut line, done_us, what, due_us);
@@ -191,6 +191,7 @@ impl Cell {
                 match act {
                     Some(Act::Crash { restart_ns }) => instance.crash(Spell::of(restart_ns, due_us)),
                     Some(Act::Pause { for_ns }) => instance.pause(Spell::of(for_ns, due_us)),
+                    Some(Act::Clock { by_ms }) => instance.step_clock(by_ms),
                     None => {}
                 }
             }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use iptl_dag::model::{Exit, FaultKind, InstanceId, Resources, Usage};
 use iptl_labnet::Wish;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use wasmtime::component::ResourceTable;
 use wasmtime::{AsContextMut, Engine, Store};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{HostWallClock, WasiCtx, WasiCtxView, WasiView};
 
 use super::cell::{Cell, wall_ms};
 use super::engine::Code;
@@ -76,6 +76,8 @@ pub(crate) struct Instance {
     crash: watch::Sender<Option<Spell>>,
     /// Until when it is paused, and when that is due, in microseconds since the release.
     paused: watch::Sender<Option<(Instant, u64)>>,
+    /// By how many milliseconds its wall clock is ahead of the machine's.
+    ahead_ms: AtomicI64,
     ended: AtomicBool,
 }
 
@@ -95,6 +97,7 @@ impl Instance {
             sampled: Mutex::default(),
             crash: watch::Sender::new(None),
             paused: watch::Sender::new(None),
+            ahead_ms: AtomicI64::new(0),
             ended: AtomicBool::new(false),
         }
     }
@@ -113,6 +116,12 @@ impl Instance {
     pub(crate) fn pause(&self, still: Spell) {
         let until = (Instant::now() + still.time, still.over_us);
         self.paused.send_modify(|paused| *paused = Some(paused.map_or(until, |earlier| earlier.max(until))));
+    }
+
+    /// Makes its wall clock jump; the steps of several jumps add up.
+    pub(crate) fn step_clock(&self, by_ms: i64) {
+        let step = |ahead_ms: i64| Some(ahead_ms.saturating_add(by_ms));
+        let _always_some = self.ahead_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 
     /// Runs something that stands still while the instance is paused; tells when it goes on, and when that was due. What
@@ -226,15 +235,17 @@ fn store(cell: &Arc<Cell>, instance: &Arc<Instance>, spec: &InstanceSpec, engine
     let ordinal = cell.directory.ordinal(&instance.id).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
     let output = |stream| Output { cell: Arc::clone(cell), instance: Arc::clone(instance), stream };
     let mut wasi = WasiCtx::builder();
-    // Secure randomness and clocks stay the real ones in live runs; what std seeds its maps with follows the run.
-    wasi.stdout(output(OutputStream::Out))
+    // Secure randomness and clocks stay the real ones in live runs, but for faults; what std seeds its maps with follows
+    // the run.
+    wasi.wall_clock(WallClock(Arc::clone(instance)))
+        .stdout(output(OutputStream::Out))
         .stderr(output(OutputStream::Err))
         .insecure_random_seed(seed(cell.spec().seed, ordinal))
         .arg("plan");
     for arg in &spec.args {
         wasi.arg(arg);
     }
-    for (name, value) in environment(cell.spec(), spec, ordinal, cell.net.own_addr(instance.address)) {
+    for (name, value) in environment(cell.spec(), spec, ordinal, cell.net.own_addrs(instance.address)) {
         wasi.env(name, value);
     }
     let mut table = ResourceTable::new();
@@ -248,6 +259,23 @@ fn store(cell: &Arc<Cell>, instance: &Arc<Instance>, spec: &InstanceSpec, engine
     store.epoch_deadline_async_yield_and_update(1);
     store.as_context_mut().set_hostcall_fuel(HOSTCALL_FUEL);
     store
+}
+
+/// The wall clock of an instance: the machine's, with what faults have done to it.
+struct WallClock(Arc<Instance>);
+
+impl HostWallClock for WallClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn now(&self) -> Duration {
+        // A clock that shows a time before 1970 on the machine itself shows 1970.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let ahead_ms = self.0.ahead_ms.load(Ordering::Relaxed);
+        let step = Duration::from_millis(ahead_ms.unsigned_abs());
+        if ahead_ms < 0 { now.saturating_sub(step) } else { now.saturating_add(step) }
+    }
 }
 
 /// Returns the seed of what a guest may treat as random but must not treat as secret.

@@ -11,20 +11,20 @@ mod tcp;
 mod udp;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use iptl_dag::model::{InstanceId, NetworkUse};
 use iptl_labnet::{
-    Batch, Batching, CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError,
+    Addrs, Batch, Batching, CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError,
     SocketId, Sockets, Switch, Wish, WishError, clean, compile,
 };
 use iptl_runner::capture::{self, Captures};
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
 use tokio::sync::{Notify, mpsc};
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
-use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpSocketAddress, Network};
+use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpAddressFamily, IpSocketAddress, Network};
 use wasmtime_wasi::p2::{SocketError, SocketResult};
 
 use super::guest::{Guest, Instance};
@@ -162,9 +162,9 @@ impl Net {
         self.with(|sockets| sockets.add_instance(id));
     }
 
-    /// Returns the address that an instance has for itself.
-    pub(crate) fn own_addr(&self, address: Ipv4Addr) -> Ipv4Addr {
-        self.hub().sockets.own_addr(address)
+    /// Returns the addresses that an instance has for itself.
+    pub(crate) fn own_addrs(&self, address: Ipv4Addr) -> Addrs {
+        self.hub().sockets.own_addrs(address)
     }
 
     /// Takes an instance out that ended; returns the bytes that it sent and received, and what links did to its packets.
@@ -330,7 +330,6 @@ impl Hub {
 struct NetView<'a> {
     table: &'a mut ResourceTable,
     net: &'a Arc<Net>,
-    directory: &'a Directory,
     instance: &'a Arc<Instance>,
 }
 
@@ -341,12 +340,7 @@ impl HasData for HasNet {
 }
 
 fn view(guest: &mut Guest) -> NetView<'_> {
-    NetView {
-        table: &mut guest.table,
-        net: &guest.cell.net,
-        directory: &guest.cell.directory,
-        instance: &guest.instance,
-    }
+    NetView { table: &mut guest.table, net: &guest.cell.net, instance: &guest.instance }
 }
 
 /// Puts the lab's network into the place of the host's.
@@ -402,14 +396,14 @@ fn refuse(error: NetError) -> SocketError {
     code(&error).into()
 }
 
-/// Returns an address that the lab network can have: IPv4.
-fn v4(address: IpSocketAddress) -> SocketResult<SocketAddrV4> {
-    match SocketAddr::from(address) {
-        SocketAddr::V4(address) => Ok(address),
-        SocketAddr::V6(_) => Err(ErrorCode::InvalidArgument.into()),
+/// Returns an address that a socket of a family can have or send to: one of that family, which is no IPv4 in the clothes
+/// of IPv6, with no more to it than address and port.
+fn of(family: IpAddressFamily, address: IpSocketAddress) -> SocketResult<SocketAddr> {
+    match (family, SocketAddr::from(address)) {
+        (IpAddressFamily::Ipv4, address @ SocketAddr::V4(_)) => Ok(address),
+        (IpAddressFamily::Ipv6, SocketAddr::V6(address)) if address.ip().to_ipv4_mapped().is_none() => {
+            Ok((*address.ip(), address.port()).into())
+        }
+        (IpAddressFamily::Ipv4 | IpAddressFamily::Ipv6, _) => Err(ErrorCode::InvalidArgument.into()),
     }
-}
-
-fn wasi(address: SocketAddrV4) -> IpSocketAddress {
-    SocketAddr::V4(address).into()
 }

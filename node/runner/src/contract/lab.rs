@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use iptl_dag::model::{Exit, InstanceId};
+use iptl_dag::model::{Exit, FaultDone, InstanceId};
 use tokio::sync::mpsc;
 
 use super::instance;
@@ -48,6 +48,8 @@ pub struct Outcome {
     pub output: Vec<(InstanceId, OutputStream, String)>,
     /// Packets for other cells.
     pub packets: Vec<Vec<u8>>,
+    /// What was done to it on purpose.
+    pub faults: Vec<FaultDone>,
     over: bool,
 }
 
@@ -90,6 +92,16 @@ impl Lab {
         self.outcome
     }
 
+    /// Follows the cell until something is the case.
+    pub async fn until(&mut self, mut holds: impl FnMut(&Outcome) -> bool) {
+        let seen = async {
+            while !holds(&self.outcome) {
+                assert!(self.step().await, "the cell is over: {:?}", self.outcome);
+            }
+        };
+        tokio::time::timeout(PATIENCE, seen).await.expect("the cell hangs");
+    }
+
     /// Drops the control and follows the cell until it is over.
     pub async fn abandon(self) -> Outcome {
         let Lab { control, mut events, mut outcome, .. } = self;
@@ -120,7 +132,8 @@ impl Lab {
                 let before = self.outcome.ended.insert(id, ended);
                 assert!(before.is_none(), "an instance ended twice: {before:?}");
             }
-            CellEvent::Usage(_) | CellEvent::Fault(_) => {}
+            CellEvent::Usage(_) => {}
+            CellEvent::Fault(done) => self.outcome.faults.push(done),
             CellEvent::CellOver => self.outcome.over = true,
         }
         true

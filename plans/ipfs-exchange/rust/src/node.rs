@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,7 +84,7 @@ impl Node {
         let behaviour = Behaviour { identify, streams: Streams::default() };
         let mut swarm = iptl_stack::swarm(&key, behaviour, IDLE, patience)?;
         swarm
-            .listen_on(multiaddr(IpAddr::V4(own_address(env))))
+            .listen_on(multiaddr(own_address(env)))
             .map_err(|error| Error::Refused(format!("port {PORT}: {error}")))?;
         Ok(Node {
             swarm,

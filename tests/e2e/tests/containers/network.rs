@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use iptl_dag::model::{self, AccessClass, LinkModel, Network, NetworkModel, Node, Run};
+use iptl_dag::model::{self, AccessClass, IpModel, LinkModel, Network, NetworkModel, Node, Run};
 use iptl_dag::{Block, car, codec};
 use iptl_e2e::{Foreground, Home, Lab, Output, docker_is_required, repository, until};
 use iptl_labnet::{Access, Engine, EngineConfig, RealmId, Topology};
@@ -42,7 +42,7 @@ impl AnyLab for Home {
 }
 
 /// Builds the program of the Docker runner's tests.
-fn program() -> PathBuf {
+pub(super) fn program() -> PathBuf {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("programs");
     let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     let status = Command::new(env!("CARGO"))
@@ -154,6 +154,7 @@ fn took(lab: &dyn AnyLab, result: &str, what: &str) -> Vec<f64> {
 fn apart(delay_us: u64) -> NetworkModel {
     let class = AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu: 1500 };
     NetworkModel {
+        ip: IpModel::default(),
         regions: vec!["here".to_owned()],
         delays_us: vec![vec![delay_us]],
         access: BTreeMap::from([("line".to_owned(), class)]),
@@ -212,9 +213,9 @@ fn machines(count: u8, delay_ns: u64) -> (iptl_labnet_tun::Network, Vec<(Namespa
     };
     let engine = Engine::new(topology, EngineConfig::default());
     let network = iptl_labnet_tun::Network::start(engine, Options::default(), outlets).unwrap();
-    let machine = |(node, addr)| {
+    let machine = |(node, addr): (iptl_labnet::NodeId, Ipv4Addr)| {
         let namespace = Namespace::empty().unwrap();
-        let interface = Interface { name: DEVICE_NAME.to_owned(), addr, prefix: 16, mtu: 1500 };
+        let interface = Interface { name: DEVICE_NAME.to_owned(), addrs: vec![(addr.into(), 16)], mtu: 1500 };
         network.attach(node, namespace.open(&interface).unwrap());
         (namespace, addr)
     };

@@ -23,7 +23,7 @@ pub(crate) fn network(data: &[u8]) -> bool {
     let Ok(compiled) = typed(data, || compile(&model, &groups, 7)) else { return false };
     assert_eq!(compiled.nodes.len(), compiled.topology.len(), "every instance has a place");
     for node in compiled.nodes.values() {
-        assert!(compiled.topology.addr(*node).is_some());
+        assert!(compiled.topology.addrs(*node).is_some_and(|addrs| addrs.first().is_some()));
         assert!(usize::from(compiled.topology.region(*node).unwrap_or_default()) < compiled.topology.regions());
     }
     let mut engine = Engine::new(compiled.topology, EngineConfig::default());

@@ -79,7 +79,9 @@ fn main() -> ExitCode {
         "attack-init" => hostile::attack_init(),
         "answer" => network::answer(),
         "meet" => return meet(&args[1..]),
-        "reach" => return network::reach(&args[1], args[2].parse().unwrap()),
+        "reach" => return network::reach(&args[1], args[2].parse().unwrap(), false),
+        "reach-v6" => return network::reach(&args[1], args[2].parse().unwrap(), true),
+        "follow" => network::follow(&args[1]),
         "shaped" => network::shaped(&args[1]),
         "escape" => network::escape(&args[1..]),
         other => panic!("no behaviour {other}"),
@@ -112,7 +114,7 @@ fn meet(args: &[String]) -> ExitCode {
     if args[0] == "answer" {
         std::thread::spawn(network::answer);
     } else {
-        code = network::reach(&args[1], args[2].parse().unwrap());
+        code = network::reach(&args[1], args[2].parse().unwrap(), args[0] == "reach-v6");
     }
     lab.signal_and_wait("done", number("IPTL_TOTAL"));
     code

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -18,8 +18,13 @@ const TRIES: u32 = 40;
 
 /// Answers datagrams and connections with what they hold, for ever.
 pub(crate) fn answer() {
-    let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
-    let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+    // Both families at once, where there are both.
+    let bound = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT))
+        .and_then(|udp| Ok((udp, TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT))?)));
+    let (udp, tcp) = bound.unwrap_or_else(|_| {
+        let any = (Ipv4Addr::UNSPECIFIED, PORT);
+        (UdpSocket::bind(any).unwrap(), TcpListener::bind(any).unwrap())
+    });
     std::thread::spawn(move || {
         let mut bytes = [0; 2048];
         loop {
@@ -35,17 +40,18 @@ pub(crate) fn answer() {
 }
 
 /// Reaches another by name: looks it up, sends datagrams, echo requests and a stream, and says what they took.
-pub(crate) fn reach(name: &str, bytes: usize) -> ExitCode {
-    let addr = match (name, PORT).to_socket_addrs() {
-        Ok(mut addrs) => addrs.next().unwrap(),
-        Err(e) => {
-            println!("no {name}: {e}");
+pub(crate) fn reach(name: &str, bytes: usize, v6: bool) -> ExitCode {
+    let found = (name, PORT).to_socket_addrs().map(|mut addrs| addrs.find(|addr| addr.is_ipv6() == v6));
+    let addr = match found {
+        Ok(Some(addr)) => addr,
+        other => {
+            println!("no {name}: {other:?}");
             return ExitCode::FAILURE;
         }
     };
     println!("{name} is {}", addr.ip());
-    let SocketAddr::V4(addr) = addr else { return ExitCode::FAILURE };
-    let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let udp = UdpSocket::bind((any, 0)).unwrap();
     udp.connect(addr).unwrap();
     println!("from {}", udp.local_addr().unwrap().ip());
     udp.set_read_timeout(Some(TRY)).unwrap();
@@ -57,7 +63,7 @@ pub(crate) fn reach(name: &str, bytes: usize) -> ExitCode {
         return ExitCode::FAILURE;
     };
     println!("datagram {}", took.as_micros());
-    match echo(*addr.ip()) {
+    match echo(addr.ip()) {
         Some(took) => println!("echo {}", took.as_micros()),
         None => println!("no echo came back"),
     }
@@ -99,19 +105,66 @@ pub(crate) fn shaped(name: &str) {
     }
 }
 
+/// Looks another up by the file of names and by the server of names, until both say something else than at first, and
+/// tries all that it was called.
+pub(crate) fn follow(name: &str) {
+    let file = || {
+        let text = std::fs::read_to_string("/etc/hosts").unwrap();
+        let lines = text.lines().filter(|line| line.split_whitespace().skip(1).any(|word| word == name));
+        lines.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let server = || [1, 28].map(|kind| ask(name, kind).unwrap_or_default()).join(" ");
+    let first = (file(), server());
+    println!("file {}\nserver {}", first.0, first.1);
+    let now = loop {
+        let now = (file(), server());
+        if now.0 != first.0 && now.1 != first.1 {
+            break now;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    println!("file {}\nserver {}", now.0, now.1);
+    let connect = |addr: &str| TcpStream::connect_timeout(&(addr.parse::<IpAddr>().unwrap(), PORT).into(), TRY * 4);
+    for addr in now.1.split(' ') {
+        println!("{addr} {}", connect(addr).map_or_else(|e| e.to_string(), |_| "answers".to_owned()));
+    }
+    for addr in first.1.split(' ') {
+        println!("{addr} {}", connect(addr).map_or_else(|_| "is nobody's", |_| "answers"));
+    }
+}
+
+/// Asks the server of names that `/etc/resolv.conf` has for a record of one kind, and returns its address.
+fn ask(name: &str, kind: u8) -> Option<String> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap();
+    let server = text.lines().find_map(|line| line.strip_prefix("nameserver ")).unwrap().trim();
+    let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    udp.set_read_timeout(Some(TRY)).unwrap();
+    let mut query = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, u8::try_from(name.len()).unwrap()];
+    query.extend_from_slice(name.as_bytes());
+    query.extend([0, 0, kind, 0, 1]);
+    udp.send_to(&query, (server, 53)).unwrap();
+    let mut answer = [0; 512];
+    let size = udp.recv(&mut answer).ok()?;
+    let (record, data) = answer[query.len()..size].split_at_checked(12)?;
+    match record[11] {
+        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).to_string()),
+        _ => Some(Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).to_string()),
+    }
+}
+
 /// Tries to reach what is not of the lab, and says of each whether that worked.
 pub(crate) fn escape(addresses: &[String]) {
     for address in addresses {
-        let to: SocketAddrV4 = address.parse().unwrap();
-        let outcome = TcpStream::connect_timeout(&SocketAddr::V4(to), Duration::from_secs(5));
+        let to: SocketAddr = address.parse().unwrap();
+        let outcome = TcpStream::connect_timeout(&to, Duration::from_secs(5));
         println!("{address} {}", outcome.map_or_else(|e| format!("{:?}", e.kind()), |_| "reached".to_owned()));
     }
     println!("{:?}", ("example.org", 80).to_socket_addrs().map(|_| ()).is_err());
     for line in std::fs::read_to_string("/proc/net/dev").unwrap().lines().skip(2) {
         println!("device {}", line.split(':').next().unwrap().trim());
     }
-    let raw = socket(SOCK_RAW, 255);
-    println!("raw {}", if raw.is_some() { "open" } else { "refused" });
+    let raw = [AF_INET, AF_INET6].map(|family| socket(family, SOCK_RAW, 255));
+    println!("raw {}", if raw.iter().any(Option::is_some) { "open" } else { "refused" });
 }
 
 /// Does something until it works; returns how long the try that worked took.
@@ -127,9 +180,11 @@ fn again<T>(mut act: impl FnMut() -> std::io::Result<T>) -> Option<Duration> {
 }
 
 const AF_INET: c_int = 2;
+const AF_INET6: c_int = 10;
 const SOCK_DGRAM: c_int = 2;
 const SOCK_RAW: c_int = 3;
 const ICMP: c_int = 1;
+const ICMPV6: c_int = 58;
 
 unsafe extern "C" {
     #[link_name = "socket"]
@@ -137,32 +192,42 @@ unsafe extern "C" {
     fn connect(fd: c_int, address: *const c_void, size: u32) -> c_int;
 }
 
-fn socket(kind: c_int, protocol: c_int) -> Option<OwnedFd> {
+fn socket(family: c_int, kind: c_int, protocol: c_int) -> Option<OwnedFd> {
     // SAFETY: takes numbers alone; the descriptor is nobody else's.
     unsafe {
-        let fd = open_socket(AF_INET, kind, protocol);
+        let fd = open_socket(family, kind, protocol);
         (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
     }
 }
 
 /// Sends an echo request as `ping` does where it is nobody special.
-fn echo(addr: Ipv4Addr) -> Option<Duration> {
-    let fd = socket(SOCK_DGRAM, ICMP)?;
-    // Family, port, address, padding.
-    let mut to = [0u8; 16];
-    to[..2].copy_from_slice(&2u16.to_ne_bytes());
-    to[4..8].copy_from_slice(&addr.octets());
+fn echo(addr: IpAddr) -> Option<Duration> {
+    let (family, protocol, request) = if addr.is_ipv4() { (AF_INET, ICMP, 8) } else { (AF_INET6, ICMPV6, 128) };
+    let fd = socket(family, SOCK_DGRAM, protocol)?;
+    // Family, port, address, padding; over IPv6 family, port, flow, address, scope.
+    let mut to = [0u8; 28];
+    to[..2].copy_from_slice(&u16::try_from(family).unwrap().to_ne_bytes());
+    let size = match addr {
+        IpAddr::V4(addr) => {
+            to[4..8].copy_from_slice(&addr.octets());
+            16
+        }
+        IpAddr::V6(addr) => {
+            to[8..24].copy_from_slice(&addr.octets());
+            28
+        }
+    };
     // SAFETY: the address lives until the call is over, with its true size; the descriptor is ours.
     let socket = unsafe {
         use std::os::fd::AsRawFd;
-        if connect(fd.as_raw_fd(), to.as_ptr().cast(), 16) < 0 {
+        if connect(fd.as_raw_fd(), to.as_ptr().cast(), size) < 0 {
             return None;
         }
         UdpSocket::from(fd)
     };
     socket.set_read_timeout(Some(TRY)).unwrap();
     again(|| {
-        socket.send(&[8, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4])?;
+        socket.send(&[request, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4])?;
         socket.recv(&mut [0; 64])
     })
 }

@@ -20,7 +20,7 @@ use wasmtime_wasi_io::streams::{
 
 use super::wit::tcp::{Duration, Host, HostTcpSocket, ShutdownType};
 use super::wit::tcp_create_socket;
-use super::{Interest, Net, NetView, refuse, v4, wasi};
+use super::{Interest, Net, NetView, of, refuse};
 
 /// Connections that wait to be accepted where the guest has not said: Linux' own default.
 const DEFAULT_BACKLOG: u32 = 128;
@@ -32,6 +32,7 @@ const MAX_CHUNK: usize = 64 << 10;
 pub struct TcpSocket {
     net: Arc<Net>,
     id: SocketId,
+    family: IpAddressFamily,
     state: State,
     options: Options,
 }
@@ -212,13 +213,10 @@ impl NetView<'_> {
 
 impl tcp_create_socket::Host for NetView<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        match family {
-            IpAddressFamily::Ipv4 => {}
-            IpAddressFamily::Ipv6 => return Err(ErrorCode::NotSupported.into()),
-        }
         let me = self.instance.address;
         let id = self.net.open(self.instance, |sockets| sockets.tcp_socket(me)).map_err(refuse)?;
-        let socket = TcpSocket { net: Arc::clone(self.net), id, state: State::Unbound, options: Options::default() };
+        let (net, options) = (Arc::clone(self.net), Options::default());
+        let socket = TcpSocket { net, id, family, state: State::Unbound, options };
         Ok(self.table.push(socket)?)
     }
 }
@@ -232,8 +230,8 @@ impl HostTcpSocket for NetView<'_> {
         _: Resource<Network>,
         address: IpSocketAddress,
     ) -> SocketResult<()> {
-        let address = v4(address)?;
         let socket = self.table.get_mut(&socket)?;
+        let address = of(socket.family, address)?;
         if socket.state != State::Unbound {
             return Err(ErrorCode::InvalidState.into());
         }
@@ -257,8 +255,8 @@ impl HostTcpSocket for NetView<'_> {
         _: Resource<Network>,
         address: IpSocketAddress,
     ) -> SocketResult<()> {
-        let address = v4(address)?;
         let socket = self.table.get_mut(&socket)?;
+        let address = of(socket.family, address)?;
         if !matches!(socket.state, State::Unbound | State::Bound) {
             return Err(ErrorCode::InvalidState.into());
         }
@@ -314,7 +312,7 @@ impl HostTcpSocket for NetView<'_> {
         if listener.state != State::Listening {
             return Err(ErrorCode::InvalidState.into());
         }
-        let (id, options) = (listener.id, listener.options);
+        let (id, family, options) = (listener.id, listener.family, listener.options);
         let (me, limit) = (self.instance.address, self.instance.limits.sockets);
         let accepted = self.net.with(|sockets| {
             if sockets.is_readable(id) && sockets.stats(me).sockets >= limit {
@@ -323,7 +321,7 @@ impl HostTcpSocket for NetView<'_> {
             sockets.tcp_accept(id)
         });
         let (id, _) = accepted.map_err(refuse)?.ok_or(ErrorCode::WouldBlock)?;
-        let connection = TcpSocket { net: Arc::clone(self.net), id, state: State::Connected, options };
+        let connection = TcpSocket { net: Arc::clone(self.net), id, family, state: State::Connected, options };
         let connection = self.table.push(connection)?;
         let (input, output) = self.streams(&connection, id)?;
         Ok((connection, input, output))
@@ -332,20 +330,20 @@ impl HostTcpSocket for NetView<'_> {
     fn local_address(&mut self, socket: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
         let id = self.table.get(&socket)?.id;
         let local = self.net.with(|sockets| sockets.local_addr(id)).map_err(refuse)?;
-        Ok(wasi(local.ok_or(ErrorCode::InvalidState)?))
+        Ok(local.ok_or(ErrorCode::InvalidState)?.into())
     }
 
     fn remote_address(&mut self, socket: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
         let id = self.table.get(&socket)?.id;
-        Ok(wasi(self.net.with(|sockets| sockets.peer_addr(id)).map_err(refuse)?))
+        Ok(self.net.with(|sockets| sockets.peer_addr(id)).map_err(refuse)?.into())
     }
 
     fn is_listening(&mut self, socket: Resource<TcpSocket>) -> Result<bool> {
         Ok(self.table.get(&socket)?.state == State::Listening)
     }
 
-    fn address_family(&mut self, _: Resource<TcpSocket>) -> Result<IpAddressFamily> {
-        Ok(IpAddressFamily::Ipv4)
+    fn address_family(&mut self, socket: Resource<TcpSocket>) -> Result<IpAddressFamily> {
+        Ok(self.table.get(&socket)?.family)
     }
 
     fn set_listen_backlog_size(&mut self, socket: Resource<TcpSocket>, value: u64) -> SocketResult<()> {

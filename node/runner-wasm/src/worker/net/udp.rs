@@ -3,7 +3,7 @@
 #![expect(unreachable_pub, reason = "the generated bindings re-export the resources of this file")]
 
 use std::future::poll_fn;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,7 +18,7 @@ use super::wit::udp::{
     Host, HostIncomingDatagramStream, HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagram, OutgoingDatagram,
 };
 use super::wit::udp_create_socket;
-use super::{Interest, Net, NetView, refuse, v4, wasi};
+use super::{Interest, Net, NetView, of, refuse};
 
 /// Datagrams that move in one call.
 const MAX_BATCH: u64 = 64;
@@ -30,8 +30,9 @@ const HOP_LIMIT: u8 = 64;
 pub struct UdpSocket {
     net: Arc<Net>,
     id: SocketId,
+    family: IpAddressFamily,
     state: State,
-    remote: Option<SocketAddrV4>,
+    remote: Option<SocketAddr>,
     hop_limit: u8,
     receive_buffer: u64,
     send_buffer: u64,
@@ -48,14 +49,15 @@ enum State {
 pub struct Incoming {
     net: Arc<Net>,
     id: SocketId,
-    remote: Option<SocketAddrV4>,
+    remote: Option<SocketAddr>,
 }
 
 /// The sending half of a UDP socket.
 pub struct Outgoing {
     net: Arc<Net>,
     id: SocketId,
-    remote: Option<SocketAddrV4>,
+    family: IpAddressFamily,
+    remote: Option<SocketAddr>,
 }
 
 impl Drop for UdpSocket {
@@ -86,15 +88,12 @@ impl Pollable for Outgoing {
 
 impl udp_create_socket::Host for NetView<'_> {
     fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
-        match family {
-            IpAddressFamily::Ipv4 => {}
-            IpAddressFamily::Ipv6 => return Err(ErrorCode::NotSupported.into()),
-        }
         let me = self.instance.address;
         let id = self.net.open(self.instance, |sockets| sockets.udp_socket(me)).map_err(refuse)?;
         let socket = UdpSocket {
             net: Arc::clone(self.net),
             id,
+            family,
             state: State::Unbound,
             remote: None,
             hop_limit: HOP_LIMIT,
@@ -114,8 +113,8 @@ impl HostUdpSocket for NetView<'_> {
         _: Resource<Network>,
         address: IpSocketAddress,
     ) -> SocketResult<()> {
-        let address = v4(address)?;
         let socket = self.table.get_mut(&socket)?;
+        let address = of(socket.family, address)?;
         if socket.state != State::Unbound {
             return Err(ErrorCode::InvalidState.into());
         }
@@ -138,8 +137,9 @@ impl HostUdpSocket for NetView<'_> {
         socket: Resource<UdpSocket>,
         remote: Option<IpSocketAddress>,
     ) -> SocketResult<(Resource<Incoming>, Resource<Outgoing>)> {
-        let remote = remote.map(v4).transpose()?;
         let udp = self.table.get_mut(&socket)?;
+        let family = udp.family;
+        let remote = remote.map(|remote| of(family, remote)).transpose()?;
         if udp.state != State::Bound {
             return Err(ErrorCode::InvalidState.into());
         }
@@ -150,22 +150,22 @@ impl HostUdpSocket for NetView<'_> {
         udp.remote = remote;
         let (net, id) = (Arc::clone(self.net), udp.id);
         let incoming = self.table.push_child(Incoming { net: Arc::clone(&net), id, remote }, &socket)?;
-        let outgoing = self.table.push_child(Outgoing { net, id, remote }, &socket)?;
+        let outgoing = self.table.push_child(Outgoing { net, id, family, remote }, &socket)?;
         Ok((incoming, outgoing))
     }
 
     fn local_address(&mut self, socket: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
         let id = self.table.get(&socket)?.id;
         let local = self.net.with(|sockets| sockets.local_addr(id)).map_err(refuse)?;
-        Ok(wasi(local.ok_or(ErrorCode::InvalidState)?))
+        Ok(local.ok_or(ErrorCode::InvalidState)?.into())
     }
 
     fn remote_address(&mut self, socket: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
-        Ok(wasi(self.table.get(&socket)?.remote.ok_or(ErrorCode::InvalidState)?))
+        Ok(self.table.get(&socket)?.remote.ok_or(ErrorCode::InvalidState)?.into())
     }
 
-    fn address_family(&mut self, _: Resource<UdpSocket>) -> Result<IpAddressFamily> {
-        Ok(IpAddressFamily::Ipv4)
+    fn address_family(&mut self, socket: Resource<UdpSocket>) -> Result<IpAddressFamily> {
+        Ok(self.table.get(&socket)?.family)
     }
 
     fn unicast_hop_limit(&mut self, socket: Resource<UdpSocket>) -> SocketResult<u8> {
@@ -242,7 +242,7 @@ fn receive(
     while (datagrams.len() as u64) < max {
         let Some(datagram) = sockets.udp_recv(stream.id)? else { break };
         if stream.remote.is_none_or(|remote| remote == datagram.src) {
-            datagrams.push(IncomingDatagram { data: datagram.payload.into(), remote_address: wasi(datagram.src) });
+            datagrams.push(IncomingDatagram { data: datagram.payload.into(), remote_address: datagram.src.into() });
         }
     }
     Ok(())
@@ -258,7 +258,7 @@ impl HostOutgoingDatagramStream for NetView<'_> {
         let stream = self.table.get(&stream)?;
         let mut sent = 0;
         for datagram in datagrams {
-            let given = datagram.remote_address.map(v4).transpose()?;
+            let given = datagram.remote_address.map(|given| of(stream.family, given)).transpose()?;
             let destination = match (stream.remote, given) {
                 (Some(remote), Some(given)) if remote != given => Err(ErrorCode::InvalidArgument),
                 (Some(remote), _) => Ok(remote),

@@ -14,6 +14,9 @@ pub fn behave(what: &str, args: &[String]) {
     match what {
         "tcp-echo" => tcp_echo(),
         "udp-ring" => udp_ring(),
+        "v6" => v6(),
+        "moves" => moves(),
+        "clock" => clock(),
         "bulk" => bulk(args[0].parse().unwrap()),
         "names" => names(),
         "refused" => refused(),
@@ -158,6 +161,104 @@ fn udp_ring() {
     println!("three laps");
 }
 
+/// Instance 0 serves over IPv6; the others reach it by streams, datagrams and at an address that nobody has.
+fn v6() {
+    use std::net::{Ipv6Addr, ToSocketAddrs};
+    let (index, total) = (variable("IPTL_INDEX"), variable("IPTL_TOTAL"));
+    let own: Ipv6Addr = std::env::var("IPTL_ADDR6").unwrap().parse().unwrap();
+    let udp = UdpSocket::bind((own, PORT)).unwrap();
+    if index == 0 {
+        let listener = TcpListener::bind(("::", PORT)).unwrap();
+        // A port of one family is none of the other.
+        let _beside = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+        for _ in 1..total {
+            let (mut stream, peer) = listener.accept().unwrap();
+            assert_eq!(stream.local_addr().unwrap().ip(), own);
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            write!(stream, "{} from {}", text.to_uppercase(), peer.ip()).unwrap();
+        }
+        let mut buffer = vec![0; 65_536];
+        for _ in 1..total {
+            let (size, from) = udp.recv_from(&mut buffer).unwrap();
+            assert!(from.is_ipv6());
+            udp.send_to(&buffer[..size], from).unwrap();
+        }
+        println!("served");
+        return;
+    }
+    let to = ("g-0", PORT).to_socket_addrs().unwrap().find(SocketAddr::is_ipv6).unwrap();
+    let mut stream = loop {
+        match TcpStream::connect(to) {
+            Ok(stream) => break stream,
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => std::thread::sleep(Duration::from_millis(5)),
+            Err(e) => panic!("{e}"),
+        }
+    };
+    write!(stream, "hello").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, format!("HELLO from {own}"));
+    // Larger than any packet.
+    let sent = vec![7u8; 9_000];
+    udp.send_to(&sent, to).unwrap();
+    let mut buffer = vec![0; 65_536];
+    let (size, from) = udp.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..size], from), (&sent[..], to));
+    let nobody: SocketAddr = "[fd69:7074:6c00::a09:909]:9".parse().unwrap();
+    let error = TcpStream::connect(nobody).map(|_| ()).unwrap_err();
+    println!("{:?}", error.kind());
+}
+
+/// Says what the name of instance 0 leads to, until that is another address, and then reaches it there. Instance 0 answers.
+fn moves() {
+    use std::net::ToSocketAddrs;
+    if variable("IPTL_INDEX") == 0 {
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _gone = stream.write_all(b"hello");
+        }
+    }
+    let lookup = || ("g-0", PORT).to_socket_addrs().unwrap().next().unwrap();
+    let first = lookup();
+    println!("{}", first.ip());
+    let now = loop {
+        match lookup() {
+            same if same == first => std::thread::sleep(Duration::from_millis(5)),
+            other => break other,
+        }
+    };
+    println!("{}", now.ip());
+    let mut text = String::new();
+    TcpStream::connect(now).unwrap().read_to_string(&mut text).unwrap();
+    println!("{text}");
+    let dead = TcpStream::connect(first).map(|_| ()).unwrap_err();
+    println!("{:?}", dead.kind());
+}
+
+/// Waits until its wall clock has jumped, and says by how many minutes; what time has passed goes on as it does.
+fn clock() {
+    use std::time::SystemTime;
+    let (wall, began) = (SystemTime::now(), Instant::now());
+    for sign in [1i64, -1] {
+        loop {
+            let passed = began.elapsed();
+            let ahead = match SystemTime::now().duration_since(wall + passed) {
+                Ok(ahead) => ahead.as_secs() as i64,
+                Err(behind) => -(behind.duration().as_secs() as i64),
+            };
+            if ahead.signum() == sign && ahead.abs() > 60 {
+                println!("{}", (ahead + 30 * sign) / 60);
+                break;
+            }
+            assert!(passed < Duration::from_secs(60), "no jump");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 /// Instance 1 sends megabytes to instance 0.
 fn bulk(megabytes: usize) {
     if variable("IPTL_INDEX") == 0 {
@@ -189,9 +290,10 @@ fn bulk(megabytes: usize) {
 
 fn names() {
     use std::net::ToSocketAddrs;
-    let resolve = |name: &str| (name, 1).to_socket_addrs().map(|mut a| a.next().unwrap().ip().to_string()).ok();
     for name in ["g-0", "g-1", "1.g.lab", "localhost", "g-2", "example.com"] {
-        println!("{name} {}", resolve(name).as_deref().unwrap_or("-"));
+        let found = (name, 1).to_socket_addrs();
+        let found: Vec<String> = found.map(|all| all.map(|a| a.ip().to_string()).collect()).unwrap_or_default();
+        println!("{name} {}", if found.is_empty() { "-".to_owned() } else { found.join(" ") });
     }
 }
 
