@@ -15,6 +15,10 @@ const MAX_TOUCHED: usize = 100;
 /// engine that has its processor stays far below, and the shortest delays between hosts of a region are about as long.
 const MAX_LATE_NS: u64 = 1 << 20;
 
+/// Share of a processor, in a hundred, beyond which an engine has too little of it left to be in time: packets come in
+/// bursts, and an average of so much has times of all.
+const MAX_BUSY_PERCENT: u64 = 70;
+
 /// What the orchestrator adds to an outcome from its own knowledge.
 #[derive(Clone, Debug)]
 pub struct AttestationRecord {
@@ -91,6 +95,9 @@ fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> 
         kept.relayed = kept.relayed.max(cell.relayed);
         kept.overdue = kept.overdue.max(cell.overdue);
         kept.max_overdue_ns = kept.max_overdue_ns.max(cell.max_overdue_ns);
+        if let Some(busy) = cell.cpu_us.and_then(|cpu_us| cpu_us.saturating_mul(100).checked_div(cell.wall_us)) {
+            kept.busy_percent = kept.busy_percent.max(busy);
+        }
     }
     let ms = |ns: u64| format!("{:.1} ms", ns as f64 / 1e6);
     let mut distortions = Vec::new();
@@ -105,6 +112,13 @@ fn of_network(assembly: &Assembly, lablets: &[LabletRecord]) -> Vec<Distortion> 
         if kept.late_ns > MAX_LATE_NS {
             let (late, most) = (ms(kept.late_ns), ms(kept.max_late_ns));
             say(format!("1 % of the lab network's packets were about {late} late or more, {most} at worst"));
+        }
+        if kept.busy_percent > MAX_BUSY_PERCENT {
+            let (busy, most) = (kept.busy_percent, MAX_BUSY_PERCENT);
+            say(format!(
+                "the lab network took {busy} % of a processor, and cannot be counted on beyond {most} %: more was sent than \
+                 the machine carries"
+            ));
         }
         if kept.relayed > 0 {
             say(format!("{} packets from other lablets came over a relay, whose times are its own", kept.relayed));
@@ -130,6 +144,7 @@ struct Kept {
     relayed: u64,
     overdue: u64,
     max_overdue_ns: u64,
+    busy_percent: u64,
 }
 
 /// Says in which instances people executed commands: what these measured may be their doing.
