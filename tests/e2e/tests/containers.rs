@@ -22,6 +22,7 @@ macro_rules! engine {
     };
 }
 
+mod busy;
 mod network;
 mod random_deaths;
 mod restarts;
