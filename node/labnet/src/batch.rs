@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::directory::Directory;
+use crate::directory::{Directory, v4_of};
 use crate::engine::Away;
 use crate::packet::Packet;
 
@@ -163,7 +163,7 @@ impl Directory {
         match Away::target_of(packet) {
             // Nodes have the numbers of instances.
             Some(node) => self.addr(&self.at(node.index() as u64)?),
-            None => Packet::decode(packet).ok().map(|packet| *packet.dst().ip()),
+            None => v4_of(Packet::decode(packet).ok()?.dst().ip()),
         }
     }
 }

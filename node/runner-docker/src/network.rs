@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use bollard::models::ContainerCreateBody;
 use iptl_dag::model::{CellNetworkUse, Fault, InstanceId, LinkUse, NetworkUse};
 use iptl_labnet::{
-    Addrs, Away, Batching, Compiled, Engine, EngineConfig, Faults, LinkStats, Moved, NAMES, NodeId, PRIVATE_ADDR, Wish,
-    WishError, clean, compile, prefix_of,
+    Addrs, Away, Batching, Compiled, Directory, Engine, EngineConfig, Faults, LinkStats, Moved, NAMES, NodeId,
+    PRIVATE_ADDR, Wish, WishError, clean, compile, prefix_of,
 };
 use iptl_labnet_tun::{
     DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report, now_ns,
@@ -155,7 +155,8 @@ impl CellNetwork {
         for (id, node) in &nodes {
             engine.set_away(*node, !own.contains(id));
         }
-        engine.serve_names(Arc::new(directory.clone()), &OWN_NAMES);
+        let directory = Directory::new(&spec.groups).map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
+        engine.serve_names(Arc::new(directory), &OWN_NAMES);
         let (leaving, queue) = mpsc::channel(MAX_LEAVING);
         tokio::spawn(tell(queue, events.downgrade()));
         let crowded_out = Arc::new(AtomicU64::new(0));

@@ -69,15 +69,14 @@ fn written(facts: &[Fact], at: usize, from_snapshot: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A snapshot at the beginning links the last fact that it stands for.
     let mut head = from_snapshot.then(|| codec::cid_of(&at));
-    let mut seq = if from_snapshot { at as u64 } else { 0 };
-    for fact in before.iter().cloned().chain(parts).chain(after.iter().cloned()) {
+    let begin = if from_snapshot { at as u64 } else { 0 };
+    for (seq, fact) in (begin..).zip(before.iter().cloned().chain(parts).chain(after.iter().cloned())) {
         let body = Fact { seq, prev: head, ..fact };
         // Signatures are stubs here.
         let signed = Signed { signer: body.epoch.peer.clone(), body, signature: vec![0; 64] };
         let block = model::to_block(signed);
         log::append_record(&mut bytes, block.data());
         head = Some(*block.cid());
-        seq += 1;
     }
     bytes
 }

@@ -17,8 +17,8 @@ use std::task::{Context, Poll, Waker};
 
 use iptl_dag::model::{InstanceId, NetworkUse};
 use iptl_labnet::{
-    Addrs, Batch, Batching, CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits, NetError,
-    SocketId, Sockets, Switch, Wish, WishError, clean, compile,
+    Addrs, Batch, Batching, CompileError, Directory, EngineConfig, FaultError, Faults, Happened, Hosts, Limits,
+    NetError, SocketId, Sockets, Switch, Wish, WishError, clean, compile,
 };
 use iptl_runner::capture::{self, Captures};
 use iptl_runner::{CellEvent, CellSpec, InstanceSpec};
