@@ -3,6 +3,7 @@
 use iptl_dag::codec;
 use iptl_dag::model::{Assignment, ExecutionId, Exit, FactKind, GroupLoss, InstanceId, MaxLost, Run};
 use iptl_scheduler::{AssemblyOrder, Effect, Input, ReceiptSummary};
+use iptl_wire::control::Event;
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Grant, ReceiptsReady, ToOrchestrator};
 
 use crate::cores::{Bench, cell, failure, grants, order, peer, persisted, run};
@@ -86,6 +87,22 @@ fn a_lost_instance_is_granted_again_where_its_group_allows_it_and_only_there() {
     let of_a: Vec<InstanceId> = had.into_iter().filter(|i| i.group == "a").collect();
     assert_eq!(again, of_a);
     assert!(granted.iter().all(|g| g.attempt == 2 && g.lablet == peer(3)), "{granted:?}");
+}
+
+#[test]
+fn a_lablet_that_is_back_was_away_though_nobody_noticed_the_end_of_its_session() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(lossy(rerun(0)));
+    bench.wait(3_000);
+    let effects = bench.hello(2, 22, 9, 2, vec![]);
+    let said: Vec<&String> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Notify { execution, event: Event::Lablet { what, .. } } if *execution == id => Some(what),
+            _ => None,
+        })
+        .collect();
+    assert!(said.iter().any(|what| what.starts_with("back after ")), "{effects:?}");
 }
 
 #[test]

@@ -80,7 +80,9 @@ impl Orchestrator {
         let term = self.config.term.clone();
         self.effects.push_back(Effect::Welcome { to: from.clone(), session, heartbeat_ms, lease_ms, offers, term });
         self.recover(now, &from, &hello.cells, &hello.finished);
-        if let Some(away) = before.and_then(|l| l.away_since) {
+        // The end of a session may not have been noticed: a connection of a process that was killed can look alive.
+        let unnoticed = |l: &LabletState| died.then_some(l.heard_at);
+        if let Some(away) = before.and_then(|l| l.away_since.or_else(|| unnoticed(&l))) {
             self.note_absence(&from, now.since(away).as_millis() as u64);
         }
         if died {

@@ -359,6 +359,8 @@ impl Node {
                 }
                 self.server(ServerInput::Looked { turn, haves, blocks: found });
             }
+            // A node that fetches a lot at once wants more than is kept for it, and asks again.
+            ServerEffect::Excess { .. } => {}
             ServerEffect::Drop { peer, fault } => {
                 self.tell_dropped(&peer, &fault);
                 self.shut.insert(to_libp2p(&peer));
