@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes, BytesMut};
+use serde::Deserialize;
 
 use crate::codec::DecodeError;
 use crate::varint::MAX_CID_SIZE;
@@ -308,21 +309,22 @@ const NO_END: u64 = u64::MAX;
 
 const BAD_LENGTH: &str = "a length is not a number in its shortest form";
 
+/// What is read of a header. Anything else in it is passed over and not held: a value of a few bytes would take hundreds.
+#[derive(Deserialize)]
+struct Header {
+    version: Option<u64>,
+    roots: Option<Vec<Cid>>,
+}
+
 /// Reads the roots out of a header.
 fn roots(bytes: &[u8]) -> Result<Vec<Cid>, String> {
-    let value: Ipld = codec::decode(bytes).map_err(|e: DecodeError| e.to_string())?;
-    let Ipld::Map(mut map) = value else { return Err("it is no map".to_owned()) };
-    match map.get("version") {
-        Some(Ipld::Integer(1)) => {}
-        Some(Ipld::Integer(version)) => return Err(format!("its version is {version}")),
-        Some(_) | None => return Err("it has no version".to_owned()),
+    let header: Header = codec::decode(bytes).map_err(|e: DecodeError| e.to_string())?;
+    match header.version {
+        Some(1) => {}
+        Some(version) => return Err(format!("its version is {version}")),
+        None => return Err("it has no version".to_owned()),
     }
-    let Some(Ipld::List(roots)) = map.remove("roots") else { return Err("it has no list of roots".to_owned()) };
-    let root = |value| match value {
-        Ipld::Link(cid) => Ok(cid),
-        _ => Err("one of its roots is no link".to_owned()),
-    };
-    roots.into_iter().map(root).collect()
+    header.roots.ok_or_else(|| "it has no list of roots".to_owned())
 }
 
 /// Reads and checks the block of a section.
