@@ -371,6 +371,14 @@ impl CellSync {
         absent
     }
 
+    /// The same where so few are missing that all of them are named: it goes with what is said of the signals, since the
+    /// cell may be lost before anybody asks, and then decides whose signals will come again.
+    fn last_missing(&self, state: &str) -> Option<Absent> {
+        let signalled = self.states.get(state).map_or(0, |state| state.signalled.len());
+        let missing = self.by_id.len().saturating_sub(signalled);
+        (1..=MAX_NAMED_MISSING).contains(&missing).then(|| self.missing(state))
+    }
+
     /// Returns how many instances have ended, where all others wait at barriers and for nothing else: nothing will come
     /// of the cell before something comes to it.
     fn rest(&self) -> Option<u64> {
@@ -738,9 +746,14 @@ impl CellSync {
             room > 0
         };
         while let Some(name) = self.dirty.states.pop_first() {
-            let size = name.len();
+            let mut size = name.len();
             if let Some(state) = self.states.get(&name) {
-                up.signals.insert(name, state.given);
+                let given = state.given;
+                if let Some(absent) = self.last_missing(&name) {
+                    size += name.len() + size_of_names(&absent);
+                    up.absent.insert(name.clone(), absent);
+                }
+                up.signals.insert(name, given);
             }
             if !fits(size) {
                 return;
@@ -769,7 +782,7 @@ impl CellSync {
         }
         while let Some(name) = self.dirty.inquired.pop_first() {
             let absent = self.missing(&name);
-            let size: usize = absent.instances.iter().map(|id| id.group.len() + ITEM_OVERHEAD).sum();
+            let size = size_of_names(&absent);
             up.absent.insert(name, absent);
             if !fits(size) {
                 return;
@@ -873,4 +886,9 @@ impl Topic {
     fn is_wanted(&self) -> bool {
         !self.subscribers.is_empty() || self.received > 0
     }
+}
+
+/// What the names of missing instances take of a message, in bytes.
+fn size_of_names(absent: &Absent) -> usize {
+    absent.instances.iter().map(|id| id.group.len() + ITEM_OVERHEAD).sum()
 }

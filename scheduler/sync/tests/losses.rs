@@ -130,3 +130,36 @@ fn after_a_restart_of_the_orchestrator_lost_instances_are_still_missed() {
     world.settle();
     assert!(error(&world, 1, 1, 1).is_some());
 }
+
+/// A cell of four that waits for all eight, and one of four: the last of them has not signalled.
+fn all_but_one() -> World {
+    let mut world = World::new(&[4, 4]);
+    world.run.on_loss(BarrierLoss::Fail);
+    for (cell, index) in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)] {
+        world.call(cell, index, 1, signal_and_wait("all", 8));
+    }
+    world.settle();
+    world
+}
+
+#[test]
+fn who_ended_without_a_signal_is_not_stood_for_by_one_who_begins_anew() {
+    let mut world = all_but_one();
+    let again = [instance(1, 0), instance(1, 1)];
+    // The third had signalled when it was stopped, the last had not; neither begins anew.
+    world.run.lose_cell(&peer(1), &again, &[]);
+    world.settle();
+    assert_eq!(world.run.waiting()[0].count, 5, "nobody was asked who is missing");
+}
+
+#[test]
+fn who_is_lost_for_good_without_a_signal_is_not_stood_for_by_one_who_begins_anew() {
+    let mut world = all_but_one();
+    let again = [instance(1, 0), instance(1, 1)];
+    world.run.lose_cell(&peer(1), &again, &[instance(1, 2), instance(1, 3)]);
+    world.settle();
+    let state = &world.run.waiting()[0];
+    assert_eq!(state.count, 5);
+    let lost = state.missing.iter().find(|missing| missing.lost).expect("one is lost and missing");
+    assert_eq!(lost.absent.count, 1);
+}

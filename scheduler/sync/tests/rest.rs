@@ -161,7 +161,7 @@ fn cell_that_its_lablet_forgot_counts_as_ended_once_its_receipts_are_here() {
     assert_eq!(world.answers(0, 0, 1), []);
     world.run.receive(&peer(1), 1);
     look(&mut world, 4);
-    assert!(error(&world, 0, 0, 1).contains("of which 2 are possible: 1 instances ended without it"));
+    assert!(error(&world, 0, 0, 1).contains("of which 2 are possible: g1/1 ended without it"));
 }
 
 #[derive(Clone, Debug, PartialEq)]

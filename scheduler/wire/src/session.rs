@@ -543,7 +543,8 @@ pub struct SyncUp {
     pub published: Vec<Publication>,
     /// Topics that the cell's instances subscribe to, with the position of the last message received.
     pub subscribed: BTreeMap<String, u64>,
-    /// Answers to [`SyncDown::inquire`]: instances that have not signalled a state.
+    /// Instances that have not signalled a state: answers to [`SyncDown::inquire`], and unasked with the signals of a state
+    /// where few are missing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub absent: BTreeMap<String, Absent>,
     /// The cell is at rest: whoever of its instances has not ended waits at a barrier, and has no other answer to come.

@@ -1,10 +1,13 @@
 //! Cells that are lost.
 //!
 //! It is taken that each instance signals a state once. Of a cell that is lost, the signals of a state are first those
-//! of its instances that had finished, then of those that are lost for good; what is beyond was given by instances that
-//! begin anew, and will come again. What becomes of barriers is found where nobody is left to signal (`rest.rs`).
+//! of its instances that had finished, then of those that are lost for good, but for those of whom the cell said that they
+//! had not signalled it; what is beyond was given by instances that begin anew, and will come again. A cell says with its
+//! signals who is missing once few are: an instance may end, or be stopped for good, without having signalled, and what
+//! others gave who begin anew must not stand for it. What becomes of barriers is found where nobody is left to signal
+//! (`rest.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{BarrierLoss, InstanceId};
@@ -41,6 +44,32 @@ impl Lost {
     }
 }
 
+/// How many instances of a lost cell surely had not signalled a state, of those that had finished and of those that are lost
+/// for good.
+#[derive(Clone, Copy, Debug, Default)]
+struct Missing {
+    finished: u64,
+    for_good: u64,
+}
+
+impl Missing {
+    fn new(absent: Option<&Absent>, again: &BTreeSet<&InstanceId>, for_good: &BTreeSet<&InstanceId>) -> Missing {
+        let Some(absent) = absent else { return Missing::default() };
+        let mut missing = Missing::default();
+        for instance in &absent.instances {
+            if for_good.contains(instance) {
+                missing.for_good += 1;
+            } else if !again.contains(instance) {
+                missing.finished += 1;
+            }
+        }
+        // Not all are named where many are missing.
+        let others = absent.count.saturating_sub(again.len() as u64 + for_good.len() as u64);
+        missing.finished = missing.finished.max(others);
+        missing
+    }
+}
+
 impl RunSync {
     /// Says what becomes of barriers that cannot be reached any more; without this they are waited for.
     pub fn on_loss(&mut self, barriers: BarrierLoss) {
@@ -54,10 +83,13 @@ impl RunSync {
         let finished = cell.instances.saturating_sub(lost);
         let entry = self.lost.entry(lablet.clone()).or_default();
         entry.add(for_good.len() as u64, for_good);
+        let (anew, gone) = (again.iter().collect(), for_good.iter().collect());
         for (name, (given, _)) in cell.signals {
-            let rest = given.saturating_sub(finished);
-            let stays = if again.is_empty() { rest } else { rest.min(for_good.len() as u64) };
-            *entry.given.entry(name.clone()).or_default() += stays.min(for_good.len() as u64);
+            let missing = Missing::new(cell.absent.get(&name).map(|(absent, _)| absent), &anew, &gone);
+            let rest = given.saturating_sub(finished.saturating_sub(missing.finished));
+            let may_stay = (for_good.len() as u64).saturating_sub(missing.for_good);
+            let stays = if again.is_empty() { rest } else { rest.min(may_stay) };
+            *entry.given.entry(name.clone()).or_default() += stays.min(may_stay);
             if let Some(state) = self.states.get_mut(&name) {
                 state.count = state.count.saturating_sub(rest - stays);
             }

@@ -172,7 +172,7 @@ impl RunSync {
     /// Whether it is known of somebody that he will never signal a state.
     fn knows_of_gone(&self, name: &str) -> bool {
         let ended = |cell: &Cell| match cell.absent.get(name) {
-            Some((absent, _)) => absent.ended > 0,
+            Some((absent, _)) => absent.ended > 0 || (cell.is_over() && absent.count > 0),
             None => cell.is_over() && cell.given(name) < cell.instances,
         };
         self.lost.values().any(|lost| lost.count() > 0) || self.cells.values().any(ended)
