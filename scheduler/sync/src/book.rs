@@ -208,8 +208,8 @@ impl SyncBook {
         let instances = assignments.iter().map(|a| u64::from(a.count)).sum();
         // What came of the cell before is none of this one's.
         self.received.remove(lablet);
-        let held = self.lablets.entry(lablet.clone()).or_default();
-        *held = if attempt > 1 { instances } else { held.saturating_add(instances) };
+        // Who gets what another gave back before the start is granted all that it holds, what it had included.
+        self.lablets.insert(lablet.clone(), instances);
         self.attempt.insert(lablet.clone(), attempt);
         instances
     }

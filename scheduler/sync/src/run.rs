@@ -264,10 +264,10 @@ impl RunSync {
         self.names.get(lablet).cloned().unwrap_or_else(|| lablet.short())
     }
 
-    /// Adds a cell, or instances to one that there is.
+    /// A lablet holds a cell with so many instances in all: another than before where it was granted again before the start.
     pub fn add_cell(&mut self, lablet: PeerId, instances: u64) {
         let cell = self.cells.entry(lablet).or_insert_with(|| Cell { restored: true, ..Cell::default() });
-        cell.instances = cell.instances.saturating_add(instances);
+        cell.instances = instances;
     }
 
     /// Adds a cell that worked before under another orchestrator, which told nothing of it: it is asked for what it

@@ -8,6 +8,7 @@ use iptl_dag::model::{
     Resources, Run, WorkloadKind,
 };
 use iptl_sync::SyncBook;
+use iptl_wire::session::{BarrierAsk, SyncUp};
 
 use crate::world::{World, instance, peer, signal_and_wait};
 
@@ -109,4 +110,23 @@ fn a_log_that_is_read_again_gives_the_same_cells() {
     book.resume();
     assert!(book.sync().unwrap().is_recovering());
     assert_eq!(book.lablets().collect::<Vec<_>>(), [&peer(0)]);
+}
+
+#[test]
+fn a_cell_that_is_granted_more_before_the_start_holds_what_was_granted_last() {
+    let assignments = |groups: &[usize]| {
+        let one = |group: &usize| Assignment { group: format!("g{group}"), start: 0, count: 1, lablet: peer(1) };
+        groups.iter().map(one).collect()
+    };
+    let grant = |groups: &[usize]| FactKind::Granted { lablet: peer(1), assignments: assignments(groups), attempt: 1 };
+    let refused = FactKind::Refused { lablet: peer(0), reason: "its owner wants the machine back".to_owned() };
+    let facts = [granted(0), grant(&[1]), refused, grant(&[0, 1])];
+    let mut book = SyncBook::new(&run());
+    book.note(&facts, |_| true);
+    let signals = BTreeMap::from([("all".to_owned(), 1)]);
+    let barriers = vec![BarrierAsk { state: "all".to_owned(), target: 3 }];
+    let up = SyncUp { session: 1, number: 1, signals, barriers, ..SyncUp::default() };
+    let sync = book.sync_mut().unwrap();
+    sync.handle(&peer(1), up).unwrap();
+    assert_eq!(sync.waiting()[0].missing[0].absent.count, 1, "it holds two");
 }
