@@ -134,6 +134,9 @@ struct Cursor {
     seen: u64,
 }
 
+/// Ranges of numbers that are kept of a state while an orchestrator recovers: a lablet may say any number of them.
+const MAX_RANGES: usize = 4_096;
+
 #[derive(Debug, Default)]
 struct State {
     count: u64,
@@ -141,6 +144,9 @@ struct State {
     peak: u64,
     /// Last number that was given to a signal.
     last_number: u64,
+    /// While it is recovering: numbers that cells know, by the first of each range. After it: numbers before the last
+    /// that nobody was told, which go first.
+    ranges: BTreeMap<u64, u64>,
     waiting: BTreeMap<u64, BTreeSet<PeerId>>,
     /// Why barriers of it failed since it was signalled last: who comes to them later hears the same.
     failed: Option<Unreachable>,
@@ -549,11 +555,21 @@ impl RunSync {
         if count == 0 {
             return;
         }
-        let numbers =
-            SignalNumbers { state: name.to_owned(), from: *numbered + 1, count, number: state.last_number + 1 };
-        *numbered = *given;
-        state.last_number = state.last_number.saturating_add(count);
-        cell.news.numbers.push(numbers);
+        let mut left = count;
+        while left > 0 {
+            let (number, count) = match state.ranges.pop_first() {
+                Some((first, free)) if free > left => {
+                    state.ranges.insert(first + left, free - left);
+                    (first, left)
+                }
+                Some(range) => range,
+                None => (state.last_number + 1, left),
+            };
+            cell.news.numbers.push(SignalNumbers { state: name.to_owned(), from: *numbered + 1, count, number });
+            *numbered += count;
+            left -= count;
+            state.last_number = state.last_number.max((number + count).saturating_sub(1));
+        }
         self.mark_due(lablet);
     }
 
@@ -741,6 +757,12 @@ impl RunSync {
             *numbered = (*numbered).max(from + count - 1);
             let state = self.states.entry(state).or_default();
             state.last_number = state.last_number.max((number + count).saturating_sub(1));
+            if state.ranges.len() >= MAX_RANGES {
+                // Then all before the last count as known.
+                state.ranges = BTreeMap::from([(1, MAX_COUNT)]);
+            }
+            let known = state.ranges.entry(number).or_default();
+            *known = (*known).max(count);
         }
         cell.restored |= restore.last;
     }
@@ -751,6 +773,17 @@ impl RunSync {
             return;
         }
         self.recovering = false;
+        // What a lost cell was told is not known: then nothing is given out that somebody may have had.
+        let all_are_known = self.lost.is_empty();
+        for state in self.states.values_mut() {
+            let mut next = 1;
+            for (first, count) in std::mem::take(&mut state.ranges) {
+                if all_are_known && first > next {
+                    state.ranges.insert(next, first - next);
+                }
+                next = next.max(first.saturating_add(count));
+            }
+        }
         for topic in self.topics.values_mut() {
             topic.log.sort_by_key(|logged| logged.position);
             topic.log.dedup_by_key(|logged| logged.position);

@@ -5,7 +5,7 @@ use iptl_sync::{
     SyncError, SyncOp, UpError,
 };
 use iptl_wire::frame;
-use iptl_wire::session::{BarrierAsk, MAX_MESSAGE_SIZE, Publication, Restore, SyncUp};
+use iptl_wire::session::{BarrierAsk, MAX_MESSAGE_SIZE, Publication, Restore, SignalNumbers, SyncUp};
 
 use crate::world::{World, barrier, instance, peer, publish, signal, signal_and_wait, subscribe};
 
@@ -281,6 +281,23 @@ fn what_is_published_while_a_lab_recovers_is_bounded() {
         refused += down.positions.iter().filter(|(_, position)| *position == 0).count();
     }
     assert!(refused >= 10, "{refused} were refused");
+}
+
+#[test]
+fn numbers_that_died_with_the_orchestrator_before_anybody_was_told_are_given_out_after_it() {
+    let mut run = RunSync::recovering([(peer(0), 2), (peer(1), 3)]);
+    // The first cell was told 3 and 4; who had 1 and 2, and who would have had 5, was not told.
+    let told = SignalNumbers { state: "ready".into(), from: 1, count: 2, number: 3 };
+    for (n, numbers, given) in [(0, vec![told], 2), (1, vec![], 3)] {
+        let restore = Some(Restore { numbers, last: true });
+        let signals = [("ready".to_owned(), given)].into();
+        run.handle(&peer(n), SyncUp { session: 1, number: 1, restore, signals, ..SyncUp::default() }).unwrap();
+    }
+    let mut given = Vec::new();
+    while let Some((lablet, down)) = run.poll_down() {
+        given.extend(down.numbers.into_iter().map(|n| (lablet.clone(), n.from, n.count, n.number)));
+    }
+    assert_eq!(given, [(peer(1), 1, 2, 1), (peer(1), 3, 1, 5)]);
 }
 
 #[test]
