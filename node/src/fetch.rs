@@ -2,15 +2,17 @@
 //!
 //! A DAG is fetched level by level. What the store has is read there; what is missing is asked for in batches, several
 //! in flight over all providers that are good for it: by iroh-blobs what is under BLAKE3, by Bitswap the rest, and what
-//! no provider that speaks iroh-blobs has. Every block is checked by the transfer protocol before it is seen here. A provider that lies is dropped and named; one that lacks a block is not asked for that block again; a
-//! fetch that was cut goes on where it stopped, since what arrived stays in the store.
+//! no provider that speaks iroh-blobs has. Every block is checked by the transfer protocol before it is seen here. A
+//! provider that lies is dropped and named; one that lacks a block is not asked for that block again; a fetch that was cut
+//! goes on where it stopped, since what arrived stays in the store.
 
 mod batch;
 mod pool;
+mod seen;
 mod share;
 mod trade;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,6 +31,7 @@ use crate::traffic::Traffic;
 pub use batch::Patience;
 use batch::{BatchDone, BatchEnd, run_batch};
 use pool::Pool;
+use seen::Seen;
 use share::{Batch, Share, Whom};
 use trade::Trade;
 
@@ -211,7 +214,8 @@ impl Fetcher {
         };
         // What the root says of the whole, for whoever waits.
         let size = AtomicU64::new(0);
-        let mut seen = HashSet::from([wanted.root]);
+        let mut seen = Seen::default();
+        seen.insert(&wanted.root);
         let mut level = vec![wanted.root];
         let too_large = || FetchError::TooLarge { root: wanted.root, limits: self.limits };
         for _ in 0..=self.limits.depth {
@@ -229,11 +233,11 @@ impl Fetcher {
                 }
                 let links = walk::links(block.cid(), block.data())
                     .map_err(|e| FetchError::Damaged { cid: *block.cid(), reason: e.to_string() })?;
-                next.extend(links.into_iter().filter(|cid| seen.insert(*cid)));
+                next.extend(links.into_iter().filter(|cid| seen.insert(cid)));
                 let is_within = seen.len() as u64 <= self.limits.blocks && report.bytes <= self.limits.bytes;
                 if is_within { Ok(()) } else { Err(too_large()) }
             };
-            let missing = self.visit_present(&level, &mut report, &mut visit).await?;
+            let missing = self.visit_present(level, &mut report, &mut visit).await?;
             let parties = Parties { pool: &mut pool, trade: &mut trade, share: &mut share, size: &size };
             self.fetch_missing(wanted, missing, parties, &mut report, &mut visit, &mut progress).await?;
             if next.is_empty() {
@@ -246,26 +250,32 @@ impl Fetcher {
         Err(too_large())
     }
 
-    /// Visits the blocks of a level that are here and returns the others.
+    /// Visits the blocks of a level that are here and returns the others, which stay where they are: there may be
+    /// millions.
     async fn visit_present(
         &self,
-        level: &[Cid],
+        mut level: Vec<Cid>,
         report: &mut FetchReport,
         visit: &mut (dyn FnMut(&Block, &mut FetchReport) -> Result<(), FetchError> + Send),
     ) -> Result<Vec<Cid>, FetchError> {
-        let mut missing = Vec::new();
-        for part in level.chunks(NODES_PER_BATCH) {
-            let hashes: Vec<_> = part.iter().map(|cid| *cid.hash()).collect();
+        let mut missing = 0;
+        for begin in (0..level.len()).step_by(NODES_PER_BATCH) {
+            let part = begin..level.len().min(begin + NODES_PER_BATCH);
+            let hashes: Vec<_> = level[part.clone()].iter().map(|cid| *cid.hash()).collect();
             let present = self.store.has(&hashes).await?;
-            for (cid, here) in part.iter().zip(present) {
-                let block = if here { iptl_artifacts::read_block(&*self.store, cid).await? } else { inline(cid) };
-                match block {
-                    Some(block) => visit(&block, report)?,
-                    None => missing.push(*cid),
+            for (position, here) in part.zip(present) {
+                let cid = level[position];
+                let block = if here { iptl_artifacts::read_block(&*self.store, &cid).await? } else { inline(&cid) };
+                if let Some(block) = block {
+                    visit(&block, report)?;
+                } else {
+                    level[missing] = cid;
+                    missing += 1;
                 }
             }
         }
-        Ok(missing)
+        level.truncate(missing);
+        Ok(level)
     }
 
     /// Fetches the missing blocks of a level.
@@ -538,21 +548,20 @@ fn inline(cid: &Cid) -> Option<Block> {
 }
 
 /// Parts blocks that iroh-blobs can move from those that only Bitswap can.
-fn by_protocol(missing: Vec<Cid>, has_bitswap: bool) -> Result<(Vec<Cid>, Vec<Cid>), FetchError> {
-    let (blake3, others): (Vec<Cid>, Vec<Cid>) =
-        missing.into_iter().partition(|cid| block::blake3_digest(cid).is_some());
+fn by_protocol(mut missing: Vec<Cid>, has_bitswap: bool) -> Result<(Vec<Cid>, Vec<Cid>), FetchError> {
+    let others: Vec<Cid> = missing.extract_if(.., |cid| block::blake3_digest(cid).is_none()).collect();
     let is_fetchable = |cid: &Cid| has_bitswap && block::digest(cid.hash().code(), &[]).is_some();
     match others.iter().find(|cid| !is_fetchable(cid)) {
         Some(cid) => Err(FetchError::NotFetchable { cid: *cid, code: cid.hash().code() }),
-        None => Ok((blake3, others)),
+        None => Ok((missing, others)),
     }
 }
 
 /// Cuts the missing blocks of a level into requests.
-fn batches(missing: Vec<Cid>, share: &Share) -> Vec<Batch> {
-    let (leaves, nodes): (Vec<Cid>, Vec<Cid>) = missing.into_iter().partition(|cid| Codec::of(cid) == Some(Codec::Raw));
+fn batches(mut missing: Vec<Cid>, share: &Share) -> Vec<Batch> {
+    let nodes: Vec<Cid> = missing.extract_if(.., |cid| Codec::of(cid) != Some(Codec::Raw)).collect();
     // Nodes are few, and all need them at once.
     let whom = if share.is_shared() { Whom::Origins } else { Whom::Anyone };
     let nodes = nodes.chunks(NODES_PER_BATCH).map(|part| Batch::of(part.to_vec(), whom.clone()));
-    nodes.chain(share.split(leaves, LEAVES_PER_BATCH)).collect()
+    nodes.chain(share.split(missing, LEAVES_PER_BATCH)).collect()
 }

@@ -68,6 +68,19 @@ fn definition() -> clap::Command {
     Cli::command()
 }
 
+/// Has the allocator of the C library keep as many pools of memory as there are processors, and not eight times as many:
+/// blocks that many threads take and give back in turn leave each pool as large as it ever was.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "a setting of the C library")]
+fn limit_arenas() {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // SAFETY: takes numbers, before there is any other thread. Where it is refused, more memory is used.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, processors.try_into().unwrap_or(libc::c_int::MAX)) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn limit_arenas() {}
+
 fn main() -> ExitCode {
     // Two providers are in the tree: without a choice, the first TLS configuration panics.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -75,6 +88,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == node::WORKER) {
         return node::worker();
     }
+    limit_arenas();
     let cli = Cli::parse();
     let ctx = Context::new(cli.home, cli.quiet, cli.json, cli.color, cli.no_progress);
     start_logging(cli.verbose, matches!(cli.command, Some(commands::Command::Up(_))));

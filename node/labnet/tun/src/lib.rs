@@ -5,10 +5,12 @@
 //! of `iptl-labnet` decide what becomes of them, and writes them into others. Nothing else is connected to a device, so
 //! no packet leaves the lab, and none comes in.
 //!
-//! `device.rs` makes devices, `namespace.rs` enters namespaces, `network.rs` is the thread, `report.rs` what it says
-//! that the network did, `probe.rs` how exact the machine is by itself, `sys.rs` what it asks of the system. Linux alone has such devices; on other systems containers
-//! run in a Linux machine of their own. Start reading at [`Network`].
+//! `device.rs` makes devices, `namespace.rs` enters namespaces, `network.rs` is the thread, `alarm.rs` how long it may
+//! sleep, `report.rs` what it says that the network did, `probe.rs` how exact the machine is by itself, `sys.rs` what it
+//! asks of the system. Linux alone has such devices; on other systems containers run in a Linux machine of their own.
+//! Start reading at [`Network`].
 
+mod alarm;
 #[allow(unsafe_code, reason = "requests to devices and netlink are pointers; each place says why it is sound")]
 #[allow(unreachable_pub, reason = "the file belongs to two crates")]
 mod device;

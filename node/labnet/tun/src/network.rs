@@ -19,6 +19,7 @@ use iptl_labnet::{
     prefix_of,
 };
 
+use crate::alarm::Alarm;
 use crate::device::{self, Counters, Device};
 use crate::report::{LabReport, NodeReport, Report};
 use crate::sys::{self, Epoll};
@@ -144,6 +145,7 @@ impl Network {
         let mut runner = Runner {
             engine,
             epoll,
+            alarm: Alarm::default(),
             queue,
             woken,
             bell: Arc::clone(&bell),
@@ -256,6 +258,7 @@ struct Port {
 struct Runner {
     engine: Engine,
     epoll: Epoll,
+    alarm: Alarm,
     queue: mpsc::Receiver<Order>,
     woken: PipeReader,
     bell: Arc<Bell>,
@@ -292,9 +295,8 @@ impl Runner {
             let fault =
                 self.faults.as_ref().and_then(|(faults, start)| Some(start.saturating_add(faults.poll_timeout()?)));
             let due_ns = self.engine.poll_timeout().into_iter().chain(fault).min();
-            let timeout_ns = due_ns.map(|at_ns| at_ns.saturating_sub(now));
             tokens.clear();
-            self.epoll.wait(timeout_ns, &mut tokens)?;
+            self.epoll.wait(self.alarm.sleep_ns(now, due_ns), &mut tokens)?;
             for token in tokens.drain(..) {
                 if token == WAKE {
                     if self.take_orders()? {
