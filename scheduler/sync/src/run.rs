@@ -282,7 +282,13 @@ impl RunSync {
         self.add_cell(lablet.clone(), instances);
         if let Some(cell) = self.cells.get_mut(&lablet) {
             cell.restored = false;
-            self.recovering = true;
+        }
+        if !std::mem::replace(&mut self.recovering, true) {
+            // All numbers that are not free were given out, here or before.
+            for state in self.states.values_mut() {
+                let free = std::mem::take(&mut state.ranges);
+                state.ranges = gaps(&free, state.last_number);
+            }
         }
     }
 
@@ -776,12 +782,9 @@ impl RunSync {
         // What a lost cell was told is not known: then nothing is given out that somebody may have had.
         let all_are_known = self.lost.is_empty();
         for state in self.states.values_mut() {
-            let mut next = 1;
-            for (first, count) in std::mem::take(&mut state.ranges) {
-                if all_are_known && first > next {
-                    state.ranges.insert(next, first - next);
-                }
-                next = next.max(first.saturating_add(count));
+            let known = std::mem::take(&mut state.ranges);
+            if all_are_known {
+                state.ranges = gaps(&known, state.last_number);
             }
         }
         for topic in self.topics.values_mut() {
@@ -943,6 +946,19 @@ fn next_messages(cell: &mut Cell, topics: &BTreeMap<String, Topic>) -> Vec<Topic
         }
     }
     messages
+}
+
+/// Returns the ranges up to a number that lie between others, each by its first number with its count.
+fn gaps(ranges: &BTreeMap<u64, u64>, last: u64) -> BTreeMap<u64, u64> {
+    let mut gaps = BTreeMap::new();
+    let mut next = 1;
+    for (first, count) in ranges.iter().map(|(first, count)| (*first, *count)).chain([(last.saturating_add(1), 0)]) {
+        if first > next {
+            gaps.insert(next, first - next);
+        }
+        next = next.max(first.saturating_add(count));
+    }
+    gaps
 }
 
 fn check_name(name: &str) -> Result<(), UpError> {

@@ -301,6 +301,25 @@ fn numbers_that_died_with_the_orchestrator_before_anybody_was_told_are_given_out
 }
 
 #[test]
+fn a_cell_that_turns_up_after_a_takeover_frees_no_number_that_was_given_meanwhile() {
+    let up = |number, signals: u64, restore| {
+        let signals = [("ready".to_owned(), signals)].into();
+        SyncUp { session: 1, number, restore, signals, ..SyncUp::default() }
+    };
+    let mut run = RunSync::recovering([(peer(0), 2)]);
+    run.handle(&peer(0), up(1, 2, Some(Restore { numbers: Vec::new(), last: true }))).unwrap();
+    // The one before had granted another cell, and told it of its number.
+    run.recover_cell(peer(1), 2);
+    let told = SignalNumbers { state: "ready".into(), from: 1, count: 1, number: 3 };
+    run.handle(&peer(1), up(1, 2, Some(Restore { numbers: vec![told], last: true }))).unwrap();
+    let mut given = Vec::new();
+    while let Some((lablet, down)) = run.poll_down() {
+        given.extend(down.numbers.into_iter().map(|n| (lablet.clone(), n.from, n.count, n.number)));
+    }
+    assert_eq!(given, [(peer(0), 1, 2, 1), (peer(1), 2, 1, 4)]);
+}
+
+#[test]
 fn a_cell_that_is_forgotten_holds_recovery_up_until_it_is_given_up() {
     let mut world = World::new(&[1, 1]);
     for cell in [0, 1] {
