@@ -201,8 +201,16 @@ pub fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
-/// Says that the test which calls it is not run here, where nobody keeps it for a test that failed.
+/// Says that the test which calls it is not run here, where nobody keeps it for a test that failed. Fails it where `CI` is
+/// set: there all tests are run, and one that was not has shown nothing.
+#[track_caller]
 pub fn not_run(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "this test cannot be run, and CI is set: {why}");
+    left_out(why);
+}
+
+/// Says that the test which calls it needs something that nobody has to have, and is not run, also where `CI` is set.
+pub fn left_out(why: &str) {
     use std::io::Write as _;
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let _closed = writeln!(std::io::stderr(), "NOT RUN: {test}: {why}");
@@ -351,8 +359,8 @@ pub fn stop(dir: &Path) {
     }
 }
 
-/// Ends a process that a test has started, and returns when it is gone.
-fn kill(pid: u32) {
+/// Ends a process of the program at once, and returns when it is gone; one that has ended meanwhile is gone already.
+pub fn kill(pid: u32) {
     let is_node = std::fs::read(format!("/proc/{pid}/cmdline"))
         .is_ok_and(|line| line.split(|b| *b == 0).next().is_some_and(|p| p.ends_with(b"iptl")));
     if !is_node {
@@ -453,5 +461,29 @@ impl Drop for Foreground {
         // Where it has ended by itself there is nothing to kill.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the child process of the test below is a test that cannot be run.
+    const CANNOT_BE_RUN: &str = "IPTL_TEST_CANNOT_BE_RUN";
+
+    #[test]
+    fn a_test_that_cannot_be_run_passes_on_a_laptop_and_fails_where_ci_is_set() {
+        if std::env::var_os(CANNOT_BE_RUN).is_some() {
+            return not_run("nobody has that");
+        }
+        let tried = |command: &mut Command| {
+            let name = "tests::a_test_that_cannot_be_run_passes_on_a_laptop_and_fails_where_ci_is_set";
+            run(command.args(["--exact", name]).env(CANNOT_BE_RUN, "1"))
+        };
+        let exe = std::env::current_exe().expect("a test is a program");
+        let laptop = tried(Command::new(&exe).env_remove("CI")).exits(0);
+        assert!(laptop.stderr.contains("NOT RUN"), "{laptop:?}");
+        let ci = tried(Command::new(&exe).env("CI", "true"));
+        assert!(ci.code != 0 && ci.stdout.contains("nobody has that"), "{ci:?}");
     }
 }

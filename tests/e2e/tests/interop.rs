@@ -7,7 +7,7 @@ use std::process::Command;
 
 use iptl_e2e::beside::Beside;
 use iptl_e2e::witness::{Witness, assert_same_tree, ipfs_car};
-use iptl_e2e::{Foreground, Home, Lab, Node, Output, noise, not_run, repository, run};
+use iptl_e2e::{Foreground, Home, Lab, Node, Output, left_out, noise, repository, run};
 use serde_json::Value;
 
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
@@ -246,7 +246,7 @@ impl Kubo {
 #[test]
 fn kubo_gets_lists_pins_and_exports_a_result_and_a_tree_under_sha2_by_tcp_and_quic() {
     let Some(program) = std::env::var_os("IPTL_KUBO") else {
-        return not_run("IPTL_KUBO names no `ipfs` program");
+        return left_out("IPTL_KUBO names no `ipfs` program");
     };
     let lab = Lab::start(1);
     let ping = repository().join("plans/ping").display().to_string();
