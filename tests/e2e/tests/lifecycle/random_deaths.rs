@@ -2,12 +2,15 @@
 //!
 //! What must hold is read from the result, and from what each lablet wrote down when it started instances, which no
 //! death takes back: nothing is started twice, and only those whose lablet or worker died have not ended well.
+//!
+//! A failure names its seed. With `IPTL_SEED`, a number as it is named there, these tests and those of containers draw from
+//! that seed instead of their own: to repeat a failure, or to look for another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use iptl_e2e::beside::{children, signal};
-use iptl_e2e::{Foreground, Lab, Node};
+use iptl_e2e::beside::children;
+use iptl_e2e::{Foreground, Lab, Node, kill};
 use serde_json::Value;
 
 use super::{receipts, submit, watch};
@@ -71,9 +74,17 @@ impl Mortal {
 }
 
 /// Draws numbers: xorshift64* after Vigna, 2014.
-pub(crate) struct Draw(pub(crate) u64);
+pub(crate) struct Draw(u64);
 
 impl Draw {
+    /// Begins with a seed, or with that of `IPTL_SEED` where it is set; returns what it began with too.
+    pub(crate) fn new(seed: u64) -> (Draw, u64) {
+        let wanted = std::env::var("IPTL_SEED").ok();
+        let seed = wanted.map_or(seed, |text| text.parse().unwrap_or_else(|e| panic!("IPTL_SEED={text}: {e}")));
+        assert!(seed != 0, "of zero nothing else is drawn");
+        (Draw(seed), seed)
+    }
+
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -105,7 +116,7 @@ fn survives(deaths: u32, seed: u64, rerun: u32) {
     let plan = plan(&lab, rerun);
     let mut orchestrator = Mortal::new(&lab.orchestrator, NO_CONTAINERS);
     let mut lablets: Vec<Mortal> = lab.lablets.iter().map(|node| Mortal::new(node, NO_CONTAINERS)).collect();
-    let mut draw = Draw(seed);
+    let (mut draw, seed) = Draw::new(seed);
     let (mut died, mut story) = (0, Vec::new());
     while died < deaths {
         let execution = submit(&lab, &plan, &format!("{REST_MS}ms"));
@@ -130,9 +141,8 @@ fn survives(deaths: u32, seed: u64, rerun: u32) {
                     format!("lablet {lablet}")
                 }
                 _ => {
-                    for worker in children(lablets[lablet].pid()) {
-                        signal(worker, "KILL");
-                    }
+                    // A cell that is over lets its worker go, whoever kills it.
+                    children(lablets[lablet].pid()).into_iter().for_each(kill);
                     victims.insert(lablets[lablet].node.peer.clone());
                     format!("the workers of lablet {lablet}")
                 }
