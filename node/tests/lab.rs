@@ -54,8 +54,9 @@ pub async fn is_logged(peer: &PeerId, why: &str) {
     within(&format!("a word about {} and {why:?}", peer.short()), told).await;
 }
 
-/// A limit for everything that is waited for; met only when something is broken.
-pub const LIMIT: Duration = Duration::from_secs(60);
+/// A limit for everything that is waited for; met only when something is broken, and not where others leave this process a
+/// tenth of the processors.
+pub const LIMIT: Duration = Duration::from_secs(180);
 
 /// A node with its home.
 pub struct Node {

@@ -16,7 +16,8 @@ fn two_hundred_nodes_are_set_up_in_time_and_reach_each_other() {
     let world = World::of(&vec![clean(); 200]);
     let took = begun.elapsed();
     println!("200 namespaces with a device each: {took:?}");
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // Idle it is a fifth of a second, and the benchmarks hold it to two: here others may have the processors.
+    assert!(took < PATIENCE, "{took:?}");
     let sockets: Vec<_> = (0..200).map(|i| world.udp(i)).collect();
     for i in 0..200 {
         pass(&sockets[i], &sockets[(i * 7 + 1) % 200], b"hello");
