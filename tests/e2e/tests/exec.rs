@@ -105,7 +105,13 @@ impl Touched {
         let mut args = vec!["run", &path, "--no-build", "--detach"];
         groups.iter().for_each(|group| args.extend(["-g", group]));
         lab.run(&args).exits(0);
-        until("a run that runs", || lab.run(&["ls", "runs", "--json"]).stdout.contains("\"running\"").then_some(()));
+        // That the run was started is one thing, that its lablets have heard of it another.
+        let instances: u64 = groups.iter().map(|group| group.split_once('=').unwrap().1.parse::<u64>().unwrap()).sum();
+        until("instances that run", || {
+            let top: Value = serde_json::from_str(&lab.run(&["top", "last", "--json"]).stdout).ok()?;
+            let running = top["groups"].as_object()?.values().filter_map(|group| group["running"].as_u64());
+            (running.sum::<u64>() == instances).then_some(())
+        });
         Touched { lab, _plan: plan }
     }
 

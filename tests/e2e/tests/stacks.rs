@@ -74,7 +74,7 @@ fn peers_behind_nats_that_map_by_the_inner_end_reach_each_other_and_those_behind
 #[test]
 fn containers_lose_each_other_in_a_partition_and_agree_after_it() {
     engine!();
-    passes("split", &["--case", "containers", "-g", "node=4"]);
+    passes("split", &["--case", "containers", "-g", "node=4", "-p", crate::network::SILENCE]);
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub(super) fn passed_once(lab: &impl Asks, execution: &str) -> Value {
 fn a_lablet_killed_in_mid_run_takes_its_containers_up_again_and_nothing_runs_twice() {
     engine!();
     let lab = Lab::start_with_docker(2);
-    let execution = pausing(&lab, "7s");
+    let execution = pausing(&lab, "10s");
     let before = containers(&execution);
     assert_eq!(before.len() as u64, INSTANCES);
     lab.lablets[0].kill();
@@ -109,7 +109,7 @@ fn a_lablet_killed_in_mid_run_takes_its_containers_up_again_and_nothing_runs_twi
 fn a_lablet_that_is_asked_to_end_leaves_its_containers_to_its_next_life() {
     engine!();
     let lab = Lab::start_with_docker(2);
-    let execution = pausing(&lab, "7s");
+    let execution = pausing(&lab, "10s");
     let before = containers(&execution);
     signal(lab.lablets[1].pid, "TERM");
     let again = Foreground::again(&lab.lablets[1].home, &[]);

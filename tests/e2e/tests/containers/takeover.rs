@@ -10,7 +10,7 @@ use crate::lifecycle::takeover::Pair;
 fn containers_run_on_where_their_orchestrator_is_killed_and_the_successor_has_every_receipt() {
     engine!();
     let pair = Pair::of(Lab::start_with_docker(2));
-    let execution = pausing(&pair.lab, "12s");
+    let execution = pausing(&pair.lab, "16s");
     let before = containers(&execution);
     assert_eq!(before.len() as u64, INSTANCES);
     pair.lab.orchestrator.kill();

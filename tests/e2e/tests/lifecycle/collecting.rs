@@ -11,7 +11,7 @@ fn what_an_execution_needs_stays_while_everything_else_is_collected() {
     std::fs::write(&file, noise(3_000_000)).unwrap();
     lab.run(&["publish", "data", &file.display().to_string()]).exits(0);
     let plan = Plan::new(4);
-    let execution = submit(&lab, &plan.write(&lab), "8s");
+    let execution = submit(&lab, &plan.write(&lab), "12s");
     reaches(&lab, &execution, "running");
     // What was uploaded stays for some minutes in any case: the next life of the orchestrator knows of no upload.
     lab.orchestrator.kill();

@@ -3,7 +3,7 @@
 use iptl_e2e::beside::Beside;
 use iptl_e2e::{Foreground, Lab, until};
 
-use super::{Plan, passed_once, reaches, receipts, submit, watch};
+use super::{Plan, passed_once, reaches, receipts, row, submit, watch};
 
 #[test]
 fn a_run_cancelled_while_it_runs_is_sealed_as_inconclusive() {
@@ -78,11 +78,12 @@ fn a_run_waits_for_another_to_end() {
     let lab = Lab::start(1);
     let _narrow = narrow(&lab);
     let folder = Plan::new(2).write(&lab);
-    let first = submit(&lab, &folder, "4s");
+    let first = submit(&lab, &folder, "100s");
     reaches(&lab, &first, "running");
     let mut second = Beside::start(&mut lab.iptl(&["run", &folder, "--no-build", "-p", "watch=100ms", "--json"]));
     second.says("waits for 2 slots, 0 free");
-    passed_once(&lab, watch(&lab, &first), 2);
+    lab.run(&["cancel", &first]).exits(0);
+    watch(&lab, &first).exits(12);
     passed_once(&lab, second.end(), 2);
 }
 
@@ -101,10 +102,12 @@ fn two_executions_share_the_lablets() {
     let lab = Lab::start(2);
     let plan = Plan::new(4);
     let folder = plan.write(&lab);
-    let first = submit(&lab, &folder, "4s");
+    let first = submit(&lab, &folder, "100s");
     reaches(&lab, &first, "running");
     let second = submit(&lab, &folder, "1s");
-    reaches(&lab, &second, "running");
     passed_once(&lab, watch(&lab, &second), 4);
-    passed_once(&lab, watch(&lab, &first), 4);
+    let state = row(&lab, &first).unwrap()["state"].as_str().unwrap().to_owned();
+    assert!(state.starts_with("running"), "{state}");
+    lab.run(&["cancel", &first]).exits(0);
+    watch(&lab, &first).exits(12);
 }

@@ -9,7 +9,7 @@ use super::{Plan, passed_once, reaches, row, submit, watch};
 fn a_run_is_seen_while_it_lives_and_after() {
     let lab = Lab::start(2);
     let plan = Plan::new(2).quick(2);
-    let execution = submit(&lab, &plan.write(&lab), "4s");
+    let execution = submit(&lab, &plan.write(&lab), "8s");
     let mut early = Beside::start(&mut lab.iptl(&["watch", &execution, "--json"]));
     early.says("\"submitted\"");
     reaches(&lab, &execution, "running");

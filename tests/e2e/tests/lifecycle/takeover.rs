@@ -131,7 +131,7 @@ fn logs_that_are_followed_go_on_at_the_orchestrator_that_takes_over() {
 fn an_orchestrator_hands_over_in_mid_run() {
     let pair = Pair::start(3);
     let plan = Plan::new(6).quick(12);
-    let execution = submit(&pair.lab, &plan.write(&pair.lab), "6s");
+    let execution = submit(&pair.lab, &plan.write(&pair.lab), "10s");
     reaches(&pair.lab, &execution, "running");
     pair.follows(&pair.lab.orchestrator.home);
     let heir = pair.lab.run(&["lab", "handover"]).exits(0).word();

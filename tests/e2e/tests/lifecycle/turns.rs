@@ -28,17 +28,19 @@ fn a_run_with_a_higher_priority_goes_before_one_that_came_earlier() {
     let lab = Lab::start(1);
     let _narrow = narrow(&lab);
     let plan = plan(&lab, "pair", 2, "", "");
-    let first = submit(&lab, &plan, "6s");
+    let first = submit(&lab, &plan, "100s");
     reaches(&lab, &first, "running");
     let early = submit(&lab, &plan, "1s");
     reaches(&lab, &early, "waiting");
     let args = ["run", &plan, "--no-build", "-p", "watch=1s", "--priority", "5", "--detach"];
     let urgent = lab.run(&args).exits(0).word();
-    passed_once(&lab, watch(&lab, &urgent), 2);
-    // There is room for one at a time: had the earlier one been first, it would be over.
-    let state = row(&lab, &early).unwrap()["state"].as_str().unwrap().to_owned();
-    assert!(!state.starts_with("pass"), "{state}");
-    passed_once(&lab, watch(&lab, &early), 2);
+    // Both wait for the same room, which there is from here on, and for one of them at a time.
+    lab.run(&["cancel", &first]).exits(0);
+    let started = |execution: &str| -> Vec<u64> {
+        passed_once(&lab, watch(&lab, execution), 2).into_values().map(|receipt| receipt.started_ms).collect()
+    };
+    let (urgent, early) = (started(&urgent), started(&early));
+    assert!(urgent.iter().max() < early.iter().min(), "{urgent:?} before {early:?}");
 }
 
 #[test]
@@ -61,25 +63,28 @@ fn a_dedicated_run_has_its_lablet_for_itself_and_waits_until_it_has() {
     let lab = Lab::start(1);
     let alone = plan(&lab, "alone", 1, "dedicated = true", "");
     let company = plan(&lab, "company", 1, "", "");
-    let first = submit(&lab, &alone, "5s");
+    let first = submit(&lab, &alone, "100s");
     reaches(&lab, &first, "running");
-    let args = ["run", &company, "--no-build", "-p", "watch=3s", "--json"];
+    let args = ["run", &company, "--no-build", "-p", "watch=100s", "--json"];
     let mut second = Beside::start(&mut lab.iptl(&args));
     second.says("waits for");
     let running = row(&lab, &first).unwrap()["state"].as_str().unwrap().to_owned();
     assert!(running.starts_with("running"), "{running}");
-    passed_once(&lab, watch(&lab, &first), 1);
+    lab.run(&["cancel", &first]).exits(0);
+    watch(&lab, &first).exits(12);
     // The other way round, it waits for the lablet to be empty, though there is room.
     let second_runs = || {
         let rows = lab.run(&["ls", "runs", "--json"]).stdout;
-        let rows = rows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let runs = rows.filter(|row| row["state"].as_str().is_some_and(|state| state.starts_with("running"))).count();
-        (runs == 1).then_some(())
+        let mut rows = rows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let row = rows.find(|row| row["state"].as_str().is_some_and(|state| state.starts_with("running")))?;
+        row["execution"].as_str().map(str::to_owned)
     };
-    until("the second to run", second_runs);
+    let running = until("the second to run", second_runs);
+    assert_ne!(running, first);
     let third = submit(&lab, &alone, "10ms");
     reaches(&lab, &third, "waiting");
-    passed_once(&lab, second.end(), 1);
+    lab.run(&["cancel", &running]).exits(0);
+    second.end().exits(12);
     passed_once(&lab, watch(&lab, &third), 1);
 }
 
