@@ -1,7 +1,9 @@
 //! `iptl dev`: a whole lab on this computer, each node a process with identity, store and ports of its own.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
+use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use iptl_wire::control::Request;
@@ -22,6 +24,12 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a node may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Lowest port that a node is given.
+const FIRST_PORT: u16 = 10_000;
+
+/// Ports that are looked at for a node before the system is left to choose one, and that it tries to listen on.
+const PORT_TRIES: u32 = 16;
 
 /// A lab on this computer.
 #[derive(clap::Subcommand)]
@@ -164,20 +172,9 @@ async fn start(node: &Node, known: &[String], flags: &[&str]) -> Result<Client> 
     }
     std::fs::create_dir_all(&node.home)?;
     let log_path = node.home.join("node.log");
-    let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
-    let mut process = Process::new(std::env::current_exe()?);
-    process.arg("--home").arg(&node.home).args(["up", "--detached", "--no-mdns", "--name", &node.name]);
-    process.args(flags);
-    if !node.home.join("node.toml").exists() {
-        for addr in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"] {
-            process.args(["--listen", addr]);
-        }
-    }
-    for addr in known {
-        process.args(["--known", addr]);
-    }
-    process.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env_remove("IPTL_HOME");
-    let mut child = process.spawn()?;
+    let is_new = !node.home.join("node.toml").exists();
+    let mut child = spawn(node, known, flags, is_new)?;
+    let mut tries = 1;
     let deadline = Instant::now() + START_LIMIT;
     loop {
         if let Some(client) = Client::connect(&node.home).await {
@@ -186,9 +183,16 @@ async fn start(node: &Node, known: &[String], flags: &[&str]) -> Result<Client> 
             return Ok(client);
         }
         if let Some(ended) = child.try_wait()? {
+            let said = tail(&log_path);
+            if is_new && tries < PORT_TRIES && said.contains("net.port-in-use") {
+                // Somebody else had the same idea.
+                child = spawn(node, known, flags, is_new)?;
+                tries += 1;
+                continue;
+            }
             return Err(Error::broken(
                 "dev.node-ended",
-                format!("{} ended at once ({ended}):\n{}", node.name, tail(&log_path)),
+                format!("{} ended at once ({ended}):\n{said}", node.name),
                 format!("its log is {}", log_path.display()),
             ));
         }
@@ -201,6 +205,42 @@ async fn start(node: &Node, known: &[String], flags: &[&str]) -> Result<Client> 
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
+}
+
+/// Starts the process of a node; a new one is told where to listen.
+fn spawn(node: &Node, known: &[String], flags: &[&str], is_new: bool) -> Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(node.home.join("node.log"))?;
+    let mut process = Process::new(std::env::current_exe()?);
+    process.arg("--home").arg(&node.home).args(["up", "--detached", "--no-mdns", "--name", &node.name]);
+    process.args(flags);
+    if is_new {
+        let port = quiet_port();
+        process.args(["--listen", &format!("/ip4/127.0.0.1/udp/{port}/quic-v1")]);
+        process.args(["--listen", &format!("/ip4/127.0.0.1/tcp/{port}")]);
+    }
+    for addr in known {
+        process.args(["--known", addr]);
+    }
+    process.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env_remove("IPTL_HOME");
+    Ok(process.spawn()?)
+}
+
+/// Returns a port that nobody listens on, below those that the system gives to whoever names none: while a node is away,
+/// nobody is given its port by chance, and it finds it again. Zero, which has the system choose, where there is none.
+fn quiet_port() -> u16 {
+    let given = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_given: u16 = given.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(32_768);
+    let ports = first_given.saturating_sub(FIRST_PORT);
+    for _ in 0..PORT_TRIES {
+        // Each state hashes nothing to another number.
+        let drawn = RandomState::new().build_hasher().finish() % u64::from(ports.max(1));
+        let port = FIRST_PORT.saturating_add(u16::try_from(drawn).unwrap_or(0));
+        let here = (Ipv4Addr::LOCALHOST, port);
+        if ports > 0 && TcpListener::bind(here).is_ok() && UdpSocket::bind(here).is_ok() {
+            return port;
+        }
+    }
+    0
 }
 
 async fn until_ready(client: &Client, lablets: u32) -> Result<()> {

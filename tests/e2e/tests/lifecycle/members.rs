@@ -68,7 +68,7 @@ fn a_lablet_that_leaves_is_missed_by_nobody() {
 fn a_lablet_that_goes_down_finishes_its_work_first() {
     let lab = Lab::start(2);
     let plan = Plan::new(2).quick(2);
-    let execution = submit(&lab, &plan.write(&lab), "4s");
+    let execution = submit(&lab, &plan.write(&lab), "8s");
     reaches(&lab, &execution, "running");
     let mut down = Vec::new();
     for lablet in &lab.lablets {
@@ -96,6 +96,17 @@ fn a_lab_is_found_through_a_node_that_is_known() {
     let _node = Foreground::start(home.path(), &["--known", known]);
     joins_by_approval(&home, &lab.orchestrator.peer, |args| lab.run(args));
     ready(&lab, 2);
+}
+
+#[test]
+fn nodes_of_a_lab_on_this_computer_have_ports_that_nobody_is_given_by_chance_while_they_are_away() {
+    let lab = Lab::start(1);
+    let given = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let given = given.split_whitespace().map(|port| port.parse::<u16>().unwrap()).collect::<Vec<_>>();
+    for addr in lab.orchestrator.addrs.iter().chain(&lab.lablets[0].addrs) {
+        let port: u16 = addr.split('/').nth(4).unwrap().parse().unwrap();
+        assert!(!(given[0]..=given[1]).contains(&port), "{addr} is one of {given:?}");
+    }
 }
 
 /// Where the child process of the test below runs in a network of its own.
