@@ -23,7 +23,11 @@ pub mod run;
 pub mod series;
 pub mod signed;
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use container::{Container, Health};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
@@ -44,7 +48,7 @@ pub use plan::{
     Statistic, Subject, Threshold, Value, Workload, WorkloadKind,
 };
 pub use receipt::{Adopted, CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage};
-pub use result::{Attestation, Distortion, LabletRecord, ResultNode, ResultVerdict};
+pub use result::{Attestation, Distortion, FormerResult, LabletRecord, ResultNode, ResultVerdict};
 pub use rolling::Rolling;
 pub use run::{GroupRun, Network, Run};
 pub use series::{Series, SeriesExecution};
@@ -56,15 +60,75 @@ use crate::{Block, codec};
 macro_rules! nodes {
     ($($(#[$doc:meta])* $variant:ident($body:ty) = $tag:literal;)*) => {
         /// Every structured node that the lab stores.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        ///
+        /// A node is a map from its tag to its body, and of a result `files` stands beside the tag.
+        #[derive(Clone, Debug, PartialEq)]
         pub enum Node {
-            $($(#[$doc])* #[serde(rename = $tag)] $variant($body),)*
+            $($(#[$doc])* $variant($body),)*
+            /// A result.
+            Result(ResultNode),
+        }
+
+        /// The keys of the map that a node is.
+        #[derive(Deserialize)]
+        #[serde(variant_identifier)]
+        enum Key {
+            $(#[serde(rename = $tag)] $variant,)*
+            #[serde(rename = "iptl.result/2")]
+            Result,
+            #[serde(rename = "files")]
+            Files,
         }
 
         impl Node {
             /// Returns the tag under which the node is stored, with its version.
             pub fn tag(&self) -> &'static str {
-                match self { $(Node::$variant(_) => $tag,)* }
+                match self {
+                    $(Node::$variant(_) => $tag,)*
+                    Node::Result(_) => result::TAG,
+                }
+            }
+        }
+
+        impl Serialize for Node {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match self {
+                    $(Node::$variant(body) => tagged(serializer, $tag, body),)*
+                    Node::Result(node) => {
+                        let (files, body) = node.to_parts();
+                        let mut map = serializer.serialize_map(Some(2))?;
+                        map.serialize_entry(result::FILES, &files)?;
+                        map.serialize_entry(result::TAG, &body)?;
+                        map.end()
+                    }
+                }
+            }
+        }
+
+        impl<'de> Visitor<'de> for ReadNode {
+            type Value = Node;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a node: a map from its tag to its body")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+                let node = match map.next_key()? {
+                    $(Some(Key::$variant) => Node::$variant(map.next_value()?),)*
+                    Some(Key::Files) => {
+                        let files = map.next_value()?;
+                        let Some(Key::Result) = map.next_key()? else {
+                            return Err(A::Error::custom("`files` stands beside no tag but that of a result"));
+                        };
+                        Node::Result(ResultNode::of_parts(files, map.next_value()?))
+                    }
+                    Some(Key::Result) => return Err(A::Error::missing_field(result::FILES)),
+                    None => return Err(A::Error::custom("a node without a tag")),
+                };
+                match map.next_key::<IgnoredAny>()? {
+                    None => Ok(node),
+                    Some(_) => Err(A::Error::custom("an entry beside the tag")),
+                }
             }
         }
 
@@ -80,7 +144,6 @@ macro_rules! nodes {
                     let found = node.tag();
                     match node {
                         Node::$variant(body) => Ok(body),
-                                        #[allow(unreachable_patterns, reason = "the macro also serves a union of one")]
                         _ => Err(DecodeError::WrongKind { expected: $tag, found }),
                     }
                 }
@@ -110,8 +173,8 @@ nodes! {
     OutcomeShard(OutcomeShard) = "iptl.outcome-shard/1";
     /// An attestation.
     Attestation(Signed<Attestation>) = "iptl.attestation/1";
-    /// A result.
-    Result(ResultNode) = "iptl.result/1";
+    /// A result of the former version: read, and not written.
+    FormerResult(FormerResult) = "iptl.result/1";
     /// A container image.
     Image(Image) = "iptl.image/1";
     /// A layer of a container image.
@@ -124,6 +187,40 @@ nodes! {
     Faults(FaultSchedule) = "iptl.faults/1";
     /// Executions that were submitted together.
     Series(Series) = "iptl.series/1";
+}
+
+/// Reads a node out of a map.
+struct ReadNode;
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        deserializer.deserialize_map(ReadNode)
+    }
+}
+
+fn tagged<S: Serializer, T: Serialize>(serializer: S, tag: &str, body: &T) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(1))?;
+    map.serialize_entry(tag, body)?;
+    map.end()
+}
+
+impl From<ResultNode> for Node {
+    fn from(node: ResultNode) -> Node {
+        Node::Result(node)
+    }
+}
+
+/// Takes a result of either version.
+impl TryFrom<Node> for ResultNode {
+    type Error = DecodeError;
+
+    fn try_from(node: Node) -> Result<ResultNode, DecodeError> {
+        let found = node.tag();
+        match node {
+            Node::Result(node) | Node::FormerResult(FormerResult(node)) => Ok(node),
+            _ => Err(DecodeError::WrongKind { expected: result::TAG, found }),
+        }
+    }
 }
 
 impl Node {
@@ -143,6 +240,7 @@ impl Node {
             | Node::Outcome(_)
             | Node::OutcomeShard(_)
             | Node::Result(_)
+            | Node::FormerResult(_)
             | Node::Image(_)
             | Node::Layer(_)
             | Node::LayerPage(_)

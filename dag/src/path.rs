@@ -2,8 +2,8 @@
 //!
 //! [`Resolve`] is a step function: it names the block that it needs, takes it, and ends at a block or at a value
 //! within one. Names go through UnixFS directories, sharded or not; keys and indices through maps and lists of DAG-CBOR
-//! and DAG-JSON. The tag of a node of the lab is a version and no name: paths go through it, so that `CID/files` works on
-//! a result.
+//! and DAG-JSON. The tag of a node of the lab is a version and no name: paths go through it, so that `CID/run` works on a
+//! result.
 
 use crate::codec::DecodeError;
 use crate::unixfs::{Found, Place, UnixFs, UnixFsError};
@@ -229,15 +229,21 @@ impl Resolve {
     }
 }
 
-/// Returns what a node of the lab holds under its tag, and any other value as it is.
+/// Returns what a node of the lab holds under its tag, with `files` where that stands beside it; any other value as it is.
 fn untagged(value: Ipld) -> Ipld {
-    match value {
-        // A tag holds a slash, which no segment can.
-        Ipld::Map(entries)
-            if entries.len() == 1 && entries.keys().all(|key| key.starts_with("iptl.") && key.contains('/')) =>
-        {
-            entries.into_values().next().unwrap_or(Ipld::Null)
+    let Ipld::Map(mut entries) = value else { return value };
+    let files = entries.remove_entry("files");
+    // A tag holds a slash, which no segment can.
+    if entries.len() != 1 || !entries.keys().all(|key| key.starts_with("iptl.") && key.contains('/')) {
+        entries.extend(files);
+        return Ipld::Map(entries);
+    }
+    match (entries.into_values().next().unwrap_or(Ipld::Null), files) {
+        (body, None) => body,
+        (Ipld::Map(mut body), files) => {
+            body.extend(files);
+            Ipld::Map(body)
         }
-        value => value,
+        (_, files) => Ipld::Map(files.into_iter().collect()),
     }
 }

@@ -82,7 +82,7 @@ fn errors_say_what_is_wrong() {
         ),
         (
             Node::from_bytes(b"\x01").expect_err("no node").to_string(),
-            "not a valid Node: Mismatch { name: \"enum\", found: 1 }",
+            "not a valid Node: Mismatch { name: \"map\", found: 1 }",
         ),
         (links(&git, b"x").expect_err("git").to_string(), "GIT has codec 0x78, whose links cannot be read"),
         (links(&pb, b"x").expect_err("no node").to_string(), "PB is not a valid dag-pb node"),

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use iptl_dag::model::{
     AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, Case, CellNetworkUse, Comparison, Container,
     Count, Counts, DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault,
-    FaultDone, FaultKind, FaultSchedule, FaultTarget, GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun,
-    GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, IpModel, JitterModel, LabletRecord, Layer,
-    LayerPage, LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome,
-    OutcomeShard, ParamKind, ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal,
-    Requirements, Resources, ResultNode, ResultVerdict, Rolling, Run, ScheduledFault, Series, SeriesExecution, Signed,
-    SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Way, Workload,
-    WorkloadKind,
+    FaultDone, FaultKind, FaultSchedule, FaultTarget, FormerResult, GatewayModel, GroupLoss, GroupNetwork,
+    GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, IpModel, JitterModel,
+    LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel,
+    NetworkUse, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Placing, Plan, PortsModel, Receipt,
+    ReceiptShard, Recorded, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Rolling, Run, ScheduledFault,
+    Series, SeriesExecution, Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage,
+    Value, Verdict, Way, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -72,7 +72,8 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("result-failed", ResultVerdict::Fail),
         ("result-inconclusive", ResultVerdict::Inconclusive),
     ] {
-        nodes.push((name.into(), result(verdict).into()));
+        nodes.push((name.into(), FormerResult(result(verdict)).into()));
+        nodes.push((name.replacen("result", "result-2", 1), result(verdict).into()));
     }
     for (seq, (name, kind)) in fact_kinds().into_iter().enumerate() {
         let prev = (seq > 0).then(|| raw("fact before"));
@@ -336,7 +337,7 @@ fn series() -> Series {
         run: cid(run()),
         choices: map([("rounds", "5".to_owned())]),
         repetition,
-        result: result.map(|verdict| cid(self::result(verdict))),
+        result: result.map(|verdict| cid(FormerResult(self::result(verdict)))),
         verdict: result,
         failure: result.is_none().then(|| "no lablets to run this".to_owned()),
     };
@@ -383,7 +384,7 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
         ("lost-by-nobody", FactKind::Lost { lablet: None, instances: vec![instance(5)], reason: reason() }),
         ("cancelled", FactKind::Cancelled { by: peer(4) }),
         ("timed-out", FactKind::TimedOut {}),
-        ("sealed", FactKind::Sealed { result: cid(result(ResultVerdict::Pass)) }),
+        ("sealed", FactKind::Sealed { result: cid(FormerResult(result(ResultVerdict::Pass))) }),
         ("failed", FactKind::Failed { reason: reason() }),
         ("taken-over", FactKind::TakenOver { from: epoch() }),
         (

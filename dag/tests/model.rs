@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::codec::{self, DecodeError, decode_canonical};
-use iptl_dag::model::{self, Assignment, InstanceId, Node, Plan, Run, Value, WorkloadKind};
+use iptl_dag::model::{self, Assignment, InstanceId, Node, Plan, ResultNode, Run, Value, WorkloadKind};
 use iptl_dag::walk::links;
 use iptl_dag::{Cid, Codec, Ipld};
 use proptest::prelude::*;
@@ -51,6 +51,47 @@ fn data_nodes_pass_over_unknown_fields() {
     let (_, plan) = examples::nodes().remove(0);
     let (_, extended) = with_extra_field(&plan).into_iter().find(|(at, _)| at == "/iptl.plan~1").expect("it is a map");
     assert_eq!(Node::from_bytes(&extended).expect("readable"), plan);
+}
+
+#[test]
+fn a_result_is_files_beside_its_tag_and_nothing_else() {
+    let named = |name: &str| {
+        let (_, node) = examples::nodes().into_iter().find(|(at, _)| at == name).expect(name);
+        let Ipld::Map(map) = codec::decode(node.to_block().data()).expect("DAG-CBOR") else { panic!("not a map") };
+        (node, map)
+    };
+    let (node, root) = named("result-2");
+    assert_eq!(root.keys().collect::<Vec<_>>(), ["files", "iptl.result/2"]);
+    let (former, under_one_tag) = named("result");
+    assert_eq!(under_one_tag.keys().collect::<Vec<_>>(), ["iptl.result/1"]);
+    assert_eq!(ResultNode::try_from(former).expect("it is read"), ResultNode::try_from(node).expect("a result"));
+
+    let (_, run) = named("run");
+    let files = || ("files".to_owned(), root["files"].clone());
+    let body = || ("iptl.result/2".to_owned(), root["iptl.result/2"].clone());
+    let of_version_one = || ("iptl.result/1".to_owned(), under_one_tag["iptl.result/1"].clone());
+    let of_run = || ("iptl.run/1".to_owned(), run["iptl.run/1"].clone());
+    let text = |key: &str| (key.to_owned(), Ipld::String("of a later version".into()));
+    assert!(Node::from_bytes(&codec::encode(&Ipld::Map([files(), body()].into()))).is_ok());
+    for entries in [
+        vec![],
+        vec![files()],
+        vec![body()],
+        vec![text("files"), body()],
+        vec![files(), text("iptl.result/2")],
+        vec![files(), body(), text("a")],
+        vec![files(), body(), text("zz-unknown")],
+        vec![files(), body(), of_version_one()],
+        vec![files(), of_version_one()],
+        vec![files(), of_run()],
+        vec![body(), of_run()],
+        vec![of_version_one(), of_run()],
+    ] {
+        let map: BTreeMap<String, Ipld> = entries.into_iter().collect();
+        let keys: Vec<&String> = map.keys().collect();
+        let read = Node::from_bytes(&codec::encode(&map));
+        assert!(matches!(read, Err(DecodeError::Shape { .. })), "{keys:?}: {read:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    self, CellNetworkUse, Exit, GroupLoss, NetworkUse, Node, Receipt, ResultNode, ResultVerdict, Signed,
+    self, CellNetworkUse, Exit, FormerResult, GroupLoss, NetworkUse, Node, Receipt, ResultNode, ResultVerdict, Signed,
 };
 use iptl_dag::{Block, Cid, Codec};
 use iptl_result::{
@@ -143,6 +143,20 @@ fn verdict_that_does_not_follow_is_noticed() {
     reseal(world, |node| node.verdict = ResultVerdict::Pass, &["the verdict should be Fail and is Pass"]);
     reseal(measured(), |node| node.counts.ok += 1, &["the receipts give other counts"]);
     reseal(measured(), |node| node.files = node.outcome, &["vouches for other files", "give files"]);
+}
+
+#[test]
+fn result_of_the_former_version_is_verified_as_well() {
+    let mut world = measured();
+    let root = world.seal(|_| {});
+    let node: ResultNode = model::from_bytes(&world.blocks[&root]).expect("a result");
+    let former = model::to_block(FormerResult(node.clone()));
+    let cid = *former.cid();
+    assert_ne!(cid, root);
+    world.keep(vec![former]);
+    let found = world.verify(&cid);
+    assert!(found.is_good(), "{:#?}", found.problems);
+    assert_eq!(found.result, node);
 }
 
 #[test]

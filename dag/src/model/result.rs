@@ -9,8 +9,15 @@ use crate::model::outcome::Counts;
 use crate::model::signed::Signable;
 use crate::{Cid, PeerId};
 
+/// Tag of a result.
+pub(super) const TAG: &str = "iptl.result/2";
+
+/// What stands beside the tag of a result. Paths part at slashes, of which a tag holds one: so `RESULT/files` leads
+/// somewhere in software that knows nothing of tags.
+pub(super) const FILES: &str = "files";
+
 /// The root of everything that an execution left.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ResultNode {
     /// The run.
     pub run: Cid,
@@ -26,6 +33,47 @@ pub struct ResultNode {
     pub verdict: ResultVerdict,
     /// Instances by how they ended.
     pub counts: Counts,
+}
+
+/// What stands under the tag of a result.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Body {
+    run: Cid,
+    execution: ExecutionId,
+    outcome: Cid,
+    attestation: Cid,
+    verdict: ResultVerdict,
+    counts: Counts,
+}
+
+impl ResultNode {
+    /// Returns `files`, and what stands under the tag.
+    pub(super) fn to_parts(&self) -> (Cid, Body) {
+        let ResultNode { run, execution, outcome, attestation, files, verdict, counts } = self.clone();
+        (files, Body { run, execution, outcome, attestation, verdict, counts })
+    }
+
+    pub(super) fn of_parts(files: Cid, body: Body) -> ResultNode {
+        let Body { run, execution, outcome, attestation, verdict, counts } = body;
+        ResultNode { run, execution, outcome, attestation, files, verdict, counts }
+    }
+}
+
+/// A result of version 1, which had everything under its tag: it says the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FormerResult(#[serde(with = "Former")] pub ResultNode);
+
+/// What stands under the tag of version 1.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "ResultNode")]
+struct Former {
+    run: Cid,
+    execution: ExecutionId,
+    outcome: Cid,
+    attestation: Cid,
+    files: Cid,
+    verdict: ResultVerdict,
+    counts: Counts,
 }
 
 /// Verdict over run and lab together.

@@ -1,5 +1,6 @@
 //! With software of other people: a peer on boxo, one on Helia, npm's `ipfs-car`, and an `ipfs` program where one is given.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::Path;
@@ -40,6 +41,29 @@ fn a_whole_result_is_fetched_by_helia_and_by_boxo() {
         witness.ask(&format!("connect {}", address(&lab.orchestrator, transport)));
         assert_eq!(witness.ask(&format!("fetch {result}")), expected, "{} over {transport}", witness.name);
     }
+}
+
+#[test]
+fn paths_below_a_result_lead_helia_and_boxo_to_where_they_lead_us() {
+    let lab = Lab::start(1);
+    let ping = repository().join("plans/ping").display().to_string();
+    let last = lab.run(&["run", &ping, "--no-build", "-g", "node=2", "-p", "rounds=3", "--json"]).exits(0).last_json();
+    let result = last["result"].as_str().unwrap();
+    let paths = ["files", "files/summary.json", "files/metrics/node/1.jsonl"].map(|path| format!("{result}/{path}"));
+    let expected = paths.clone().map(|path| leads_to(&lab, &path));
+    for (mut witness, transport) in
+        [(Witness::helia(), "/tcp/"), (Witness::boxo(TCP), "/tcp/"), (Witness::boxo(QUIC), "/quic-v1")]
+    {
+        witness.ask(&format!("connect {}", address(&lab.orchestrator, transport)));
+        let found = paths.clone().map(|path| witness.ask(&format!("resolve {path}")));
+        assert_eq!(found, expected, "{} over {transport}", witness.name);
+    }
+}
+
+/// Returns the CID to which a path leads us.
+#[track_caller]
+fn leads_to(lab: &Lab, path: &str) -> String {
+    lab.orchestrator.run(&["show", path, "--json"]).exits(0).json()["cid"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -218,13 +242,20 @@ impl Kubo {
         run(&mut Kubo::command(&self.program, &self.repo, args)).exits(0).stdout
     }
 
-    /// Has it fetch all of a DAG in each of its ways, and checks what came; `folder` is a directory of the DAG.
+    /// Has it fetch all of a DAG in each of its ways, and checks what came; `folder` is the path of a directory in it.
     #[track_caller]
     fn takes(&self, lab: &Lab, root: &str, folder: &str) {
-        let (ours, theirs) = (self.repo.path().join(format!("ours-{folder}")), self.repo.path().join(folder));
+        let name = folder.replace('/', "-");
+        let (ours, theirs) = (self.repo.path().join(format!("ours-{name}")), self.repo.path().join(name));
         self.ipfs(&["get", folder, "-o", &theirs.display().to_string()]);
         lab.orchestrator.run(&["get", folder, "-o", &ours.display().to_string()]).exits(0);
         assert_same_tree(&ours, &theirs);
+        let listed = self.ipfs(&["ls", "--size=false", folder]);
+        let listed: BTreeSet<&str> =
+            listed.lines().map(|line| line.split_once(' ').expect(line).1.trim_end_matches('/')).collect();
+        let names: Vec<String> =
+            std::fs::read_dir(&ours).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(listed, names.iter().map(String::as_str).collect(), "{folder}");
 
         let stat = lab.orchestrator.run(&["dag", "stat", root, "--json"]).exits(0).json();
         let refs = self.ipfs(&["refs", "-r", "--unique", root]);
@@ -244,7 +275,7 @@ impl Kubo {
 
 /// Kubo is in no registry of packages: whoever has it names it.
 #[test]
-fn kubo_gets_lists_pins_and_exports_a_result_and_a_tree_under_sha2_by_tcp_and_quic() {
+fn kubo_gets_lists_pins_and_exports_a_result_by_path_and_a_tree_under_sha2_by_tcp_and_quic() {
     let Some(program) = std::env::var_os("IPTL_KUBO") else {
         return left_out("IPTL_KUBO names no `ipfs` program");
     };
@@ -262,10 +293,13 @@ fn kubo_gets_lists_pins_and_exports_a_result_and_a_tree_under_sha2_by_tcp_and_qu
         kubo.ipfs(&["swarm", "connect", address(&lab.orchestrator, transport)]);
         let connected = kubo.ipfs(&["swarm", "peers"]);
         assert!(connected.contains(transport), "{connected}");
-        // The tag of a node holds a slash, which no path of others gets through: what it links has a CID.
+        let files = format!("{result}/files");
+        kubo.takes(&lab, result, &files);
+        let summary = format!("{files}/summary.json");
+        assert_eq!(kubo.ipfs(&["dag", "resolve", &summary]).trim(), leads_to(&lab, &summary));
         let node: Value = serde_json::from_str(&kubo.ipfs(&["dag", "get", result])).unwrap();
-        let files = node["iptl.result/1"]["files"]["/"].as_str().unwrap_or_else(|| panic!("{node}"));
-        kubo.takes(&lab, result, files);
+        assert_eq!(node["files"]["/"], leads_to(&lab, &files), "{node}");
+        assert_eq!(node["iptl.result/2"]["verdict"], "pass", "{node}");
         kubo.takes(&lab, &tree, &tree);
     }
 }

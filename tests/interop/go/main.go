@@ -7,6 +7,7 @@
 //	put HASH COUNT SIZE        makes a DAG of so many leaves of so many bytes; answers its root
 //	add PROFILE PATH           takes a file or a folder in, by a profile of IPIP-499; answers its root
 //	fetch ROOT                 fetches a whole DAG by Bitswap; answers blocks and bytes
+//	resolve PATH               follows a path from a CID, by Bitswap; answers the CID of the block where it ends
 //	export ROOT PATH           writes a whole DAG to a CAR
 //	import PATH                takes the blocks of a CAR, checked; answers its root
 //
@@ -45,9 +46,10 @@ import (
 const patience = 60 * time.Second
 
 type node struct {
-	host   host.Host
-	blocks blockstore.Blockstore
-	dag    format.DAGService
+	host    host.Host
+	blocks  blockstore.Blockstore
+	service blockservice.BlockService
+	dag     format.DAGService
 }
 
 func main() {
@@ -69,7 +71,8 @@ func run() error {
 	}
 	store := blockstore.NewBlockstore(dssync.MutexWrap(datastore.NewMapDatastore()))
 	exchange := bitswap.New(ctx, bsnet.NewFromIpfsHost(host), nil, store)
-	here := node{host, store, merkledag.NewDAGService(blockservice.New(store, exchange))}
+	service := blockservice.New(store, exchange)
+	here := node{host, store, service, merkledag.NewDAGService(service)}
 	fmt.Printf("%s/p2p/%s\n", host.Addrs()[0], host.ID())
 
 	commands := bufio.NewScanner(os.Stdin)
@@ -100,6 +103,8 @@ func (n node) carryOut(ctx context.Context, words []string) (string, error) {
 		return n.add(ctx, words[1], words[2])
 	case len(words) == 2 && words[0] == "fetch":
 		return n.fetch(ctx, words[1])
+	case len(words) == 2 && words[0] == "resolve":
+		return n.resolve(ctx, words[1])
 	case len(words) == 3 && words[0] == "export":
 		return "", n.export(ctx, words[1], words[2])
 	case len(words) == 2 && words[0] == "import":

@@ -7,6 +7,7 @@
 //	put HASH COUNT SIZE        makes a DAG of so many leaves of so many bytes; answers its root
 //	add PROFILE PATH           takes a file or a folder in; answers its root
 //	fetch ROOT                 fetches a whole DAG by Bitswap; answers blocks and bytes
+//	resolve PATH               follows a path from a CID, by Bitswap; answers the CID of the block where it ends
 //
 // It ends with its input.
 import { createHash } from 'node:crypto'
@@ -25,6 +26,7 @@ import { tcp } from '@libp2p/tcp'
 import { multiaddr } from '@multiformats/multiaddr'
 import { blake3 } from '@noble/hashes/blake3.js'
 import { createHeliaLight } from 'helia'
+import { exporter } from 'ipfs-unixfs-exporter'
 import { importer } from 'ipfs-unixfs-importer'
 import { CID } from 'multiformats/cid'
 import * as raw from 'multiformats/codecs/raw'
@@ -131,6 +133,13 @@ class Peer {
     }
     return `${blocks} ${size}`
   }
+
+  // The exporter follows paths through any codec, and wants whole blocks.
+  async resolve (path) {
+    const get = async (cid, { signal }) => bytesOf(this.node.blockstore.get(CID.decode(cid.bytes), { signal }))
+    const found = await exporter(path, { get }, { signal: AbortSignal.timeout(PATIENCE_MS) })
+    return found.cid.toString()
+  }
 }
 
 // A root that is a folder is a name without which the importer has nothing to put its files under.
@@ -158,7 +167,7 @@ const node = await withBitswap(withLibp2pLight(light, {
 console.log(node.libp2p.getMultiaddrs()[0].toString())
 
 const peer = new Peer(node)
-const commands = { connect: 1, put: 3, add: 2, fetch: 1 }
+const commands = { connect: 1, put: 3, add: 2, fetch: 1, resolve: 1 }
 for await (const line of createInterface({ input: process.stdin })) {
   const [command, ...words] = line.split(' ')
   try {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use iptl_artifacts::car::{self, CarError};
 use iptl_artifacts::export::{self, ExportError};
-use iptl_dag::model::Node;
+use iptl_dag::model::{FormerResult, Node};
 use iptl_dag::path::Target;
 use iptl_dag::{Cid, Codec, codec};
 use serde_json::{Value, json};
@@ -107,7 +107,9 @@ async fn write(store: &RemoteStore, cid: Cid, args: &Args, name: &str) -> Result
         Some(Codec::Raw | Codec::DagPb) => write_files(store, cid, args, name).await,
         Some(Codec::DagCbor | Codec::DagJson) | None => match Node::from_bytes(block.data()) {
             // What people want of a result is what it holds for them.
-            Ok(Node::Result(result)) if args.output.as_deref() != Some(Path::new("-")) => {
+            Ok(Node::Result(result) | Node::FormerResult(FormerResult(result)))
+                if args.output.as_deref() != Some(Path::new("-")) =>
+            {
                 write_files(store, result.files, args, name).await
             }
             Ok(_) | Err(_) => {

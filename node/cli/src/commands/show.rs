@@ -4,7 +4,7 @@ mod against;
 mod objects;
 mod result;
 
-use iptl_dag::model::{Node, Outcome};
+use iptl_dag::model::{FormerResult, Node, Outcome};
 use iptl_dag::path::Target;
 use iptl_dag::{Block, Codec, codec};
 use serde_json::json;
@@ -51,7 +51,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
             ctx.answer(cid);
         }
         return match node {
-            Node::Result(node) => result::show(ctx, client, cid, &node, &args.sources).await,
+            Node::Result(node) | Node::FormerResult(FormerResult(node)) => {
+                result::show(ctx, client, cid, &node, &args.sources).await
+            }
             other => {
                 objects::show(ctx, &cid, &other, &block);
                 Ok(Exit::Ok)

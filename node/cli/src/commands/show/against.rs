@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::Cid;
-use iptl_dag::model::{Network, Node};
+use iptl_dag::model::{self, Network, ResultNode};
 use iptl_dag::path::Target;
 use iptl_result::MetricSummary;
 use serde_json::json;
@@ -79,7 +79,7 @@ async fn one(ctx: &Context, client: &Client, target: &str, sources: &Sources) ->
     let place = fetch::locate(ctx, client, target, sources).await?;
     let Target::Block { cid } = place.target else { return Err(no_result()) };
     let block = fetch::block(ctx, client, &cid, sources).await?;
-    let Ok(Node::Result(node)) = Node::from_bytes(block.data()) else { return Err(no_result()) };
+    let Ok(node) = model::from_bytes::<ResultNode>(block.data()) else { return Err(no_result()) };
     let looked = result::look(ctx, client, cid, &node, sources).await?;
     if !looked.verified.is_good() {
         return Err(result::not_valid(format!("{target}: {}", looked.verified.problems.join("; "))));

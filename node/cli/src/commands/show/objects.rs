@@ -1,6 +1,6 @@
 //! Summaries of the lab's nodes other than results.
 
-use iptl_dag::model::{Node, ParamKind, Plan, Run};
+use iptl_dag::model::{FormerResult, Node, ParamKind, Plan, Run};
 use iptl_dag::{Block, Cid, codec};
 use serde_json::{Value, json};
 
@@ -98,7 +98,9 @@ fn lines(cid: &Cid, node: &Node) -> Vec<String> {
             format!("signed by {}", signed.signer),
             format!("lablets   {}", signed.body.lablets.len()),
         ],
-        Node::Result(result) => vec![format!("result    {cid}  {}", narrative::verdict_word(result.verdict))],
+        Node::Result(result) | Node::FormerResult(FormerResult(result)) => {
+            vec![format!("result    {cid}  {}", narrative::verdict_word(result.verdict))]
+        }
         Node::Image(image) => {
             let mut lines = vec![
                 format!("image     {cid}  {} {}", image.os, image.architecture),
