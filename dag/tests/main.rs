@@ -5,6 +5,7 @@ mod car;
 mod codecs;
 mod decoding;
 mod examples;
+mod facts;
 mod frequent;
 mod generate;
 mod golden;

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use iptl_dag::block::blake3_cid;
+use iptl_dag::model::fact::CellFact;
 use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind, Recorded, Signed};
 use iptl_dag::{Block, Cid, Codec, DecodeError, PeerId, codec};
 use iptl_trust::SignatureError;
@@ -411,47 +412,46 @@ impl Chain {
         if self.head.is_none() && !begins {
             return Some("comes before the execution was submitted");
         }
-        match kind {
-            FactKind::Submitted { .. } if self.head.is_some() => return Some("submits the execution again"),
+        let (possible, what) = match kind {
+            FactKind::Submitted { .. } => (self.head.is_none(), "submits the execution again"),
             FactKind::Granted { lablet, .. } | FactKind::Recovered { lablet, .. } => {
                 self.granted.insert(lablet.clone());
+                return None;
             }
-            FactKind::Accepted { lablet } if !self.granted.contains(lablet) => {
-                return Some("has a lablet take what it was not granted");
+            FactKind::Accepted { lablet } => {
+                (self.granted.contains(lablet), "has a lablet take what it was not granted")
             }
-            FactKind::Refused { lablet, .. } if !self.granted.remove(lablet) => {
-                return Some("has a lablet give back what it was not granted");
+            FactKind::Refused { lablet, .. } => {
+                (self.granted.remove(lablet), "has a lablet give back what it was not granted")
             }
-            FactKind::Measured { lablet, .. } if !self.granted.contains(lablet) => {
-                return Some("has a lablet measure for what it was not granted");
+            FactKind::Measured { lablet, .. } => {
+                (self.granted.contains(lablet), "has a lablet measure for what it was not granted")
             }
-            FactKind::Faulted { lablet, .. } if !self.started || !self.granted.contains(lablet) => {
-                return Some("has faults done in what was not granted and started");
+            FactKind::Faulted { lablet, .. } => {
+                let works = self.started && self.granted.contains(lablet);
+                (works, "has faults done in what was not granted and started")
             }
-            FactKind::Received { lablet, .. } if !self.started || !self.granted.contains(lablet) => {
-                return Some("receives receipts of what was not granted and started");
+            FactKind::Received { lablet, .. } => {
+                let works = self.started && self.granted.contains(lablet);
+                (works, "receives receipts of what was not granted and started")
             }
-            FactKind::Lost { lablet: Some(lablet), .. } if !self.granted.contains(lablet) => {
-                return Some("loses with a lablet what that was not granted");
+            FactKind::Lost { lablet: Some(lablet), .. } => {
+                (self.granted.contains(lablet), "loses with a lablet what that was not granted")
             }
-            FactKind::Started {} if std::mem::replace(&mut self.started, true) => return Some("starts it again"),
-            FactKind::Sealed { .. } | FactKind::Failed { .. } => self.over = true,
-            FactKind::Submitted { .. }
+            FactKind::Started {} => (!std::mem::replace(&mut self.started, true), "starts it again"),
+            FactKind::Sealed { .. } | FactKind::Failed { .. } => {
+                self.over = true;
+                return None;
+            }
+            FactKind::Lost { lablet: None, .. }
             | FactKind::Placed { .. }
-            | FactKind::Accepted { .. }
-            | FactKind::Refused { .. }
-            | FactKind::Started {}
-            | FactKind::Faulted { .. }
-            | FactKind::Measured { .. }
-            | FactKind::Received { .. }
-            | FactKind::Lost { .. }
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }
             | FactKind::TakenOver { .. }
-            | FactKind::Snapshot { .. } => {}
-        }
-        None
+            | FactKind::Snapshot { .. } => return None,
+        };
+        (!possible).then_some(what)
     }
 }
 
@@ -517,28 +517,16 @@ pub fn compact(facts: impl IntoIterator<Item = Recorded>) -> Vec<Recorded> {
     let mut granted_later = BTreeSet::new();
     let mut refused_later = BTreeSet::new();
     for (n, fact) in facts.iter().enumerate().take(started).rev() {
-        match &fact.kind {
-            FactKind::Granted { lablet, .. } | FactKind::Recovered { lablet, .. } => {
+        let Some((lablet, said)) = fact.kind.of_cell() else { continue };
+        match said {
+            CellFact::Held { .. } => {
                 kept[n] = granted_later.insert(lablet) && !refused_later.contains(lablet);
             }
-            FactKind::Accepted { lablet } => {
+            CellFact::Accepted => {
                 kept[n] = !granted_later.contains(lablet) && !refused_later.contains(lablet);
             }
-            FactKind::Refused { lablet, .. } => kept[n] = refused_later.insert(lablet),
-            FactKind::Submitted { .. }
-            | FactKind::Placed { .. }
-            | FactKind::Started {}
-            | FactKind::Faulted { .. }
-            | FactKind::Measured { .. }
-            | FactKind::Received { .. }
-            | FactKind::Lost { .. }
-            | FactKind::Cancelled { .. }
-            | FactKind::TimedOut {}
-            | FactKind::EndedEarly { .. }
-            | FactKind::Sealed { .. }
-            | FactKind::Failed { .. }
-            | FactKind::TakenOver { .. }
-            | FactKind::Snapshot { .. } => {}
+            CellFact::Refused => kept[n] = refused_later.insert(lablet),
+            CellFact::Measured(_) | CellFact::Faulted(_) | CellFact::Received(_) | CellFact::Lost(_) => {}
         }
     }
     facts.into_iter().zip(kept).filter_map(|(fact, kept)| kept.then_some(fact)).collect()

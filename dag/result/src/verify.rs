@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
+use iptl_dag::model::fact::CellFact;
 use iptl_dag::model::signed::signing_bytes;
 use iptl_dag::model::{
     Adopted, Assignment, Attestation, Counts, Execution, Fact, FactKind, FaultDone, InstanceId, Intervention, Outcome,
@@ -478,32 +479,18 @@ impl Check<'_> {
             }
             expected_seq = body.seq.checked_sub(1);
             next = body.prev;
-            match &body.kind {
-                FactKind::Granted { assignments, attempt, .. } | FactKind::Recovered { assignments, attempt, .. } => {
-                    self.granted(assignments, *attempt);
-                }
-                FactKind::Measured { lablet, ways: measured } => {
+            let Some((lablet, said)) = body.kind.of_cell() else { continue };
+            match said {
+                CellFact::Held { assignments, attempt } => self.granted(assignments, attempt),
+                CellFact::Measured(measured) => {
                     let room = MAX_INSTANCES as usize - ways.len().min(MAX_INSTANCES as usize);
                     ways.extend(measured.iter().take(room).map(|way| (lablet.clone(), way.clone())));
                 }
-                FactKind::Faulted { lablet, faults: done } => {
+                CellFact::Faulted(done) => {
                     let room = MAX_INSTANCES as usize - faulted.len().min(MAX_INSTANCES as usize);
                     faulted.extend(done.iter().take(room).map(|done| (lablet.clone(), *done)));
                 }
-                FactKind::Submitted { .. }
-                | FactKind::Placed { .. }
-                | FactKind::Accepted { .. }
-                | FactKind::Refused { .. }
-                | FactKind::Started {}
-                | FactKind::Received { .. }
-                | FactKind::Lost { .. }
-                | FactKind::Cancelled { .. }
-                | FactKind::TimedOut {}
-                | FactKind::EndedEarly { .. }
-                | FactKind::Sealed { .. }
-                | FactKind::Failed { .. }
-                | FactKind::TakenOver { .. }
-                | FactKind::Snapshot { .. } => {}
+                CellFact::Accepted | CellFact::Refused | CellFact::Received(_) | CellFact::Lost(_) => {}
             }
         }
         faulted.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));

@@ -1,7 +1,9 @@
 //! Facts: what an orchestrator wrote down before it acted on it.
 
+mod about;
 mod frequent;
 
+pub use about::{CellFact, End, FactLink};
 pub use frequent::{read_frequent, snapshot_part};
 use serde::{Deserialize, Serialize};
 

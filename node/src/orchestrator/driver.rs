@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iptl_artifacts::{BlobStore, StoreError};
+use iptl_dag::model::fact::FactLink;
 use iptl_dag::model::{self, Epoch, ExecutionId, FactKind, Signed};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{Effect, Input, Orchestrator, OrchestratorConfig};
@@ -440,7 +441,8 @@ impl Driver {
     /// Facts that were decided in the same moment become durable together, before the first of them is acted on:
     /// a fact that is durable early is a promise not yet kept, which a restart keeps.
     async fn write(&mut self, facts: Vec<(ExecutionId, Epoch, FactKind)>) -> Result<(), OrchestratorError> {
-        if facts.iter().any(|(_, _, kind)| names_new_blocks(kind)) {
+        if facts.iter().any(|(_, _, kind)| kind.links().next().is_some()) {
+            // They may not be durable yet.
             self.parts.store.flush().await?;
         }
         for (execution, _, kind) in &facts {
@@ -566,49 +568,10 @@ pub(super) fn send(sessions: &mut BTreeMap<PeerId, Session>, to: &PeerId, messag
     }
 }
 
-/// Tells whether a fact names blocks that may not be durable yet.
-fn names_new_blocks(kind: &FactKind) -> bool {
-    match kind {
-        FactKind::Submitted { .. } | FactKind::Placed { .. } | FactKind::Received { .. } | FactKind::Sealed { .. } => {
-            true
-        }
-        FactKind::Granted { .. }
-        | FactKind::Accepted { .. }
-        | FactKind::Refused { .. }
-        | FactKind::Started {}
-        | FactKind::Faulted { .. }
-        | FactKind::Measured { .. }
-        | FactKind::Lost { .. }
-        | FactKind::Cancelled { .. }
-        | FactKind::TimedOut {}
-        | FactKind::EndedEarly { .. }
-        | FactKind::Failed { .. }
-        | FactKind::TakenOver { .. }
-        | FactKind::Recovered { .. }
-        | FactKind::Snapshot { .. } => false,
-    }
-}
-
 /// Appends the blocks that a fact names and that its execution needs until it is over.
 pub(super) fn name_blocks(kind: &FactKind, named: &mut Vec<Cid>) {
-    match kind {
-        FactKind::Submitted { execution, run, .. } => named.extend([execution, run]),
-        FactKind::Placed { placement } => named.push(*placement),
-        FactKind::Received { shard, .. } => named.push(*shard),
-        FactKind::Snapshot { facts, .. } => facts.iter().for_each(|fact| name_blocks(&fact.kind, named)),
-        FactKind::Granted { .. }
-        | FactKind::TakenOver { .. }
-        | FactKind::Recovered { .. }
-        | FactKind::Accepted { .. }
-        | FactKind::Refused { .. }
-        | FactKind::Started {}
-        | FactKind::Faulted { .. }
-        | FactKind::Measured { .. }
-        | FactKind::Lost { .. }
-        | FactKind::Cancelled { .. }
-        | FactKind::TimedOut {}
-        | FactKind::EndedEarly { .. }
-        | FactKind::Sealed { .. }
-        | FactKind::Failed { .. } => {}
-    }
+    named.extend(kind.links().filter_map(|link| match link {
+        FactLink::Execution(cid) | FactLink::Run(cid) | FactLink::Placement(cid) | FactLink::Receipts(cid) => Some(cid),
+        FactLink::Result(_) => None,
+    }));
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iptl_dag::model::fact::{End, FactLink};
 use iptl_dag::model::{self, ExecutionId, Fact, FactKind};
 use iptl_dag::{Block, Cid, PeerId};
 use iptl_wire::takeover::{FOLLOW_PROTOCOL, MAX_FOLLOW_SIZE, ToFollower, ToLeader};
@@ -90,7 +91,9 @@ struct Follower {
 impl Follower {
     async fn run(&mut self) {
         let mut logs = self.logs.unread();
-        let read = tokio::task::block_in_place(|| logs.replay(|facts| facts.iter().for_each(|fact| self.want(fact))));
+        let read = tokio::task::block_in_place(|| {
+            logs.replay(|facts| facts.iter().for_each(|fact| self.want(fact.execution, &fact.kind)))
+        });
         match read {
             Ok(()) => self.logs = logs,
             Err(error) => {
@@ -212,9 +215,8 @@ impl Follower {
             }
             Err(error) => return Err(error.into()),
         };
-        self.want(&fact);
-        let is_over = matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. });
-        if is_over && self.canaries.remove(&execution) {
+        self.want(execution, &fact.kind);
+        if fact.kind.end().is_some() && self.canaries.remove(&execution) {
             self.wants.release(&execution);
             tokio::task::block_in_place(|| self.logs.remove(&execution))?;
         }
@@ -222,41 +224,26 @@ impl Follower {
     }
 
     /// Wants what a fact names.
-    fn want(&mut self, fact: &Fact) {
-        let execution = fact.execution;
-        match &fact.kind {
-            FactKind::Submitted { run, execution: node, .. } => {
-                if canary::is_canary(run) {
-                    self.canaries.insert(execution);
+    fn want(&mut self, execution: ExecutionId, kind: &FactKind) {
+        for link in kind.links() {
+            match link {
+                FactLink::Run(run) => {
+                    if canary::is_canary(&run) {
+                        self.canaries.insert(execution);
+                    }
+                    self.wants.want(execution, Want::Root(run));
                 }
-                self.wants.hold(execution, *node);
-                self.wants.want(execution, Want::Root(*run));
+                FactLink::Execution(cid) | FactLink::Placement(cid) => self.wants.hold(execution, cid),
+                FactLink::Receipts(shard) => self.wants.want(execution, Want::Root(shard)),
+                // Nothing of the lab's canary is kept.
+                FactLink::Result(_) if self.canaries.contains(&execution) => {}
+                FactLink::Result(result) => self.wants.want(execution, Want::Result(result)),
             }
-            FactKind::Placed { placement } => self.wants.hold(execution, *placement),
-            FactKind::Received { shard, .. } => self.wants.want(execution, Want::Root(*shard)),
-            // Nothing of the lab's canary is kept.
-            FactKind::Sealed { .. } | FactKind::Failed { .. } if self.canaries.contains(&execution) => {}
-            FactKind::Sealed { result } => self.wants.want(execution, Want::Result(*result)),
-            FactKind::Failed { reason } => self.wants.want(execution, Want::Failure(reason.clone())),
-            FactKind::Snapshot { facts, .. } => {
-                for recorded in facts {
-                    let kind = recorded.kind.clone();
-                    let (epoch, at_ms) = (recorded.epoch.clone(), recorded.at_ms);
-                    self.want(&Fact { execution, seq: fact.seq, prev: fact.prev, epoch, at_ms, kind });
-                }
-            }
-            FactKind::Granted { .. }
-            | FactKind::Accepted { .. }
-            | FactKind::Refused { .. }
-            | FactKind::Started {}
-            | FactKind::Faulted { .. }
-            | FactKind::Measured { .. }
-            | FactKind::Lost { .. }
-            | FactKind::Cancelled { .. }
-            | FactKind::TimedOut {}
-            | FactKind::EndedEarly { .. }
-            | FactKind::TakenOver { .. }
-            | FactKind::Recovered { .. } => {}
+        }
+        if let Some(End::Failed(reason)) = kind.end()
+            && !self.canaries.contains(&execution)
+        {
+            self.wants.want(execution, Want::Failure(reason.to_owned()));
         }
     }
 

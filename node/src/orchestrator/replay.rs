@@ -120,7 +120,7 @@ impl Driver {
             replayed.current = Some((execution, self.registry.ended(&execution).is_some()));
         }
         match replayed.current {
-            Some((_, true)) if matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. }) => {
+            Some((_, true)) if fact.kind.end().is_some() => {
                 replayed.put_off.remove(&execution);
                 replayed.over.insert(execution);
                 Ok(())

@@ -1,7 +1,8 @@
 //! What the driver says to those who follow, and to everybody of who leads.
 
 use iptl_artifacts::read_block;
-use iptl_dag::model::{self, ExecutionId, Fact, FactKind, Signed};
+use iptl_dag::model::fact::FactLink;
+use iptl_dag::model::{self, ExecutionId, Fact, Signed};
 use iptl_dag::{Block, Cid, PeerId};
 use iptl_wire::offer;
 use iptl_wire::session::ToLablet;
@@ -61,7 +62,7 @@ impl Driver {
     /// Says the small blocks that a fact names, so that nothing need be fetched before it counts.
     async fn say_named(&mut self, fact: &Block, to: Option<&PeerId>) -> Result<(), OrchestratorError> {
         let Ok(signed) = model::from_bytes::<Signed<Fact>>(fact.data()) else { return Ok(()) };
-        for cid in named(&signed.body.kind) {
+        for cid in signed.body.kind.links().filter_map(small) {
             // One that is gone is of no use to anybody.
             let Some(block) = read_block(&*self.parts.store, &cid).await? else { continue };
             let message = ToFollower::Block { cid, data: block.data().to_vec() };
@@ -119,26 +120,10 @@ impl Driver {
     }
 }
 
-/// Returns the small blocks that a fact names.
-fn named(kind: &FactKind) -> Vec<Cid> {
-    match kind {
-        FactKind::Submitted { execution, run, .. } => vec![*execution, *run],
-        FactKind::Placed { placement } => vec![*placement],
-        FactKind::Snapshot { facts, .. } => facts.iter().flat_map(|fact| named(&fact.kind)).collect(),
-        FactKind::Granted { .. }
-        | FactKind::Accepted { .. }
-        | FactKind::Refused { .. }
-        | FactKind::Started {}
-        | FactKind::Received { .. }
-        | FactKind::Lost { .. }
-        | FactKind::Cancelled { .. }
-        | FactKind::TimedOut {}
-        | FactKind::EndedEarly { .. }
-        | FactKind::Sealed { .. }
-        | FactKind::Failed { .. }
-        | FactKind::TakenOver { .. }
-        | FactKind::Faulted { .. }
-        | FactKind::Measured { .. }
-        | FactKind::Recovered { .. } => Vec::new(),
+/// Returns the CID of a block that is said with the fact that links it; a follower fetches the others beside that.
+fn small(link: FactLink) -> Option<Cid> {
+    match link {
+        FactLink::Execution(cid) | FactLink::Run(cid) | FactLink::Placement(cid) => Some(cid),
+        FactLink::Receipts(_) | FactLink::Result(_) => None,
     }
 }

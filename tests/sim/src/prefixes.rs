@@ -38,7 +38,7 @@ pub(crate) fn open_all(node: &OrchestratorNode) -> Result<Opened, String> {
             let expected = state(node, facts.to_vec());
             opened.prefixes += 1;
             // Nothing is written behind the last fact, nor is there a snapshot of it.
-            let is_over = |fact: &Fact| matches!(fact.kind, FactKind::Sealed { .. } | FactKind::Failed { .. });
+            let is_over = |fact: &Fact| fact.kind.end().is_some();
             let last = facts.iter().position(is_over).unwrap_or(end);
             for at in 1..=last {
                 for from_snapshot in [false, true] {

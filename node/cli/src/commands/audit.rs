@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use iptl_dag::model::fact::CellFact;
 use iptl_dag::model::{self, ExecutionId, Fact, FactKind, FaultDone, InstanceId, Signed};
 use iptl_dag::{Block, Cid, Codec, PeerId};
 use iptl_scheduler::log::{self, Audit, Misfit, Tail};
@@ -111,8 +112,7 @@ fn conclude(ctx: &Context, log: &Log, audit: &Audit) -> Result {
                     the disk or at whoever wrote it";
         return Err(Error::broken(code_of(misfit), format!("the log of {alias}: {misfit}"), help));
     }
-    let last = audit.facts.last().map(|(_, fact)| &fact.kind);
-    let over = matches!(last, Some(FactKind::Sealed { .. } | FactKind::Failed { .. }));
+    let over = audit.facts.last().is_some_and(|(_, fact)| fact.kind.end().is_some());
     match log.tail {
         Tail::Damaged => {
             let message = format!("the log of {alias}: what follows fact {} is not what was written", facts.max(1) - 1);
@@ -168,13 +168,12 @@ fn conclude(ctx: &Context, log: &Log, audit: &Audit) -> Result {
 fn attempts(audit: &Audit) -> BTreeMap<InstanceId, u32> {
     let mut attempts = BTreeMap::new();
     for (_, fact) in &audit.facts {
-        if let FactKind::Granted { assignments, attempt, .. } | FactKind::Recovered { assignments, attempt, .. } =
-            &fact.kind
-            && *attempt > 1
+        if let Some((_, CellFact::Held { assignments, attempt })) = fact.kind.of_cell()
+            && attempt > 1
         {
             for instance in assignments.iter().flat_map(model::Assignment::instances) {
                 let last: &mut u32 = attempts.entry(instance).or_default();
-                *last = (*last).max(*attempt);
+                *last = (*last).max(attempt);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use iptl_dag::model::fact::End;
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Counts, ExecutionId, Fact, FactKind, InstanceId, ResultVerdict, Run, WorkloadKind};
 use iptl_dag::{Cid, PeerId, codec};
@@ -166,33 +167,18 @@ impl World {
                 told.push(format!("           fact of {}: {:?}", fact.execution.alias(), fact.kind));
             }
             self.model.fact(&self.orchestrator, &fact);
-            match &fact.kind {
-                FactKind::Sealed { .. } => {
+            match fact.kind.end() {
+                Some(End::Sealed(_)) => {
                     let kinds = self.model.run(&fact.execution).map(Run::kinds).unwrap_or_default();
                     let names: Vec<&str> = kinds.into_keys().map(WorkloadKind::name).collect();
                     self.model.over(self.now, fact.execution, format!("sealed: {}", names.join(" and ")));
                 }
-                FactKind::Failed { reason } => {
+                Some(End::Failed(reason)) => {
                     let short = reason.split(':').next().unwrap_or_default().to_owned();
                     self.model.failed(&fact.execution, &self.lablets, reason);
                     self.model.over(self.now, fact.execution, format!("failed: {short}"));
                 }
-                FactKind::Submitted { .. }
-                | FactKind::Placed { .. }
-                | FactKind::Granted { .. }
-                | FactKind::Accepted { .. }
-                | FactKind::Refused { .. }
-                | FactKind::Started {}
-                | FactKind::Faulted { .. }
-                | FactKind::Measured { .. }
-                | FactKind::Received { .. }
-                | FactKind::Lost { .. }
-                | FactKind::Cancelled { .. }
-                | FactKind::TimedOut {}
-                | FactKind::EndedEarly { .. }
-                | FactKind::TakenOver { .. }
-                | FactKind::Recovered { .. }
-                | FactKind::Snapshot { .. } => {}
+                None => {}
             }
             self.orchestrator.append(fact);
         }

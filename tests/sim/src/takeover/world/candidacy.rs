@@ -126,7 +126,7 @@ impl World {
         if take.is_some() {
             for log in self.orchs[o].logs.values() {
                 let has = |wanted: fn(&FactKind) -> bool| log.iter().any(|f| wanted(&f.kind));
-                if has(|k| matches!(k, FactKind::Sealed { .. } | FactKind::Failed { .. })) {
+                if has(|k| k.end().is_some()) {
                     continue;
                 }
                 self.truth.at(if has(|k| matches!(k, FactKind::Cancelled { .. } | FactKind::TimedOut {})) {

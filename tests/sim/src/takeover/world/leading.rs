@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use iptl_dag::model::fact::End;
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Epoch, Execution, ExecutionId, Exit, Fact, FactKind, InstanceId};
 use iptl_dag::{Cid, PeerId, codec};
@@ -83,8 +84,11 @@ impl World {
         let log = self.orchs[o].logs.entry(execution).or_default();
         let seq = log.len() as u64;
         let fact = Fact { execution, seq, prev: None, epoch, at_ms, kind };
-        if let FactKind::Sealed { .. } | FactKind::Failed { .. } = &fact.kind {
-            let result = if let FactKind::Sealed { result } = &fact.kind { Some(*result) } else { None };
+        if let Some(end) = fact.kind.end() {
+            let result = match end {
+                End::Sealed(result) => Some(result),
+                End::Failed(_) => None,
+            };
             let peer = &self.orchs[o].peer;
             let serve = |node: &&Node| node.term.as_ref().is_some_and(|claim| claim.body.term.peer == *peer);
             let known: BTreeSet<Option<Cid>> = self
