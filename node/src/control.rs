@@ -15,6 +15,7 @@ mod runs;
 mod top;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use iptl_dag::{Block, PeerId};
 use iptl_wire::control::{Failure, FailureKind, MAX_FRAME_SIZE, PROTOCOL, Reply, Request};
@@ -26,13 +27,16 @@ use crate::framed;
 use crate::gate::Gate;
 use crate::links::Duplex;
 use crate::node::Node;
-use crate::orchestrator::Stopped;
+use crate::orchestrator::{OrchestratorHandle, Stopped};
 
 /// Streams of one peer that have not shown a membership: more than a script of a member opens in one moment.
 const MAX_STRANGERS_PER_PEER: usize = 64;
 
 /// Streams of members that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
+
+/// Longest wait for an orchestrator that has said to lead and still reads its logs.
+const TAKING_UP: Duration = Duration::from_secs(10);
 
 /// Who asks.
 #[derive(Clone, Debug)]
@@ -230,6 +234,16 @@ pub(crate) fn failure(kind: FailureKind, code: &str, message: String, help: &str
     Failure { kind, code: code.to_owned(), message, help: help.to_owned() }
 }
 
+/// Returns the orchestrator of a node where it leads. One that others have heard to lead may still read its logs: then
+/// that is waited for, since nobody else could answer.
+async fn leading(node: &Node) -> Option<OrchestratorHandle> {
+    let lab = node.candidate()?;
+    if node.members.leader().is_some_and(|(leader, _)| leader == *node.links.peer()) {
+        let _late = tokio::time::timeout(TAKING_UP, lab.takes_up()).await;
+    }
+    Some(lab).filter(OrchestratorHandle::leads)
+}
+
 /// The orchestrator does not lead, or no longer: whoever asked may ask another one.
 fn stopped(_: Stopped) -> Failure {
     remote::elsewhere()
@@ -282,6 +296,32 @@ mod tests {
             let refused = dispatch(running.node(), &member, request, &mut Talk::new(stream)).await.unwrap_err();
             assert_eq!(refused.code, "control.denied");
         }
+        running.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_asks_one_that_was_heard_to_lead_is_answered_once_it_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker = ("/bin/true".into(), Vec::new());
+        let options = Options { worker, offline: true, roles: true, lend: false, socket: false };
+        let running = crate::start(Home::open(dir.path()).unwrap(), options).await.unwrap();
+        let node = running.node();
+        let ask = |request| {
+            let node = node.clone();
+            async move {
+                let (_asker, stream) = tokio::io::duplex(64 << 10);
+                dispatch(&node, &Caller::Owner, request, &mut Talk::new(stream)).await
+            }
+        };
+        ask(Request::LabInit { name: "lab".to_owned(), open: false, private: false }).await.unwrap();
+        let (reads_its_logs, done) = node.candidate().unwrap().before_it_leads();
+        node.set_candidate(reads_its_logs);
+        let early = ask(Request::Watch { execution: "last".to_owned() });
+        tokio::pin!(early);
+        assert!(futures::poll!(&mut early).is_pending(), "it is asked too early");
+        done();
+        // It knows no execution, which is more than that another one may.
+        assert_eq!(early.await.unwrap_err().code, "execution.unknown");
         running.stop().await;
     }
 }

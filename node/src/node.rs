@@ -352,6 +352,12 @@ impl Node {
         self.read_roles().orchestrator.clone()
     }
 
+    /// Has another way to its orchestrator from now on.
+    #[cfg(test)]
+    pub(crate) fn set_candidate(&self, orchestrator: OrchestratorHandle) {
+        self.write_roles(|roles| roles.orchestrator = Some(orchestrator));
+    }
+
     /// Returns the lablet, where this node is one.
     pub(crate) fn lablet(&self) -> Option<LabletHandle> {
         self.read_roles().lablet.clone()

@@ -218,6 +218,20 @@ impl OrchestratorHandle {
         self.driver.borrow().is_some()
     }
 
+    /// Returns once it leads the lab, or never will: the node ends. Cancel safe.
+    pub(crate) async fn takes_up(&self) {
+        let mut driver = self.driver.clone();
+        let _ends = driver.wait_for(Option::is_some).await;
+    }
+
+    /// Returns a way to it on which it does not lead before the second value is called.
+    #[cfg(test)]
+    pub(crate) fn before_it_leads(&self) -> (OrchestratorHandle, impl FnOnce() + use<>) {
+        let (leads, driver) = watch::channel(None);
+        let commands = self.driver.borrow().clone();
+        (OrchestratorHandle { driver, ..self.clone() }, move || drop(leads.send_replace(commands)))
+    }
+
     /// Returns how far it follows, where it does not lead.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.borrow().clone()

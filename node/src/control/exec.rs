@@ -6,7 +6,7 @@ use iptl_dag::model::InstanceId;
 use iptl_wire::control::{Failure, FailureKind, Request};
 use iptl_wire::exec::{ExecOrder, MAX_COMMAND_SIZE, PROTOCOL, Window};
 
-use super::{Caller, Talk, failure, remote, stopped};
+use super::{Caller, Talk, failure, leading, remote, stopped};
 use crate::framed;
 use crate::node::Node;
 use crate::orchestrator::Ask;
@@ -23,7 +23,7 @@ pub(super) async fn exec(node: &Arc<Node>, caller: &Caller, wanted: Wanted, talk
     caller.developer()?;
     check(&wanted.command)?;
     let Wanted { execution, instance, command, terminal } = wanted;
-    let Some(lab) = node.orchestrator() else {
+    let Some(lab) = leading(node).await else {
         let request = Request::Exec { execution, instance, command, terminal };
         let answer = remote::ask(node, caller, &request).await?;
         return remote::relay(talk, answer).await;

@@ -9,7 +9,7 @@ use iptl_wire::control::{Failure, FailureKind, FollowerRow, Leads, Moved, Reply,
 use iptl_wire::lab::Role;
 use iptl_wire::takeover::MAX_ORCHESTRATORS;
 
-use super::{Caller, Talk, broken, failure, stopped};
+use super::{Caller, Talk, broken, failure, leading, stopped};
 use crate::admission::{Admission, ApproveError, RevokeError};
 use crate::join::{Target, join as ask_to_join};
 use crate::node::Node;
@@ -65,8 +65,10 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
             })
             .collect();
     }
-    if let Some(lab) = node.orchestrator() {
-        let lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(stopped)?;
+    // One that leads no more by now has nothing to say of lablets, and all the rest.
+    if let Some(lab) = node.orchestrator()
+        && let Ok(lablets) = lab.ask(|answer| Ask::Lablets { answer }).await
+    {
         let ready = || lablets.iter().filter(|l| l.ready);
         let trouble = lab.health.trouble();
         status.online = trouble.is_none();
@@ -80,7 +82,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
             let sum = status.slots.entry(*kind).or_default();
             *sum = [*sum, *slots].iter().sum();
         }
-        let runs = lab.ask(|answer| Ask::Runs { answer }).await.map_err(stopped)?;
+        let runs = lab.ask(|answer| Ask::Runs { answer }).await.unwrap_or_default();
         status.running = runs
             .into_iter()
             .filter_map(|row| match row {
@@ -126,7 +128,7 @@ pub(super) async fn hand_over(
     talk: &mut Talk,
 ) -> Result<(), Failure> {
     caller.owner()?;
-    let Some(lab) = node.orchestrator() else {
+    let Some(lab) = leading(node).await else {
         let message = "this node does not lead a lab".to_owned();
         let help = "run this on the node that leads: `iptl status` says which one that is";
         return Err(failure(FailureKind::Denied, "handover.not-leading", message, help));

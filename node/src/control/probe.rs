@@ -8,7 +8,7 @@ use iptl_dag::model::NetworkModel;
 use iptl_wire::control::{Failure, FailureKind, MAX_FRAME_SIZE, Reply, Request};
 use iptl_wire::probe::{MAX_OTHERS, PROTOCOL, ProbeOrder};
 
-use super::{Caller, Talk, failure, remote, stopped};
+use super::{Caller, Talk, failure, leading, remote, stopped};
 use crate::framed;
 use crate::node::Node;
 use crate::orchestrator::{Ask, LabletRow};
@@ -20,7 +20,7 @@ pub(super) async fn probe(
     talk: &mut Talk,
 ) -> Result<(), Failure> {
     caller.developer()?;
-    let Some(lab) = node.orchestrator() else {
+    let Some(lab) = leading(node).await else {
         return remote::forward(node, caller, Request::Probe { network }, talk).await;
     };
     let mut lablets = lab.ask(|answer| Ask::Lablets { answer }).await.map_err(stopped)?;

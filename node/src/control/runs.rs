@@ -15,10 +15,10 @@ use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::content::fetch_failure;
-use super::{Caller, Talk, broken, failure, remote, stopped};
+use super::{Caller, Talk, broken, failure, leading, remote, stopped};
 use crate::fetch::Wanted;
 use crate::node::Node;
-use crate::orchestrator::{Ask, Cancelled, LabletRow, OrchestratorHandle, RunRecord, RunRow};
+use crate::orchestrator::{Ask, Cancelled, LabletRow, RunRecord, RunRow};
 
 /// A submitted run's blocks must arrive within so long after the last one that did.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,10 +35,6 @@ const MAX_LOG_SIZE: u64 = 64 << 20;
 /// Most instances of one run.
 const MAX_INSTANCES: u64 = 1_000_000;
 
-fn orchestrator(node: &Node) -> Option<OrchestratorHandle> {
-    node.orchestrator()
-}
-
 pub(super) async fn submit(
     node: &Arc<Node>,
     caller: &Caller,
@@ -53,7 +49,7 @@ pub(super) async fn submit(
         let message = format!("a priority of {priority}; there is -{MAX_PRIORITY} to {MAX_PRIORITY}");
         return Err(failure(FailureKind::Usage, "run.priority", message, "leave it out, or take one within"));
     }
-    let Some(lab) = orchestrator(node) else {
+    let Some(lab) = leading(node).await else {
         let source_addrs = match node.links.net() {
             Some(net) => net.addrs().await,
             None => Vec::new(),
@@ -81,7 +77,7 @@ pub(super) async fn submit(
 }
 
 pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &mut Talk) -> Result<(), Failure> {
-    let Some(lab) = orchestrator(node) else {
+    let Some(lab) = leading(node).await else {
         // The orchestrator needs the run alone, and fetches it from here.
         return remote::forward(node, caller, Request::DryRun { run }, talk).await;
     };
@@ -117,7 +113,7 @@ pub(super) async fn watch(
     execution: String,
     talk: &mut Talk,
 ) -> Result<(), Failure> {
-    let Some(lab) = orchestrator(node) else {
+    let Some(lab) = leading(node).await else {
         return remote::forward(node, caller, Request::Watch { execution }, talk).await;
     };
     let (id, watching) = lab.ask(|answer| Ask::Watch { name: execution, answer }).await.map_err(stopped)??;
@@ -159,7 +155,7 @@ pub(super) async fn cancel(
     talk: &mut Talk,
 ) -> Result<(), Failure> {
     caller.developer()?;
-    let Some(lab) = orchestrator(node) else {
+    let Some(lab) = leading(node).await else {
         return remote::forward(node, caller, Request::Cancel { execution }, talk).await;
     };
     let by = caller.peer(node);
@@ -175,7 +171,7 @@ pub(super) async fn audit(
     execution: String,
     talk: &mut Talk,
 ) -> Result<(), Failure> {
-    let Some(lab) = orchestrator(node) else {
+    let Some(lab) = leading(node).await else {
         return remote::forward(node, caller, Request::Audit { execution }, talk).await;
     };
     let log = lab.ask(|answer| Ask::Audit { name: execution, answer }).await.map_err(stopped)??;
@@ -195,7 +191,7 @@ pub(super) async fn resolve(node: &Arc<Node>, caller: &Caller, name: String, tal
     if let Ok(cid) = name.parse::<Cid>() {
         return talk.say(Reply::Resolved { cid }).await;
     }
-    let Some(lab) = orchestrator(node) else {
+    let Some(lab) = leading(node).await else {
         return remote::forward(node, caller, Request::Resolve { name }, talk).await;
     };
     let shown = name.clone();
@@ -226,7 +222,7 @@ impl LogsOf {
 }
 
 pub(super) async fn logs(node: &Arc<Node>, caller: &Caller, of: LogsOf, talk: &mut Talk) -> Result<(), Failure> {
-    let Some(lab) = orchestrator(node) else {
+    let Some(lab) = leading(node).await else {
         let LogsOf { execution, group, index, follow } = of;
         return remote::forward(node, caller, Request::Logs { execution, group, index, follow }, talk).await;
     };
@@ -302,7 +298,7 @@ pub(super) async fn list(node: &Arc<Node>, caller: &Caller, what: ListKind, talk
         ListKind::Plans => pins(node, Some(PinKind::Plan)),
         ListKind::Pins => pins(node, None),
         ListKind::Runs | ListKind::Results | ListKind::Lablets => {
-            let Some(lab) = orchestrator(node) else {
+            let Some(lab) = leading(node).await else {
                 return remote::forward(node, caller, Request::List { what }, talk).await;
             };
             if what == ListKind::Lablets {

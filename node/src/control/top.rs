@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iptl_wire::control::{Failure, Reply, Request, Top};
 
-use super::{Caller, Talk, remote, stopped};
+use super::{Caller, Talk, leading, remote, stopped};
 use crate::node::Node;
 use crate::orchestrator::{Ask, OrchestratorHandle};
 
@@ -25,7 +25,7 @@ pub(super) async fn top(
     once: bool,
     talk: &mut Talk,
 ) -> Result<(), Failure> {
-    let Some(lab) = node.orchestrator() else {
+    let Some(lab) = leading(node).await else {
         return remote::forward(node, caller, Request::Top { execution, once }, talk).await;
     };
     let mut top = look(&lab, execution).await?;
