@@ -222,7 +222,12 @@ fn barriers_and_topics_go_on_under_a_successor() {
     let plan = repository().join("plans/storm").display().to_string();
     let args = ["-g", "node=12", "-p", "barriers=1000", "-p", "publishes=20", "--no-build", "--detach"];
     let execution = pair.lab.run(&[&["run", &plan], &args[..]].concat()).exits(0).word();
-    reaches(&pair.lab, &execution, "running");
+    // That the run was started is one thing, that its lablets have heard of it another: who has not prepares for the
+    // orchestrator that is gone.
+    until("instances that run", || {
+        let top: Value = serde_json::from_str(&pair.lab.run(&["top", &execution, "--json"]).stdout).ok()?;
+        (top["groups"]["node"]["running"].as_u64()? == 12).then_some(())
+    });
     pair.lab.orchestrator.kill();
     pair.second_leads();
     let last = pair.second.run(&["watch", &execution, "--json"]).last_json();
