@@ -1,8 +1,9 @@
 //! The lablet of a node: one task owns the scheduler's core and the cells that it runs.
 //!
-//! [`driver`] is that task; `session` keeps the stream to the orchestrator, `prepare` turns a grant into a cell with what
-//! `content` brings and `artifacts` makes files of,
-//! `cell` runs it, `exec` lets people execute commands in it, which `interventions` notes, `receipts` writes what it left.
+//! [`driver`] is that task, with `held`, what it does for the cells that it holds; `session` keeps the stream to the
+//! orchestrator, `offers` hears what is offered, `prepare` turns a grant into a cell with what `content` brings and
+//! `artifacts` makes files of, `cell` runs it, `exec` lets people execute commands in it, which `interventions` notes,
+//! `receipts` writes what it left.
 //! `journal` is what survives a crash; with it, `memory` and `lease`, the next life of the lablet takes over by `adopt`
 //! what outlived this one.
 
@@ -13,10 +14,12 @@ mod content;
 mod driver;
 mod exec;
 mod faults;
+mod held;
 mod interventions;
 mod journal;
 mod lease;
 mod memory;
+mod offers;
 mod prepare;
 mod receipts;
 mod session;
