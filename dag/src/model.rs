@@ -47,7 +47,9 @@ pub use plan::{
     Affinity, Case, Comparison, Count, Engine, GroupSpec, ParamKind, ParamSpec, Plan, Requirements, Resources,
     Statistic, Subject, Threshold, Value, Workload, WorkloadKind,
 };
-pub use receipt::{Adopted, CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage};
+pub use receipt::{
+    Adopted, ByLab, CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage,
+};
 pub use result::{Attestation, Distortion, FormerResult, LabletRecord, ResultNode, ResultVerdict};
 pub use rolling::Rolling;
 pub use run::{GroupRun, Network, Run};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::codec;
-use iptl_dag::model::{ExecutionId, Exit, InstanceId, Receipt, Run, Signed, Termination};
+use iptl_dag::model::{ByLab, ExecutionId, Exit, InstanceId, Receipt, Run, Signed, Termination};
 
 /// Longest cause of a failure that an outcome holds, in bytes; runners give short stable names, and a full shard of
 /// causes this long is still a quarter of a block.
@@ -16,19 +16,9 @@ pub(crate) fn termination(exit: &Exit) -> Termination {
     if let Some(cause) = exit.failure() {
         return Termination::Failed { cause: cause[..cause.floor_char_boundary(MAX_CAUSE_BYTES)].to_owned() };
     }
-    match exit {
-        Exit::Stopped { .. } | Exit::WorkerDied { .. } => Termination::Lost {},
-        Exit::Exited { .. }
-        | Exit::Reported { .. }
-        | Exit::Trapped { .. }
-        | Exit::Signalled { .. }
-        | Exit::Unwell { .. }
-        | Exit::StackOverflow {}
-        | Exit::OutOfMemory {}
-        | Exit::OutOfCpu {}
-        | Exit::OutOfTime {}
-        | Exit::TooMuchOutput { .. }
-        | Exit::NotStarted { .. } => Termination::Ok {},
+    match exit.by_lab() {
+        Some(ByLab::Stopped(_) | ByLab::WorkerDied(_)) => Termination::Lost {},
+        Some(ByLab::NotStarted(_)) | None => Termination::Ok {},
     }
 }
 

@@ -282,6 +282,36 @@ impl Exit {
             Exit::NotStarted { reason: _ } => "not started".to_owned(),
         })
     }
+
+    /// Says how the lab ended it; none where the software ended, by itself or by going beyond what it may.
+    pub fn by_lab(&self) -> Option<ByLab<'_>> {
+        match self {
+            Exit::Stopped { reason } => Some(ByLab::Stopped(reason)),
+            Exit::WorkerDied { reason } => Some(ByLab::WorkerDied(reason)),
+            Exit::NotStarted { reason } => Some(ByLab::NotStarted(reason)),
+            Exit::Exited { .. }
+            | Exit::Reported { .. }
+            | Exit::Trapped { .. }
+            | Exit::Signalled { .. }
+            | Exit::Unwell { .. }
+            | Exit::StackOverflow {}
+            | Exit::OutOfMemory {}
+            | Exit::OutOfCpu {}
+            | Exit::OutOfTime {}
+            | Exit::TooMuchOutput { .. } => None,
+        }
+    }
+}
+
+/// How the lab ended an attempt, or kept it from beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByLab<'a> {
+    /// It was stopped from outside, for this reason.
+    Stopped(&'a str),
+    /// The worker that ran its cell died; what is known of that.
+    WorkerDied(&'a str),
+    /// It could not be started, for this reason.
+    NotStarted(&'a str),
 }
 
 /// What an instance used.

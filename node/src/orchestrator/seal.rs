@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iptl_artifacts::{BlobStore, PinKind, read_block};
-use iptl_dag::model::{self, ExecutionId, Exit, InstanceId, Outcome, OutcomeShard, ReceiptShard, Termination};
+use iptl_dag::model::{self, ByLab, ExecutionId, Exit, InstanceId, Outcome, OutcomeShard, ReceiptShard, Termination};
 use iptl_dag::walk::{self, Limits};
 use iptl_dag::{Block, Cid, PeerId};
 use iptl_result::{Assembled, Assembly, AttestationRecord};
@@ -238,20 +238,11 @@ fn notes(order: &AssemblyOrder, assembled: &Assembled) -> Vec<String> {
 
 /// Says how the lab lost an instance that left a receipt.
 fn ended_by(exit: &Exit) -> String {
-    match exit {
-        Exit::Stopped { reason } => format!("stopped: {reason}"),
-        Exit::WorkerDied { reason } => format!("worker died: {reason}"),
-        Exit::NotStarted { reason } => format!("not started: {reason}"),
-        Exit::Exited { .. }
-        | Exit::Reported { .. }
-        | Exit::Trapped { .. }
-        | Exit::Signalled { .. }
-        | Exit::Unwell { .. }
-        | Exit::StackOverflow {}
-        | Exit::OutOfMemory {}
-        | Exit::OutOfCpu {}
-        | Exit::OutOfTime {}
-        | Exit::TooMuchOutput { .. } => "its receipt could not be used".to_owned(),
+    match exit.by_lab() {
+        Some(ByLab::Stopped(reason)) => format!("stopped: {reason}"),
+        Some(ByLab::WorkerDied(reason)) => format!("worker died: {reason}"),
+        Some(ByLab::NotStarted(reason)) => format!("not started: {reason}"),
+        None => "its receipt could not be used".to_owned(),
     }
 }
 

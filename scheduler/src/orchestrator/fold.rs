@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{Epoch, Exit, FactKind, InstanceId};
+use iptl_dag::model::{ByLab, Epoch, Exit, FactKind, InstanceId};
 use iptl_dag::{Cid, PeerId};
 
 use super::api::ReceiptSummary;
@@ -247,37 +247,14 @@ impl Exec {
 
 /// Whether the software ended, rather than the lab under it.
 fn by_itself(exit: &Exit) -> bool {
-    match exit {
-        Exit::Exited { .. }
-        | Exit::Reported { .. }
-        | Exit::Trapped { .. }
-        | Exit::Signalled { .. }
-        | Exit::Unwell { .. }
-        | Exit::StackOverflow {}
-        | Exit::OutOfMemory {}
-        | Exit::OutOfCpu {}
-        | Exit::OutOfTime {}
-        | Exit::TooMuchOutput { .. } => true,
-        Exit::Stopped { .. } | Exit::WorkerDied { .. } | Exit::NotStarted { .. } => false,
-    }
+    exit.by_lab().is_none()
 }
 
 /// Says why a lablet stopped an instance, where it did. A worker that died is no such case: nobody knows whether it was
 /// the software that killed it, and the rest of its cell may live on.
 pub(super) fn stopped(exit: &Exit) -> Option<String> {
-    match exit {
-        Exit::Stopped { reason } => Some(format!("its lablet stopped it: {reason}")),
-        Exit::Exited { .. }
-        | Exit::Reported { .. }
-        | Exit::Trapped { .. }
-        | Exit::Signalled { .. }
-        | Exit::Unwell { .. }
-        | Exit::StackOverflow {}
-        | Exit::OutOfMemory {}
-        | Exit::OutOfCpu {}
-        | Exit::OutOfTime {}
-        | Exit::TooMuchOutput { .. }
-        | Exit::WorkerDied { .. }
-        | Exit::NotStarted { .. } => None,
+    match exit.by_lab() {
+        Some(ByLab::Stopped(reason)) => Some(format!("its lablet stopped it: {reason}")),
+        Some(ByLab::WorkerDied(_) | ByLab::NotStarted(_)) | None => None,
     }
 }
