@@ -16,7 +16,7 @@ use iptl_trust::Keypair;
 use iptl_wire::control::{FailureKind, FetchReport, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lab::{Dag, Node, Stranger, answering, bystander, parent, store_of, within};
+use crate::lab::{Dag, Node, Stranger, answer_to, answering, bystander, parent, store_of, within};
 
 /// Long enough for everything that succeeds.
 const PATIENT_MS: u64 = 60_000;
@@ -93,14 +93,7 @@ async fn blocks_of_a_batch_that_was_cut_are_kept() {
     let serving = tokio::spawn(async move {
         let mut open = Vec::new();
         while let Some((_, mut stream)) = incoming.next().await {
-            let mut request = Vec::new();
-            stream.read_to_end(&mut request).await.unwrap();
-            let (mut pipe, end) = tokio::io::duplex(1 << 20);
-            pipe.write_all(&request).await.unwrap();
-            pipe.shutdown().await.unwrap();
-            some.serve(end).await.unwrap();
-            let mut answer = Vec::new();
-            pipe.read_to_end(&mut answer).await.unwrap();
+            let answer = answer_to(&mut stream, &some).await;
             stream.write_all(&answer).await.unwrap();
             stream.flush().await.unwrap();
             match answer.len() {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, MemStore};
+use iptl_artifacts_iroh::Provider;
 use iptl_artifacts_pack::OpenError;
 use iptl_dag::{Block, Cid, Codec, Ipld, PeerId, codec};
 use iptl_net::{Incoming, Net};
@@ -278,7 +279,7 @@ impl Stranger {
 /// Answers requests for blobs of a peer out of a store.
 pub async fn serve(stranger: &Stranger, store: Arc<dyn BlobStore>) -> tokio::task::JoinHandle<()> {
     let mut incoming = stranger.blob_streams().await;
-    let provider = iptl_artifacts_iroh::Provider::over(store);
+    let provider = Provider::over(store);
     tokio::spawn(async move {
         while let Some((_, stream)) = incoming.next().await {
             let provider = provider.clone();
@@ -286,6 +287,42 @@ pub async fn serve(stranger: &Stranger, store: Arc<dyn BlobStore>) -> tokio::tas
             tokio::spawn(async move { provider.serve(stream).await });
         }
     })
+}
+
+/// Answers requests for blobs of a peer out of blocks; `send` puts each answer on its stream in its own way.
+pub async fn serve_by<F>(
+    stranger: &Stranger,
+    blocks: Vec<Block>,
+    send: impl Fn(iptl_net::Stream, Vec<u8>) -> F + Clone + Send + Sync + 'static,
+) -> tokio::task::JoinHandle<()>
+where
+    F: Future<Output = ()> + Send,
+{
+    let mut incoming = stranger.blob_streams().await;
+    let provider = Provider::over(store_of(blocks).await);
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = incoming.next().await {
+            let (provider, send) = (provider.clone(), send.clone());
+            tokio::spawn(async move {
+                let answer = answer_to(&mut stream, &provider).await;
+                send(stream, answer).await;
+            });
+        }
+    })
+}
+
+/// Reads a request for blobs to its end, and returns what a provider answers.
+pub async fn answer_to(stream: &mut iptl_net::Stream, provider: &Provider) -> Vec<u8> {
+    let mut request = Vec::new();
+    stream.read_to_end(&mut request).await.unwrap();
+    let (mut pipe, end) = tokio::io::duplex(1 << 20);
+    pipe.write_all(&request).await.unwrap();
+    pipe.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let (served, read) = tokio::join!(provider.serve(end), pipe.read_to_end(&mut answer));
+    served.unwrap();
+    read.unwrap();
+    answer
 }
 
 /// Wants a whole DAG of whoever is named later.

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iptl_artifacts::{BlobStore, MemStore};
-use iptl_artifacts_iroh::Provider;
 use iptl_node::fetch::{FetchError, Fetcher, Wanted};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 
-use crate::lab::{Dag, Stranger, store_of, wanted, within};
+use crate::lab::{Dag, Stranger, serve_by, wanted, within};
 
 /// Bytes of a leaf.
 const LEAF: usize = 10_000;
@@ -27,28 +26,17 @@ struct Cut {
 async fn serve_in_parts(stranger: &Stranger, dag: &Dag) -> Arc<Cut> {
     let cut = Arc::<Cut>::default();
     let counted = cut.clone();
-    let mut incoming = stranger.blob_streams().await;
-    let provider = Provider::over(store_of(dag.blocks()).await);
-    tokio::spawn(async move {
-        while let Some((_, mut stream)) = incoming.next().await {
-            let (provider, cut) = (provider.clone(), counted.clone());
-            tokio::spawn(async move {
-                let mut request = Vec::new();
-                stream.read_to_end(&mut request).await.unwrap();
-                let (mut pipe, end) = tokio::io::duplex(4 << 20);
-                pipe.write_all(&request).await.unwrap();
-                pipe.shutdown().await.unwrap();
-                provider.serve(end).await.unwrap();
-                let mut answer = Vec::new();
-                pipe.read_to_end(&mut answer).await.unwrap();
-                let number = cut.streams.fetch_add(1, Ordering::Relaxed) + 1;
-                answer.truncate((number * 17_077 % MOST) as usize);
-                cut.bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
-                stream.write_all(&answer).await.unwrap();
-                stream.shutdown().await.unwrap();
-            });
+    let _serving = serve_by(stranger, dag.blocks(), move |mut stream, mut answer| {
+        let cut = counted.clone();
+        async move {
+            let number = cut.streams.fetch_add(1, Ordering::Relaxed) + 1;
+            answer.truncate((number * 17_077 % MOST) as usize);
+            cut.bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
+            stream.write_all(&answer).await.unwrap();
+            stream.shutdown().await.unwrap();
         }
-    });
+    })
+    .await;
     cut
 }
 

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use iptl_artifacts::{BlobStore, MemStore};
-use iptl_artifacts_iroh::Provider;
 use iptl_bitswap::{Frames, Message, PROTOCOL, Payload, frame};
 use iptl_dag::{Block, Cid};
 use iptl_node::fetch::{Fetcher, Patience, Wanted};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::PATIENT_MS;
 use crate::lab::{
-    Dag, Stranger, answering, bystander, is_logged, listen_to_log, node, parent, serve, store_of, wanted, within,
+    Dag, Stranger, answering, bystander, is_logged, listen_to_log, node, parent, serve, serve_by, store_of, wanted,
+    within,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,31 +89,17 @@ async fn who_drips_is_dropped_and_named() {
     let dag = Dag::new(1, 190, 1000);
     let (drip, honest, asker) = (Stranger::new(100).await, Stranger::new(101).await, Stranger::new(102).await);
     let _serving = serve(&honest, store_of(dag.blocks()).await).await;
-    let mut incoming = drip.blob_streams().await;
-    let provider = Provider::over(store_of(dag.blocks()).await);
-    let dripping = tokio::spawn(async move {
-        while let Some((_, mut stream)) = incoming.next().await {
-            let provider = provider.clone();
-            tokio::spawn(async move {
-                let mut request = Vec::new();
-                stream.read_to_end(&mut request).await.unwrap();
-                let (mut pipe, end) = tokio::io::duplex(1 << 20);
-                pipe.write_all(&request).await.unwrap();
-                pipe.shutdown().await.unwrap();
-                provider.serve(end).await.unwrap();
-                let mut answer = Vec::new();
-                pipe.read_to_end(&mut answer).await.unwrap();
-                // A block now and then, always sooner than it would be given up for silence.
-                let mut pause = tokio::time::interval(Duration::from_millis(50));
-                for piece in answer.chunks(1100) {
-                    pause.tick().await;
-                    if stream.write_all(piece).await.is_err() || stream.flush().await.is_err() {
-                        return;
-                    }
-                }
-            });
+    let dripping = serve_by(&drip, dag.blocks(), |mut stream, answer| async move {
+        // A block now and then, always sooner than it would be given up for silence.
+        let mut pause = tokio::time::interval(Duration::from_millis(50));
+        for piece in answer.chunks(1100) {
+            pause.tick().await;
+            if stream.write_all(piece).await.is_err() || stream.flush().await.is_err() {
+                return;
+            }
         }
-    });
+    })
+    .await;
     let patience = Patience { stall: Duration::from_millis(400), least_bytes: 40_000, grace: 2 };
     let store: Arc<dyn BlobStore> = Arc::new(MemStore::default());
     let fetcher = Fetcher::new(store, asker.links.clone()).with_patience(patience);
@@ -138,29 +124,18 @@ async fn what_follows_the_last_block_is_not_read() {
     let asker = bystander().await;
     let dag = Dag::new(1, 3, 500);
     let endless = Stranger::new(44).await;
-    let mut incoming = endless.blob_streams().await;
-    let provider = iptl_artifacts_iroh::Provider::over(store_of(dag.blocks()).await);
     let taken = Arc::new(AtomicU64::new(0));
     let counted = taken.clone();
-    let serving = tokio::spawn(async move {
-        while let Some((_, mut stream)) = incoming.next().await {
-            let (provider, counted) = (provider.clone(), counted.clone());
-            tokio::spawn(async move {
-                let mut request = Vec::new();
-                stream.read_to_end(&mut request).await.unwrap();
-                let (mut pipe, end) = tokio::io::duplex(1 << 20);
-                pipe.write_all(&request).await.unwrap();
-                pipe.shutdown().await.unwrap();
-                provider.serve(end).await.unwrap();
-                let mut answer = Vec::new();
-                pipe.read_to_end(&mut answer).await.unwrap();
-                stream.write_all(&answer).await.unwrap();
-                while stream.write_all(&[7; 64 << 10]).await.is_ok() && stream.flush().await.is_ok() {
-                    counted.fetch_add(64 << 10, Ordering::Relaxed);
-                }
-            });
+    let serving = serve_by(&endless, dag.blocks(), move |mut stream, answer| {
+        let counted = counted.clone();
+        async move {
+            stream.write_all(&answer).await.unwrap();
+            while stream.write_all(&[7; 64 << 10]).await.is_ok() && stream.flush().await.is_ok() {
+                counted.fetch_add(64 << 10, Ordering::Relaxed);
+            }
         }
-    });
+    })
+    .await;
     let (report, _) = asker.fetch(dag.cid(), vec![endless.addr().await], PATIENT_MS).await;
     assert_eq!(report.unwrap().bytes, dag.bytes());
     serving.abort();
