@@ -22,12 +22,13 @@ use iptl_dag::model::InstanceId;
 use smoltcp::iface::SocketHandle;
 
 use crate::compile::Compiled;
-use crate::directory::{Directory, any_like, loopback_like, v4_of};
+use crate::directory::{Directory, loopback_like, v4_of};
 use crate::engine::{Engine, EngineConfig};
 use crate::faults::{Faults, Happened, Moved};
 use crate::ip::{self, Header, Transport};
+use crate::ports::{PortTable, Protocol};
 use crate::slots::Slots;
-use crate::switch::{InstanceStats, Limits, NetError, SocketId, clash};
+use crate::switch::{InstanceStats, Limits, NetError, SocketId};
 use crate::topology::{Addrs, NodeId};
 
 use carry::Leaving;
@@ -35,9 +36,6 @@ use parts::Parts;
 use stack::Stack;
 use udp::Udp;
 pub(crate) use udp::datagram;
-
-/// First ephemeral port: the range of RFC 6335.
-const FIRST_EPHEMERAL_PORT: u16 = 49_152;
 
 /// Steps of hosts and engine that one call may take. Packets between hosts without delay come back within it.
 const MAX_ROUNDS: usize = 100_000;
@@ -87,26 +85,19 @@ struct Host {
     mtu: u16,
     alive: bool,
     stack: Stack,
-    ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, SocketId)>>,
+    ports: PortTable,
     sockets: BTreeSet<SocketId>,
     /// Those of them that listen.
     listeners: BTreeSet<SocketId>,
     /// Connections whose socket is closed and that still have something to say.
     closing: Vec<SocketHandle>,
     parts: Parts,
-    next_port: u16,
     /// Number of the next packet that is sent in fragments, or could be.
     next_id: u32,
     timer: Option<u64>,
     stats: InstanceStats,
     /// How often it was taken out and added again.
     crashes: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Protocol {
-    Tcp,
-    Udp,
 }
 
 struct Socket {
@@ -392,13 +383,7 @@ impl Hosts {
             host.sockets.remove(&id);
             host.listeners.remove(&id);
             if let (true, Some(local)) = (socket.holds_port, socket.local) {
-                let key = (protocol, local.port());
-                if let Some(holders) = host.ports.get_mut(&key) {
-                    holders.retain(|(_, holder)| *holder != id);
-                    if holders.is_empty() {
-                        host.ports.remove(&key);
-                    }
-                }
+                host.ports.release(protocol, local.port(), id);
             }
         }
         Some(socket)
@@ -438,14 +423,7 @@ impl Hosts {
         if !ip.is_unspecified() && !ip.is_loopback() && !host.addrs.contains(ip) {
             return Err(NetError::AddressNotAvailable { addr: ip });
         }
-        let port = if addr.port() == 0 {
-            host.ephemeral(protocol).ok_or(NetError::NoPorts)?
-        } else if host.is_taken(protocol, ip, addr.port()) {
-            return Err(NetError::AddressInUse { port: addr.port() });
-        } else {
-            addr.port()
-        };
-        host.ports.entry((protocol, port)).or_default().push((ip, id));
+        let port = host.ports.take(protocol, SocketAddr::new(ip, addr.port()), id)?;
         let socket = self.socket_mut(id)?;
         socket.local = Some(SocketAddr::new(ip, port));
         socket.holds_port = true;
@@ -454,10 +432,7 @@ impl Hosts {
 
     /// Returns the socket that holds a port for packets to an address of the host.
     fn holder(&self, me: Ipv4Addr, protocol: Protocol, dst: SocketAddr) -> Option<SocketId> {
-        let holders = self.hosts.get(&me)?.ports.get(&(protocol, dst.port()))?;
-        let exact = holders.iter().find(|(ip, _)| *ip == dst.ip());
-        let any = any_like(dst.ip());
-        exact.or_else(|| holders.iter().find(|(ip, _)| *ip == any)).map(|(_, id)| *id)
+        self.hosts.get(&me)?.ports.holder(protocol, dst)
     }
 
     /// Returns from which address to which one a socket of `me` bound to `bound` sends.
@@ -506,20 +481,5 @@ impl Host {
     /// Returns the address that is meant where the directory's would be another one: its own of that family.
     fn named(&self, me: Ipv4Addr, ip: IpAddr) -> IpAddr {
         if v4_of(ip) == Some(me) { self.addrs.like(ip).unwrap_or(ip) } else { ip }
-    }
-
-    fn is_taken(&self, protocol: Protocol, ip: IpAddr, port: u16) -> bool {
-        self.ports.get(&(protocol, port)).is_some_and(|holders| holders.iter().any(|(held, _)| clash(*held, ip)))
-    }
-
-    fn ephemeral(&mut self, protocol: Protocol) -> Option<u16> {
-        for _ in FIRST_EPHEMERAL_PORT..=u16::MAX {
-            let port = self.next_port;
-            self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL_PORT);
-            if !self.ports.contains_key(&(protocol, port)) {
-                return Some(port);
-            }
-        }
-        None
     }
 }

@@ -206,6 +206,18 @@ fn parse_v6(bytes: &[u8]) -> Option<Header> {
         IpAddr::V6(Ipv6Addr::from(octets))
     };
     let len = V6_HEAD + usize::from(u16_at(head, 4)?);
+    let header = |protocol, fragment, transport_at, transport| Header {
+        src: address(8),
+        dst: address(24),
+        len,
+        hop_limit: head[7],
+        dont_fragment: true,
+        fragment,
+        protocol,
+        transport_at,
+        transport,
+        partial: false,
+    };
     let (mut protocol, mut at, mut fragment) = (head[6], V6_HEAD, None);
     for _ in 0..MAX_EXTENSIONS {
         // Hop-by-hop options, routing, destination options; a fragment's head has a fixed size.
@@ -224,18 +236,7 @@ fn parse_v6(bytes: &[u8]) -> Option<Header> {
             _ => {
                 let first = fragment.is_none_or(|fragment: Fragment| fragment.offset == 0);
                 let transport = if first { transport(bytes, at, len, protocol) } else { Transport::Other };
-                return Some(Header {
-                    src: address(8),
-                    dst: address(24),
-                    len,
-                    hop_limit: head[7],
-                    dont_fragment: true,
-                    fragment,
-                    protocol,
-                    transport_at: at,
-                    transport,
-                    partial: false,
-                });
+                return Some(header(protocol, fragment, at, transport));
             }
         };
         protocol = *bytes.get(at)?;
@@ -249,18 +250,7 @@ fn parse_v6(bytes: &[u8]) -> Option<Header> {
         }
     }
     fragment.filter(|fragment| fragment.offset > 0)?;
-    Some(Header {
-        src: address(8),
-        dst: address(24),
-        len,
-        hop_limit: head[7],
-        dont_fragment: true,
-        fragment,
-        protocol,
-        transport_at: at,
-        transport: Transport::Other,
-        partial: false,
-    })
+    Some(header(protocol, fragment, at, Transport::Other))
 }
 
 /// Reads the eight bytes with which every known transport begins.

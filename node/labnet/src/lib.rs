@@ -37,6 +37,7 @@ mod link;
 mod names;
 mod nat;
 mod packet;
+mod ports;
 mod probe;
 mod slots;
 mod sockets;

@@ -6,7 +6,7 @@
 //! [`poll_packet`](Switch::poll_packet) gives what goes to other cells. Bytes between two instances of the cell move
 //! from socket to socket in the call that writes them.
 //!
-//! `tcp.rs` has connections, `udp.rs` datagrams, `socket.rs` what is kept of a socket, `buffer.rs` its bytes; ports,
+//! `tcp.rs` has connections, `udp.rs` datagrams, `socket.rs` what is kept of a socket, `buffer.rs` its bytes; routes,
 //! instances and packets from outside are here.
 
 mod buffer;
@@ -23,8 +23,9 @@ use iptl_dag::model::InstanceId;
 pub use socket::Datagram;
 pub use tcp::{Half, Read};
 
-use crate::directory::{Directory, any_like, home_of, loopback_like, v4_of, v6_of};
+use crate::directory::{Directory, home_of, loopback_like, v4_of, v6_of};
 use crate::packet::Packet;
+use crate::ports::{PortTable, Protocol};
 use crate::slots::Slots;
 use socket::{Kind, Peer, Socket, Udp};
 
@@ -35,9 +36,6 @@ pub const WINDOW_SIZE: usize = 256 << 10;
 /// Bytes of datagrams that a socket holds for its owner, and as many on their way to other cells; the default of a
 /// Linux socket with its overhead.
 pub const UDP_QUEUE_SIZE: usize = 256 << 10;
-
-/// First ephemeral port: the range of RFC 6335, which no service is registered in.
-const FIRST_EPHEMERAL_PORT: u16 = 49_152;
 
 /// Name of a socket within its switch; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -182,16 +180,9 @@ pub struct Switch {
 #[derive(Debug)]
 struct Instance {
     alive: bool,
-    ports: BTreeMap<(Protocol, u16), Vec<(IpAddr, SocketId)>>,
+    ports: PortTable,
     sockets: BTreeSet<SocketId>,
-    next_port: u16,
     stats: InstanceStats,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Protocol {
-    Tcp,
-    Udp,
 }
 
 #[derive(Debug)]
@@ -238,9 +229,8 @@ impl Switch {
         let addr = self.directory.addr(id)?;
         let instance = self.instances.entry(addr).or_insert_with(|| Instance {
             alive: true,
-            ports: BTreeMap::new(),
+            ports: PortTable::default(),
             sockets: BTreeSet::new(),
-            next_port: FIRST_EPHEMERAL_PORT,
             stats: InstanceStats::default(),
         });
         instance.alive = true;
@@ -450,13 +440,7 @@ impl Switch {
         if let Some(instance) = self.instances.get_mut(&socket.owner) {
             instance.sockets.remove(&id);
             if let (true, Some(local)) = (socket.holds_port, socket.local) {
-                let key = (protocol, local.port());
-                if let Some(holders) = instance.ports.get_mut(&key) {
-                    holders.retain(|(_, holder)| *holder != id);
-                    if holders.is_empty() {
-                        instance.ports.remove(&key);
-                    }
-                }
+                instance.ports.release(protocol, local.port(), id);
             }
         }
         Some(socket)
@@ -495,14 +479,7 @@ impl Switch {
             return Err(NetError::AddressNotAvailable { addr: ip });
         }
         let instance = self.instances.get_mut(&owner).ok_or(NetError::NoInstance { addr: owner })?;
-        let port = if addr.port() == 0 {
-            instance.ephemeral(protocol).ok_or(NetError::NoPorts)?
-        } else if instance.is_taken(protocol, ip, addr.port()) {
-            return Err(NetError::AddressInUse { port: addr.port() });
-        } else {
-            addr.port()
-        };
-        instance.ports.entry((protocol, port)).or_default().push((ip, id));
+        let port = instance.ports.take(protocol, addr, id)?;
         let socket = self.socket_mut(id)?;
         socket.local = Some(SocketAddr::new(ip, port));
         socket.holds_port = true;
@@ -512,10 +489,7 @@ impl Switch {
     /// Returns the socket that holds a port of an instance for packets to `dst`.
     fn holder(&self, instance: Ipv4Addr, protocol: Protocol, dst: SocketAddr) -> Option<SocketId> {
         let instance = self.instances.get(&instance).filter(|instance| instance.alive)?;
-        let holders = instance.ports.get(&(protocol, dst.port()))?;
-        let exact = holders.iter().find(|(ip, _)| *ip == dst.ip());
-        let any = any_like(dst.ip());
-        exact.or_else(|| holders.iter().find(|(ip, _)| *ip == any)).map(|(_, id)| *id)
+        instance.ports.holder(protocol, dst)
     }
 
     /// Finds where `dst` is, seen from a socket of `owner` bound to `bound`.
@@ -554,27 +528,4 @@ impl Switch {
             instance.stats.received_bytes += bytes as u64;
         }
     }
-}
-
-impl Instance {
-    fn is_taken(&self, protocol: Protocol, ip: IpAddr, port: u16) -> bool {
-        self.ports.get(&(protocol, port)).is_some_and(|holders| holders.iter().any(|(held, _)| clash(*held, ip)))
-    }
-
-    /// Returns the next ephemeral port that no socket holds on any address.
-    fn ephemeral(&mut self, protocol: Protocol) -> Option<u16> {
-        for _ in FIRST_EPHEMERAL_PORT..=u16::MAX {
-            let port = self.next_port;
-            self.next_port = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL_PORT);
-            if !self.ports.contains_key(&(protocol, port)) {
-                return Some(port);
-            }
-        }
-        None
-    }
-}
-
-/// Returns whether two sockets cannot hold one port of these addresses: each family has ports of its own.
-pub(crate) fn clash(a: IpAddr, b: IpAddr) -> bool {
-    a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
 }

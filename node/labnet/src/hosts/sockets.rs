@@ -1,6 +1,6 @@
 //! [`Sockets`] over a model of links.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
@@ -9,12 +9,13 @@ use iptl_dag::model::{CellNetworkUse, InstanceId, LinkUse, NetworkUse};
 use super::parts::Parts;
 use super::stack::Stack;
 use super::udp::Udp;
-use super::{FIRST_EPHEMERAL_PORT, Host, Hosts, Kind};
+use super::{Host, Hosts, Kind};
 use crate::capture::Captured;
 use crate::directory::v6_of;
 use crate::draw::mix;
 use crate::engine::LinkStats;
 use crate::faults::{Faults, Happened};
+use crate::ports::PortTable;
 use crate::sockets::Sockets;
 use crate::switch::{Datagram, Half, InstanceStats, NetError, Read, SocketId};
 use crate::topology::Addrs;
@@ -128,12 +129,11 @@ impl Sockets for Hosts {
                 mtu,
                 alive: true,
                 stack,
-                ports: BTreeMap::new(),
+                ports: PortTable::default(),
                 sockets: BTreeSet::new(),
                 listeners: BTreeSet::new(),
                 closing: Vec::new(),
                 parts: Parts::default(),
-                next_port: FIRST_EPHEMERAL_PORT,
                 next_id: 0,
                 timer: None,
                 stats,
