@@ -63,6 +63,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("run-that-rolls".into(), rolling_run().into()),
         ("outcome-with-losses".into(), lossy_outcome().into()),
         ("attestation-with-attempts".into(), sign(lossy_attestation()).into()),
+        ("attestation-in-a-term".into(), sign(Attestation { term: Some(term()), ..attestation(None) }).into()),
         ("series".into(), series().into()),
         ("run-that-bears-slow-ways".into(), bearing().into()),
         ("run-with-captures".into(), Run { captures: map([("spread", BTreeSet::from([0, 2]))]), ..run() }.into()),
@@ -356,6 +357,10 @@ fn epoch() -> Epoch {
     Epoch { counter: 1, peer: peer(1) }
 }
 
+fn term() -> Epoch {
+    Epoch { counter: 2, peer: peer(1) }
+}
+
 fn instance(index: u32) -> InstanceId {
     InstanceId { group: "spread".into(), index }
 }
@@ -384,8 +389,8 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
         ("lost-by-nobody", FactKind::Lost { lablet: None, instances: vec![instance(5)], reason: reason() }),
         ("cancelled", FactKind::Cancelled { by: peer(4) }),
         ("timed-out", FactKind::TimedOut {}),
-        ("sealed", FactKind::Sealed { result: cid(FormerResult(result(ResultVerdict::Pass))) }),
-        ("failed", FactKind::Failed { reason: reason() }),
+        ("sealed", FactKind::Sealed { result: cid(FormerResult(result(ResultVerdict::Pass))), term: None }),
+        ("failed", FactKind::Failed { reason: reason(), term: None }),
         ("taken-over", FactKind::TakenOver { from: epoch() }),
         (
             "recovered",
@@ -410,6 +415,8 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
             "faulted-by-moves",
             FactKind::Faulted { lablet: peer(2), faults: done_of(&[FaultKind::Address, FaultKind::Clock]) },
         ),
+        ("sealed-in-a-term", FactKind::Sealed { result: cid(result(ResultVerdict::Pass)), term: Some(term()) }),
+        ("failed-in-a-term", FactKind::Failed { reason: reason(), term: Some(term()) }),
     ]
 }
 
@@ -691,6 +698,7 @@ fn attestation(log: Option<Cid>) -> Attestation {
         inconclusive: vec!["the run was cancelled".into()],
         attempts: BTreeMap::new(),
         ended_early: None,
+        term: None,
     }
 }
 

@@ -230,6 +230,7 @@ impl Logs {
         if is_new {
             // Nothing is made for a fact that does not fit.
             Chain::new(execution, self.writers()).follow(block)?;
+            self.lay_over_aside(&execution)?;
             self.begin(execution, &epoch)?;
         }
         let log = self.open.get_mut(&execution).expect("it was inserted above");
@@ -255,8 +256,17 @@ impl Logs {
 
     /// Lays a log aside that another orchestrator's replaces. It is not read again, and is not lost.
     pub fn lay_aside(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
-        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
-        self.set_aside(execution, &format!("aside/{at}"))
+        self.set_aside(execution, &aside())
+    }
+
+    /// Lays the log of an execution aside that is over here, and that another orchestrator goes on with.
+    fn lay_over_aside(&self, execution: &ExecutionId) -> Result<(), LogError> {
+        let over = self.dir.join(OVER);
+        if !over.is_dir() {
+            return Ok(());
+        }
+        let replaced = segments(&over, execution)?;
+        if replaced.is_empty() { Ok(()) } else { move_to(&self.dir.join(aside()), replaced) }
     }
 
     fn write(&mut self, execution: ExecutionId, epoch: Epoch, block: &Block) -> Result<(), LogError> {
@@ -366,13 +376,7 @@ impl Logs {
 
     fn set_aside(&mut self, execution: &ExecutionId, folder: &str) -> Result<(), LogError> {
         self.open.remove(execution);
-        let over = self.dir.join(folder);
-        fs::create_dir_all(&over).map_err(|e| io_error(&over, e))?;
-        for path in segments(&self.dir, execution)? {
-            let Some(name) = path.file_name() else { continue };
-            fs::rename(&path, over.join(name)).map_err(|e| io_error(&path, e))?;
-        }
-        Ok(())
+        move_to(&self.dir.join(folder), segments(&self.dir, execution)?)
     }
 
     /// Removes the log of an execution.
@@ -388,6 +392,21 @@ impl Logs {
 /// Whether a log gets a snapshot that has grown by `fresh` facts since the last one, which repeats `repeated` of them.
 fn wants_snapshot(fresh: u64, repeated: u64) -> bool {
     fresh >= SNAPSHOT_FACTS.max(repeated)
+}
+
+/// Returns the name of a folder that is there for what is laid aside now.
+fn aside() -> String {
+    let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+    format!("aside/{at}")
+}
+
+fn move_to(folder: &Path, paths: Vec<PathBuf>) -> Result<(), LogError> {
+    fs::create_dir_all(folder).map_err(|e| io_error(folder, e))?;
+    for path in paths {
+        let Some(name) = path.file_name() else { continue };
+        fs::rename(&path, folder.join(name)).map_err(|e| io_error(&path, e))?;
+    }
+    Ok(())
 }
 
 /// Returns the files of a log in a folder, in their order.

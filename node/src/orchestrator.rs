@@ -3,8 +3,8 @@
 //! `candidacy` decides whether this node leads its lab or follows who does. Where it leads, [`driver`] is the task that
 //! owns the core, with `sync` for what instances say to each other and `answers` for who asks; `sessions` brings lablets
 //! to it, `lead` the orchestrators that follow (to whom `replicate` tells all facts, and `leave` hands over),
-//! [`registry`] remembers what is told about executions, `seal` fetches receipts and makes results, `replay` begins with
-//! what logs say, `fetching` sums up how far lablets are,
+//! [`registry`] remembers what is told about executions, and `records` how they ended, `seal` fetches receipts and makes results, `replay` begins with
+//! what logs say, `ends` looks for what others ended, `fetching` sums up how far lablets are,
 //! `locate` and `top` answer who looks into a run, `health` remembers what was seen to work, and `canary`
 //! sees to it where nobody executes. Where it does not lead, `follow` keeps the logs of who leads, and `wants` what they
 //! name. Everybody else talks to it by [`OrchestratorHandle`].
@@ -13,12 +13,14 @@ mod answers;
 mod canary;
 mod candidacy;
 mod driver;
+mod ends;
 mod fetching;
 mod follow;
 mod health;
 mod lead;
 mod leave;
 mod locate;
+mod records;
 mod registry;
 mod replay;
 mod replicate;
@@ -37,14 +39,17 @@ use iptl_scheduler::log::Tail;
 use iptl_scheduler::{AssembledResult, Placed, ReceiptSummary};
 use iptl_wire::control::{Event, Failure, FollowerRow, Top};
 use iptl_wire::session::{Hello, Inventory, KnownRun, OutputLine, ToOrchestrator};
-use iptl_wire::takeover::ToFollower;
+use iptl_wire::takeover::Finished;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub(crate) use candidacy::start;
 pub(crate) use driver::{OrchestratorError, Parts};
+use ends::NoEnd;
 use follow::Progress;
 pub(crate) use health::Health;
-pub(crate) use registry::{RunRecord, Watching};
+pub(crate) use records::RunRecord;
+pub(crate) use registry::Watching;
+use replicate::Newcomer;
 use sessions::Outbox;
 
 /// Number of a follow stream.
@@ -70,16 +75,16 @@ pub(crate) enum Command {
     Assembled { execution: ExecutionId, result: Box<AssembledResult> },
     /// A result could not be made.
     AssembleFailed { execution: ExecutionId, reason: String },
-    /// Another orchestrator follows; it has these facts and what is before them.
-    Followed { peer: PeerId, number: Number, heads: Vec<(ExecutionId, u64, Cid)>, outbox: mpsc::Sender<ToFollower> },
+    /// Another orchestrator follows.
+    Followed { newcomer: Newcomer },
     /// It has everything up to a beat.
     Has { peer: PeerId, number: Number, beat: u64, missing: u32 },
     /// Its stream ended.
     Unfollowed { peer: PeerId, number: Number },
     /// It was asked who leads, and what it said is known; or it did not answer.
     Answered { peer: PeerId },
-    /// The result of an execution that another orchestrator ended is here, or what is told instead of it.
-    Adopted { execution: ExecutionId, last: Box<Event> },
+    /// What is told of an end that another orchestrator gave an execution; or why that is not what it was said to be.
+    Adopted { end: Finished, last: Result<Box<Event>, NoEnd> },
     /// Somebody asks something.
     Ask(Ask),
 }

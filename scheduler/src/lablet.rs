@@ -86,7 +86,8 @@ impl Lablet {
             LabletInput::Undrain => self.draining = false,
             LabletInput::Wall { unix_us } => self.wall = (now, unix_us),
             LabletInput::Restore { promised, cells, promised_term, finished } => {
-                self.leader = Leader { claim: promised_term, finished: finished.into() };
+                let finished = finished.into();
+                self.leader = Leader { claim: promised_term, finished, has_heirs: false };
                 self.restore(promised, cells);
             }
             LabletInput::Claim(claim) => self.claimed(claim.into_inner()),
@@ -155,15 +156,15 @@ impl Lablet {
             ToLablet::Start(cell) => self.start(&cell),
             ToLablet::Stop(cell, reason) => self.stop(&cell, reason),
             ToLablet::Kept(cell, shard) => self.kept(&cell, shard),
-            ToLablet::Finished(execution, result) => self.finished(execution, result),
+            ToLablet::Finished(end) => self.finished(end),
+            ToLablet::Orchestrators(known) => self.leader.has_heirs |= known.seats.len() > 1,
             // A lost bid reserves nothing; the others are not for the core.
             ToLablet::NotNeeded(_)
             | ToLablet::Welcome(_)
             | ToLablet::Turned(_)
             | ToLablet::Sync(..)
             | ToLablet::Follow(..)
-            | ToLablet::Gauge(_)
-            | ToLablet::Orchestrators(_) => {}
+            | ToLablet::Gauge(_) => {}
         }
     }
 

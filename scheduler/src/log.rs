@@ -363,7 +363,8 @@ impl Chain {
 
     fn check_term(&self, fact: &Fact) -> Result<(), Misfit> {
         let seq = fact.seq;
-        if fact.epoch.counter == u64::MAX {
+        let is_spent = |term: &Epoch| term.counter == u64::MAX;
+        if is_spent(&fact.epoch) || fact.kind.ended_in().is_some_and(is_spent) {
             return Err(Misfit::TermSpent { seq });
         }
         let Some(before) = &self.epoch else { return Ok(()) };

@@ -41,10 +41,11 @@ mod ways;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use iptl_dag::PeerId;
 use iptl_dag::model::{Epoch, ExecutionId, FactKind};
-use iptl_dag::{Cid, PeerId};
 use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::session::{CellRef, ToLablet, ToOrchestrator};
+use iptl_wire::takeover::Finished;
 use iptl_wire::{Timestamp, Verified};
 
 pub use api::{
@@ -70,8 +71,8 @@ pub struct Orchestrator {
     /// When the lease of each lablet ends, the next one first.
     leases: BTreeSet<(Timestamp, PeerId)>,
     executions: BTreeMap<ExecutionId, Exec>,
-    /// Executions that are over, with their results.
-    over: BTreeMap<ExecutionId, Option<Cid>>,
+    /// Executions that are over, with the ends that count.
+    over: BTreeMap<ExecutionId, Finished>,
     over_order: VecDeque<ExecutionId>,
     /// Those of them that had their lablets for themselves: what of them still runs is left alone.
     over_alone: BTreeSet<ExecutionId>,
@@ -128,7 +129,7 @@ impl Orchestrator {
             | Effect::Pull { .. }
             | Effect::Assemble(_)
             | Effect::Notify { .. }
-            | Effect::Adopt { .. }
+            | Effect::Adopt(_)
             | Effect::Reconciled
             | Effect::StepDown { .. }
             | Effect::Close { .. } => 2,
@@ -159,9 +160,10 @@ impl Orchestrator {
             Input::Wall { unix_us } => self.wall = (now, unix_us),
             // Nothing is decided while logs are read: time and other inputs come after `Replayed`.
             Input::Replay { fact, submission } => return self.replay(now, *fact, submission.map(|s| *s)),
-            Input::Over { execution, result } => {
-                if !self.over.contains_key(&execution) {
-                    self.remember(execution, result, false);
+            Input::Over(end) => {
+                let known = self.over.get(&end.execution);
+                if !self.executions.contains_key(&end.execution) && known.is_none_or(|known| end.outdoes(known)) {
+                    self.remember(end, false);
                 }
                 return;
             }
@@ -268,29 +270,33 @@ impl Orchestrator {
 
     /// Ends an execution with nothing to seal.
     fn fail(&mut self, execution: ExecutionId, failure: Failure) {
-        self.persist(execution, FactKind::Failed { reason: failure.message.clone() });
+        let term = self.config.term.clone();
+        self.persist(execution, FactKind::Failed { reason: failure.message.clone(), term: term.clone() });
         self.stop_cells(execution, &failure.message);
         self.notify(execution, Event::Failed { execution: execution.0, failure });
-        self.finish(execution, None);
+        self.finish(Finished { execution, result: None, term });
     }
 
     /// Lets go of an execution that is over and tells its lablets.
-    fn finish(&mut self, execution: ExecutionId, result: Option<Cid>) {
+    fn finish(&mut self, end: Finished) {
+        let execution = end.execution;
         let Some(exec) = self.executions.remove(&execution) else { return };
         let holders: BTreeSet<_> = exec.cells.into_keys().chain(exec.former).collect();
         for lablet in &holders {
-            self.send(lablet, ToLablet::Finished(execution, result));
+            self.send(lablet, ToLablet::Finished(end.clone()));
         }
         for lablet in exec.bids.into_keys().filter(|l| !holders.contains(l)) {
             self.send(&lablet, ToLablet::NotNeeded(execution));
         }
-        self.remember(execution, result, exec.run.run.placing.dedicated);
+        self.remember(end, exec.run.run.placing.dedicated);
         self.replan = true;
     }
 
-    fn remember(&mut self, execution: ExecutionId, result: Option<Cid>, alone: bool) {
-        self.over.insert(execution, result);
-        self.over_order.push_back(execution);
+    fn remember(&mut self, end: Finished, alone: bool) {
+        let execution = end.execution;
+        if self.over.insert(execution, end).is_none() {
+            self.over_order.push_back(execution);
+        }
         if alone {
             self.over_alone.insert(execution);
         }

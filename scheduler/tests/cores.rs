@@ -17,7 +17,7 @@ use iptl_wire::session::{
     Bid, CellPhase, CellRef, CellStatus, Grant, Heartbeat, Hello, Inventory, KnownRun, ReceiptsReady, Slots, ToLablet,
     ToOrchestrator,
 };
-use iptl_wire::takeover::Claim;
+use iptl_wire::takeover::{Claim, Finished};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
 pub(crate) fn peer(n: u8) -> PeerId {
@@ -175,6 +175,21 @@ impl Bench {
         cells: Vec<CellStatus>,
         promised: Option<Signed<Claim>>,
     ) -> Vec<Effect> {
+        self.hello_of_ends(n, boot, session, inventory, cells, promised, Vec::new())
+    }
+
+    /// The same of one that was told how executions ended.
+    #[expect(clippy::too_many_arguments, reason = "it is what a hello has")]
+    pub(crate) fn hello_of_ends(
+        &mut self,
+        n: u8,
+        boot: u8,
+        session: u64,
+        inventory: Inventory,
+        cells: Vec<CellStatus>,
+        promised: Option<Signed<Claim>>,
+        finished: Vec<Finished>,
+    ) -> Vec<Effect> {
         let hello = Hello {
             token: Signed {
                 body: MemberToken { lab: peer(201), member: peer(n), role: Role::Lablet, expires: WallTime(u64::MAX) },
@@ -186,7 +201,7 @@ impl Bench {
             inventory: Inventory { name: format!("l{n}"), ..inventory },
             cells,
             promised,
-            finished: Vec::new(),
+            finished,
         };
         self.give(Input::Hello { from: peer(n), session, hello: Verified::vouch(hello) })
     }
@@ -326,7 +341,7 @@ pub(crate) fn persisted(effects: &[Effect]) -> Vec<FactKind> {
         .collect()
 }
 
-fn sent_to(effects: &[Effect], n: u8) -> Vec<ToLablet> {
+pub(crate) fn sent_to(effects: &[Effect], n: u8) -> Vec<ToLablet> {
     effects
         .iter()
         .filter_map(|e| match e {
@@ -430,9 +445,13 @@ fn a_run_goes_from_submission_to_seal() {
     assert_eq!(assembly.lablets.len(), lablets.len());
 
     let effects = bench.give(Input::Assembled { execution: id, result: result() });
-    assert_eq!(persisted(&effects), [FactKind::Sealed { result: result().cid }]);
+    assert_eq!(persisted(&effects), [FactKind::Sealed { result: result().cid, term: None }]);
     for n in &lablets {
-        assert!(sent_to(&effects, *n).contains(&ToLablet::Finished(id, Some(result().cid))));
+        assert!(sent_to(&effects, *n).contains(&ToLablet::Finished(Finished {
+            execution: id,
+            result: Some(result().cid),
+            term: None
+        })));
     }
     assert!(effects.iter().any(|e| matches!(e, Effect::Notify { event: Event::Finished { .. }, .. })));
     assert!(bench.core.executions().is_empty());
@@ -540,7 +559,7 @@ fn an_unfit_workload_fails_the_run_as_a_mistake_of_its_author() {
     let failure = failure(&effects).unwrap();
     assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Usage, "workload.bad"));
     assert!(failure.message.contains("a.wasm is no component"));
-    assert!(sent_to(&effects, 1).contains(&ToLablet::Finished(id, None)));
+    assert!(sent_to(&effects, 1).contains(&ToLablet::Finished(Finished { execution: id, result: None, term: None })));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use iptl_wire::offer::{Offer, Wanted};
 use iptl_wire::session::{
     Bid, CellPhase, CellRef, ClockSample, Grant, Inventory, LeaseRenewal, ToLablet, ToOrchestrator, Welcome,
 };
+use iptl_wire::takeover::{Finished, Orchestrators, Seat};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
 use crate::cores::{both, cell, epoch, inventory, peer};
@@ -252,7 +253,10 @@ fn receipts_that_nobody_kept_are_announced_again_after_a_reconnection() {
     bench.hear(ToLablet::Kept(named(1), shard));
     assert!(bench.core.idle());
     assert!(!sent(&bench.session()).iter().any(|m| matches!(m, ToOrchestrator::Receipts(_))));
-    assert_eq!(bench.hear(ToLablet::Finished(execution(), None)), [LabletEffect::Forget { cell: named(1) }]);
+    assert_eq!(
+        bench.hear(ToLablet::Finished(Finished { execution: execution(), result: None, term: None })),
+        [LabletEffect::Forget { cell: named(1) }]
+    );
     // What is over is not run again by a late grant.
     assert!(matches!(&sent(&bench.grant(1, 1))[..], [ToOrchestrator::Refuse(..)]));
 }
@@ -403,7 +407,7 @@ fn strangers_cannot_speak_for_the_orchestrator() {
     let mut bench = Bench::running(1);
     for message in [
         ToLablet::Stop(named(1), String::new()),
-        ToLablet::Finished(execution(), None),
+        ToLablet::Finished(Finished { execution: execution(), result: None, term: None }),
         ToLablet::Grant(Signed { body: grant(9, 1), signer: peer(66), signature: Vec::new() }),
     ] {
         let from: PeerId = peer(66);
@@ -529,4 +533,26 @@ fn a_lablet_bids_for_the_kinds_that_it_has() {
     assert_eq!(full.offer(&[(Wasm, 1, 1)]).unwrap().reason, "no free slot");
     assert_eq!(full.offer(&[(Docker, 1, 1)]).unwrap().reason, "no free docker slot");
     assert_eq!(full.offer(&[(Wasm, 1, 1), (Docker, 1, 1)]).unwrap().reason, "no free wasm slot, no free docker slot");
+}
+
+#[test]
+fn an_end_is_remembered_where_somebody_could_take_over_who_does_not_know_it() {
+    let seat = |n: u8| {
+        let body = Certificate {
+            lab: peer(201),
+            orchestrator: peer(n),
+            name: "lab".into(),
+            expires: WallTime(u64::MAX),
+            private: false,
+        };
+        Seat { certificate: Signed { body, signer: peer(201), signature: Vec::new() }, addrs: Vec::new() }
+    };
+    let end = Finished { execution: execution(), result: None, term: None };
+    for (seats, remembered) in [(1, vec![]), (2, vec![end.clone()])] {
+        let mut bench = Bench::running(1);
+        let seats = (0..seats).map(|n| seat(200 + n)).collect();
+        bench.hear(ToLablet::Orchestrators(Orchestrators { claim: None, seats }));
+        bench.hear(ToLablet::Finished(end.clone()));
+        assert_eq!(bench.core.finished_executions(), remembered);
+    }
 }

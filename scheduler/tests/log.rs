@@ -74,7 +74,7 @@ pub(crate) fn whole() -> Writer {
     log.write(1, 2, FactKind::Started {});
     log.write(1, 2, FactKind::Received { lablet: lablet(1), shard, count: 1 });
     log.write(1, 2, FactKind::Lost { lablet: Some(lablet(2)), instances, reason: "gone".into() });
-    log.write(1, 2, FactKind::Sealed { result: codec::cid_of(&"result") });
+    log.write(1, 2, FactKind::Sealed { result: codec::cid_of(&"result"), term: None });
     log
 }
 
@@ -210,9 +210,16 @@ fn what_does_not_fit_is_named() {
     );
     check(
         &|log| {
-            log.write(1, 3, FactKind::Failed { reason: "why".into() }).write(1, 3, FactKind::TimedOut {});
+            log.write(1, 3, FactKind::Failed { reason: "why".into(), term: None }).write(1, 3, FactKind::TimedOut {});
         },
         impossible(3, "comes after the last"),
+    );
+    check(
+        &|log| {
+            let term = Some(Epoch { counter: u64::MAX, ..last(log).epoch });
+            log.write(1, 3, FactKind::Failed { reason: "why".into(), term });
+        },
+        Misfit::TermSpent { seq: 2 },
     );
     check(
         &|log| {

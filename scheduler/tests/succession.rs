@@ -1,15 +1,17 @@
 //! Going on with what another orchestrator began, as the core does it.
 
+use std::slice;
+
 use iptl_dag::codec;
 use iptl_dag::model::signed::Signed;
-use iptl_dag::model::{Assignment, ExecutionId, FactKind, LossPolicy};
-use iptl_scheduler::Effect;
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, FactKind, LossPolicy};
+use iptl_scheduler::{Effect, Input};
 use iptl_wire::WallTime;
 use iptl_wire::lab::Certificate;
-use iptl_wire::session::{CellPhase, CellStatus, ReceiptsReady, ToOrchestrator};
-use iptl_wire::takeover::Claim;
+use iptl_wire::session::{CellPhase, CellStatus, ReceiptsReady, ToLablet, ToOrchestrator};
+use iptl_wire::takeover::{Claim, Finished};
 
-use crate::cores::{Bench, cell, epoch, grants, inventory, order, peer, persisted, run};
+use crate::cores::{Bench, cell, epoch, grants, inventory, order, peer, persisted, result, run, sent_to};
 
 fn claim() -> Signed<Claim> {
     let body = Certificate {
@@ -71,4 +73,75 @@ fn another_cell_of_a_lablet_is_recovered_where_the_log_lacks_receipts_of_the_one
     bench.pulled(1, &first, shard, &[("a", 0)]);
     assert!(before.is_some());
     assert_eq!(bench.core.remembered(), before);
+}
+
+fn end(execution: ExecutionId, result: &str, term: Option<Epoch>) -> Finished {
+    Finished { execution, result: Some(codec::cid_of(&result)), term }
+}
+
+/// A lablet that was told an end serves the successor.
+fn told(bench: &mut Bench, n: u8, end: &Finished) -> Vec<Effect> {
+    let (session, finished) = (20 + u64::from(n), vec![end.clone()]);
+    bench.hello_of_ends(n, n, session, inventory(2), Vec::new(), Some(claim()), finished)
+}
+
+fn adopts(effects: &[Effect]) -> Vec<Finished> {
+    let adopted = effects.iter().filter_map(|effect| match effect {
+        Effect::Adopt(end) => Some(end.clone()),
+        _ => None,
+    });
+    adopted.collect()
+}
+
+#[test]
+fn of_two_ends_that_lablets_were_told_that_of_the_later_term_counts() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(run(&[("a", 4)]));
+    bench.take_over(&[1, 2]);
+    let (early, late) = (end(id, "early", None), end(id, "late", Some(epoch(0))));
+    let effects = told(&mut bench, 1, &early);
+    assert_eq!(persisted(&effects), [FactKind::Sealed { result: early.result.unwrap(), term: None }]);
+    assert_eq!(adopts(&effects), slice::from_ref(&early));
+    // The later end is said until it was found to be one, and is told to nobody before.
+    for _ in 0..2 {
+        let effects = told(&mut bench, 2, &late);
+        assert_eq!((adopts(&effects), persisted(&effects)), (vec![late.clone()], Vec::new()));
+        assert_eq!(bench.core.result(&id), Some(early.result));
+    }
+    bench.give(Input::Over(late.clone()));
+    assert_eq!(bench.core.result(&id), Some(late.result));
+    assert!(adopts(&told(&mut bench, 2, &late)).is_empty());
+    // Who was told the earlier one is told so, and it does not come back.
+    let effects = told(&mut bench, 1, &early);
+    assert!(adopts(&effects).is_empty() && sent_to(&effects, 1).contains(&ToLablet::Finished(late.clone())));
+    bench.give(Input::Over(early));
+    assert_eq!(bench.core.result(&id), Some(late.result));
+}
+
+#[test]
+fn a_lablet_cannot_have_been_told_an_end_of_a_later_term_than_it_promised() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(run(&[("a", 4)]));
+    bench.take_over(&[1, 2]);
+    let effects = told(&mut bench, 1, &end(id, "forged", Some(epoch(2))));
+    assert!(adopts(&effects).is_empty() && persisted(&effects).is_empty() && bench.core.result(&id).is_none());
+    // Nor does a lablet's word end what ended with a result.
+    told(&mut bench, 1, &end(id, "sealed", None));
+    assert!(adopts(&told(&mut bench, 2, &Finished { result: None, ..end(id, "", Some(epoch(0))) })).is_empty());
+}
+
+#[test]
+fn a_result_and_the_fact_that_names_it_say_in_which_term_they_were_sealed() {
+    let mut bench = Bench::new();
+    let id = bench.started_with(run(&[("a", 4)]));
+    bench.take_over(&[1, 2]);
+    let mut effects = Vec::new();
+    for n in [1, 2] {
+        effects.extend(heard(&mut bench, n, Vec::new()));
+    }
+    let order = order(&effects).expect("nobody holds anything: all are lost");
+    assert_eq!(order.term, Some(epoch(1)));
+    let effects = bench.give(Input::Assembled { execution: id, result: result() });
+    let sealed = FactKind::Sealed { result: result().cid, term: Some(epoch(1)) };
+    assert_eq!(persisted(&effects), [sealed]);
 }

@@ -6,7 +6,7 @@ use iptl_dag::{PeerId, codec};
 use iptl_scheduler::lablet::{LabletConfig, LabletEffect, LabletInput};
 use iptl_scheduler::{Candidate, CandidateConfig, CandidateEffect, CandidateInput, Lablet};
 use iptl_wire::lab::Certificate;
-use iptl_wire::session::Welcome;
+use iptl_wire::session::{ToLablet, Welcome};
 use iptl_wire::takeover::{Claim, Finished, LAST_COUNTER};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
@@ -181,7 +181,7 @@ fn a_lablet_serves_nobody_of_an_older_term() {
 #[test]
 fn a_promise_outlives_the_lablet() {
     let mut lablet = lablet();
-    let over = Finished { execution: iptl_dag::model::ExecutionId(codec::cid_of(&"over")), result: None };
+    let over = Finished { execution: iptl_dag::model::ExecutionId(codec::cid_of(&"over")), result: None, term: None };
     give(
         &mut lablet,
         LabletInput::Restore {
@@ -193,4 +193,35 @@ fn a_promise_outlives_the_lablet() {
     );
     assert_eq!(lablet.finished_executions(), [over]);
     assert_eq!(welcomed(&mut lablet, 1, Some(claim(4, 1))), [LabletEffect::Turn { to: peer(2) }]);
+}
+
+fn over(lablet: &mut Lablet, term: Option<Epoch>) -> Vec<LabletEffect> {
+    let execution = iptl_dag::model::ExecutionId(codec::cid_of(&"over"));
+    let message = ToLablet::Finished(Finished { execution, result: None, term });
+    give(lablet, LabletInput::Message { from: peer(2), message: Verified::vouch(message) })
+}
+
+#[test]
+fn a_lablet_remembers_the_end_of_the_latest_term_of_what_it_had_a_part_in() {
+    let mut lablet = lablet();
+    heard(&mut lablet, claim(5, 2));
+    welcomed(&mut lablet, 2, Some(claim(5, 2)));
+    // What it had no part in is nothing to it.
+    assert_eq!(over(&mut lablet, Some(term(4, 1))), []);
+    let known = Finished { execution: iptl_dag::model::ExecutionId(codec::cid_of(&"over")), result: None, term: None };
+    give(
+        &mut lablet,
+        LabletInput::Restore {
+            promised: Vec::new(),
+            cells: Vec::new(),
+            promised_term: Some(claim(5, 2)),
+            finished: vec![known.clone()],
+        },
+    );
+    let later = Finished { term: Some(term(4, 1)), ..known };
+    assert_eq!(over(&mut lablet, later.term.clone()), [LabletEffect::Tombstone(later.clone())]);
+    for before in [None, Some(term(3, 1)), later.term.clone()] {
+        assert_eq!(over(&mut lablet, before), []);
+    }
+    assert_eq!(lablet.finished_executions(), [later]);
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use iptl_dag::model::{self, Attestation, Distortion, Execution, InstanceId, LabletRecord, Node, ResultNode, Signed};
+use iptl_dag::model::{
+    self, Attestation, Distortion, Epoch, Execution, InstanceId, LabletRecord, Node, ResultNode, Signed,
+};
 use iptl_dag::{Block, Cid, PeerId};
 
 use crate::assemble::{Assembled, Assembly, try_to_block};
@@ -44,6 +46,8 @@ pub struct AttestationRecord {
     pub attempts: BTreeMap<InstanceId, u32>,
     /// Why the plan had it ended before it was over.
     pub ended_early: Option<String>,
+    /// Term of the lab in which the signer leads; none where the lab has none.
+    pub term: Option<Epoch>,
 }
 
 /// Why a result could not be sealed.
@@ -78,6 +82,7 @@ pub fn attestation(assembly: &Assembly, assembled: &Assembled, record: Attestati
         inconclusive: assembled.inconclusive.clone(),
         attempts: ranges(&record.attempts),
         ended_early: record.ended_early,
+        term: record.term,
     }
 }
 

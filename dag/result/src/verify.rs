@@ -443,6 +443,9 @@ impl Check<'_> {
         if !led && !receipts.iter().any(|r| r.body.epoch.peer == *signer) {
             self.problems.add(format!("the attestation is signed by {signer}, who did not lead the execution"));
         }
+        if let Some(term) = self.attestation.body.term.as_ref().filter(|term| term.peer != *signer) {
+            self.problems.add(format!("the attestation is signed by {signer}, and is of a term of {}", term.peer));
+        }
     }
 
     /// Follows the log from its end to its first fact; returns what it tells.

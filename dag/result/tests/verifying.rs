@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    self, CellNetworkUse, Exit, FormerResult, GroupLoss, NetworkUse, Node, Receipt, ResultNode, ResultVerdict, Signed,
+    self, CellNetworkUse, Epoch, Exit, FormerResult, GroupLoss, NetworkUse, Node, Receipt, ResultNode, ResultVerdict,
+    Signed,
 };
 use iptl_dag::{Block, Cid, Codec};
 use iptl_result::{
@@ -177,6 +178,15 @@ fn attestation_signed_by_another_key_is_noticed() {
 }
 
 #[test]
+fn attestation_of_a_term_of_somebody_else_is_noticed() {
+    let of = |n: u8| Epoch { counter: 3, peer: peer(n) };
+    let mut world = measured();
+    let root = world.seal(|a| a.term = Some(of(9)));
+    assert!(world.verify(&root).is_good());
+    expect(measured(), |a| a.term = Some(of(7)), &["is of a term of"]);
+}
+
+#[test]
 fn attestation_that_hides_losses_is_noticed() {
     let mut world = World::new(&[("a", 2)], Vec::new());
     world.end("a", 0, Exit::Exited { code: 0 });
@@ -301,6 +311,7 @@ fn attestation_that_exceeds_a_block_is_an_error_and_not_a_panic() {
         distortions: Vec::new(),
         attempts: BTreeMap::new(),
         ended_early: None,
+        term: None,
     };
     let body = attestation(&assembly, &assembled, record);
     let signed = Signed { body, signer: peer(9), signature: vec![0; 64] };

@@ -213,6 +213,7 @@ impl World {
             distortions: Vec::new(),
             attempts: self.attempts.clone(),
             ended_early: None,
+            term: None,
         };
         let mut body = attestation(&assembly, &assembled, record);
         edit(&mut body);

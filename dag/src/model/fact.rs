@@ -130,11 +130,17 @@ pub enum FactKind {
     Sealed {
         /// The result.
         result: Cid,
+        /// Term of the lab in which it was; none where the lab had none. Of two ends the one of the later term counts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        term: Option<Epoch>,
     },
     /// It ended without anything to seal.
     Failed {
         /// Why.
         reason: String,
+        /// Term of the lab in which it did, as of a result.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        term: Option<Epoch>,
     },
     /// Another orchestrator goes on with it, in a later term.
     TakenOver {

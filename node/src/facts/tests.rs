@@ -151,6 +151,27 @@ fn the_log_of_what_is_over_is_laid_aside_and_can_be_read() {
 }
 
 /// A log that is read in several windows, on several threads where there are; and how many facts it has.
+#[test]
+fn the_log_of_what_is_over_gives_way_to_that_of_who_goes_on_with_it_and_is_not_lost() {
+    let (dir, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    written(dir.path());
+    let mut logs = logs(dir.path());
+    replay(&mut logs).unwrap();
+    logs.close(&execution()).unwrap();
+    let own = logs.blocks(&execution()).unwrap();
+    let leader = Arc::new(Keypair::from_seed(&[8; 32]));
+    let mut leads = Logs::new(theirs.path().to_owned(), leader.clone());
+    let epoch = Epoch { counter: 1, peer: leader.peer().clone() };
+    let first = leads.append(execution(), epoch, submitted(), 9).unwrap();
+    logs.add_writers(vec![leader.peer().clone()]);
+    logs.append_followed(&first).unwrap();
+    let kept: Vec<Cid> = logs.blocks(&execution()).unwrap().iter().map(|block| *block.cid()).collect();
+    assert_eq!(kept, [*first.cid()]);
+    let aside = fs::read_dir(dir.path().join("aside")).unwrap().next().unwrap().unwrap().path();
+    let kept = fs::read(aside.join(format!("{}.log", execution()))).unwrap();
+    assert_eq!(log::records(&kept).bodies.len(), own.len());
+}
+
 fn long(dir: &Path) -> (PathBuf, u64) {
     let mut logs = logs(dir);
     let peer = epoch().peer;

@@ -377,8 +377,8 @@ impl Driver {
                 tracing::info!(orchestrator = %to, "another orchestrator leads the lab");
                 self.uplink.send_replace(None);
             }
-            LabletEffect::Tombstone { execution, result } => {
-                if let Err(error) = self.journal.finish(execution, result) {
+            LabletEffect::Tombstone(end) => {
+                if let Err(error) = self.journal.finish(end) {
                     self.stop_unwritten(&error, "the end of an execution");
                 }
             }

@@ -37,7 +37,7 @@ struct State {
     /// Claim of the term of the lab that was promised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     promised_term: Option<Signed<Claim>>,
-    /// Executions that are over, oldest first; kept where the lab has terms.
+    /// Executions that are over, oldest first; kept where the lab has several orchestrators.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     finished: Vec<Finished>,
 }
@@ -106,10 +106,10 @@ impl Journal {
         self.save()
     }
 
-    /// Writes down that an execution is over. Durable on return.
-    pub(super) fn finish(&mut self, execution: ExecutionId, result: Option<Cid>) -> Result<(), HomeError> {
-        self.state.finished.retain(|f| f.execution != execution);
-        self.state.finished.push(Finished { execution, result });
+    /// Writes down how an execution ended. Durable on return.
+    pub(super) fn finish(&mut self, end: Finished) -> Result<(), HomeError> {
+        self.state.finished.retain(|f| f.execution != end.execution);
+        self.state.finished.push(end);
         let most = self.state.finished.len().saturating_sub(MAX_FINISHED);
         self.state.finished.drain(..most);
         self.save()

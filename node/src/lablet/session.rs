@@ -174,8 +174,9 @@ impl SessionKeeper {
             }
             let command = match read {
                 Ok(Some(ToLablet::Orchestrators(known))) => {
-                    self.members.learn_orchestrators(known);
-                    continue;
+                    self.members.learn_orchestrators(known.clone());
+                    let message = ToLablet::Orchestrators(known);
+                    Command::Message { from: orchestrator.clone(), message }
                 }
                 Ok(Some(ToLablet::Sync(execution, down))) => Command::Sync { execution, down },
                 Ok(Some(message)) => Command::Message { from: orchestrator.clone(), message },

@@ -10,6 +10,7 @@ use iptl_wire::control::{Failure, FailureKind, Top, TopBarrier};
 use iptl_wire::session::ToLablet;
 
 use super::driver::{Driver, Promised, send};
+use super::records::RunRecord;
 use super::registry::Active;
 use super::sync::{MAX_MISSING, missing};
 use super::{Ask, Cancelled, DryRun, LabletRow, ReadLog, RunRow, locate, top};
@@ -82,7 +83,7 @@ impl Driver {
                 let _gone = answer.send(found);
             }
             Ask::Find { name, answer } => {
-                let found = self.registry.find(&name).map(|id| (id, self.registry.ended(&id).cloned()));
+                let found = self.registry.find(&name).map(|id| (id, self.registry.told(&id).cloned()));
                 let _gone = answer.send(found);
             }
             Ask::Runs { answer } => {
@@ -148,9 +149,28 @@ impl Driver {
 
     fn runs(&self) -> Vec<RunRow> {
         let views: BTreeMap<_, _> = self.core.executions().into_iter().map(|view| (view.execution, view)).collect();
-        let ended = self.registry.records().into_iter().cloned().map(|record| RunRow::Ended(Box::new(record)));
+        let ended = self.registry.records().into_iter().map(ended_row);
         let active = self.registry.listed().map(|(id, active)| active_row(*id, active, views.get(id)));
         ended.chain(active).collect()
+    }
+}
+
+/// Of an execution of which another end counts than the one that is here, that one is waited for.
+fn ended_row(record: &RunRecord) -> RunRow {
+    let Some(term) = record.later.as_ref().map(|later| later.term.as_ref()) else {
+        return RunRow::Ended(Box::new(record.clone()));
+    };
+    let who = term.map_or_else(|| "another orchestrator".to_owned(), |term| term.peer.short());
+    let instances = record.result().map_or(0, |(_, _, counts)| counts.ok + counts.failed + counts.lost);
+    RunRow::Active {
+        id: record.execution,
+        run: record.run,
+        plan: record.plan,
+        case: record.case.clone(),
+        submitted_ms: record.submitted_ms,
+        instances,
+        ended: instances,
+        phase: format!("sealing: waits for the result that {who} sealed in a later term"),
     }
 }
 

@@ -150,8 +150,9 @@ pub(super) async fn start(
     };
     let mut driver = Driver {
         followers: Followers::new(parts.clone(), commands.clone(), config.term.clone()),
+        registry: Registry::open(parts.home.clone(), parts.health.clone(), config.term.clone())?,
         core: Orchestrator::new(config),
-        registry: Registry::open(parts.home.clone(), parts.health.clone())?,
+        looked_for: BTreeSet::new(),
         logs,
         sealer,
         sessions: BTreeMap::new(),
@@ -187,6 +188,8 @@ pub(super) struct Driver {
     pub(super) post: Post,
     pub(super) core: Orchestrator,
     pub(super) registry: Registry,
+    /// Ends that others gave to executions, and that are looked for.
+    pub(super) looked_for: BTreeSet<(ExecutionId, Option<Cid>)>,
     pub(super) logs: Logs,
     sealer: Sealer,
     pub(super) followers: Followers,
@@ -281,16 +284,11 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Followed { peer, number, heads, outbox } => {
-                self.newly_followed.push((peer, number, heads, outbox))
-            }
+            Command::Followed { newcomer } => self.newly_followed.push(newcomer),
             Command::Has { peer, number, beat, missing } => self.followers.has(&peer, number, beat, missing),
             Command::Unfollowed { peer, number } => self.followers.gone(&peer, number),
             Command::Answered { peer } => self.followers.answered(&peer),
-            Command::Adopted { execution, last } => {
-                self.registry.notify(execution, *last, clock::wall().0);
-                self.forget(&execution);
-            }
+            Command::Adopted { end, last } => self.adopted(&end, last.map(|last| *last)),
             Command::Hello { from, session, hello, outbox } => {
                 self.newcomers.insert((from.clone(), session), outbox);
                 self.versions.insert(from.clone(), hello.version.clone());
@@ -528,7 +526,7 @@ impl Driver {
                 tracing::info!(%lablet, reason, "closed a session");
                 self.sessions.remove(&lablet);
             }
-            Effect::Adopt { execution, result } => self.adopt(execution, result),
+            Effect::Adopt(end) => self.adopt(end),
             Effect::Reconciled => self.reconciled(),
             Effect::StepDown { term } => {
                 // The claim that the lablet showed is known already: this task is stopped because of it.

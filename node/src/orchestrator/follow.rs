@@ -10,7 +10,7 @@ use std::time::Duration;
 use iptl_dag::model::fact::{End, FactLink};
 use iptl_dag::model::{self, ExecutionId, Fact, FactKind};
 use iptl_dag::{Block, Cid, PeerId};
-use iptl_wire::takeover::{FOLLOW_PROTOCOL, MAX_FOLLOW_SIZE, ToFollower, ToLeader};
+use iptl_wire::takeover::{FOLLOW_PROTOCOL, Finished, MAX_FOLLOW_SIZE, ToFollower, ToLeader};
 use tokio::io::BufReader;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::canary;
 use super::candidacy::{Note, seat};
 use super::driver::Parts;
+use super::records::Records;
 use super::wants::{Done, Want, Wants};
 use crate::facts::{FollowError, LogError, Logs};
 use crate::framed;
@@ -68,7 +69,15 @@ pub(super) async fn run(
 ) {
     let logs = Logs::new(parts.home.path("log"), parts.key.clone()).with_writers(parts.members.writers());
     let wants = Wants::new(parts.clone());
-    let mut follower = Follower { wants, parts, logs, notes, progress, unflushed: false, canaries: BTreeSet::new() };
+    let records = match Records::open(parts.home.clone()) {
+        Ok(records) => records,
+        Err(error) => {
+            tracing::error!(%error, "the orchestrator stops");
+            return parts.stop.cancel();
+        }
+    };
+    let canaries = BTreeSet::new();
+    let mut follower = Follower { wants, parts, logs, records, notes, progress, unflushed: false, canaries };
     tokio::select! {
         () = stop.cancelled() => {}
         () = follower.run() => {}
@@ -79,6 +88,7 @@ pub(super) async fn run(
 struct Follower {
     parts: Arc<Parts>,
     logs: Logs,
+    records: Records,
     wants: Wants,
     notes: mpsc::Sender<Note>,
     progress: watch::Sender<Progress>,
@@ -101,6 +111,9 @@ impl Follower {
                 tracing::error!(%error, "the orchestrator stops");
                 return self.parts.stop.cancel();
             }
+        }
+        for end in self.records.awaited() {
+            self.want_end(end);
         }
         loop {
             for (peer, addrs) in self.parts.members.candidates() {
@@ -127,8 +140,8 @@ impl Follower {
         let (reader, mut writer) = tokio::io::split(stream);
         let mut reader = BufReader::with_capacity(256 << 10, reader);
         let known = parts.members.orchestrators();
-        framed::write(&mut writer, &ToLeader::Follow { seat: seat(&parts).await, known, heads: self.logs.heads() })
-            .await?;
+        let (heads, over) = (self.logs.heads(), self.records.newest());
+        framed::write(&mut writer, &ToLeader::Follow { seat: seat(&parts).await, known, heads, over }).await?;
         // What was not named up to the first beat is known to nobody who leads.
         let mut unnamed: BTreeSet<ExecutionId> = self.logs.executions().into_iter().collect();
         loop {
@@ -173,6 +186,7 @@ impl Follower {
                     let execution = self.fact(block)?;
                     unnamed.remove(&execution);
                 }
+                Some(ToFollower::Ended(end)) => self.ended(end),
                 Some(ToFollower::Beat { beat, term, lablets }) => {
                     for execution in std::mem::take(&mut unnamed) {
                         tracing::warn!(execution = %execution.alias(), "laid aside: who leads knows nothing of it");
@@ -235,28 +249,65 @@ impl Follower {
                 }
                 FactLink::Execution(cid) | FactLink::Placement(cid) => self.wants.hold(execution, cid),
                 FactLink::Receipts(shard) => self.wants.want(execution, Want::Root(shard)),
-                // Nothing of the lab's canary is kept.
-                FactLink::Result(_) if self.canaries.contains(&execution) => {}
-                FactLink::Result(result) => self.wants.want(execution, Want::Result(result)),
+                // It is the end, below.
+                FactLink::Result(_) => {}
             }
         }
-        if let Some(End::Failed(reason)) = kind.end()
+        // A snapshot holds no end: its execution goes on. Nothing of the lab's canary is kept.
+        if let Some(end) = kind.end()
             && !self.canaries.contains(&execution)
         {
-            self.wants.want(execution, Want::Failure(reason.to_owned()));
+            let term = kind.ended_in().cloned();
+            self.wants.want(
+                execution,
+                match end {
+                    End::Sealed(result) => Want::Result(result, term),
+                    End::Failed(reason) => Want::Failure(reason.to_owned(), term),
+                },
+            );
         }
     }
 
     /// Something that was wanted is here.
     async fn done(&mut self, done: Done) -> Result<(), Ended> {
-        if let Done::Over { execution, last } = done {
-            let blocks = tokio::task::block_in_place(|| self.logs.blocks(&execution))?;
-            if let Some((submitted, run)) = submitted(&blocks) {
-                self.wants.record(execution, run, submitted, *last).await;
+        match done {
+            Done::Root => {}
+            Done::Over { end, last } => {
+                let execution = end.execution;
+                let recorded = self.records.get(&execution).map(|record| (record.submitted_ms, record.run));
+                let submitted = match recorded {
+                    Some(recorded) => Some(recorded),
+                    None => submitted(&tokio::task::block_in_place(|| self.logs.blocks(&execution))?),
+                };
+                if let Some((submitted_ms, run)) = submitted
+                    && let Some(record) = self.wants.record(&end, run, submitted_ms, *last).await
+                {
+                    tokio::task::block_in_place(|| self.records.put(record));
+                }
+                self.logs.close(&execution)?;
             }
-            self.logs.close(&execution)?;
+            Done::Untrue { end, reason } => {
+                tracing::warn!(execution = %end.execution.alias(), reason, "what was said to be its end is none");
+                tokio::task::block_in_place(|| self.records.dismiss(&end));
+            }
         }
         Ok(())
+    }
+
+    /// An execution that is over here ended otherwise in a later term.
+    fn ended(&mut self, end: Finished) {
+        if tokio::task::block_in_place(|| self.records.await_end(&end)) {
+            tracing::warn!(execution = %end.execution.alias(), "it was sealed in a later term: that result counts");
+            self.want_end(end);
+        }
+    }
+
+    fn want_end(&mut self, end: Finished) {
+        let want = match end.result {
+            Some(result) => Want::Result(result, end.term),
+            None => Want::Failure("the orchestrator that led then ended it without a result".to_owned(), end.term),
+        };
+        self.wants.want(end.execution, want);
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::candidacy::seat;
 use super::driver::{Parts, Promised};
+use super::replicate::Newcomer;
 use super::{Command, Number};
 use crate::clock;
 use crate::framed;
@@ -72,8 +73,8 @@ async fn serve(
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(64 << 10, reader);
     let first = tokio::time::timeout(FIRST_TIMEOUT, framed::expect::<ToLeader>(&mut reader, MAX_FOLLOW_SIZE)).await;
-    let (seated, known, heads) = match first {
-        Ok(Ok(ToLeader::Follow { seat, known, heads })) => (seat, known, Some(heads)),
+    let (seated, known, has) = match first {
+        Ok(Ok(ToLeader::Follow { seat, known, heads, over })) => (seat, known, Some((heads, over))),
         Ok(Ok(ToLeader::Ask { seat, known })) => (seat, known, None),
         Ok(Ok(ToLeader::Has { .. }) | Err(_)) | Err(_) => {
             tracing::debug!(%peer, "a follow stream says not who it is");
@@ -94,7 +95,7 @@ async fn serve(
     parts.members.learn_orchestrators(known);
     let leads = driver.borrow().clone();
     let all = parts.members.orchestrators();
-    let (Some(driver), Some(heads)) = (leads.clone(), heads) else {
+    let (Some(driver), Some((heads, over))) = (leads.clone(), has) else {
         let answer = match leads {
             Some(_) => ToFollower::Orchestrators(all),
             None => ToFollower::Elsewhere(all),
@@ -109,7 +110,8 @@ async fn serve(
     }
     // It ends by itself once the driver has let go of the outbox and all was written.
     tokio::spawn(framed::write_queue(writer, queue, |_| {}));
-    if driver.send(Command::Followed { peer: peer.clone(), number, heads, outbox }).await.is_err() {
+    let newcomer = Newcomer { peer: peer.clone(), number, heads, over, outbox };
+    if driver.send(Command::Followed { newcomer }).await.is_err() {
         return;
     }
     while let Ok(Some(ToLeader::Has { beat, missing })) = framed::read(&mut reader, MAX_FOLLOW_SIZE).await {

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use iptl_dag::model::{Counts, ExecutionId, ResultVerdict, Run};
-use iptl_dag::{Cid, PeerId, codec};
+use iptl_dag::model::{Epoch, ExecutionId, Run};
+use iptl_dag::{Cid, PeerId};
 use iptl_sync::SyncBook;
 use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::session::{CellUsage, OutputLine};
-use serde::{Deserialize, Serialize};
+use iptl_wire::takeover::Finished;
 use tokio::sync::broadcast;
 
 use super::canary;
 use super::fetching::Fetching;
 use super::health::Health;
+use super::records::{Records, RunRecord};
 use crate::home::{Home, HomeError};
 
 /// Events that a slow watcher may lag behind.
@@ -22,35 +23,6 @@ const EVENT_QUEUE: usize = 1024;
 
 /// Lines of output that a slow follower may lag behind.
 const OUTPUT_QUEUE: usize = 8192;
-
-/// An execution that ended, as it stands in `runs/`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct RunRecord {
-    /// The execution.
-    pub execution: ExecutionId,
-    /// The run.
-    pub run: Cid,
-    /// The plan.
-    pub plan: Cid,
-    /// Case of the plan.
-    pub case: String,
-    /// Wall time of submission in milliseconds since 1970.
-    pub submitted_ms: u64,
-    /// Wall time of its end.
-    pub ended_ms: u64,
-    /// The last event.
-    pub last: Event,
-}
-
-impl RunRecord {
-    /// Returns the result with verdict and counts, where one was sealed.
-    pub(crate) fn result(&self) -> Option<(Cid, ResultVerdict, Counts)> {
-        match &self.last {
-            Event::Finished { result, verdict, counts, .. } => Some((*result, *verdict, *counts)),
-            _ => None,
-        }
-    }
-}
 
 /// An execution that goes on.
 pub(super) struct Active {
@@ -78,10 +50,13 @@ pub(super) struct Active {
 
 /// All executions of an orchestrator.
 pub(super) struct Registry {
-    home: Home,
     health: Arc<Health>,
+    /// Term of the lab in which executions end here.
+    term: Option<Epoch>,
     pub(super) active: BTreeMap<ExecutionId, Active>,
-    ended: BTreeMap<ExecutionId, RunRecord>,
+    pub(super) records: Records,
+    /// Who watches executions of which the end that counts is not here yet.
+    awaited: BTreeMap<ExecutionId, broadcast::Sender<Event>>,
 }
 
 /// What a watcher gets: what happened, and what is yet to happen.
@@ -104,25 +79,10 @@ impl Active {
 }
 
 impl Registry {
-    /// Reads the records of executions that ended.
-    pub(super) fn open(home: Home, health: Arc<Health>) -> Result<Registry, HomeError> {
-        let mut ended = BTreeMap::new();
-        let dir = home.path("runs");
-        let entries = std::fs::read_dir(&dir).map_err(|source| HomeError::Io { path: dir, source })?;
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') {
-                continue;
-            }
-            match home.read::<RunRecord>(&format!("runs/{name}")) {
-                Ok(Some(record)) => {
-                    ended.insert(record.execution, record);
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "a record of an execution is left out"),
-            }
-        }
-        Ok(Registry { home, health, active: BTreeMap::new(), ended })
+    /// Reads the records of executions that ended. What ends from now on ends in `term`.
+    pub(super) fn open(home: Home, health: Arc<Health>, term: Option<Epoch>) -> Result<Registry, HomeError> {
+        let records = Records::open(home)?;
+        Ok(Registry { health, term, active: BTreeMap::new(), records, awaited: BTreeMap::new() })
     }
 
     /// Enters an execution.
@@ -148,6 +108,44 @@ impl Registry {
 
     /// Tells those who watch, and keeps what later watchers need.
     pub(super) fn notify(&mut self, id: ExecutionId, event: Event, now_ms: u64) {
+        self.tell(id, event, now_ms, self.term.clone());
+    }
+
+    /// Tells how an execution ended that another orchestrator ended, whether or not it went on here; returns whether that
+    /// counts.
+    pub(super) fn adopt(&mut self, end: &Finished, last: Event, now_ms: u64) -> bool {
+        if self.active.contains_key(&end.execution) {
+            self.tell(end.execution, last, now_ms, end.term.clone());
+            return true;
+        }
+        let Some(known) = self.records.get(&end.execution) else { return false };
+        let (term, later) = (end.term.clone(), None);
+        let record = RunRecord { ended_ms: now_ms, last, term, later, ..known.clone() };
+        let counts = self.records.put(record);
+        self.tell_awaiting(&end.execution);
+        counts
+    }
+
+    /// Says that the end of a later term counts, whose result is not here yet; returns whether it does.
+    pub(super) fn await_end(&mut self, end: &Finished) -> bool {
+        self.records.await_end(end)
+    }
+
+    /// What was said to be the end of a later term is none: what was told before is told again.
+    pub(super) fn dismiss(&mut self, end: &Finished) {
+        self.records.dismiss(end);
+        self.tell_awaiting(&end.execution);
+    }
+
+    /// Tells those who wait for the end that counts, where it is here.
+    fn tell_awaiting(&mut self, id: &ExecutionId) {
+        let Some(last) = self.told(id).map(|record| record.last.clone()) else { return };
+        if let Some(awaited) = self.awaited.remove(id) {
+            let _nobody_watches = awaited.send(last);
+        }
+    }
+
+    fn tell(&mut self, id: ExecutionId, event: Event, now_ms: u64, term: Option<Epoch>) {
         let Some(active) = self.active.get_mut(&id) else { return };
         self.health.told(&event);
         // Of what repeats itself only the newest is told to those who come later.
@@ -177,36 +175,40 @@ impl Registry {
                 submitted_ms: active.submitted_ms,
                 ended_ms: now_ms,
                 last: event,
+                term,
+                later: None,
             };
-            if let Err(error) = self.home.write(&format!("runs/{id}"), &codec::encode(&record)) {
-                tracing::error!(%error, "cannot record the end of an execution");
-            }
-            self.ended.insert(id, record);
+            self.records.put(record);
         }
     }
 
     /// Returns past and future events of an execution.
-    pub(super) fn watch(&self, id: &ExecutionId) -> Option<Watching> {
+    pub(super) fn watch(&mut self, id: &ExecutionId) -> Option<Watching> {
         if let Some(active) = self.active.get(id) {
             return Some(Watching { history: active.history.clone(), events: Some(active.events.subscribe()) });
         }
-        self.ended.get(id).map(|record| Watching { history: vec![record.last.clone()], events: None })
+        let record = self.records.get(id)?;
+        if record.later.is_some() {
+            let awaited = self.awaited.entry(*id).or_insert_with(|| broadcast::Sender::new(1));
+            return Some(Watching { history: Vec::new(), events: Some(awaited.subscribe()) });
+        }
+        Some(Watching { history: vec![record.last.clone()], events: None })
     }
 
     /// Finds an execution by CID, by the start of its alias, or the newest one by `last`.
     pub(super) fn find(&self, name: &str) -> Result<ExecutionId, Failure> {
-        let known = self.active.keys().chain(self.ended.keys());
+        let known = || self.active.keys().copied().chain(self.records.all().map(|record| record.execution));
         if name == "last" {
             return self.newest().ok_or_else(|| unknown(name));
         }
         if let Ok(cid) = name.parse::<Cid>() {
             let of_result = |record: &&RunRecord| record.result().is_some_and(|(result, ..)| result == cid);
-            let by_result = self.ended.values().find(of_result).map(|record| record.execution);
-            return known.copied().find(|id| id.0 == cid).or(by_result).ok_or_else(|| unknown(name));
+            let by_result = self.records.all().find(of_result).map(|record| record.execution);
+            return known().find(|id| id.0 == cid).or(by_result).ok_or_else(|| unknown(name));
         }
-        let mut matching = known.filter(|id| name.starts_with("x-") && id.alias() == name);
+        let mut matching = known().filter(|id| name.starts_with("x-") && id.alias() == name);
         match (matching.next(), matching.next()) {
-            (Some(id), None) => Ok(*id),
+            (Some(id), None) => Ok(id),
             (Some(_), Some(_)) => Err(Failure {
                 kind: FailureKind::Usage,
                 code: "execution.ambiguous".to_owned(),
@@ -217,14 +219,19 @@ impl Registry {
         }
     }
 
-    /// Returns the record of an execution that ended.
+    /// Returns the record of an execution that ended, whether or not what it tells counts.
     pub(super) fn ended(&self, id: &ExecutionId) -> Option<&RunRecord> {
-        self.ended.get(id)
+        self.records.get(id)
+    }
+
+    /// Returns the record of an execution of which the end that counts is here.
+    pub(super) fn told(&self, id: &ExecutionId) -> Option<&RunRecord> {
+        self.records.get(id).filter(|record| record.later.is_none())
     }
 
     /// Returns all records of executions that ended, oldest first.
     pub(super) fn records(&self) -> Vec<&RunRecord> {
-        let mut records: Vec<_> = self.ended.values().collect();
+        let mut records: Vec<_> = self.records.all().collect();
         records.sort_by_key(|record| record.submitted_ms);
         records
     }
@@ -236,7 +243,7 @@ impl Registry {
 
     fn newest(&self) -> Option<ExecutionId> {
         let active = self.listed().map(|(id, active)| (active.submitted_ms, *id));
-        let ended = self.ended.iter().map(|(id, record)| (record.submitted_ms, *id));
+        let ended = self.records.all().map(|record| (record.submitted_ms, record.execution));
         active.chain(ended).max().map(|(_, id)| id)
     }
 }

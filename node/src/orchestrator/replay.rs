@@ -1,7 +1,6 @@
 //! How an orchestrator begins: with what its logs say, its own or those that it followed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use iptl_artifacts::read_block;
 use iptl_dag::Cid;
@@ -9,22 +8,14 @@ use iptl_dag::model::{self, Execution, ExecutionId, Fact, FactKind, Run};
 use iptl_scheduler::{Input, Submission};
 use iptl_wire::control::Event;
 use iptl_wire::session::KnownRun;
-use iptl_wire::takeover::MAX_FINISHED;
+use iptl_wire::takeover::Finished;
 use tokio::sync::mpsc;
 
 use super::candidacy::Note;
 use super::driver::{Driver, How, OrchestratorError, name_blocks};
 use super::wants::failed;
-use super::{Command, sealed};
 use crate::clock;
-use crate::fetch::Wanted;
 use crate::keeper::Holder;
-
-/// A result that another orchestrator sealed is looked for so long at a time.
-const RESULT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Pause between two searches for it.
-const RESULT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Windows of facts that are read before they are taken in.
 const READ_AHEAD: usize = 2;
@@ -38,8 +29,8 @@ struct Replayed {
     put_off: BTreeMap<ExecutionId, Vec<Fact>>,
     /// Executions whose end is recorded and in the log.
     over: BTreeSet<ExecutionId>,
-    /// Executions that are over, which is not recorded: with a result or why not.
-    unrecorded: Vec<(ExecutionId, Result<Cid, String>)>,
+    /// Executions that are over, which is not recorded; of one without a result, why.
+    unrecorded: Vec<(Finished, Option<String>)>,
     /// Blocks that facts name.
     named: BTreeMap<ExecutionId, Vec<Cid>>,
 }
@@ -81,10 +72,11 @@ impl Driver {
             self.parts.keeper.hold_all(execution, Holder::Orchestrator, named);
         }
         // What was told to be over in an earlier life, or by another orchestrator, is over whoever asks.
-        let ended: Vec<_> = self.registry.records().into_iter().rev().take(MAX_FINISHED).collect();
-        let ended: Vec<_> = ended.iter().map(|r| (r.execution, r.result().map(|(result, ..)| result))).collect();
-        for (execution, result) in ended {
-            self.input(Input::Over { execution, result });
+        for end in self.registry.records.newest().into_iter().rev() {
+            self.input(Input::Over(end));
+        }
+        for end in self.registry.records.awaited() {
+            self.look_for(end, None);
         }
         for active in self.registry.active.values_mut() {
             active.book.resume();
@@ -96,18 +88,16 @@ impl Driver {
             }
             (How::TakeOver { .. }, None) | (How::Resume, _) => self.input(Input::Replayed),
         }
-        for (execution, how) in unrecorded {
+        for (end, reason) in unrecorded {
+            let execution = end.execution;
             if self.registry.active.get(&execution).is_some_and(|active| active.canary) {
                 self.registry.active.remove(&execution);
                 self.erase(&execution);
                 continue;
             }
-            match how {
-                Ok(result) => self.adopt(execution, Some(result)),
-                Err(reason) => {
-                    self.registry.notify(execution, failed(execution, reason), clock::wall().0);
-                    self.forget(&execution);
-                }
+            match reason {
+                None => self.adopt(end),
+                Some(reason) => self.adopted(&end, Ok(failed(execution, reason))),
             }
         }
         Ok(())
@@ -150,12 +140,14 @@ impl Driver {
                 self.registry.notify(fact.execution, event, fact.at_ms);
                 Some(Box::new(submission))
             }
-            FactKind::Sealed { result } => {
-                replayed.unrecorded.push((fact.execution, Ok(*result)));
+            FactKind::Sealed { result, term } => {
+                let end = Finished { execution: fact.execution, result: Some(*result), term: term.clone() };
+                replayed.unrecorded.push((end, None));
                 None
             }
-            FactKind::Failed { reason } => {
-                replayed.unrecorded.push((fact.execution, Err(reason.clone())));
+            FactKind::Failed { reason, term } => {
+                let end = Finished { execution: fact.execution, result: None, term: term.clone() };
+                replayed.unrecorded.push((end, Some(reason.clone())));
                 None
             }
             kind => {
@@ -202,50 +194,10 @@ impl Driver {
         self.let_go(execution);
     }
 
-    fn let_go(&mut self, execution: &ExecutionId) {
+    pub(super) fn let_go(&mut self, execution: &ExecutionId) {
         self.following.remove(execution);
         // A sealed result is pinned by itself; of a failed execution nothing is kept.
         self.parts.keeper.release(execution, Holder::Orchestrator);
-    }
-
-    /// An execution is over that another orchestrator ended: its result is looked for until it is here, and is told then.
-    pub(super) fn adopt(&mut self, execution: ExecutionId, result: Option<Cid>) {
-        let (parts, commands) = (self.parts.clone(), self.commands.clone());
-        let stop = self.post.stop.clone();
-        let looking = async move {
-            let Some(result) = result else {
-                return failed(execution, "the orchestrator before ended it without a result".to_owned());
-            };
-            parts.keeper.hold(execution, Holder::Orchestrator, result);
-            loop {
-                let wanted = Wanted {
-                    root: result,
-                    from: Vec::new(),
-                    fellows: Vec::new(),
-                    timeout: RESULT_TIMEOUT,
-                    shallow: false,
-                };
-                if parts.fetcher.fetch(&wanted, |_| {}).await.is_ok()
-                    && let Ok(last) = sealed::told(&*parts.store, result).await
-                {
-                    let kind = iptl_artifacts::PinKind::Result;
-                    if let Err(error) = parts.keeper.keep(result, kind, &execution.alias(), None).await {
-                        tracing::error!(%error, "a result is not kept");
-                    }
-                    return last;
-                }
-                tracing::warn!(execution = %execution.alias(), %result, "its result is nowhere to be found yet");
-                tokio::time::sleep(RESULT_PAUSE).await;
-            }
-        };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                last = looking => {
-                    let _stopping = commands.send(Command::Adopted { execution, last: Box::new(last) }).await;
-                }
-            }
-        });
     }
 
     /// Every lablet was asked what it holds: a later life in this term need not ask again.

@@ -6,15 +6,28 @@ use iptl_dag::model::{self, ExecutionId, Fact, Signed};
 use iptl_dag::{Block, Cid, PeerId};
 use iptl_wire::offer;
 use iptl_wire::session::ToLablet;
-use iptl_wire::takeover::{MAX_NAMED, ToFollower};
+use iptl_wire::takeover::{Finished, MAX_FINISHED, MAX_NAMED, ToFollower};
 use tokio::sync::mpsc;
 
 use super::driver::{Driver, OrchestratorError};
+use super::records::RunRecord;
 use super::{Number, driver};
 use crate::clock;
 
-/// An orchestrator that follows from now on: who, the number of its stream, the heads of its logs, the way to it.
-pub(super) type Newcomer = (PeerId, Number, Vec<(ExecutionId, u64, Cid)>, mpsc::Sender<ToFollower>);
+/// An orchestrator that follows from now on.
+#[derive(Debug)]
+pub(crate) struct Newcomer {
+    /// Who.
+    pub(super) peer: PeerId,
+    /// Number of its stream.
+    pub(super) number: Number,
+    /// Last fact that it has of each execution that goes on, by its position.
+    pub(super) heads: Vec<(ExecutionId, u64, Cid)>,
+    /// Ends that it knows of.
+    pub(super) over: Vec<Finished>,
+    /// The way to it.
+    pub(super) outbox: mpsc::Sender<ToFollower>,
+}
 
 /// Beats between two questions to those who do not follow.
 const ASK_EVERY: u64 = 5;
@@ -22,7 +35,7 @@ const ASK_EVERY: u64 = 5;
 impl Driver {
     /// Takes in an orchestrator that follows: says all that it lacks, before anything else.
     pub(super) async fn admit(&mut self, newcomer: Newcomer) -> Result<(), OrchestratorError> {
-        let (peer, number, heads, outbox) = newcomer;
+        let Newcomer { peer, number, heads, over, outbox } = newcomer;
         self.followers.admit(peer.clone(), number, outbox);
         let mut executions = self.logs.executions();
         executions.extend(heads.iter().map(|(execution, ..)| *execution));
@@ -41,6 +54,14 @@ impl Driver {
                     self.say_named(block, Some(&peer)).await?;
                 }
                 self.followers.say(&peer, ToFollower::Fact { block: block.data().to_vec() });
+            }
+        }
+        for end in over.into_iter().take(MAX_FINISHED) {
+            let Some(known) = self.registry.ended(&end.execution).map(RunRecord::end) else { continue };
+            if known.outdoes(&end) {
+                self.followers.say(&peer, ToFollower::Ended(known));
+            } else if end.outdoes(&known) {
+                self.await_end(end);
             }
         }
         self.beat();

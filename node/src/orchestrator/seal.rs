@@ -157,6 +157,7 @@ impl Work {
             distortions: order.distortions.clone(),
             attempts: order.attempts.clone(),
             ended_early: order.ended_early.clone(),
+            term: order.term.clone(),
         };
         let attestation = iptl_trust::sign(&self.key, iptl_result::attestation(&assembly, &assembled, record));
         let (_, sealed) = iptl_result::seal(&assembly, &assembled, &order.node, attestation)?;

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::{PinKind, read_block};
-use iptl_dag::model::{self, ExecutionId, Run};
+use iptl_dag::model::{self, Epoch, ExecutionId, Run};
 use iptl_dag::walk::Limits;
-use iptl_dag::{Cid, PeerId, codec};
+use iptl_dag::{Cid, PeerId};
 use iptl_wire::control::{Event, Failure, FailureKind};
+use iptl_wire::takeover::Finished;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::driver::Parts;
-use super::registry::RunRecord;
+use super::records::RunRecord;
 use super::sealed;
 use crate::clock;
 use crate::fetch::Wanted;
@@ -36,10 +37,10 @@ const MAX_SIZE: u64 = 32 << 30;
 pub(super) enum Want {
     /// A run with its plan and programs, or a chunk of receipts with all that it links.
     Root(Cid),
-    /// A sealed result; the execution is over.
-    Result(Cid),
-    /// The execution is over without a result.
-    Failure(String),
+    /// A sealed result, and the term in which it was; the execution is over.
+    Result(Cid, Option<Epoch>),
+    /// The execution is over without a result, and since which term.
+    Failure(String, Option<Epoch>),
 }
 
 /// Something is here.
@@ -47,8 +48,10 @@ pub(super) enum Want {
 pub(super) enum Done {
     /// A root.
     Root,
-    /// An execution is over, and this was told last.
-    Over { execution: ExecutionId, last: Box<Event> },
+    /// An execution is over, and this is told of its end.
+    Over { end: Finished, last: Box<Event> },
+    /// What was said to be an end is none.
+    Untrue { end: Finished, reason: String },
 }
 
 /// What a follower wants.
@@ -106,12 +109,14 @@ impl Wants {
                     fetch(&parts, &places, from, root).await;
                     Done::Root
                 }
-                Want::Result(root) => {
+                Want::Result(root, term) => {
                     parts.keeper.hold(execution, Holder::Orchestrator, root);
+                    let end = Finished { execution, result: Some(root), term };
                     loop {
                         fetch(&parts, &places, from.clone(), root).await;
-                        match sealed::told(&*parts.store, root).await {
-                            Ok(last) => break Done::Over { execution, last: Box::new(last) },
+                        match sealed::found(&parts, &end, root).await {
+                            Ok(Ok(last)) => break Done::Over { end, last: Box::new(last) },
+                            Ok(Err(reason)) => break Done::Untrue { end, reason },
                             Err(error) => {
                                 tracing::warn!(%root, %error, "a result cannot be read");
                                 tokio::time::sleep(FETCH_TIMEOUT).await;
@@ -119,7 +124,10 @@ impl Wants {
                         }
                     }
                 }
-                Want::Failure(reason) => Done::Over { execution, last: Box::new(failed(execution, reason)) },
+                Want::Failure(reason, term) => {
+                    let end = Finished { execution, result: None, term };
+                    Done::Over { end, last: Box::new(failed(execution, reason)) }
+                }
             }
         });
     }
@@ -135,9 +143,10 @@ impl Wants {
         }
     }
 
-    /// Records an execution that is over, and keeps its result.
-    pub(super) async fn record(&self, execution: ExecutionId, run: Cid, submitted_ms: u64, last: Event) {
-        let Parts { home, store, keeper, .. } = &*self.parts;
+    /// Returns what is recorded of an execution that is over, and keeps its result.
+    pub(super) async fn record(&self, end: &Finished, run: Cid, submitted_ms: u64, last: Event) -> Option<RunRecord> {
+        let Parts { store, keeper, .. } = &*self.parts;
+        let execution = end.execution;
         if let Event::Finished { result, .. } = &last
             && let Err(error) = keeper.keep(*result, PinKind::Result, &execution.alias(), None).await
         {
@@ -147,12 +156,11 @@ impl Wants {
             Ok(Some(block)) => model::from_bytes::<Run>(block.data()).ok(),
             Ok(None) | Err(_) => None,
         };
-        let Some(Run { plan, case, .. }) = node else { return };
-        let record = RunRecord { execution, run, plan, case, submitted_ms, ended_ms: clock::wall().0, last };
-        if let Err(error) = home.write(&format!("runs/{execution}"), &codec::encode(&record)) {
-            tracing::error!(%error, "cannot record the end of an execution");
-        }
         keeper.release(&execution, Holder::Orchestrator);
+        let Run { plan, case, .. } = node?;
+        let (term, later) = (end.term.clone(), None);
+        let ended_ms = clock::wall().0;
+        Some(RunRecord { execution, run, plan, case, submitted_ms, ended_ms, last, term, later })
     }
 }
 

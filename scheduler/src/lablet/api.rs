@@ -203,13 +203,8 @@ pub enum LabletEffect {
         /// Who leads.
         to: PeerId,
     },
-    /// Makes durable that an execution is over, before the cell is forgotten.
-    Tombstone {
-        /// Execution.
-        execution: ExecutionId,
-        /// Its result, where one was sealed.
-        result: Option<Cid>,
-    },
+    /// Makes durable how an execution ended, before the cell is forgotten; instead of what was told of it before.
+    Tombstone(Finished),
     /// Drops everything of the cell but its promise: instances where it was never started, pins, scratch, its record.
     Forget {
         /// Cell.

@@ -6,7 +6,7 @@ use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Directory, Grant, ToOrchestrator};
-use iptl_wire::takeover::LAST_COUNTER;
+use iptl_wire::takeover::{Finished, LAST_COUNTER};
 
 use super::receipts::Shard;
 use super::{CellRecord, Lablet, LabletEffect};
@@ -240,9 +240,11 @@ impl Lablet {
         }
     }
 
-    pub(super) fn finished(&mut self, id: ExecutionId, result: Option<Cid>) {
-        if self.cells.contains_key(&id) {
-            self.remember_finished(id, result);
+    pub(super) fn finished(&mut self, end: Finished) {
+        let id = end.execution;
+        let is_held = self.cells.contains_key(&id);
+        self.remember_finished(end, is_held);
+        if is_held {
             self.end_cell(id, "the execution is over");
             self.forget(id);
         }

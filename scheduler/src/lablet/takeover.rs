@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
+use iptl_dag::PeerId;
+use iptl_dag::model::Epoch;
 use iptl_dag::model::signed::Signed;
-use iptl_dag::model::{Epoch, ExecutionId};
-use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::takeover::{Claim, Finished, LAST_COUNTER, MAX_FINISHED};
 
@@ -17,6 +17,8 @@ pub(super) struct Leader {
     pub claim: Option<Signed<Claim>>,
     /// Executions that are over, in the order in which the lablet was told.
     pub finished: VecDeque<Finished>,
+    /// The lab has several orchestrators, whether or not a second one ever led.
+    pub has_heirs: bool,
 }
 
 impl Leader {
@@ -31,7 +33,7 @@ impl Lablet {
         self.leader.claim.as_ref()
     }
 
-    /// Returns what a hello says is over; nothing where the lab has no terms.
+    /// Returns what a hello says is over; nothing in a lab of one orchestrator.
     pub fn finished_executions(&self) -> Vec<Finished> {
         self.leader.finished.iter().cloned().collect()
     }
@@ -91,17 +93,28 @@ impl Lablet {
         self.effects.push_back(LabletEffect::Turn { to });
     }
 
-    /// Remembers that an execution is over: a successor that does not know it must not run it again.
-    pub(super) fn remember_finished(&mut self, execution: ExecutionId, result: Option<Cid>) {
-        if self.leader.claim.is_none() {
+    /// Remembers how an execution ended that had a cell here, or of which an earlier end was told: a successor that does
+    /// not know it must not run it again.
+    pub(super) fn remember_finished(&mut self, end: Finished, had_cell: bool) {
+        if self.leader.claim.is_none() && !self.leader.has_heirs {
             return;
         }
-        self.leader.finished.retain(|f| f.execution != execution);
-        self.leader.finished.push_back(Finished { execution, result });
+        let known = self.leader.finished.iter().position(|f| f.execution == end.execution);
+        let counts = match known.and_then(|at| self.leader.finished.get(at)) {
+            Some(known) => end.outdoes(known),
+            None => had_cell,
+        };
+        if !counts {
+            return;
+        }
+        if let Some(at) = known {
+            self.leader.finished.remove(at);
+        }
+        self.leader.finished.push_back(end.clone());
         while self.leader.finished.len() > MAX_FINISHED {
             self.leader.finished.pop_front();
         }
-        self.effects.push_back(LabletEffect::Tombstone { execution, result });
+        self.effects.push_back(LabletEffect::Tombstone(end));
     }
 
     /// Until when a cell of an orchestrator may run: under its lease, or that of who leads now.

@@ -11,6 +11,7 @@ use iptl_wire::Verified;
 use iptl_wire::control::Event;
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{Grant, Hello, KnownRun, ToLablet, ToOrchestrator};
+use iptl_wire::takeover::Finished;
 
 /// How much longer leases last where another orchestrator follows: a candidate claims after a lease of silence, one that is
 /// ranked behind it after one and a half, and lablets need a moment to turn.
@@ -196,13 +197,9 @@ pub enum Input {
         submission: Option<Box<Submission>>,
     },
     /// An execution is over whose log is laid aside, of this orchestrator or of one before: whoever asks is told. Between
-    /// `Replay` and `Replayed`.
-    Over {
-        /// Execution.
-        execution: ExecutionId,
-        /// Its result; none where it ended without one.
-        result: Option<Cid>,
-    },
+    /// `Replay` and `Replayed`, and whenever the end of a later term was found to be what it is said to be. It does
+    /// nothing where the execution goes on, or where an end of a later term is known.
+    Over(Finished),
     /// Other orchestrators follow from now on, or none does. Where one does, leases last [`FOLLOWED_LEASES`] times as
     /// long: who takes over is heard before they run out, and what runs goes on.
     Followed {
@@ -333,14 +330,10 @@ pub enum Effect {
         /// What happened.
         event: Event,
     },
-    /// The orchestrator before had ended an execution, which a lablet knew: its result is fetched and told to those
-    /// who watch, as that of any other.
-    Adopt {
-        /// Execution.
-        execution: ExecutionId,
-        /// Its result; none where it ended without one.
-        result: Option<Cid>,
-    },
+    /// Another orchestrator had ended an execution, as a lablet was told. One that went on here is over: its result is
+    /// fetched and told to those who watch, as that of any other. One that was over has another end of a later term: it
+    /// is fetched, and counts once `Over` says that it is what the lablet says. It is said again until then.
+    Adopt(Finished),
     /// Every lablet was asked what it holds, or was waited for: a later life needs no `TakeOver` for this term.
     Reconciled,
     /// Somebody leads in a later term, as a lablet says: nothing follows. The driver's candidate hears of it.
@@ -392,4 +385,6 @@ pub struct AssemblyOrder {
     pub ended_early: Option<String>,
     /// Last attempt of every instance that was granted more than once after the start.
     pub attempts: BTreeMap<InstanceId, u32>,
+    /// Term of the lab in which this orchestrator leads; none where the lab has none.
+    pub term: Option<Epoch>,
 }

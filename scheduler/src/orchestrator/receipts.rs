@@ -19,9 +19,8 @@ impl Orchestrator {
         let id = ready.cell.execution;
         let Some(exec) = self.executions.get_mut(&id) else {
             // What another orchestrator granted and this one never heard of keeps its receipts.
-            let over = self.over.get(&id).copied();
-            if over.is_some() || ready.cell.epoch.peer == self.config.peer {
-                self.send(from, ToLablet::Finished(id, over.flatten()));
+            if let Some(end) = self.end_of(id, &ready.cell) {
+                self.send(from, ToLablet::Finished(end));
             }
             return;
         };

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, Fact, FactKind};
-use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::Inventory;
+use iptl_wire::takeover::Finished;
 
 use super::api::Submission;
 use super::grant::without;
@@ -82,14 +83,16 @@ impl Orchestrator {
             FactKind::Cancelled { by } => exec.cancelled = Some(by),
             FactKind::TimedOut {} => exec.timed_out = true,
             FactKind::EndedEarly { reason } => exec.ended_early = Some(reason),
-            FactKind::Sealed { result } => self.forget(id, Some(result)),
-            FactKind::Failed { .. } => self.forget(id, None),
+            FactKind::Sealed { result, term } => {
+                self.forget(Finished { execution: id, result: Some(result), term });
+            }
+            FactKind::Failed { term, .. } => self.forget(Finished { execution: id, result: None, term }),
         }
     }
 
-    fn forget(&mut self, id: iptl_dag::model::ExecutionId, result: Option<Cid>) {
-        let exec = self.executions.remove(&id);
-        self.remember(id, result, exec.is_some_and(|exec| exec.run.run.placing.dedicated));
+    fn forget(&mut self, end: Finished) {
+        let exec = self.executions.remove(&end.execution);
+        self.remember(end, exec.is_some_and(|exec| exec.run.run.placing.dedicated));
     }
 
     /// Puts in order what the logs named, now that they were read.

@@ -3,6 +3,7 @@
 use iptl_dag::model::{Distortion, ExecutionId, FactKind};
 use iptl_wire::Timestamp;
 use iptl_wire::control::{Event, Failure, FailureKind};
+use iptl_wire::takeover::Finished;
 
 use super::api::{AssembledResult, AssemblyOrder};
 use super::state::{Pull, Stage};
@@ -62,6 +63,7 @@ impl Orchestrator {
             timed_out: exec.timed_out,
             ended_early: exec.ended_early.clone(),
             attempts: exec.attempts(),
+            term: self.config.term.clone(),
         };
         self.effects.push_back(Effect::Assemble(Box::new(order)));
     }
@@ -83,9 +85,10 @@ impl Orchestrator {
             notes: result.notes,
             after_ms: now.since(exec.submitted_at).as_millis() as u64,
         };
-        self.persist(id, FactKind::Sealed { result: result.cid });
+        let term = self.config.term.clone();
+        self.persist(id, FactKind::Sealed { result: result.cid, term: term.clone() });
         self.notify(id, event);
-        self.finish(id, Some(result.cid));
+        self.finish(Finished { execution: id, result: Some(result.cid), term });
     }
 
     pub(super) fn assemble_failed(&mut self, now: Timestamp, id: ExecutionId, reason: String) {

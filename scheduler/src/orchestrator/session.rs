@@ -3,7 +3,8 @@
 use iptl_dag::PeerId;
 use iptl_dag::model::ExecutionId;
 use iptl_wire::control::Event;
-use iptl_wire::session::{CellPhase, CellStatus, Heartbeat, Hello, Inventory, LeaseRenewal, ToLablet};
+use iptl_wire::session::{CellPhase, CellRef, CellStatus, Heartbeat, Hello, Inventory, LeaseRenewal, ToLablet};
+use iptl_wire::takeover::Finished;
 use iptl_wire::{Timestamp, WallTime};
 
 use super::api::FOLLOWED_LEASES;
@@ -198,17 +199,24 @@ impl Orchestrator {
         }
     }
 
+    /// Returns how the execution of a cell ended, where it is over: as it is remembered, and of a grant of this
+    /// orchestrator's own that is not remembered any more, without a result and before all terms.
+    pub(super) fn end_of(&self, id: ExecutionId, cell: &CellRef) -> Option<Finished> {
+        let own = cell.epoch.peer == self.config.peer;
+        let forgotten = own.then_some(Finished { execution: id, result: None, term: None });
+        self.over.get(&id).cloned().or(forgotten)
+    }
+
     fn reconcile_listed(&mut self, now: Timestamp, from: &PeerId, status: &CellStatus) {
         let id = status.cell.execution;
         let Some(exec) = self.executions.get_mut(&id) else {
-            let result = self.over.get(&id).copied();
             if status.phase != CellPhase::Ended {
                 let reason = "the orchestrator does not know this execution as one that runs".to_owned();
                 self.send(from, ToLablet::Stop(status.cell.clone(), reason));
             }
             // What another orchestrator granted and this one never heard of keeps its receipts.
-            if result.is_some() || status.cell.epoch.peer == self.config.peer {
-                self.send(from, ToLablet::Finished(id, result.flatten()));
+            if let Some(end) = self.end_of(id, &status.cell) {
+                self.send(from, ToLablet::Finished(end));
             }
             return;
         };

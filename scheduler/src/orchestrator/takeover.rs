@@ -73,8 +73,8 @@ impl Orchestrator {
     /// Takes in what a lablet holds that has promised this term.
     pub(super) fn recover(&mut self, now: Timestamp, from: &PeerId, cells: &[CellStatus], finished: &[Finished]) {
         // What is over is over, whenever it is heard.
-        for over in finished {
-            self.adopt_end(over);
+        for end in finished {
+            self.hear_end(from, end);
         }
         if self.reconcile.is_none() {
             return;
@@ -87,19 +87,39 @@ impl Orchestrator {
         }
     }
 
-    /// The one before has ended it, and a lablet was told.
-    fn adopt_end(&mut self, over: &Finished) {
-        let id = over.execution;
-        if self.executions.get(&id).is_none_or(|e| !e.taken_over) {
+    /// Another orchestrator has ended an execution, and a lablet was told.
+    fn hear_end(&mut self, from: &PeerId, end: &Finished) {
+        if end.term > self.config.term {
+            // Nobody can have told it so: it has promised no later term than this one.
             return;
         }
-        let kind = match over.result {
-            Some(result) => FactKind::Sealed { result },
-            None => FactKind::Failed { reason: "the orchestrator before ended it without a result".into() },
+        let id = end.execution;
+        match self.executions.get(&id) {
+            Some(exec) if exec.taken_over => self.adopt_end(end.clone()),
+            // It ends in this term, which is later.
+            Some(_) => {}
+            None => {
+                let Some(known) = self.over.get(&id) else { return };
+                if end.outdoes(known) && end.result.is_some() {
+                    self.effects.push_back(Effect::Adopt(end.clone()));
+                } else if known.outdoes(end) {
+                    let known = known.clone();
+                    self.send(from, ToLablet::Finished(known));
+                }
+            }
+        }
+    }
+
+    /// One that was taken over is over: whoever ended it told lablets, and these have let go of it.
+    fn adopt_end(&mut self, end: Finished) {
+        let term = end.term.clone();
+        let kind = match end.result {
+            Some(result) => FactKind::Sealed { result, term },
+            None => FactKind::Failed { reason: "the orchestrator before ended it without a result".into(), term },
         };
-        self.persist(id, kind);
-        self.effects.push_back(Effect::Adopt { execution: id, result: over.result });
-        self.finish(id, over.result);
+        self.persist(end.execution, kind);
+        self.effects.push_back(Effect::Adopt(end.clone()));
+        self.finish(end);
     }
 
     fn recover_cell(&mut self, now: Timestamp, from: &PeerId, status: &CellStatus) {

@@ -137,7 +137,7 @@ impl Orchestrator {
 
     /// Returns whether an execution is over and, if so, its result where one was sealed.
     pub fn result(&self, execution: &ExecutionId) -> Option<Option<Cid>> {
-        self.over.get(execution).copied()
+        self.over.get(execution).map(|end| end.result)
     }
 
     /// Returns what the logs alone make of the executions that are not over; none while receipts are read again.

@@ -79,7 +79,7 @@ pub enum ToLablet {
     /// Receipts are pinned by the orchestrator.
     Kept(CellRef, Cid),
     /// The execution is over: drop its pins.
-    Finished(ExecutionId, Option<Cid>),
+    Finished(Finished),
     /// Sync for the cell's instances.
     Sync(ExecutionId, SyncDown),
     /// Send the output of these instances from now on, or stop sending it.
@@ -167,7 +167,7 @@ pub struct Hello {
     /// Claim of the highest term of the lab that it promised, durably; absent where the lab never had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promised: Option<Signed<Claim>>,
-    /// Executions that it was told to be over; absent where the lab never had a term. At most
+    /// Executions that it was told to be over; absent in a lab of one orchestrator. At most
     /// [`MAX_FINISHED`](crate::takeover::MAX_FINISHED).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub finished: Vec<Finished>,

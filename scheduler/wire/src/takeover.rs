@@ -84,7 +84,8 @@ impl Orchestrators {
     }
 }
 
-/// An execution that is over, as a lablet was told.
+/// The end of an execution. Two orchestrators that cannot hear each other may both end one: the end of the later term
+/// counts, for everybody who hears of both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Finished {
@@ -92,6 +93,18 @@ pub struct Finished {
     pub execution: ExecutionId,
     /// Its result, where one was sealed.
     pub result: Option<Cid>,
+    /// Term of the lab in which it ended, whoever tells it; none where the lab had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<Epoch>,
+}
+
+impl Finished {
+    /// Whether this end counts where `known` was known before: it is of a later term.
+    pub fn outdoes(&self, known: &Finished) -> bool {
+        self.execution == known.execution
+            && self.term > known.term
+            && self.term.as_ref().is_none_or(|term| term.counter != LAST_COUNTER)
+    }
 }
 
 /// What a follower says on a follow stream.
@@ -106,6 +119,9 @@ pub enum ToLeader {
         known: Orchestrators,
         /// Last fact of each execution that is not over, by its position.
         heads: Vec<(ExecutionId, u64, Cid)>,
+        /// Ends that it knows of, the newest; at most [`MAX_FINISHED`].
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        over: Vec<Finished>,
     },
     /// First message of who only wants to know who leads: it is told, and the stream ends.
     Ask {
@@ -143,6 +159,8 @@ pub enum ToFollower {
         #[serde(with = "serde_bytes")]
         block: Vec<u8>,
     },
+    /// An execution ended otherwise than the follower has it, in a later term.
+    Ended(Finished),
     /// It leads, and everything that it acted on came before this.
     Beat {
         /// Number, rising.

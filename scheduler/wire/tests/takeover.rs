@@ -10,8 +10,8 @@ use iptl_wire::WallTime;
 use iptl_wire::lab::{Certificate, MemberToken, Role};
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Hello, Inventory, ToLablet, Welcome};
 use iptl_wire::takeover::{
-    Claim, Finished, MAX_ADDR_SIZE, MAX_ADDRS, MAX_CLAIM_SIZE, MAX_FINISHED, MAX_ORCHESTRATORS, Orchestrators, Seat,
-    ToFollower, ToLeader,
+    Claim, Finished, LAST_COUNTER, MAX_ADDR_SIZE, MAX_ADDRS, MAX_CLAIM_SIZE, MAX_FINISHED, MAX_FOLLOW_SIZE,
+    MAX_ORCHESTRATORS, Orchestrators, Seat, ToFollower, ToLeader,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,10 @@ fn seat() -> Seat {
 
 fn orchestrators() -> Orchestrators {
     Orchestrators { claim: Some(claim()), seats: vec![seat()] }
+}
+
+fn end(term: Option<Epoch>) -> Finished {
+    Finished { execution: execution(), result: Some(codec::cid_of(&"result")), term }
 }
 
 fn status(attempt: u32) -> CellStatus {
@@ -86,7 +90,11 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: &T, hash:
 fn messages_are_written_as_they_were() {
     let head = (execution(), 3, codec::cid_of(&"fact"));
     check(&claim(), CLAIM);
-    check(&ToLeader::Follow { seat: seat(), known: orchestrators(), heads: vec![head] }, FOLLOW);
+    check(&ToLeader::Follow { seat: seat(), known: orchestrators(), heads: vec![head], over: Vec::new() }, FOLLOW);
+    let over = vec![end(Some(term()))];
+    check(&ToLeader::Follow { seat: seat(), known: orchestrators(), heads: vec![head], over }, FOLLOW_WITH_ENDS);
+    check(&ToFollower::Ended(end(Some(term()))), ENDED);
+    check(&ToLablet::Finished(end(None)), FINISHED);
     check(&ToLeader::Ask { seat: seat(), known: Orchestrators::default() }, ASK);
     check(&ToLeader::Has { beat: 4, missing: 2 }, HAS);
     check(&ToFollower::Orchestrators(orchestrators()), ORCHESTRATORS);
@@ -97,11 +105,14 @@ fn messages_are_written_as_they_were() {
     check(&ToFollower::HandOver { from: Some(term()), to: peer(3) }, HAND_OVER);
     check(&ToFollower::Elsewhere(orchestrators()), ELSEWHERE);
     check(&ToLablet::Orchestrators(orchestrators()), ORCHESTRATORS);
-    check(&hello(Some(claim()), vec![Finished { execution: execution(), result: None }]), HELLO);
+    check(&hello(Some(claim()), vec![Finished { result: None, ..end(None) }]), HELLO);
 }
 
 const CLAIM: &str = "bafyr4idlrixkl2ivumcfuhv6wbxd4dh3itilrksoladssiiq5alsdpmtiy";
 const FOLLOW: &str = "bafyr4igencncqylxgkhuw5gkipyhc624t2rwrowlnn4dagrjd3dprwfoha";
+const FOLLOW_WITH_ENDS: &str = "bafyr4iejoc7iv2wjsfksghjpevwxbwaebcyimrvrsbsnih7hwz7mkarxhe";
+const ENDED: &str = "bafyr4ie4vlgurnyllvuixs767oazzfdtdi2fa4ma67ke3yqbvzl5tnvb3i";
+const FINISHED: &str = "bafyr4icm2qifeujut3iz3clnfkmt57jzmwrilgehpl2x4ickgh6pg6o5oe";
 const HAS: &str = "bafyr4igvgfdufkq6mrjfreurhin7afon4rzwg3uef3tkh4lms6zhgbxdoa";
 const FACT: &str = "bafyr4ic2mwlpu6dd4dthxg2emealj4m3viqaqi3ayentlx4wflwslpf4gi";
 const BEAT: &str = "bafyr4ibavjeh7iidp4wcfnb4vsvrltbqcper7gdvrnbq6s35xsitbs3hui";
@@ -133,9 +144,26 @@ fn claims_and_tombstones_stay_within_their_bounds() {
     let mut long = claim();
     long.body.certificate.body.name = "n".repeat(64);
     assert!(codec::encode(&long).len() <= MAX_CLAIM_SIZE, "{}", codec::encode(&long).len());
-    let finished = Finished { execution: execution(), result: Some(codec::cid_of(&"result")) };
-    let most = hello(Some(claim()), vec![finished; MAX_FINISHED]);
-    assert!(codec::encode(&most).len() < iptl_wire::session::MAX_MESSAGE_SIZE / 16);
+    let over = vec![end(Some(Epoch { counter: LAST_COUNTER - 1, ..term() })); MAX_FINISHED];
+    let most = hello(Some(claim()), over.clone());
+    assert!(codec::encode(&most).len() < iptl_wire::session::MAX_MESSAGE_SIZE / 8);
+    let head = (execution(), u64::MAX, codec::cid_of(&"fact"));
+    let most = ToLeader::Follow { seat: seat(), known: orchestrators(), heads: vec![head; MAX_FINISHED], over };
+    assert!(codec::encode(&most).len() < MAX_FOLLOW_SIZE / 4);
+}
+
+#[test]
+fn of_two_ends_that_of_the_later_term_counts() {
+    let of = |counter| Some(Epoch { counter, ..term() });
+    let (none, second, third) = (end(None), end(of(2)), end(of(3)));
+    assert!(second.outdoes(&none) && third.outdoes(&second));
+    for (end, known) in [(&none, &none), (&none, &second), (&second, &second), (&second, &third)] {
+        assert!(!end.outdoes(known), "{end:?} {known:?}");
+    }
+    // Nobody ends anything in the last term, and what happened to one execution says nothing of another.
+    assert!(!end(of(LAST_COUNTER)).outdoes(&none));
+    let other = Finished { execution: ExecutionId(codec::cid_of(&"other")), ..none };
+    assert!(!second.outdoes(&other));
 }
 
 #[test]

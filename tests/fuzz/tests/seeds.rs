@@ -241,7 +241,8 @@ fn messages() -> Vec<Vec<u8>> {
     let claim = Claim { lab: key.peer().clone(), term: term.clone(), certificate: certificate.clone() };
     let claim = iptl_trust::sign(&key, claim);
     let all = Orchestrators { claim: Some(claim.clone()), seats: vec![seat.clone()] };
-    let follow = ToLeader::Follow { seat, known: all.clone(), heads: vec![(ExecutionId(root), 3, root)] };
+    let follow =
+        ToLeader::Follow { seat, known: all.clone(), heads: vec![(ExecutionId(root), 3, root)], over: Vec::new() };
     let beat = ToFollower::Beat { beat: 1, term: Some(term), lablets: Some(vec![peer()]) };
     let joined = JoinAnswer::Joined {
         certificate: certificate.clone(),

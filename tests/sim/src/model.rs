@@ -270,13 +270,14 @@ impl Model {
                 self.check("start-fact", known, || format!("start {named:?} sent before its fact was durable"));
             }
             Effect::Send { to, message: ToLablet::Kept(named, cid) } => self.kept(node, to, named, cid),
-            Effect::Send { message: ToLablet::Finished(id, result), .. } => {
-                let known = node.has_fact(id, |f| match (&f.kind, result) {
-                    (FactKind::Sealed { result }, Some(named)) => result == named,
-                    (FactKind::Failed { .. }, None) => true,
+            Effect::Send { message: ToLablet::Finished(end), .. } => {
+                let id = &end.execution;
+                let known = node.has_fact(id, |f| match (&f.kind, end.result) {
+                    (FactKind::Sealed { result, term }, Some(named)) => *result == named && *term == end.term,
+                    (FactKind::Failed { term, .. }, None) => *term == end.term,
                     _ => false,
                 });
-                let unknown = result.is_none() && !node.log.contains_key(id);
+                let unknown = end.result.is_none() && !node.log.contains_key(id);
                 self.check("end-fact", known || unknown, || format!("{} called finished too early", id.alias()));
             }
             Effect::Assemble(order) => {
@@ -291,7 +292,7 @@ impl Model {
             | Effect::StorePlacement(_)
             | Effect::Pull { .. }
             | Effect::Notify { .. }
-            | Effect::Adopt { .. }
+            | Effect::Adopt(_)
             | Effect::Reconciled
             | Effect::StepDown { .. }
             | Effect::Close { .. } => {}

@@ -110,7 +110,7 @@ impl OrchestratorNode {
     /// Returns the result of an execution that is over, where it has one.
     pub fn end(&self, execution: &ExecutionId) -> Option<Option<Cid>> {
         self.log.get(execution)?.iter().find_map(|fact| match fact.kind {
-            FactKind::Sealed { result } => Some(Some(result)),
+            FactKind::Sealed { result, .. } => Some(Some(result)),
             FactKind::Failed { .. } => Some(None),
             _ => None,
         })

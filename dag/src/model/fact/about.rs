@@ -4,7 +4,7 @@
 //! in those of whoever must know all kinds.
 
 use super::FactKind;
-use crate::model::execution::InstanceId;
+use crate::model::execution::{Epoch, InstanceId};
 use crate::model::fault::FaultDone;
 use crate::model::network::Way;
 use crate::model::placement::Assignment;
@@ -73,7 +73,7 @@ impl FactKind {
             }
             FactKind::Placed { placement } => [Some(FactLink::Placement(*placement)), None],
             FactKind::Received { shard, .. } => [Some(FactLink::Receipts(*shard)), None],
-            FactKind::Sealed { result } => [Some(FactLink::Result(*result)), None],
+            FactKind::Sealed { result, term: _ } => [Some(FactLink::Result(*result)), None],
             // What its facts link stands with them.
             FactKind::Snapshot { .. }
             | FactKind::Granted { .. }
@@ -121,11 +121,17 @@ impl FactKind {
         }
     }
 
+    /// Returns the term of the lab in which this ended the execution, where it did and the lab had one.
+    pub fn ended_in(&self) -> Option<&Epoch> {
+        let (FactKind::Sealed { term, .. } | FactKind::Failed { term, .. }) = self else { return None };
+        term.as_ref()
+    }
+
     /// Returns how the execution ended, where it is over with this fact.
     pub fn end(&self) -> Option<End<'_>> {
         match self {
-            FactKind::Sealed { result } => Some(End::Sealed(*result)),
-            FactKind::Failed { reason } => Some(End::Failed(reason)),
+            FactKind::Sealed { result, term: _ } => Some(End::Sealed(*result)),
+            FactKind::Failed { reason, term: _ } => Some(End::Failed(reason)),
             FactKind::Submitted { .. }
             | FactKind::Placed { .. }
             | FactKind::Granted { .. }

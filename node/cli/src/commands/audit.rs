@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use iptl_dag::model::fact::CellFact;
-use iptl_dag::model::{self, ExecutionId, Fact, FactKind, FaultDone, InstanceId, Signed};
+use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind, FaultDone, InstanceId, Signed};
 use iptl_dag::{Block, Cid, Codec, PeerId};
 use iptl_scheduler::log::{self, Audit, Misfit, Tail};
 use iptl_wire::control::{LogTail, Reply, Request};
@@ -252,8 +252,8 @@ fn describe(kind: &FactKind) -> String {
         FactKind::Cancelled { by } => format!("cancelled  by {}", by.short()),
         FactKind::TimedOut {} => "timed out".to_owned(),
         FactKind::EndedEarly { reason } => format!("ended early: {reason}"),
-        FactKind::Sealed { result } => format!("sealed     {result}"),
-        FactKind::Failed { reason } => format!("failed     {reason}"),
+        FactKind::Sealed { result, term } => format!("sealed     {result}{}", in_term(term.as_ref())),
+        FactKind::Failed { reason, term } => format!("failed     {reason}{}", in_term(term.as_ref())),
         FactKind::TakenOver { from } => {
             format!("taken over from {}, whose last term was {}", from.peer.short(), from.counter)
         }
@@ -262,6 +262,11 @@ fn describe(kind: &FactKind) -> String {
         }
         FactKind::Snapshot { part, facts, .. } => format!("snapshot   part {part}, {} facts", facts.len()),
     }
+}
+
+/// Says in which term of the lab an execution ended, where the lab had any.
+fn in_term(term: Option<&Epoch>) -> String {
+    term.map_or_else(String::new, |term| format!(", in term {} of {}", term.counter, term.peer.short()))
 }
 
 /// Says what was done on purpose, and when: as asked for, and as it was.

@@ -257,7 +257,7 @@ impl Model {
                     wrong.push("is ended early, and nothing failed or was lost".to_owned());
                 }
             }
-            FactKind::Sealed { result } => {
+            FactKind::Sealed { result, .. } => {
                 log.over = true;
                 if !node.results.contains(result) {
                     wrong.push(format!("seals {result}, which nobody made"));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iptl_dag::model::{Epoch, ExecutionId, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::AssemblyOrder;
+use iptl_wire::takeover::Finished;
 
 pub use crate::model::Violation;
 
@@ -69,6 +70,10 @@ pub enum Point {
     NotWaitedFor,
     /// Two of three orchestrators led, cut off from each other.
     PartedLeaders,
+    /// An orchestrator heard of the end of a later term than that of the end which it told.
+    EndOutdone,
+    /// One that leads heard so by a lablet.
+    OutdoneByLablet,
 }
 
 impl Point {
@@ -103,6 +108,8 @@ impl Point {
         Point::ContactLost,
         Point::NotWaitedFor,
         Point::PartedLeaders,
+        Point::EndOutdone,
+        Point::OutdoneByLablet,
     ];
 }
 
@@ -112,8 +119,8 @@ pub(super) struct Truth {
     pub violations: Vec<Violation>,
     pub reached: BTreeMap<Point, u64>,
     starts: BTreeMap<(ExecutionId, InstanceId), Vec<(u32, PeerId)>>,
-    /// Ends: the result, and the term in which it was written.
-    ends: BTreeMap<ExecutionId, Vec<(Option<Cid>, Epoch)>>,
+    /// Ends that were written down, by whomever.
+    ends: BTreeMap<ExecutionId, Vec<Finished>>,
     claims: BTreeMap<u64, BTreeSet<PeerId>>,
 }
 
@@ -174,17 +181,28 @@ impl Truth {
 
     /// The last fact of an execution became durable. Lablets that serve who wrote it were told of the ends in `known`:
     /// these count. What two orchestrators sealed that could not hear each other is a fork, and the later term's counts.
-    pub(super) fn ended(&mut self, id: ExecutionId, result: Option<Cid>, epoch: Epoch, known: &BTreeSet<Option<Cid>>) {
+    pub(super) fn ended(&mut self, end: Finished, known: &BTreeSet<Option<Cid>>) {
+        let (id, result) = (end.execution, end.result);
         let ends = self.ends.entry(id).or_default();
-        let again = ends.iter().any(|(before, by)| *by == epoch && *before != result);
-        let apart = ends.iter().any(|(before, _)| *before != result);
-        ends.push((result, epoch));
+        let again = ends.iter().any(|before| before.term == end.term && before.result != result);
+        let apart = ends.iter().any(|before| before.result != result);
+        ends.push(end);
         if apart {
             self.at(Point::SealedApart);
         }
         self.check("sealed-twice", !again, || format!("{} has two results in one term", id.alias()));
-        let other = known.iter().any(|told| *told != result);
+        let other = !known.is_empty() && !known.contains(&result);
         self.check("sealed-twice", !other, || format!("{} has another result than lablets were told", id.alias()));
+    }
+
+    /// Whether an execution really ended so.
+    pub(super) fn is_end(&self, end: &Finished) -> bool {
+        self.ends.get(&end.execution).is_some_and(|ends| ends.contains(end))
+    }
+
+    /// Returns the end of an execution that counts: that of the latest term.
+    pub(super) fn end(&self, id: &ExecutionId) -> Option<&Finished> {
+        self.ends.get(id)?.iter().max_by_key(|end| &end.term)
     }
 
     pub(super) fn is_over(&self, id: &ExecutionId) -> bool {

@@ -42,6 +42,13 @@ const STEP_MS: u64 = 2_500;
 /// Most events of a schedule.
 const MAX_EVENTS: u64 = 400_000;
 
+/// What an orchestrator that leads says to those who follow.
+#[derive(Clone, Debug)]
+struct Said {
+    logs: BTreeMap<ExecutionId, Vec<Fact>>,
+    ends: Vec<Finished>,
+}
+
 #[derive(Debug)]
 enum Event {
     Up { o: usize, l: usize, session: u64, message: Box<ToOrchestrator> },
@@ -62,8 +69,9 @@ enum Event {
     Ends { l: usize, life: u64, cell: CellRef, instance: InstanceId, exit: Exit },
     Seal { l: usize, life: u64, cell: CellRef },
     Beats,
-    Beat { to: usize, from: usize, term: Epoch, beat: u64, logs: BTreeMap<ExecutionId, Vec<Fact>> },
-    Has { o: usize, life: u64, from: usize, beat: u64 },
+    Beat { to: usize, from: usize, term: Epoch, beat: u64, logs: Said },
+    Has { o: usize, life: u64, from: usize, beat: u64, ends: Vec<Finished> },
+    Found { o: usize, life: u64, end: Finished },
     Asked { o: usize, life: u64, from: usize },
     Claim { to: usize, term: Epoch },
     ClaimToLablet { l: usize, term: Epoch },
@@ -96,6 +104,8 @@ struct Orch {
     /// Durable: logs and receipts.
     logs: BTreeMap<ExecutionId, Vec<Fact>>,
     store: BTreeMap<Cid, Vec<ReceiptSummary>>,
+    /// Durable: how executions ended, as it tells whoever asks.
+    ends: BTreeMap<ExecutionId, Finished>,
 }
 
 /// Effects that are held back.
@@ -177,6 +187,7 @@ impl World {
             reconciled: false,
             logs: BTreeMap::new(),
             store: BTreeMap::new(),
+            ends: BTreeMap::new(),
         });
         let orchs: Vec<Orch> = orchs.collect();
         let nodes = (0..draws.between(2, 5) as u16).map(|n| Node {
@@ -303,7 +314,24 @@ impl World {
             && self.orchs.iter().filter(|o| o.core.is_some()).count() == 1
             && self.nodes.iter().all(|n| n.session.is_some_and(|(o, _)| o == leader));
         let submitted = self.wanted.len() as u64 == self.executions;
-        agreed && submitted && core.as_ref().is_some_and(|c| c.executions().is_empty()) && self.orchs[leader].reconciled
+        agreed
+            && submitted
+            && self.told_otherwise().is_none()
+            && core.as_ref().is_some_and(|c| c.executions().is_empty())
+            && self.orchs[leader].reconciled
+    }
+
+    /// Returns an end that somebody tells although one of a later term is known, of whom that is not settled yet.
+    fn told_otherwise(&self) -> Option<(PeerId, &Finished, &Finished)> {
+        self.orchs.iter().find_map(|o| {
+            let by_core = |end: &Finished| match &o.core {
+                Some(core) => core.result(&end.execution).is_none_or(|result| result == end.result),
+                None => true,
+            };
+            let told = o.ends.values().map(|told| (told, self.truth.end(&told.execution).unwrap_or(told)));
+            let mut wrong = told.filter(|(told, counts)| told != counts || !by_core(counts));
+            wrong.next().map(|(told, counts)| (o.peer.clone(), told, counts))
+        })
     }
 
     fn ends(&mut self, settled: bool) -> BTreeMap<&'static str, u32> {
@@ -312,6 +340,8 @@ impl World {
             return ended;
         }
         let leader = self.leader();
+        let otherwise = self.told_otherwise().map(|told| format!("{told:?}"));
+        self.truth.check("later-end", otherwise.is_none(), || otherwise.unwrap_or_default());
         if !settled {
             let view = leader.and_then(|o| self.orchs[o].core.as_ref()).map(Orchestrator::executions);
             let who: Vec<_> = self.orchs.iter().map(|o| (o.peer.short(), o.term.clone(), o.core.is_some())).collect();
@@ -346,6 +376,7 @@ impl World {
             | Event::Pull { o, .. }
             | Event::Assemble { o, .. }
             | Event::Has { o, .. }
+            | Event::Found { o, .. }
             | Event::Asked { o, .. } => *o,
             Event::Beat { to, .. } | Event::Claim { to, .. } => *to,
             _ => return None,
@@ -555,7 +586,8 @@ impl World {
             Event::Seal { l, life, cell } => self.seal(l, life, cell),
             Event::Beats => self.beats(),
             Event::Beat { to, from, term, beat, logs } => self.beat(to, from, term, beat, logs),
-            Event::Has { o, life, from, beat } => self.has(o, life, from, beat),
+            Event::Has { o, life, from, beat, ends } => self.has(o, life, from, beat, ends),
+            Event::Found { o, life, end } => self.found(o, life, end),
             Event::Asked { o, life, from } => self.asked(o, life, from),
             Event::Claim { to, term } => {
                 if self.orchs[to].candidate.is_some() {

@@ -10,6 +10,7 @@ use iptl_scheduler::{AssembledResult, AssemblyOrder, Effect, Input, Orchestrator
 use iptl_wire::lab::Certificate;
 use iptl_wire::offer::Offer;
 use iptl_wire::session::{ToLablet, Welcome};
+use iptl_wire::takeover::Finished;
 use iptl_wire::{Timestamp, WallTime};
 
 use super::{MICRO, MILLI, World};
@@ -190,12 +191,12 @@ impl World {
     fn orchestrator_effect(&mut self, effect: Effect) {
         match effect {
             Effect::Persist { .. } | Effect::StorePlacement(_) | Effect::Notify { .. } => {}
-            Effect::Adopt { .. } | Effect::Reconciled | Effect::StepDown { .. } => {
+            Effect::Adopt(_) | Effect::Reconciled | Effect::StepDown { .. } => {
                 self.model.violated("stranger", format!("there is one orchestrator, and its core wants {effect:?}"));
             }
             Effect::Send { to, message } => {
-                if let ToLablet::Finished(id, _) = &message
-                    && self.orchestrator.aside.contains(id)
+                if let ToLablet::Finished(end) = &message
+                    && self.orchestrator.aside.contains(&end.execution)
                 {
                     self.reached.at(Point::ToldOfAside);
                 }
@@ -398,7 +399,7 @@ impl World {
         }
         for (execution, result) in &over {
             self.reached.at(Point::LaidAside);
-            core.handle(now, Input::Over { execution: *execution, result: *result });
+            core.handle(now, Input::Over(Finished { execution: *execution, result: *result, term: None }));
         }
         self.orchestrator.aside = over.into_keys().collect();
         self.read_books();

@@ -110,6 +110,9 @@ impl World {
                 .flatten();
             core.handle(now, Input::Replay { fact: Box::new(fact), submission });
         }
+        for end in orch.ends.values() {
+            core.handle(now, Input::Over(end.clone()));
+        }
         let lablets: BTreeSet<PeerId> = self.nodes.iter().map(|n| n.peer.clone()).collect();
         core.handle(
             now,

@@ -121,7 +121,9 @@ impl World {
             (self.orchs[from].peer.clone(), self.orchs[from].term.clone(), self.orchs[from].logs.clone());
         let handed = self.orchs[from].reconciled;
         self.drop_core(from);
-        self.orchs[to].logs.extend(logs);
+        for (id, log) in logs {
+            self.take_log(to, id, log);
+        }
         let store = self.orchs[from].store.clone();
         self.orchs[to].store.extend(store);
         if handed {

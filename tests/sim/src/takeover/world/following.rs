@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use iptl_dag::model::fact::End;
 use iptl_dag::model::{Epoch, ExecutionId, Fact};
 use iptl_scheduler::{CandidateInput, Effect, Input};
 use iptl_wire::session::ToLablet;
+use iptl_wire::takeover::Finished;
 
-use super::{Event, Held, SILENCE_MS, World};
+use super::{Event, Held, SILENCE_MS, Said, World};
 use crate::takeover::truth::Point;
 use crate::world::{MILLI, SECOND};
 
@@ -42,23 +44,17 @@ impl World {
         let beat = orch.beat;
         let logs: BTreeMap<ExecutionId, Vec<Fact>> =
             orch.logs.iter().filter(|(id, _)| wanted(id)).map(|(id, log)| (*id, log.clone())).collect();
+        let said = Said { logs, ends: orch.ends.values().cloned().collect() };
         for to in (0..self.orchs.len()).filter(|to| *to != from) {
             let follows = only.is_none() || self.orchs[from].contact.contains_key(&to);
             if follows && !self.is_cut(from, to) {
-                let (logs, delay) = (logs.clone(), self.draws.between(1, 60) * MILLI);
+                let (logs, delay) = (said.clone(), self.draws.between(1, 60) * MILLI);
                 self.after(delay, Event::Beat { to, from, term: term.clone(), beat, logs });
             }
         }
     }
 
-    pub(super) fn beat(
-        &mut self,
-        to: usize,
-        from: usize,
-        term: Epoch,
-        beat: u64,
-        logs: BTreeMap<ExecutionId, Vec<Fact>>,
-    ) {
+    pub(super) fn beat(&mut self, to: usize, from: usize, term: Epoch, beat: u64, said: Said) {
         if self.orchs[to].candidate.is_none() {
             return;
         }
@@ -66,19 +62,19 @@ impl World {
         self.tell_candidate(to, CandidateInput::Beat { from: peer, term: Some(term.clone()) });
         let known = self.orchs[to].candidate.as_ref().and_then(|c| c.term().cloned());
         if known.as_ref() == Some(&term) {
-            for (id, log) in logs {
-                let mine = self.orchs[to].logs.entry(id).or_default();
-                let same = mine.iter().zip(&log).all(|(a, b)| a == b);
-                if !same {
-                    self.truth.at(Point::Forked);
-                }
-                if !same || mine.len() < log.len() {
-                    *mine = log;
+            for (id, log) in said.logs {
+                self.take_log(to, id, log);
+            }
+            for end in said.ends {
+                if self.orchs[to].ends.get(&end.execution).is_some_and(|known| end.outdoes(known)) {
+                    self.truth.at(Point::EndOutdone);
+                    self.record_end(to, end);
                 }
             }
             if !self.is_cut(to, from) {
                 let (life, delay) = (self.orchs[from].life, self.draws.between(1, 60) * MILLI);
-                self.after(delay, Event::Has { o: from, life, from: to, beat });
+                let ends = self.orchs[to].ends.values().cloned().collect();
+                self.after(delay, Event::Has { o: from, life, from: to, beat, ends });
             }
         } else if let Some(known) = known
             && known > term
@@ -88,10 +84,57 @@ impl World {
         }
     }
 
+    /// A log of who leads is kept. Nobody says one that is over to who has it that it is.
+    pub(super) fn take_log(&mut self, to: usize, id: ExecutionId, log: Vec<Fact>) {
+        let (end, mine) = (log.last().and_then(end_of), self.orchs[to].logs.entry(id).or_default());
+        if end.is_some() && mine.last().is_some_and(|last| end_of(last).is_some()) {
+            return;
+        }
+        let same = mine.iter().zip(&log).all(|(a, b)| a == b);
+        if !same {
+            self.truth.at(Point::Forked);
+        }
+        if !same || mine.len() < log.len() {
+            *mine = log;
+            if let Some(end) = end {
+                self.record_end(to, end);
+            }
+        }
+    }
+
+    /// Writes down how an execution ended, where that is not outdone by what is written down.
+    pub(super) fn record_end(&mut self, o: usize, end: Finished) {
+        let ends = &mut self.orchs[o].ends;
+        if ends.get(&end.execution).is_none_or(|known| end.outdoes(known)) {
+            ends.insert(end.execution, end);
+        }
+    }
+
+    /// Looks at what is said to be the end of an execution that is over.
+    pub(super) fn look_for(&mut self, o: usize, end: Finished) {
+        let (life, takes) = (self.orchs[o].life, self.draws.between(1, 400) * MILLI);
+        self.after(takes, Event::Found { o, life, end });
+    }
+
+    pub(super) fn found(&mut self, o: usize, life: u64, end: Finished) {
+        let known = self.orchs[o].ends.get(&end.execution);
+        if self.orchs[o].life == life && self.truth.is_end(&end) && known.is_some_and(|known| end.outdoes(known)) {
+            self.truth.at(Point::EndOutdone);
+            self.record_end(o, end.clone());
+            self.tell_core(o, Input::Over(end));
+        }
+    }
+
     /// A candidate has everything up to a beat.
-    pub(super) fn has(&mut self, o: usize, life: u64, from: usize, beat: u64) {
+    pub(super) fn has(&mut self, o: usize, life: u64, from: usize, beat: u64, ends: Vec<Finished>) {
         if self.orchs[o].life != life || self.orchs[o].core.is_none() {
             return;
+        }
+        for end in ends {
+            let known = self.orchs[o].ends.get(&end.execution);
+            if known.is_some_and(|known| end.outdoes(known)) {
+                self.look_for(o, end);
+            }
         }
         let followed = !self.orchs[o].contact.is_empty();
         self.orchs[o].contact.insert(from, self.now);
@@ -174,4 +217,13 @@ impl World {
             }
         }
     }
+}
+
+/// Returns the end that a fact writes down.
+pub(super) fn end_of(fact: &Fact) -> Option<Finished> {
+    let result = match fact.kind.end()? {
+        End::Sealed(result) => Some(result),
+        End::Failed(_) => None,
+    };
+    Some(Finished { execution: fact.execution, result, term: fact.kind.ended_in().cloned() })
 }

@@ -8,7 +8,6 @@ use iptl_scheduler::lablet::{LabletConfig, LabletEffect, LabletInput};
 use iptl_wire::WallTime;
 use iptl_wire::lab::{MemberToken, Role};
 use iptl_wire::session::{CellRef, Hello};
-use iptl_wire::takeover::Finished;
 
 use super::{Event, World};
 use crate::lablet::FakeCell;
@@ -133,8 +132,9 @@ impl World {
                 }
                 self.after(10 * MILLI, Event::Connect { l, life });
             }
-            LabletEffect::Tombstone { execution, result } => {
-                self.nodes[l].finished.push(Finished { execution, result });
+            LabletEffect::Tombstone(end) => {
+                self.nodes[l].finished.retain(|known| known.execution != end.execution);
+                self.nodes[l].finished.push(end);
             }
             LabletEffect::Forget { cell } => {
                 self.nodes[l].cells.remove(&cell);

@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::fact::End;
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Epoch, Execution, ExecutionId, Exit, Fact, FactKind, InstanceId};
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::{CandidateInput, Effect, Input, Submission};
 use iptl_wire::session::{KnownRun, ToLablet, Welcome};
 
-use super::{Event, Node, World};
+use super::{Event, Node, World, following::end_of};
 use crate::takeover::truth::Point;
 use crate::world::lab::{group, peer, run};
 use crate::world::{MILLI, SECOND};
@@ -84,11 +83,7 @@ impl World {
         let log = self.orchs[o].logs.entry(execution).or_default();
         let seq = log.len() as u64;
         let fact = Fact { execution, seq, prev: None, epoch, at_ms, kind };
-        if let Some(end) = fact.kind.end() {
-            let result = match end {
-                End::Sealed(result) => Some(result),
-                End::Failed(_) => None,
-            };
+        if let Some(end) = end_of(&fact) {
             let peer = &self.orchs[o].peer;
             let serve = |node: &&Node| node.term.as_ref().is_some_and(|claim| claim.body.term.peer == *peer);
             let known: BTreeSet<Option<Cid>> = self
@@ -97,7 +92,8 @@ impl World {
                 .filter(serve)
                 .flat_map(|node| node.finished.iter().filter(|f| f.execution == execution).map(|f| f.result))
                 .collect();
-            self.truth.ended(execution, result, fact.epoch.clone(), &known);
+            self.truth.ended(end.clone(), &known);
+            self.record_end(o, end);
         }
         if let Some(told) = &mut self.told {
             told.push(format!(
@@ -185,7 +181,13 @@ impl World {
                 let takes = self.draws.between(1, 200) * MILLI;
                 self.after(takes, Event::Assemble { o, life, execution: order.execution, accepted, missing });
             }
-            Effect::Adopt { .. } => self.truth.at(Point::EndAdopted),
+            Effect::Adopt(end) if self.orchs[o].ends.get(&end.execution) == Some(&end) => {
+                self.truth.at(Point::EndAdopted);
+            }
+            Effect::Adopt(end) => {
+                self.truth.at(Point::OutdoneByLablet);
+                self.look_for(o, end);
+            }
             Effect::Reconciled => self.orchs[o].reconciled = true,
             Effect::StepDown { term } => {
                 self.truth.at(Point::ToldByLablet);
