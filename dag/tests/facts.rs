@@ -51,7 +51,13 @@ fn an_execution_ends_sealed_or_failed() {
         .into_iter()
         .filter_map(|(name, fact)| fact.body.kind.end().map(|end| (name, matches!(end, End::Sealed(_)))))
         .collect();
-    assert_eq!(ends, [("fact-sealed".to_owned(), true), ("fact-failed".to_owned(), false)]);
+    let expected = [
+        ("fact-sealed", true),
+        ("fact-failed", false),
+        ("fact-sealed-in-a-term", true),
+        ("fact-failed-in-a-term", false),
+    ];
+    assert_eq!(ends, expected.map(|(name, sealed)| (name.to_owned(), sealed)));
 }
 
 #[test]

@@ -108,6 +108,8 @@ impl Artifacts {
             }
         }
         out.flush().await.map_err(write)?;
+        // As exact as other uses are, which decide what goes first.
+        touch(&file);
         tokio::fs::rename(&file, &path).await.map_err(write)?;
         let (this, kept) = (self.clone(), path.clone());
         // What is removed meanwhile is made again by whoever needs it; a cell that prepares has its own file open.
@@ -176,8 +178,8 @@ fn touch(path: &Path) {
     }
 }
 
-/// Removes the files of `dir` that were used longest ago until the others have `most` bytes; never `keep`. Returns those
-/// that it removed.
+/// Removes the files of `dir` that were used longest ago until the others have `most` bytes; never `keep`, nor what was
+/// used after it, which makes room for itself. Returns those that it removed.
 fn make_room(dir: &Path, keep: &Path, most: u64) -> Vec<PathBuf> {
     let mut removed = Vec::new();
     let mut files: Vec<(SystemTime, u64, PathBuf)> = std::fs::read_dir(dir)
@@ -191,12 +193,11 @@ fn make_room(dir: &Path, keep: &Path, most: u64) -> Vec<PathBuf> {
         .collect();
     files.sort();
     let mut size: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
-    for (_, bytes, path) in files {
+    // Where it is gone already, whoever took it has made room.
+    let before = files.iter().position(|(_, _, path)| path == keep).unwrap_or(0);
+    for (_, bytes, path) in files.into_iter().take(before) {
         if size <= most {
             break;
-        }
-        if path == keep {
-            continue;
         }
         match std::fs::remove_file(&path) {
             Ok(()) => {
@@ -355,12 +356,15 @@ mod tests {
             path
         };
         let (oldest, old, new) = (file("a", 300), file("b", 200), file("c", 100));
-        make_room(dir.path(), &old, 1000);
+        make_room(dir.path(), &new, 1000);
         assert!(oldest.exists());
         touch(&oldest);
-        make_room(dir.path(), &old, 200);
-        assert!(oldest.exists() && old.exists() && !new.exists());
-        make_room(dir.path(), &old, 0);
-        assert!(!oldest.exists() && old.exists());
+        make_room(dir.path(), &oldest, 200);
+        assert!(oldest.exists() && !old.exists() && new.exists());
+        // Room that is made late takes nothing from who came after.
+        make_room(dir.path(), &new, 0);
+        assert!(oldest.exists() && new.exists());
+        make_room(dir.path(), &oldest, 0);
+        assert!(oldest.exists() && !new.exists());
     }
 }

@@ -106,7 +106,7 @@ fn of_two_leaders_that_are_parted_the_old_one_does_nothing_that_counts() {
     passed_once(&new, new.run(&["watch", &meanwhile, "--json"]), plan.instances());
     // The old one has lost its lablet, and seals what it knows of: nothing.
     reaches(&old, &execution, "sealed");
-    let junk = old.run(&["show", &execution, "--json"]).json();
+    let junk = old.run(&["watch", &execution, "--json"]).last_json();
     assert_eq!(junk["verdict"], "inconclusive", "{junk}");
     let rows = old.run(&["ls", "runs", "--json"]).stdout;
     let orphaned = rows.lines().find(|row| row.contains(&orphan)).unwrap();
@@ -127,17 +127,17 @@ fn of_two_leaders_that_are_parted_the_old_one_does_nothing_that_counts() {
     passed_once(&new, new.run(&["watch", &next, "--json"]), plan.instances());
 
     // The old one leads again, and tells the result of the later term: what it sealed alone counts for nothing.
-    let sealed = new.run(&["show", &execution, "--json"]).json();
+    let sealed = new.run(&["watch", &execution, "--json"]).last_json();
     is_followed(new.path());
     new.run(&["lab", "handover"]).exits(0);
     assert_eq!(leads_now(&old), 2);
     for home in [&old, &new] {
         passed_once(home, home.run(&["watch", &execution, "--json"]), plan.instances());
-        assert_eq!(home.run(&["show", &execution, "--json"]).json()["cid"], sealed["cid"]);
+        assert_eq!(home.run(&["watch", &execution, "--json"]).last_json()["result"], sealed["result"]);
         reaches(home, &execution, "sealed");
     }
-    assert_ne!(sealed["cid"], junk["cid"]);
+    assert_ne!(sealed["result"], junk["result"]);
     let listed = old.run(&["ls", "results", "--json"]).stdout;
-    assert!(listed.contains(sealed["cid"].as_str().unwrap()), "{listed}");
-    assert!(!listed.contains(junk["cid"].as_str().unwrap()), "{listed}");
+    assert!(listed.contains(sealed["result"].as_str().unwrap()), "{listed}");
+    assert!(!listed.contains(junk["result"].as_str().unwrap()), "{listed}");
 }
