@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
+use iptl_dag::model::fact::CellFact;
 use iptl_dag::model::{Assignment, BarrierLoss, FactKind, InstanceId, Run};
 
 use crate::run::RunSync;
@@ -144,43 +145,29 @@ impl SyncBook {
 
     /// Takes in a fact of a log that is read again: what it tells of happened before.
     pub fn read(&mut self, kind: &FactKind) {
-        match kind {
-            FactKind::Granted { lablet, assignments, attempt }
-            | FactKind::Recovered { lablet, assignments, attempt, .. } => {
-                self.hold(lablet, assignments, *attempt);
+        if let FactKind::Lost { lablet: None, .. } = kind {
+            for (_, for_good) in self.lost_before.values_mut() {
+                *for_good = true;
+            }
+        }
+        let Some((lablet, said)) = kind.of_cell() else { return };
+        match said {
+            CellFact::Held { assignments, attempt } => {
+                self.hold(lablet, assignments, attempt);
                 for instance in assignments.iter().flat_map(Assignment::instances) {
                     self.lost_before.remove(&instance);
                 }
             }
-            FactKind::Refused { lablet, .. } => {
+            CellFact::Refused => {
                 self.lablets.remove(lablet);
             }
-            FactKind::Lost { lablet: Some(lablet), instances, .. } => {
+            CellFact::Lost(instances) => {
                 let (again, for_good) = self.lose(lablet, instances, |_| true);
                 let lost = again.into_iter().map(|i| (i, false)).chain(for_good.into_iter().map(|i| (i, true)));
                 self.lost_before.extend(lost.map(|(instance, for_good)| (instance, (lablet.clone(), for_good))));
             }
-            FactKind::Lost { lablet: None, .. } => {
-                for (_, for_good) in self.lost_before.values_mut() {
-                    *for_good = true;
-                }
-            }
-            FactKind::Received { lablet, count, .. } => {
-                *self.received.entry(lablet.clone()).or_default() += u64::from(*count);
-            }
-            FactKind::Submitted { .. }
-            | FactKind::Placed { .. }
-            | FactKind::Accepted { .. }
-            | FactKind::Started {}
-            | FactKind::Faulted { .. }
-            | FactKind::Measured { .. }
-            | FactKind::Cancelled { .. }
-            | FactKind::TimedOut {}
-            | FactKind::EndedEarly { .. }
-            | FactKind::Sealed { .. }
-            | FactKind::Failed { .. }
-            | FactKind::TakenOver { .. }
-            | FactKind::Snapshot { .. } => {}
+            CellFact::Received(count) => *self.received.entry(lablet.clone()).or_default() += u64::from(count),
+            CellFact::Accepted | CellFact::Measured(_) | CellFact::Faulted(_) => {}
         }
     }
 
