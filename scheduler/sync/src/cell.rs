@@ -1,21 +1,22 @@
 //! The lablet's end: calls of a cell's instances summed up.
+//!
+//! `calls.rs` takes the calls, `say.rs` has what the orchestrator is told, `hear.rs` what it says, `memory.rs` what another
+//! life of the lablet must know.
 
+mod calls;
+mod hear;
 mod memory;
+mod say;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use iptl_dag::model::InstanceId;
-use iptl_wire::session::{
-    Absent, BarrierAsk, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage, Unreachable,
-};
+use iptl_wire::session::{Absent, BarrierAsk, SignalNumbers, SyncDown, SyncUp};
 
 pub use memory::Record;
 
-use crate::{
-    BATCH_SIZE, FLOW_WINDOW, ITEM_OVERHEAD, MAX_CALLS_PER_INSTANCE, MAX_KEPT_SIZE, MAX_NAME_SIZE, MAX_NAMES_PER_CELL,
-    MAX_NAMES_PER_INSTANCE, MAX_PAYLOAD_SIZE, MAX_UNRECORDED_SIZE, Reply, SyncError, SyncOp,
-};
+use crate::{MAX_NAME_SIZE, Reply, SyncOp};
 
 /// Messages to the orchestrator that it has not answered: further calls are summed up until it has. One would add a
 /// round trip to a call that just missed it; many would make ten thousand signals as many messages.
@@ -69,6 +70,8 @@ pub struct CellSync {
 #[derive(Debug)]
 struct Instance {
     id: InstanceId,
+    /// Place of its first attempt in the cell's list.
+    first: u32,
     alive: bool,
     calls: BTreeMap<u64, Call>,
     /// Calls that wait at a barrier, and those that the orchestrator will answer without anybody's doing.
@@ -109,7 +112,11 @@ struct State {
     numbers: Vec<SignalNumbers>,
     /// Signals without a number, oldest first; those of instances that have ended included.
     unanswered: VecDeque<Caller>,
+    /// Attempts that signalled.
     signalled: BTreeSet<u32>,
+    /// Signals of each instance over its attempts, by the place of its first, and those of whom it has to be said.
+    times: BTreeMap<u32, u64>,
+    unsaid: BTreeSet<u32>,
     /// Signals over all cells, as far as known.
     total: u64,
     waiting: BTreeMap<u64, BTreeSet<Caller>>,
@@ -198,8 +205,9 @@ impl CellSync {
     pub fn add_instance(&mut self, id: InstanceId) {
         self.end_instance(&id);
         let at = u32::try_from(self.instances.len()).expect("a cell has fewer instances than lab addresses");
-        self.by_id.insert(id.clone(), at);
-        self.instances.push(Instance::new(id));
+        let before = self.by_id.insert(id.clone(), at);
+        let first = before.map_or(at, |before| self.instances[before as usize].first);
+        self.instances.push(Instance::new(id, first));
         self.alive += 1;
     }
 
@@ -247,10 +255,8 @@ impl CellSync {
         };
         let session = self.link.session;
         self.note(|| Record::Session(session));
+        self.say_signals_again();
         for (name, state) in &self.states {
-            if state.given > 0 {
-                self.dirty.states.insert(name.clone());
-            }
             for target in state.waiting.keys() {
                 self.dirty.asks.insert(BarrierAsk { state: name.clone(), target: *target });
             }
@@ -296,6 +302,7 @@ impl CellSync {
         self.link.watched |= !down.inquire.is_empty();
         if down.again {
             self.link.published = 0;
+            self.say_signals_again();
             self.link.restore = Some(self.states.values().flat_map(|state| state.numbers.iter().cloned()).collect());
         }
         for message in down.messages {
@@ -371,8 +378,8 @@ impl CellSync {
         absent
     }
 
-    /// The same where so few are missing that all of them are named: it goes with what is said of the signals, since the
-    /// cell may be lost before anybody asks, and then decides whose signals will come again.
+    /// The same where so few are missing that all of them are named: it goes with what is said of the signals, so that they
+    /// can be named where the lablet goes away before anybody asks.
     fn last_missing(&self, state: &str) -> Option<Absent> {
         let signalled = self.states.get(state).map_or(0, |state| state.signalled.len());
         let missing = self.by_id.len().saturating_sub(signalled);
@@ -402,184 +409,6 @@ impl CellSync {
         let value = change(instance);
         self.waiting = self.waiting + usize::from(instance.is_waiting()) - before;
         value
-    }
-
-    // Calls.
-
-    fn take(&mut self, caller: Caller, op: SyncOp) -> Result<(), SyncError> {
-        let (at, call) = caller;
-        let kind = match op {
-            SyncOp::Cancel => {
-                if let Some(kind) = self.change(at, |instance| instance.remove(call)) {
-                    self.forget(caller, kind);
-                }
-                return Ok(());
-            }
-            SyncOp::Signal { state } => {
-                self.check_call(caller)?;
-                self.name_state(at, &state)?;
-                self.signal(caller, state);
-                Call::Signal
-            }
-            SyncOp::Barrier { state, target } => {
-                self.check_call(caller)?;
-                self.name_state(at, &state)?;
-                if !self.wait(caller, &state, target) {
-                    self.replies.push_back((caller, Reply::Opened { seq: 0 }));
-                    return Ok(());
-                }
-                Call::Barrier { state, target }
-            }
-            SyncOp::SignalAndWait { state, target } => {
-                self.check_call(caller)?;
-                self.name_state(at, &state)?;
-                let open = !self.wait(caller, &state, target);
-                let kind = Call::SignalAndWait { state: state.clone(), target, seq: 0, open };
-                self.change(at, |instance| instance.insert(call, kind));
-                self.signal(caller, state);
-                return Ok(());
-            }
-            SyncOp::Publish { topic, payload } => {
-                self.check_call(caller)?;
-                self.name_topic(at, &topic)?;
-                let size = payload.len();
-                self.publish(caller, topic, payload)?;
-                Call::Publish { size }
-            }
-            SyncOp::Subscribe { topic } => {
-                self.check_call(caller)?;
-                self.name_topic(at, &topic)?;
-                let entry = self.topics.entry(topic.clone()).or_default();
-                if !entry.is_wanted() {
-                    self.dirty.topics.insert(topic.clone());
-                }
-                let queued = !entry.log.is_empty();
-                entry.subscribers.insert(caller, (0, queued));
-                if queued {
-                    self.feed.push_back(caller);
-                }
-                Call::Subscribe { topic }
-            }
-        };
-        self.change(at, |instance| instance.insert(call, kind));
-        Ok(())
-    }
-
-    fn check_call(&self, (at, call): Caller) -> Result<(), SyncError> {
-        let calls = &self.instances[at as usize].calls;
-        if calls.contains_key(&call) {
-            Err(SyncError::CallTaken { call })
-        } else if calls.len() >= MAX_CALLS_PER_INSTANCE {
-            Err(SyncError::TooManyCalls)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn name_state(&mut self, at: u32, name: &str) -> Result<(), SyncError> {
-        let known = self.states.contains_key(name);
-        self.check_name(at, name, known)
-    }
-
-    fn name_topic(&mut self, at: u32, name: &str) -> Result<(), SyncError> {
-        let known = self.topics.contains_key(name);
-        self.check_name(at, name, known)?;
-        self.topics.entry(name.to_owned()).or_default();
-        Ok(())
-    }
-
-    fn check_name(&mut self, at: u32, name: &str, known: bool) -> Result<(), SyncError> {
-        let size = name.len();
-        if size == 0 || size > MAX_NAME_SIZE {
-            return Err(SyncError::BadName { size });
-        }
-        if known {
-            return Ok(());
-        }
-        let instance = &mut self.instances[at as usize];
-        for (count, limit) in [(instance.names, MAX_NAMES_PER_INSTANCE), (self.names, MAX_NAMES_PER_CELL)] {
-            if count >= limit {
-                return Err(SyncError::TooManyNames { limit });
-            }
-        }
-        instance.names += 1;
-        self.names += 1;
-        Ok(())
-    }
-
-    fn signal(&mut self, caller: Caller, name: String) {
-        let state = self.states.entry(name.clone()).or_default();
-        state.given += 1;
-        state.unanswered.push_back(caller);
-        state.signalled.insert(caller.0);
-        if self.records.is_some() {
-            let instance = self.instances[caller.0 as usize].id.clone();
-            self.note(|| Record::Signal { instance, state: name.clone() });
-        }
-        self.open(&name);
-        self.dirty.states.insert(name);
-    }
-
-    /// Puts a caller where it waits for `target` signals; false where the state has had them.
-    fn wait(&mut self, caller: Caller, name: &str, target: u64) -> bool {
-        let state = self.states.entry(name.to_owned()).or_default();
-        if target <= state.total.max(state.given) {
-            return false;
-        }
-        let waiting = state.waiting.entry(target).or_default();
-        if waiting.is_empty() {
-            self.dirty.asks.insert(BarrierAsk { state: name.to_owned(), target });
-        }
-        waiting.insert(caller);
-        true
-    }
-
-    fn publish(&mut self, caller: Caller, topic: String, payload: Bytes) -> Result<(), SyncError> {
-        let size = payload.len();
-        if size > MAX_PAYLOAD_SIZE {
-            return Err(SyncError::PayloadTooLong { size });
-        }
-        let instance = &mut self.instances[caller.0 as usize];
-        if instance.unrecorded + size > MAX_UNRECORDED_SIZE {
-            return Err(SyncError::TooFast);
-        }
-        if self.published_size + size + ITEM_OVERHEAD > MAX_KEPT_SIZE {
-            return Err(SyncError::TopicsFull);
-        }
-        instance.unrecorded += size;
-        if self.records.is_some() {
-            let instance = instance.id.clone();
-            self.note(|| Record::Publication { instance, topic: topic.clone(), payload: payload.clone() });
-        }
-        self.published_size += size + ITEM_OVERHEAD;
-        self.published.push(Own { topic, payload, position: 0, caller, refused: false });
-        Ok(())
-    }
-
-    /// Takes a call that has gone out of the tables in which it waits.
-    fn forget(&mut self, caller: Caller, kind: Call) {
-        match kind {
-            // Their answers meet nobody; what they contributed stays.
-            Call::Signal => {}
-            Call::Publish { size } => {
-                let instance = &mut self.instances[caller.0 as usize];
-                instance.unrecorded = instance.unrecorded.saturating_sub(size);
-            }
-            Call::Barrier { state, target } | Call::SignalAndWait { state, target, .. } => {
-                let Some(state) = self.states.get_mut(&state) else { return };
-                if let Some(waiting) = state.waiting.get_mut(&target) {
-                    waiting.remove(&caller);
-                    if waiting.is_empty() {
-                        state.waiting.remove(&target);
-                    }
-                }
-            }
-            Call::Subscribe { topic } => {
-                if let Some(topic) = self.topics.get_mut(&topic) {
-                    topic.subscribers.remove(&caller);
-                }
-            }
-        }
     }
 
     /// Answers a call that gets one answer, if somebody still wants it.
@@ -631,205 +460,11 @@ impl CellSync {
             }
         }
     }
-
-    // What the orchestrator says.
-
-    /// Fails the barriers of a state that cannot be reached any more.
-    fn fail(&mut self, name: &str, why: &Unreachable) {
-        let Some(state) = self.states.get_mut(name) else { return };
-        let reachable = why.reachable.max(state.total).max(state.given);
-        let failed = state.waiting.split_off(&reachable.saturating_add(1));
-        let missing = &why.missing[..why.missing.floor_char_boundary(MAX_WHY_SIZE)];
-        for (target, waiting) in failed {
-            self.dirty.asks.remove(&BarrierAsk { state: name.to_owned(), target });
-            for caller in waiting {
-                let state = name.to_owned();
-                let error = SyncError::Unreachable { state, target, reachable, missing: missing.to_owned() };
-                self.answer(caller, Reply::Failed(error));
-            }
-        }
-    }
-
-    fn on_message(&mut self, message: TopicMessage) {
-        self.link.untold += (message.payload.len() + ITEM_OVERHEAD) as u64;
-        let Some(topic) = self.topics.get_mut(&message.topic) else { return };
-        if message.position <= topic.received || message.after > topic.received {
-            return;
-        }
-        topic.received = message.position;
-        topic.log.push((message.position, message.payload));
-        for (caller, (_, queued)) in &mut topic.subscribers {
-            if !*queued {
-                *queued = true;
-                self.feed.push_back(*caller);
-            }
-        }
-    }
-
-    fn on_position(&mut self, seq: u64, position: u64) {
-        let index = usize::try_from(seq).ok().and_then(|seq| seq.checked_sub(1));
-        let Some(own) = index.and_then(|index| self.published.get_mut(index)) else { return };
-        if own.position > 0 || own.refused {
-            return;
-        }
-        own.position = position;
-        own.refused = position == 0;
-        let caller = own.caller;
-        if let Some(records) = &mut self.records {
-            records.push_back(Record::Position { seq, position });
-        }
-        let reply = if own.refused {
-            self.published_size -= own.payload.len();
-            own.payload = Bytes::new();
-            Reply::Failed(SyncError::TopicsFull)
-        } else {
-            Reply::Published { position }
-        };
-        self.answer(caller, reply);
-    }
-
-    fn on_numbers(&mut self, told: SignalNumbers) {
-        let Some(state) = self.states.get_mut(&told.state) else { return };
-        let end = told.from.saturating_add(told.count).saturating_sub(1).min(state.given);
-        if told.from == 0 || told.from > state.numbered + 1 || end <= state.numbered {
-            return;
-        }
-        let skip = state.numbered + 1 - told.from;
-        let count = end - state.numbered;
-        let number = told.number.saturating_add(skip);
-        let from = state.numbered + 1;
-        if let Some(records) = &mut self.records {
-            records.push_back(Record::Numbers(SignalNumbers { state: told.state.clone(), from, count, number }));
-        }
-        match state.numbers.last_mut() {
-            Some(last) if last.number + last.count == number => last.count += count,
-            _ => state.numbers.push(SignalNumbers { state: told.state, from, count, number }),
-        }
-        state.numbered = end;
-        let callers: Vec<Caller> = state.unanswered.drain(..usize::try_from(count).unwrap_or(usize::MAX)).collect();
-        for (caller, seq) in callers.into_iter().zip(number..) {
-            self.number(caller, seq);
-        }
-    }
-
-    // What the orchestrator is told.
-
-    fn is_due(&self) -> bool {
-        self.link.fresh
-            || self.link.restore.is_some()
-            || self.link.published < self.published.len()
-            || self.link.heard - self.link.heard_told >= DOWNS_UNTOLD
-            || self.link.untold >= FLOW_WINDOW / 4
-            || !self.dirty.states.is_empty()
-            || !self.dirty.asks.is_empty()
-            || !self.dirty.topics.is_empty()
-            || !self.dirty.inquired.is_empty()
-            || self.is_rest_news()
-    }
-
-    /// Whether nothing is to be said but signals of states that some of the cell have not signalled yet.
-    fn is_gathering(&self) -> bool {
-        let others = self.link.fresh
-            || self.link.restore.is_some()
-            || self.link.published < self.published.len()
-            || !self.dirty.topics.is_empty()
-            || !self.dirty.inquired.is_empty();
-        let alive = self.by_id.len();
-        let complete = |name: &String| self.states.get(name).is_none_or(|state| state.signalled.len() >= alive);
-        !others && !self.dirty.states.is_empty() && !self.dirty.states.iter().any(complete)
-    }
-
-    fn say_names(&mut self, up: &mut SyncUp) {
-        let mut room = BATCH_SIZE;
-        let mut fits = |size: usize| {
-            room = room.saturating_sub(size + ITEM_OVERHEAD);
-            room > 0
-        };
-        while let Some(name) = self.dirty.states.pop_first() {
-            let mut size = name.len();
-            if let Some(state) = self.states.get(&name) {
-                let given = state.given;
-                if let Some(absent) = self.last_missing(&name) {
-                    size += name.len() + size_of_names(&absent);
-                    up.absent.insert(name.clone(), absent);
-                }
-                up.signals.insert(name, given);
-            }
-            if !fits(size) {
-                return;
-            }
-        }
-        while let Some(ask) = self.dirty.asks.pop_first() {
-            let size = ask.state.len();
-            up.barriers.push(ask);
-            if !fits(size) {
-                return;
-            }
-        }
-        if self.link.untold >= FLOW_WINDOW / 4 {
-            let wanted = self.topics.iter().filter(|(_, topic)| topic.is_wanted());
-            self.dirty.topics.extend(wanted.map(|(name, _)| name.clone()));
-            self.link.untold = 0;
-        }
-        while let Some(name) = self.dirty.topics.pop_first() {
-            let size = name.len();
-            if let Some(topic) = self.topics.get(&name) {
-                up.subscribed.insert(name, topic.received);
-            }
-            if !fits(size) {
-                return;
-            }
-        }
-        while let Some(name) = self.dirty.inquired.pop_first() {
-            let absent = self.missing(&name);
-            let size = size_of_names(&absent);
-            up.absent.insert(name, absent);
-            if !fits(size) {
-                return;
-            }
-        }
-    }
-
-    fn say_publications(&mut self, up: &mut SyncUp) {
-        let mut size = 0;
-        while let Some(own) = self.published.get(self.link.published) {
-            size += own.payload.len() + own.topic.len() + ITEM_OVERHEAD;
-            if size > BATCH_SIZE && !up.published.is_empty() {
-                break;
-            }
-            self.link.published += 1;
-            up.published.push(Publication {
-                seq: self.link.published as u64,
-                topic: if own.refused { String::new() } else { own.topic.clone() },
-                position: own.position,
-                payload: own.payload.clone(),
-            });
-        }
-    }
-
-    fn say_restore(&mut self, up: &mut SyncUp) {
-        let Some(numbers) = &mut self.link.restore else { return };
-        let mut restore = Restore::default();
-        let mut size = 0;
-        while let Some(next) = numbers.front() {
-            size += next.state.len() + ITEM_OVERHEAD;
-            if size > BATCH_SIZE {
-                break;
-            }
-            restore.numbers.extend(numbers.pop_front());
-        }
-        restore.last =
-            numbers.is_empty() && self.link.published == self.published.len() && self.dirty.states.is_empty();
-        if restore.last {
-            self.link.restore = None;
-        }
-        up.restore = Some(restore);
-    }
 }
 
 impl Instance {
-    fn new(id: InstanceId) -> Instance {
-        Instance { id, alive: true, calls: BTreeMap::new(), waits: 0, owed: 0, names: 0, unrecorded: 0 }
+    fn new(id: InstanceId, first: u32) -> Instance {
+        Instance { id, first, alive: true, calls: BTreeMap::new(), waits: 0, owed: 0, names: 0, unrecorded: 0 }
     }
 
     fn is_waiting(&self) -> bool {
@@ -886,9 +521,4 @@ impl Topic {
     fn is_wanted(&self) -> bool {
         !self.subscribers.is_empty() || self.received > 0
     }
-}
-
-/// What the names of missing instances take of a message, in bytes.
-fn size_of_names(absent: &Absent) -> usize {
-    absent.instances.iter().map(|id| id.group.len() + ITEM_OVERHEAD).sum()
 }

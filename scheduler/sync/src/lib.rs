@@ -21,6 +21,7 @@
 mod book;
 mod cell;
 mod run;
+mod tally;
 
 use bytes::Bytes;
 

@@ -1,19 +1,27 @@
 //! The orchestrator's end: cells summed up, signals numbered, topics put in order.
+//!
+//! `signals.rs` counts signals and opens barriers, `topics.rs` has the topics, `loss.rs` cells that are lost, `rest.rs`
+//! barriers that cannot be reached, `recovery.rs` what is put together again after a restart.
 
 mod loss;
+mod recovery;
 mod rest;
+mod signals;
+mod topics;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use iptl_dag::PeerId;
 use iptl_dag::model::{BarrierLoss, InstanceId};
-use iptl_wire::session::{Absent, Publication, Restore, SignalNumbers, SyncDown, SyncUp, TopicMessage, Unreachable};
+use iptl_wire::session::{Absent, Publication, SignalNumbers, SyncDown, SyncUp, Unreachable};
 
 use loss::Lost;
 pub use rest::FailedBarrier;
+use topics::next_messages;
 
-use crate::{BATCH_SIZE, FLOW_WINDOW, ITEM_OVERHEAD, MAX_KEPT_SIZE, MAX_NAME_SIZE, MAX_PAYLOAD_SIZE};
+use crate::tally::Tally;
+use crate::{BATCH_SIZE, ITEM_OVERHEAD, MAX_NAME_SIZE};
 
 /// Highest count, number and position that is believed: far beyond any run, and no sum of them overflows.
 const MAX_COUNT: u64 = 1 << 48;
@@ -30,9 +38,6 @@ const MAX_NAMED: usize = 20;
 /// Barriers of one execution that people are told of: a program may wait at thousands, whose names alone would fill a
 /// message, and nobody reads past the first few.
 pub const MAX_TOLD_BARRIERS: usize = 64;
-
-/// Bytes of one topic that go into a message before the next topic has its turn.
-const TURN_SIZE: u64 = 64 << 10;
 
 /// What a position takes of a message, in bytes.
 const POSITION_SIZE: usize = 20;
@@ -82,8 +87,7 @@ struct Cell {
     restored: bool,
     /// It was asked in this session to contribute all again.
     asked_again: bool,
-    /// Signals by state: given, and how many of them have a number.
-    signals: BTreeMap<String, (u64, u64)>,
+    signals: BTreeMap<String, Signals>,
     /// Barriers that it waits for: targets by state, and how many there are.
     asks: BTreeMap<String, BTreeSet<u64>>,
     ask_count: usize,
@@ -115,6 +119,15 @@ struct Cell {
     must_answer: bool,
 }
 
+/// Signals that a cell gave of one state.
+#[derive(Debug, Default)]
+struct Signals {
+    /// Who gave them.
+    given: Tally,
+    /// How many of them have a number.
+    numbered: u64,
+}
+
 #[derive(Clone, Debug, Default)]
 struct News {
     states: BTreeMap<String, u64>,
@@ -133,9 +146,6 @@ struct Cursor {
     /// The same over all sessions: a lablet that was started again asks from the first message.
     seen: u64,
 }
-
-/// Ranges of numbers that are kept of a state while an orchestrator recovers: a lablet may say any number of them.
-const MAX_RANGES: usize = 4_096;
 
 #[derive(Debug, Default)]
 struct State {
@@ -245,20 +255,6 @@ impl RunSync {
         run
     }
 
-    /// Makes the sync of an execution that ran before, under this orchestrator or another, with these cells.
-    ///
-    /// Each cell is asked for what it contributed. Barriers open as soon as their signals are known; numbers and
-    /// positions are given out again once the last cell has answered or is dropped, none of them twice. A message whose
-    /// position its own cell had not heard gets another one: who had already received it receives it again.
-    pub fn recovering(cells: impl IntoIterator<Item = (PeerId, u64)>) -> RunSync {
-        let mut run = RunSync::new(cells);
-        for cell in run.cells.values_mut() {
-            cell.restored = false;
-        }
-        run.recovering = !run.cells.is_empty();
-        run
-    }
-
     /// Says what people call a lablet, also once it is lost; without this it is named by its peer ID.
     pub fn call_lablet(&mut self, lablet: &PeerId, name: String) {
         if self.names.get(lablet) != Some(&name) {
@@ -276,29 +272,13 @@ impl RunSync {
         cell.instances = instances;
     }
 
-    /// Adds a cell that worked before under another orchestrator, which told nothing of it: it is asked for what it
-    /// contributed, as all cells of [`recovering`](RunSync::recovering) are.
-    pub fn recover_cell(&mut self, lablet: PeerId, instances: u64) {
-        self.add_cell(lablet.clone(), instances);
-        if let Some(cell) = self.cells.get_mut(&lablet) {
-            cell.restored = false;
-        }
-        if !std::mem::replace(&mut self.recovering, true) {
-            // All numbers that are not free were given out, here or before.
-            for state in self.states.values_mut() {
-                let free = std::mem::take(&mut state.ranges);
-                state.ranges = gaps(&free, state.last_number);
-            }
-        }
-    }
-
     /// A cell was given back before the start: its signals are taken back, for they will come again. Barriers that were
     /// open stay open; what it published stays.
     pub fn replace_cell(&mut self, lablet: &PeerId) {
         if let Some(cell) = self.take_cell(lablet) {
-            for (name, (given, _)) in cell.signals {
+            for (name, signals) in cell.signals {
                 if let Some(state) = self.states.get_mut(&name) {
-                    state.count = state.count.saturating_sub(given);
+                    state.count = state.count.saturating_sub(signals.given.signals());
                 }
             }
         }
@@ -455,20 +435,6 @@ impl RunSync {
         barriers
     }
 
-    /// Returns whether cells have yet to contribute again what was lost.
-    pub fn is_recovering(&self) -> bool {
-        self.recovering
-    }
-
-    /// Waits no longer for cells that have not contributed again: what only they knew is lost. Their lablets forgot them
-    /// when they died, after all their instances had ended.
-    pub fn end_recovery(&mut self) {
-        for cell in self.cells.values_mut() {
-            cell.restored = true;
-        }
-        self.finish_recovery();
-    }
-
     fn missing(&self, name: &str) -> Vec<MissingCell> {
         let mut missing = Vec::new();
         for (lablet, cell) in &self.cells {
@@ -523,102 +489,6 @@ impl RunSync {
         }
     }
 
-    // Signals and barriers.
-
-    fn take_signals(&mut self, lablet: &PeerId, signals: BTreeMap<String, u64>) -> Result<(), UpError> {
-        for (name, total) in signals {
-            check_name(&name)?;
-            if total > MAX_COUNT {
-                return Err(UpError::TooMuch { what: "a number of signals" });
-            }
-            self.check_names(&name)?;
-            let Some(cell) = self.cells.get_mut(lablet) else { return Ok(()) };
-            let (given, _) = cell.signals.entry(name.clone()).or_default();
-            let more = total.saturating_sub(*given);
-            if more == 0 {
-                continue;
-            }
-            *given = total;
-            cell.absent.remove(&name);
-            let state = self.states.entry(name.clone()).or_default();
-            state.count = state.count.saturating_add(more);
-            state.peak = state.peak.max(state.count);
-            state.failed = None;
-            (self.quiet_looks, self.rest_looks) = (0, 0);
-            if !self.recovering {
-                self.number(lablet, &name);
-            }
-            self.open(&name);
-        }
-        Ok(())
-    }
-
-    /// Gives numbers to the signals of a cell that have none.
-    fn number(&mut self, lablet: &PeerId, name: &str) {
-        let (Some(cell), Some(state)) = (self.cells.get_mut(lablet), self.states.get_mut(name)) else { return };
-        let Some((given, numbered)) = cell.signals.get_mut(name) else { return };
-        let count = given.saturating_sub(*numbered);
-        if count == 0 {
-            return;
-        }
-        let mut left = count;
-        while left > 0 {
-            let (number, count) = match state.ranges.pop_first() {
-                Some((first, free)) if free > left => {
-                    state.ranges.insert(first + left, free - left);
-                    (first, left)
-                }
-                Some(range) => range,
-                None => (state.last_number + 1, left),
-            };
-            cell.news.numbers.push(SignalNumbers { state: name.to_owned(), from: *numbered + 1, count, number });
-            *numbered += count;
-            left -= count;
-            state.last_number = state.last_number.max((number + count).saturating_sub(1));
-        }
-        self.mark_due(lablet);
-    }
-
-    fn open(&mut self, name: &str) {
-        let released = self.released(name);
-        let Some(state) = self.states.get_mut(name) else { return };
-        if released > 0 {
-            state.peak = state.peak.max(state.count.saturating_add(released));
-        }
-        let closed = state.waiting.split_off(&state.peak.saturating_add(1));
-        let open = std::mem::replace(&mut state.waiting, closed);
-        let peak = state.peak;
-        for (target, lablets) in open {
-            for lablet in lablets {
-                if let Some(cell) = self.cells.get_mut(&lablet) {
-                    cell.news.states.insert(name.to_owned(), peak);
-                    if let Some(targets) = cell.asks.get_mut(name) {
-                        cell.ask_count -= usize::from(targets.remove(&target));
-                        if targets.is_empty() {
-                            cell.asks.remove(name);
-                        }
-                    }
-                }
-                self.mark_due(&lablet);
-            }
-        }
-    }
-
-    fn take_ask(&mut self, lablet: &PeerId, name: String, target: u64) -> Result<(), UpError> {
-        check_name(&name)?;
-        self.check_names(&name)?;
-        let Some(cell) = self.cells.get_mut(lablet) else { return Ok(()) };
-        if cell.ask_count >= MAX_ASKS {
-            return Err(UpError::TooMuch { what: "the number of barriers" });
-        }
-        cell.ask_count += usize::from(cell.asks.entry(name.clone()).or_default().insert(target));
-        let state = self.states.entry(name.clone()).or_default();
-        state.waiting.entry(target).or_default().insert(lablet.clone());
-        self.open(&name);
-        self.fail_again(&name);
-        Ok(())
-    }
-
     fn check_names(&self, name: &str) -> Result<(), UpError> {
         let known = self.states.contains_key(name) || self.topics.contains_key(name);
         if !known && self.states.len() + self.topics.len() >= MAX_NAMES {
@@ -626,213 +496,11 @@ impl RunSync {
         }
         Ok(())
     }
-
-    // Topics.
-
-    fn take_publications(
-        &mut self,
-        lablet: &PeerId,
-        published: Vec<Publication>,
-        restoring: bool,
-    ) -> Result<(), UpError> {
-        for publication in published {
-            let Some(cell) = self.cells.get_mut(lablet) else { return Ok(()) };
-            if !cell.restored && !restoring {
-                // It will come again, with all that was before it.
-                return Ok(());
-            }
-            let (seq, expected) = (publication.seq, cell.taken + 1);
-            if seq < expected {
-                continue;
-            }
-            if seq > expected {
-                return Err(UpError::Gap { seq, expected });
-            }
-            let refused = publication.topic.is_empty();
-            if publication.payload.len() > MAX_PAYLOAD_SIZE || publication.position > MAX_COUNT {
-                return Err(UpError::TooMuch { what: "a publication" });
-            }
-            if !refused {
-                check_name(&publication.topic)?;
-                self.check_names(&publication.topic)?;
-            }
-            let Some(cell) = self.cells.get_mut(lablet) else { return Ok(()) };
-            cell.taken = seq;
-            if refused {
-                continue;
-            }
-            match publication.position {
-                0 if self.recovering => self.hold(lablet, publication),
-                0 => self.record(Some(lablet), publication),
-                _ if self.recovering => self.put_back(publication),
-                // Known from before; there is nothing to restore.
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Keeps a publication until recovery ends; refuses it, as [`record`](RunSync::record) does, where all is full.
-    fn hold(&mut self, lablet: &PeerId, publication: Publication) {
-        let size = publication.payload.len() + ITEM_OVERHEAD;
-        let Some(cell) = self.cells.get_mut(lablet) else { return };
-        if self.kept + size <= MAX_KEPT_SIZE {
-            self.kept += size;
-            cell.held.push(publication);
-        } else {
-            cell.news.positions.push((publication.seq, 0));
-            self.mark_due(lablet);
-        }
-    }
-
-    /// Gives a publication the next position of its topic.
-    fn record(&mut self, lablet: Option<&PeerId>, publication: Publication) {
-        let size = publication.payload.len() + ITEM_OVERHEAD;
-        let mut position = 0;
-        if self.kept + size <= MAX_KEPT_SIZE {
-            self.kept += size;
-            let topic = self.topics.entry(publication.topic.clone()).or_default();
-            let end = topic.log.last().map_or(0, |logged| logged.end);
-            topic.last += 1;
-            position = topic.last;
-            topic.log.push(Logged { position, payload: publication.payload, end: end + size as u64 });
-            let subscribers: Vec<PeerId> = topic.subscribers.iter().cloned().collect();
-            for subscriber in subscribers {
-                if let Some(cell) = self.cells.get_mut(&subscriber) {
-                    cell.behind.insert(publication.topic.clone());
-                }
-                self.mark_due(&subscriber);
-            }
-        }
-        let Some(lablet) = lablet else { return };
-        if let Some(cell) = self.cells.get_mut(lablet) {
-            cell.news.positions.push((publication.seq, position));
-        }
-        self.mark_due(lablet);
-    }
-
-    /// Puts a publication where it was before it was lost here. The log is sorted when recovery ends.
-    fn put_back(&mut self, publication: Publication) {
-        let size = publication.payload.len() + ITEM_OVERHEAD;
-        if self.kept + size > MAX_KEPT_SIZE {
-            return;
-        }
-        self.kept += size;
-        let topic = self.topics.entry(publication.topic).or_default();
-        topic.log.push(Logged { position: publication.position, payload: publication.payload, end: 0 });
-    }
-
-    fn take_subscription(&mut self, lablet: &PeerId, name: String, received: u64) -> Result<(), UpError> {
-        check_name(&name)?;
-        self.check_names(&name)?;
-        let topic = self.topics.entry(name.clone()).or_default();
-        topic.subscribers.insert(lablet.clone());
-        let Some(cell) = self.cells.get_mut(lablet) else { return Ok(()) };
-        let cursor = cell.topics.entry(name.clone()).or_default();
-        cursor.told = cursor.told.max(received.min(MAX_COUNT));
-        cursor.seen = cursor.seen.max(cursor.told);
-        if self.recovering {
-            // The log is not in order yet; the cursor moves when it is.
-            return Ok(());
-        }
-        let before = topic.bytes(cursor.sent) - topic.bytes(cursor.received);
-        cursor.received = cursor.received.max(topic.after(received));
-        cursor.sent = cursor.sent.max(cursor.received);
-        let after = topic.bytes(cursor.sent) - topic.bytes(cursor.received);
-        cell.in_flight = (cell.in_flight + after).saturating_sub(before);
-        if cursor.sent < topic.log.len() {
-            cell.behind.insert(name);
-        }
-        // It may have been the window that held the topics back.
-        self.mark_due(lablet);
-        Ok(())
-    }
-
-    // Recovery.
-
-    fn take_restore(&mut self, lablet: &PeerId, restore: Restore) {
-        let Some(cell) = self.cells.get_mut(lablet).filter(|cell| !cell.restored) else { return };
-        for numbers in restore.numbers {
-            let SignalNumbers { state, from, count, number } = numbers;
-            let believable = [from, count, number].iter().all(|n| *n <= MAX_COUNT);
-            let room = self.states.len() < MAX_NAMES || self.states.contains_key(&state);
-            if !believable || !room || from == 0 || check_name(&state).is_err() {
-                continue;
-            }
-            let (_, numbered) = cell.signals.entry(state.clone()).or_default();
-            *numbered = (*numbered).max(from + count - 1);
-            let state = self.states.entry(state).or_default();
-            state.last_number = state.last_number.max((number + count).saturating_sub(1));
-            if state.ranges.len() >= MAX_RANGES {
-                // Then all before the last count as known.
-                state.ranges = BTreeMap::from([(1, MAX_COUNT)]);
-            }
-            let known = state.ranges.entry(number).or_default();
-            *known = (*known).max(count);
-        }
-        cell.restored |= restore.last;
-    }
-
-    /// Gives out numbers and positions again once every cell has said what it had.
-    fn finish_recovery(&mut self) {
-        if !self.recovering || self.cells.values().any(|cell| !cell.restored) {
-            return;
-        }
-        self.recovering = false;
-        // What a lost cell was told is not known: then nothing is given out that somebody may have had.
-        let all_are_known = self.lost.is_empty();
-        for state in self.states.values_mut() {
-            let known = std::mem::take(&mut state.ranges);
-            if all_are_known {
-                state.ranges = gaps(&known, state.last_number);
-            }
-        }
-        for topic in self.topics.values_mut() {
-            topic.log.sort_by_key(|logged| logged.position);
-            topic.log.dedup_by_key(|logged| logged.position);
-            let mut end = 0;
-            topic.last = topic.log.last().map_or(0, |logged| logged.position);
-            for logged in &mut topic.log {
-                end += (logged.payload.len() + ITEM_OVERHEAD) as u64;
-                logged.end = end;
-            }
-        }
-        let lablets: Vec<PeerId> = self.cells.keys().cloned().collect();
-        let mut held: Vec<(Option<PeerId>, Publication)> =
-            std::mem::take(&mut self.orphans).into_iter().map(|publication| (None, publication)).collect();
-        for lablet in &lablets {
-            let Some(cell) = self.cells.get_mut(lablet) else { continue };
-            cell.in_flight = 0;
-            for (name, cursor) in &mut cell.topics {
-                let Some(topic) = self.topics.get_mut(name) else { continue };
-                // A position that somebody has seen is not given again, even where its message was lost.
-                topic.last = topic.last.max(cursor.seen);
-                cursor.received = topic.after(cursor.told);
-                cursor.sent = cursor.received;
-                if cursor.sent < topic.log.len() {
-                    cell.behind.insert(name.clone());
-                }
-            }
-            held.extend(cell.held.drain(..).map(|publication| (Some(lablet.clone()), publication)));
-        }
-        for (lablet, publication) in held {
-            self.kept = self.kept.saturating_sub(publication.payload.len() + ITEM_OVERHEAD);
-            self.record(lablet.as_ref(), publication);
-        }
-        for lablet in &lablets {
-            let names: Vec<String> = self.cells.get(lablet).map_or(vec![], |c| c.signals.keys().cloned().collect());
-            for name in names {
-                self.number(lablet, &name);
-            }
-            self.mark_due(lablet);
-        }
-        self.look_at_barriers();
-    }
 }
 
 impl Cell {
     fn given(&self, state: &str) -> u64 {
-        self.signals.get(state).map_or(0, |(given, _)| *given)
+        self.signals.get(state).map_or(0, |signals| signals.given.signals())
     }
 
     /// Begins another session: what was not heard in the last is news again.
@@ -896,69 +564,6 @@ impl News {
         self.numbers.extend(later.numbers);
         self.positions.extend(later.positions);
     }
-}
-
-impl Topic {
-    /// Returns the bytes of the first `count` messages.
-    fn bytes(&self, count: usize) -> u64 {
-        count.checked_sub(1).and_then(|last| self.log.get(last)).map_or(0, |logged| logged.end)
-    }
-
-    /// Returns how many messages are at or before a position.
-    fn after(&self, position: u64) -> usize {
-        self.log.partition_point(|logged| logged.position <= position)
-    }
-}
-
-/// Takes the next messages for a cell: topics in turns, within the size of a message and the window.
-fn next_messages(cell: &mut Cell, topics: &BTreeMap<String, Topic>) -> Vec<TopicMessage> {
-    let mut messages = Vec::new();
-    let mut size = 0;
-    while !cell.behind.is_empty() {
-        for name in cell.behind.iter().cloned().collect::<Vec<String>>() {
-            let (Some(topic), Some(cursor)) = (topics.get(&name), cell.topics.get_mut(&name)) else {
-                cell.behind.remove(&name);
-                continue;
-            };
-            let mut turn = 0;
-            while turn < TURN_SIZE {
-                let Some(logged) = topic.log.get(cursor.sent) else {
-                    cell.behind.remove(&name);
-                    break;
-                };
-                let next = (logged.payload.len() + ITEM_OVERHEAD + name.len()) as u64;
-                let full = size + next > BATCH_SIZE as u64 && !messages.is_empty();
-                if full || cell.in_flight >= FLOW_WINDOW {
-                    return messages;
-                }
-                size += next;
-                turn += next;
-                cell.in_flight += topic.bytes(cursor.sent + 1) - topic.bytes(cursor.sent);
-                let before = cursor.sent.checked_sub(1).and_then(|last| topic.log.get(last));
-                messages.push(TopicMessage {
-                    topic: name.clone(),
-                    position: logged.position,
-                    after: before.map_or(0, |logged| logged.position),
-                    payload: logged.payload.clone(),
-                });
-                cursor.sent += 1;
-            }
-        }
-    }
-    messages
-}
-
-/// Returns the ranges up to a number that lie between others, each by its first number with its count.
-fn gaps(ranges: &BTreeMap<u64, u64>, last: u64) -> BTreeMap<u64, u64> {
-    let mut gaps = BTreeMap::new();
-    let mut next = 1;
-    for (first, count) in ranges.iter().map(|(first, count)| (*first, *count)).chain([(last.saturating_add(1), 0)]) {
-        if first > next {
-            gaps.insert(next, first - next);
-        }
-        next = next.max(first.saturating_add(count));
-    }
-    gaps
 }
 
 fn check_name(name: &str) -> Result<(), UpError> {

@@ -10,7 +10,7 @@ use iptl_dag::model::{
 use iptl_sync::SyncBook;
 use iptl_wire::session::{BarrierAsk, SyncUp};
 
-use crate::world::{World, instance, peer, signal_and_wait};
+use crate::world::{World, instance, peer, signal_and_wait, signalled};
 
 /// Two groups of one instance each, each on a lablet of its own; what is lost may begin anew once.
 fn run() -> Run {
@@ -123,7 +123,7 @@ fn a_cell_that_is_granted_more_before_the_start_holds_what_was_granted_last() {
     let facts = [granted(0), grant(&[1]), refused, grant(&[0, 1])];
     let mut book = SyncBook::new(&run());
     book.note(&facts, |_| true);
-    let signals = BTreeMap::from([("all".to_owned(), 1)]);
+    let signals = signalled("all", 0, 1, 1);
     let barriers = vec![BarrierAsk { state: "all".to_owned(), target: 3 }];
     let up = SyncUp { session: 1, number: 1, signals, barriers, ..SyncUp::default() };
     let sync = book.sync_mut().unwrap();

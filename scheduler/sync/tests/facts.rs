@@ -7,7 +7,7 @@ use iptl_sync::{
 use iptl_wire::frame;
 use iptl_wire::session::{BarrierAsk, MAX_MESSAGE_SIZE, Publication, Restore, SignalNumbers, SyncUp};
 
-use crate::world::{World, barrier, instance, peer, publish, signal, signal_and_wait, subscribe};
+use crate::world::{World, barrier, instance, peer, publish, signal, signal_and_wait, signalled, subscribe};
 
 #[test]
 fn signals_are_numbered_over_all_cells() {
@@ -240,10 +240,13 @@ fn what_a_cell_may_not_say_is_refused() {
     assert_eq!(say(up(vec![publication(2, "t", 1)])), Err(UpError::Gap { seq: 2, expected: 1 }));
     assert!(matches!(say(up(vec![publication(1, "t", MAX_PAYLOAD_SIZE + 1)])), Err(UpError::TooMuch { .. })));
     assert!(matches!(say(up(vec![publication(1, &"t".repeat(257), 1)])), Err(UpError::TooMuch { .. })));
-    let signals = |total| SyncUp { signals: [("s".to_owned(), total)].into(), ..SyncUp::default() };
-    assert!(matches!(say(signals(u64::MAX)), Err(UpError::TooMuch { .. })));
-    assert_eq!(say(signals(5)), Ok(()));
-    assert_eq!(say(signals(3)), Ok(()));
+    let signals = |start, count, times| SyncUp { signals: signalled("s", start, count, times), ..SyncUp::default() };
+    for (start, count, times) in [(0, 1, u64::MAX), (0, 2, 1), (u32::MAX, u32::MAX, 1)] {
+        assert!(matches!(say(signals(start, count, times)), Err(UpError::TooMuch { .. })));
+    }
+    assert_eq!(say(signals(0, 1, 5)), Ok(()));
+    assert_eq!(say(signals(0, 1, 3)), Ok(()));
+    assert!(matches!(say(signals(1, 1, 1)), Err(UpError::TooMuch { .. })), "the one that it has is another");
     assert_eq!(run.handle(&peer(9), SyncUp::default()), Err(UpError::UnknownCell { lablet: peer(9) }));
 }
 
@@ -290,7 +293,7 @@ fn numbers_that_died_with_the_orchestrator_before_anybody_was_told_are_given_out
     let told = SignalNumbers { state: "ready".into(), from: 1, count: 2, number: 3 };
     for (n, numbers, given) in [(0, vec![told], 2), (1, vec![], 3)] {
         let restore = Some(Restore { numbers, last: true });
-        let signals = [("ready".to_owned(), given)].into();
+        let signals = signalled("ready", 0, given, 1);
         run.handle(&peer(n), SyncUp { session: 1, number: 1, restore, signals, ..SyncUp::default() }).unwrap();
     }
     let mut given = Vec::new();
@@ -302,8 +305,8 @@ fn numbers_that_died_with_the_orchestrator_before_anybody_was_told_are_given_out
 
 #[test]
 fn a_cell_that_turns_up_after_a_takeover_frees_no_number_that_was_given_meanwhile() {
-    let up = |number, signals: u64, restore| {
-        let signals = [("ready".to_owned(), signals)].into();
+    let up = |number, given, restore| {
+        let signals = signalled("ready", 0, given, 1);
         SyncUp { session: 1, number, restore, signals, ..SyncUp::default() }
     };
     let mut run = RunSync::recovering([(peer(0), 2)]);

@@ -163,3 +163,64 @@ fn who_is_lost_for_good_without_a_signal_is_not_stood_for_by_one_who_begins_anew
     let lost = state.missing.iter().find(|missing| missing.lost).expect("one is lost and missing");
     assert_eq!(lost.absent.count, 1);
 }
+
+#[test]
+fn of_a_cell_that_lacks_many_only_what_comes_again_is_taken_back() {
+    let mut world = World::new(&[1, 80]);
+    world.run.on_loss(BarrierLoss::Wait);
+    world.call(0, 0, 1, signal_and_wait("all", 81));
+    // Every second one signalled, some of them twice.
+    for index in (0..80).step_by(2) {
+        for call in 1..=if index % 20 == 0 { 2 } else { 1 } {
+            world.call(1, index, call, signal("all"));
+        }
+    }
+    world.settle();
+    assert_eq!(world.run.waiting()[0].count, 1 + 40 + 4);
+    let again: Vec<_> = (10..40).map(|index| instance(1, index)).collect();
+    let for_good: Vec<_> = (40..60).map(|index| instance(1, index)).collect();
+    world.run.lose_cell(&peer(1), &again, &for_good);
+    world.settle();
+    let state = &world.run.waiting()[0];
+    assert_eq!(state.count, 1 + 40 + 4 - 15 - 1);
+    let lost = state.missing.iter().find(|missing| missing.lost).expect("some are lost and missing");
+    assert_eq!(lost.absent.count, 10);
+    let odd: Vec<_> = (41..60).step_by(2).map(|index| instance(1, index)).collect();
+    assert_eq!(lost.absent.instances, odd);
+}
+
+#[test]
+fn what_an_instance_gave_before_it_was_started_again_in_its_cell_is_taken_back_with_the_rest() {
+    let mut world = World::new(&[1, 2]);
+    world.run.on_loss(BarrierLoss::Wait);
+    world.call(0, 0, 1, signal_and_wait("all", 9));
+    world.call(1, 0, 1, signal("all"));
+    world.call(1, 1, 1, signal("all"));
+    world.settle();
+    world.cells[1].sync.add_instance(instance(1, 0));
+    world.call(1, 0, 1, signal("all"));
+    world.settle();
+    assert_eq!(world.run.waiting()[0].count, 4);
+    world.run.lose_cell(&peer(1), &[instance(1, 0)], &[instance(1, 1)]);
+    world.settle();
+    assert_eq!(world.run.waiting()[0].count, 2);
+}
+
+#[test]
+fn who_signalled_is_said_again_to_an_orchestrator_that_has_lost_it() {
+    let mut world = World::new(&[1, 40]);
+    world.call(0, 0, 1, signal_and_wait("all", 41));
+    for index in 0..15 {
+        world.call(1, index, 1, signal("all"));
+    }
+    world.settle();
+    world.restart();
+    for cell in 0..2 {
+        world.connect(cell);
+    }
+    world.settle();
+    assert_eq!(world.run.waiting()[0].count, 16);
+    let again: Vec<_> = (10..40).map(|index| instance(1, index)).collect();
+    world.run.lose_cell(&peer(1), &again, &[]);
+    assert_eq!(world.run.waiting()[0].count, 11);
+}

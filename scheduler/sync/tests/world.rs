@@ -1,12 +1,12 @@
 //! Cells and an orchestrator with links between them that a test can hold up, repeat and break.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use iptl_dag::PeerId;
 use iptl_dag::model::InstanceId;
 use iptl_sync::{CellSync, Record, Reply, RunSync, SyncOp};
 use iptl_wire::frame;
-use iptl_wire::session::{MAX_MESSAGE_SIZE, SyncDown, SyncUp};
+use iptl_wire::session::{MAX_MESSAGE_SIZE, Signallers, SyncDown, SyncUp};
 
 pub(crate) struct World {
     pub(crate) run: RunSync,
@@ -40,6 +40,11 @@ pub(crate) fn instance(cell: usize, index: u32) -> InstanceId {
 
 pub(crate) fn signal(state: &str) -> SyncOp {
     SyncOp::Signal { state: state.into() }
+}
+
+/// What a cell says of some of its instances, which signalled a state so many times each.
+pub(crate) fn signalled(state: &str, start: u32, count: u32, times: u64) -> BTreeMap<String, Vec<Signallers>> {
+    [(state.to_owned(), vec![Signallers { group: "g".to_owned(), start, count, times }])].into()
 }
 
 pub(crate) fn barrier(state: &str, target: u64) -> SyncOp {

@@ -535,8 +535,8 @@ pub struct SyncUp {
     /// Part of the answer to [`SyncDown::again`]: everything that the cell ever contributed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
-    /// Signals given by the cell's instances in all, by state: totals, so that a repetition does no harm.
-    pub signals: BTreeMap<String, u64>,
+    /// Who of the cell's instances signalled a state: those of whom nothing, or less, was said in this session.
+    pub signals: BTreeMap<String, Vec<Signallers>>,
     /// Barriers that the cell's instances wait for.
     pub barriers: Vec<BarrierAsk>,
     /// Messages published by the cell's instances, each with the cell's own number for it.
@@ -551,6 +551,20 @@ pub struct SyncUp {
     /// It says how many have ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<u64>,
+}
+
+/// Instances of a group that signalled a state equally often.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signallers {
+    /// Group.
+    pub group: String,
+    /// First index.
+    pub start: u32,
+    /// Number of instances.
+    pub count: u32,
+    /// Signals that each of them gave in all.
+    pub times: u64,
 }
 
 /// What a cell had been told before its orchestrator lost it.

@@ -82,10 +82,7 @@ impl CellSync {
                 let Some(at) = self.by_id.get(&instance).copied() else { return };
                 // It was within the limits when it was taken.
                 let _known = self.name_state(at, &state);
-                let state = self.states.entry(state).or_default();
-                state.given += 1;
-                state.unanswered.push_back((at, GONE));
-                state.signalled.insert(at);
+                self.count((at, GONE), &state);
             }
             Record::Publication { instance, topic, payload } => {
                 let Some(at) = self.by_id.get(&instance).copied() else { return };

@@ -1,10 +1,7 @@
 //! Cells that are lost.
 //!
-//! It is taken that each instance signals a state once. Of a cell that is lost, the signals of a state are first those
-//! of its instances that had finished, then of those that are lost for good, but for those of whom the cell said that they
-//! had not signalled it; what is beyond was given by instances that begin anew, and will come again. A cell says with its
-//! signals who is missing once few are: an instance may end, or be stopped for good, without having signalled, and what
-//! others gave who begin anew must not stand for it. What becomes of barriers is found where nobody is left to signal
+//! A cell says of its signals who gave them. What instances gave that begin anew is taken back with their cell, since it
+//! will come again; what the others gave stays counted. What becomes of barriers is found where nobody is left to signal
 //! (`rest.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +10,7 @@ use iptl_dag::PeerId;
 use iptl_dag::model::{BarrierLoss, InstanceId};
 use iptl_wire::session::Absent;
 
-use super::{MAX_NAMED, MissingCell, RunSync};
+use super::{MAX_NAMED, MissingCell, RunSync, Signals};
 
 /// What is known of lost instances of one lablet.
 #[derive(Clone, Debug, Default)]
@@ -21,52 +18,44 @@ pub(super) struct Lost {
     count: u64,
     /// The first of them.
     named: Vec<InstanceId>,
-    /// What they had signalled.
-    given: BTreeMap<String, u64>,
+    /// Who of them had signalled, by state.
+    given: BTreeMap<String, Given>,
+}
+
+/// Lost instances that had signalled a state.
+#[derive(Clone, Debug, Default)]
+struct Given {
+    count: u64,
+    /// Those of the named that did.
+    named: BTreeSet<InstanceId>,
 }
 
 impl Lost {
-    fn add(&mut self, count: u64, named: &[InstanceId]) {
-        self.count = self.count.saturating_add(count);
+    fn add(&mut self, instances: &[InstanceId]) {
+        self.count = self.count.saturating_add(instances.len() as u64);
         let room = MAX_NAMED.saturating_sub(self.named.len());
-        self.named.extend(named.iter().take(room).cloned());
+        self.named.extend(instances.iter().take(room).cloned());
+    }
+
+    /// Notes of instances, which were [added](Lost::add), that they had signalled a state.
+    fn note(&mut self, name: &str, signalled: &[&InstanceId]) {
+        let given = self.given.entry(name.to_owned()).or_default();
+        given.count += signalled.len() as u64;
+        let named = signalled.iter().filter(|instance| self.named.contains(instance));
+        given.named.extend(named.map(|instance| (*instance).clone()));
     }
 
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// How many have not signalled a state, and which where that is sure.
+    /// How many have not signalled a state, and which of the named.
     pub(super) fn absent(&self, name: &str) -> Absent {
-        let given = self.given.get(name).copied().unwrap_or(0);
-        let instances = if given == 0 { self.named.clone() } else { Vec::new() };
-        Absent { count: self.count.saturating_sub(given), ended: 0, instances }
-    }
-}
-
-/// How many instances of a lost cell surely had not signalled a state, of those that had finished and of those that are lost
-/// for good.
-#[derive(Clone, Copy, Debug, Default)]
-struct Missing {
-    finished: u64,
-    for_good: u64,
-}
-
-impl Missing {
-    fn new(absent: Option<&Absent>, again: &BTreeSet<&InstanceId>, for_good: &BTreeSet<&InstanceId>) -> Missing {
-        let Some(absent) = absent else { return Missing::default() };
-        let mut missing = Missing::default();
-        for instance in &absent.instances {
-            if for_good.contains(instance) {
-                missing.for_good += 1;
-            } else if !again.contains(instance) {
-                missing.finished += 1;
-            }
-        }
-        // Not all are named where many are missing.
-        let others = absent.count.saturating_sub(again.len() as u64 + for_good.len() as u64);
-        missing.finished = missing.finished.max(others);
-        missing
+        let Some(given) = self.given.get(name) else {
+            return Absent { count: self.count, ended: 0, instances: self.named.clone() };
+        };
+        let absent = self.named.iter().filter(|instance| !given.named.contains(instance));
+        Absent { count: self.count.saturating_sub(given.count), ended: 0, instances: absent.cloned().collect() }
     }
 }
 
@@ -79,19 +68,14 @@ impl RunSync {
     /// A cell is lost: `again` of its instances begin anew elsewhere, `for_good` do not, and the others had finished.
     pub fn lose_cell(&mut self, lablet: &PeerId, again: &[InstanceId], for_good: &[InstanceId]) {
         let Some(cell) = self.take_cell(lablet) else { return };
-        let lost = again.len() as u64 + for_good.len() as u64;
-        let finished = cell.instances.saturating_sub(lost);
         let entry = self.lost.entry(lablet.clone()).or_default();
-        entry.add(for_good.len() as u64, for_good);
-        let (anew, gone) = (again.iter().collect(), for_good.iter().collect());
-        for (name, (given, _)) in cell.signals {
-            let missing = Missing::new(cell.absent.get(&name).map(|(absent, _)| absent), &anew, &gone);
-            let rest = given.saturating_sub(finished.saturating_sub(missing.finished));
-            let may_stay = (for_good.len() as u64).saturating_sub(missing.for_good);
-            let stays = if again.is_empty() { rest } else { rest.min(may_stay) };
-            *entry.given.entry(name.clone()).or_default() += stays.min(may_stay);
-            if let Some(state) = self.states.get_mut(&name) {
-                state.count = state.count.saturating_sub(rest - stays);
+        entry.add(for_good);
+        for (name, Signals { given, .. }) in &cell.signals {
+            let signalled: Vec<&InstanceId> = for_good.iter().filter(|instance| given.of(instance) > 0).collect();
+            entry.note(name, &signalled);
+            let come_again: u64 = again.iter().map(|instance| given.of(instance)).sum();
+            if let Some(state) = self.states.get_mut(name) {
+                state.count = state.count.saturating_sub(come_again);
             }
         }
         self.pending.extend(again.iter().map(|instance| (instance.clone(), lablet.clone())));
@@ -101,7 +85,7 @@ impl RunSync {
 
     /// Instances are lost that nobody here has heard of, since the orchestrator was started again after their loss.
     pub fn lost_before(&mut self, lablet: &PeerId, again: &[InstanceId], for_good: &[InstanceId]) {
-        self.lost.entry(lablet.clone()).or_default().add(for_good.len() as u64, for_good);
+        self.lost.entry(lablet.clone()).or_default().add(for_good);
         self.pending.extend(again.iter().map(|instance| (instance.clone(), lablet.clone())));
         self.look_at_barriers();
     }
@@ -119,7 +103,7 @@ impl RunSync {
     /// Nothing that is lost begins anew after all.
     pub fn give_up(&mut self) {
         for (instance, lablet) in std::mem::take(&mut self.pending) {
-            self.lost.entry(lablet).or_default().add(1, std::slice::from_ref(&instance));
+            self.lost.entry(lablet).or_default().add(std::slice::from_ref(&instance));
         }
         self.look_at_barriers();
     }
