@@ -20,14 +20,14 @@ const SHARED: usize = 512 << 20;
 const PART: usize = 512;
 
 /// Returns how much one direction of a connection should hold: what the fastest way that a class allows sends in the
-/// longest round trip between regions, within bounds.
+/// longest round trip between regions, within bounds. Where no rate is limited that is the most, unless nothing takes time.
 pub(super) fn wanted(topology: &Topology) -> usize {
     let accesses = topology.nodes.iter().map(|node| &node.access).chain(topology.gateways.iter().map(|g| &g.access));
     let fastest = accesses.flat_map(|access| [access.up.rate_bps, access.down.rate_bps]).max().unwrap_or(0);
-    if fastest == 0 {
-        return WINDOW_SIZE;
-    }
     let longest_ns = topology.delays_ns.iter().flatten().copied().max().unwrap_or(0);
+    if fastest == 0 {
+        return if longest_ns == 0 { WINDOW_SIZE } else { MOST };
+    }
     let bytes = u128::from(fastest) * u128::from(longest_ns) * 2 / 8_000_000_000;
     usize::try_from(bytes).unwrap_or(MOST).clamp(2 * LEAST, MOST)
 }
@@ -51,6 +51,13 @@ mod tests {
             size
         });
         sizes.collect()
+    }
+
+    #[test]
+    fn without_a_limited_rate_the_delays_say_how_much_is_under_way() {
+        let topology = |delay_ns| Topology::new(vec![vec![0, delay_ns], vec![delay_ns, 0]]).unwrap();
+        assert_eq!(wanted(&topology(0)), WINDOW_SIZE);
+        assert_eq!(wanted(&topology(20_000_000)), MOST);
     }
 
     #[test]
