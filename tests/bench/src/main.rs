@@ -18,6 +18,7 @@ mod idle;
 mod images;
 mod lab;
 mod memory;
+mod native;
 mod network;
 mod orchestrator;
 mod park;
