@@ -118,7 +118,8 @@ pub async fn block(ctx: &Context, client: &Client, cid: &Cid, sources: &Sources)
     stored(client, cid).await
 }
 
-async fn stored(client: &Client, cid: &Cid) -> Result<Block> {
+/// Returns a block that the node has.
+pub async fn stored(client: &Client, cid: &Cid) -> Result<Block> {
     match client.call_one(Request::Blocks { cids: vec![*cid] }).await? {
         Reply::Block { data, .. } => Block::verify(*cid, data).map_err(|e| unexpected(&e.to_string())),
         other => Err(unexpected(&format!("{other:?}"))),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::Cid;
 use iptl_dag::model::series::MAX_SERIES;
-use iptl_dag::model::{self, ExecutionId, ResultVerdict, Series, SeriesExecution};
+use iptl_dag::model::{self, ExecutionId, Node, ResultVerdict, Series, SeriesExecution};
 use iptl_wire::control::{Event, Reply, Request};
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::client::{Client, unexpected};
 use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
 use crate::narrative::{self, Telling};
-use crate::ui;
+use crate::{fetch, ui};
 
 /// Choices that tell a run from others of its series, as they were given.
 pub type Choices = BTreeMap<String, String>;
@@ -70,7 +70,7 @@ pub fn combinations(matrix: &[(String, Vec<String>)], repeat: u32) -> Result<Vec
     Ok(all)
 }
 
-/// Submits every run so often, follows all, and ends with the CID that links what they left.
+/// Submits every run so often, all of them or none, and follows all to the end.
 pub async fn run(
     ctx: &Context,
     client: &Client,
@@ -79,15 +79,42 @@ pub async fn run(
     priority: i32,
     detach: bool,
 ) -> Result {
-    let mut executions = Vec::new();
+    let mut series = Series { executions: Vec::new() };
+    if let Err(error) = submit(ctx, client, &runs, repeat, priority, &mut series).await {
+        // Half a series is none: nobody would know of it.
+        for execution in &series.executions {
+            cancel_one(ctx, client, execution).await;
+        }
+        return Err(error);
+    }
+    // From here on it can be watched and cancelled by whoever has its CID, also where this command ends.
+    let begun = publish(client, &series).await?;
+    if detach {
+        return submitted(ctx, &begun, &series);
+    }
+    let exit = follow(ctx, client, &begun, series).await?;
+    if exit != Exit::Interrupted {
+        client.call_all(Request::Unpin { root: begun }).await?;
+    }
+    Ok(exit)
+}
+
+async fn submit(
+    ctx: &Context,
+    client: &Client,
+    runs: &[(Choices, Cid)],
+    repeat: u32,
+    priority: i32,
+    series: &mut Series,
+) -> Result<()> {
     for repetition in 1..=repeat {
-        for (choices, run) in &runs {
+        for (choices, run) in runs {
             let request = Request::Submit { run: *run, source: None, source_addrs: Vec::new(), priority };
             let execution = match ctx.waiting("submitting", client.call_one(request)).await? {
                 Reply::Submitted { execution, .. } => execution,
                 other => return Err(unexpected(&format!("{other:?}"))),
             };
-            executions.push(SeriesExecution {
+            series.executions.push(SeriesExecution {
                 execution,
                 run: *run,
                 choices: choices.clone(),
@@ -98,47 +125,115 @@ pub async fn run(
             });
         }
     }
-    let mut series = Series { executions };
-    if detach {
-        return submitted(ctx, &series);
-    }
-    ctx.say(format!("series of {}", ui::count(series.executions.len() as u64, "execution")));
-    let mut measured = Vec::new();
-    let all = series.executions.len();
-    for (n, execution) in series.executions.iter_mut().enumerate() {
-        let name = execution.execution.to_string();
-        let mut last = None;
-        match narrative::follow(ctx, client, &name, Telling::Briefly, &mut last).await {
-            Ok(Exit::Interrupted) => {
-                ctx.say("the other executions of the series go on too: `iptl ls runs` lists them");
-                return Ok(Exit::Interrupted);
-            }
-            Ok(_) => {}
-            // What ended without a result is a row of the table; anything else ends the command.
-            Err(error) if !matches!(last, Some(Event::Failed { .. })) => return Err(error),
-            Err(_) => {}
-        }
-        measured.push(take_end(execution, last));
-        tell(ctx, execution, n + 1, all);
-    }
+    Ok(())
+}
+
+/// Stores a series, as far as it has come, and keeps it.
+async fn publish(client: &Client, series: &Series) -> Result<Cid> {
     let block = model::to_block(series.clone());
     client.put(std::slice::from_ref(&block)).await?;
     let (root, kind) = (*block.cid(), "data".to_owned());
     client.call_all(Request::Publish { root, kind, name: "series".to_owned(), public: None }).await?;
+    Ok(root)
+}
+
+/// Returns the series behind a CID, where the node has it and it is one.
+pub async fn find(client: &Client, name: &str) -> Result<Option<(Cid, Series)>> {
+    let Ok(cid) = name.parse::<Cid>() else { return Ok(None) };
+    let block = match fetch::stored(client, &cid).await {
+        Ok(block) => block,
+        Err(error) if error.exit == Exit::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(match Node::from_bytes(block.data()) {
+        Ok(Node::Series(series)) => Some((cid, series)),
+        Ok(_) | Err(_) => None,
+    })
+}
+
+/// Follows every execution of a series that has not ended, and ends with the CID that links what all left.
+pub async fn follow(ctx: &Context, client: &Client, begun: &Cid, mut series: Series) -> Result {
+    ctx.say(format!("series of {}", ui::count(series.executions.len() as u64, "execution")));
+    let mut measured = Vec::new();
+    let all = series.executions.len();
+    for (n, execution) in series.executions.iter_mut().enumerate() {
+        let mut last = None;
+        if execution.verdict.is_none() && execution.failure.is_none() {
+            let name = execution.execution.to_string();
+            match narrative::follow(ctx, client, &name, Telling::Briefly, &mut last).await {
+                Ok(Exit::Interrupted) => {
+                    ctx.say("the other executions of the series go on too");
+                    ctx.next(format!("iptl watch {begun}"));
+                    return Ok(Exit::Interrupted);
+                }
+                Ok(_) => {}
+                // What ended without a result is a row of the table; anything else ends the command.
+                Err(error) if !matches!(last, Some(Event::Failed { .. })) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        measured.push(take_end(execution, last));
+        tell(ctx, execution, n + 1, all);
+    }
+    let root = publish(client, &series).await?;
     if ctx.json {
         ctx.answer_json("series", to_json(&root, &series));
     } else {
         ctx.say(with_measured(&series, &measured).trim_end());
         ctx.say(summary(&series));
-        let prefix = if std::io::IsTerminal::is_terminal(&std::io::stdout()) && !ctx.quiet { "series    " } else { "" };
-        ctx.answer(format!("{prefix}{root}"));
+        answer(ctx, &root);
         ctx.next(format!("iptl show {root}"));
     }
     Ok(exit(&series))
 }
 
+/// Ends every execution of a series that has not ended.
+pub async fn cancel(ctx: &Context, client: &Client, cid: &Cid, series: &Series) -> Result {
+    let mut left = 0;
+    for execution in &series.executions {
+        left += u64::from(!cancel_one(ctx, client, execution).await);
+    }
+    if left > 0 {
+        let message = format!("{} could not be cancelled", ui::count(left, "execution"));
+        return Err(Error::broken("run.series", message, format!("try again: `iptl cancel {cid}`")));
+    }
+    ctx.next(format!("iptl watch {cid}"));
+    Ok(Exit::Ok)
+}
+
+/// Ends an execution; returns whether nothing of it goes on.
+async fn cancel_one(ctx: &Context, client: &Client, execution: &SeriesExecution) -> bool {
+    let alias = alias(execution);
+    match client.call_one(Request::Cancel { execution: execution.execution.to_string() }).await {
+        Ok(Reply::Cancelled { over, .. }) => {
+            let said = if over { "was over" } else { "cancelled; what it has is being sealed" };
+            if ctx.json {
+                let body = json!({"execution": execution.execution.to_string(), "alias": alias, "over": over});
+                ctx.answer_json("cancelled", body);
+            } else {
+                ctx.say(format!("{alias}{} {said}", chosen(execution)));
+            }
+            true
+        }
+        Ok(other) => {
+            ctx.say(format!("{alias} goes on: {}", unexpected(&format!("{other:?}"))));
+            false
+        }
+        Err(error) => {
+            ctx.say(format!("{alias} goes on: {error}"));
+            false
+        }
+    }
+}
+
+/// Answers the CID of a series.
+fn answer(ctx: &Context, root: &Cid) {
+    let prefix = if std::io::IsTerminal::is_terminal(&std::io::stdout()) && !ctx.quiet { "series    " } else { "" };
+    ctx.answer(format!("{prefix}{root}"));
+}
+
 /// Says what was submitted, and leaves it to itself.
-fn submitted(ctx: &Context, series: &Series) -> Result {
+fn submitted(ctx: &Context, begun: &Cid, series: &Series) -> Result {
     for execution in &series.executions {
         let (cid, alias) = (execution.execution, alias(execution));
         if ctx.json {
@@ -148,11 +243,15 @@ fn submitted(ctx: &Context, series: &Series) -> Result {
             });
             ctx.answer_json("submitted", body);
         } else {
-            ctx.answer(cid);
             ctx.say(format!("submitted as {alias}{}", chosen(execution)));
         }
     }
-    ctx.next("iptl ls runs");
+    if ctx.json {
+        ctx.answer_json("series", to_json(begun, series));
+    } else {
+        answer(ctx, begun);
+        ctx.next(format!("iptl watch {begun}"));
+    }
     Ok(Exit::Ok)
 }
 

@@ -89,7 +89,8 @@ pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
                 ratio: format!("{ratio:.2} × per CPU second"),
                 goal: "> 1 ×".to_owned(),
                 reached: Some(ratio > 1.0),
-                bound: "one stream of noise and yamux against QUIC in the user's space; ours has two disks more".to_owned(),
+                bound: "one stream of noise and yamux against QUIC in the user's space; ours has two disks more"
+                    .to_owned(),
             });
         }
     }

@@ -6,18 +6,21 @@ use serde_json::json;
 use crate::client::unexpected;
 use crate::context::Context;
 use crate::exit::{Exit, Result};
-use crate::node;
+use crate::{node, series};
 
-/// Ends an execution; what it has is sealed as a partial result.
+/// Ends an execution, or all of a series; what it has is sealed as a partial result.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  iptl cancel x-7k3pq\n  iptl cancel last && iptl watch last")]
 pub struct Args {
-    /// Execution: alias, CID, or `last`
+    /// Execution: alias, CID, or `last`; or the CID of a series
     execution: String,
 }
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
     let client = node::daemon(ctx).await?;
+    if let Some((cid, series)) = series::find(&client, &args.execution).await? {
+        return series::cancel(ctx, &client, &cid, &series).await;
+    }
     let reply = ctx.waiting("cancelling", client.call_one(Request::Cancel { execution: args.execution })).await?;
     let Reply::Cancelled { execution, alias, over } = reply else { return Err(unexpected(&format!("{reply:?}"))) };
     if ctx.json {

@@ -152,3 +152,23 @@ fn a_matrix_repeated_is_one_submission_with_one_cid_and_the_exit_of_its_worst() 
     let missing = lab.run(&["run", &plan, "--no-build", "--matrix", "watch=5ms,nonsense"]).exits(2);
     assert!(missing.stderr.contains("watch"), "{}", missing.stderr);
 }
+
+#[test]
+fn a_detached_series_is_watched_and_cancelled_by_its_cid() {
+    let lab = Lab::start(1);
+    let plan = plan(&lab, "", &[("work", "rest", 1, "")]);
+    let begin = |watch| {
+        let args = ["run", &plan, "--no-build", "--repeat", "3", "-p", watch, "--detach"];
+        lab.run(&args).exits(0).word()
+    };
+    let begun = begin("watch=5ms");
+    let output = lab.run(&["watch", &begun]).exits(0);
+    assert!(output.stderr.contains("3 executions: 3 passed"), "{}", output.stderr);
+    let shown = lab.run(&["show", &output.word(), "--json"]).exits(0).json();
+    assert!(shown["value"]["executions"].as_array().unwrap().iter().all(|row| row["result"].is_object()), "{shown}");
+
+    let begun = begin("watch=1m");
+    lab.run(&["cancel", &begun]).exits(0);
+    let output = lab.run(&["watch", &begun]);
+    assert!(output.stderr.contains("3 executions: 0 passed, 0 failed"), "{}", output.stderr);
+}
