@@ -378,7 +378,10 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
     let lablet = peer(2);
     let reason = || "why".to_owned();
     vec![
-        ("submitted", FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: 0 }),
+        (
+            "submitted",
+            FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: 0, order: 0 },
+        ),
         ("placed", FactKind::Placed { placement: cid(placement(None)) }),
         ("granted", FactKind::Granted { lablet: lablet.clone(), assignments: assignments(), attempt: 1 }),
         ("accepted", FactKind::Accepted { lablet: lablet.clone() }),
@@ -406,7 +409,7 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
         ),
         (
             "submitted-before-others",
-            FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: -3 },
+            FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: -3, order: 0 },
         ),
         ("ended-early", FactKind::EndedEarly { reason: reason() }),
         ("measured", FactKind::Measured { lablet: peer(2), ways: ways() }),
@@ -417,6 +420,10 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
         ),
         ("sealed-in-a-term", FactKind::Sealed { result: cid(result(ResultVerdict::Pass)), term: Some(term()) }),
         ("failed-in-a-term", FactKind::Failed { reason: reason(), term: Some(term()) }),
+        (
+            "submitted-behind-others",
+            FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: 0, order: 7 },
+        ),
     ]
 }
 

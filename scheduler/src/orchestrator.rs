@@ -79,8 +79,6 @@ pub struct Orchestrator {
     effects: VecDeque<Effect>,
     /// Lablets whose receipts the logs name, to be read again after all other effects.
     recalls: VecDeque<(ExecutionId, PeerId)>,
-    /// Rises with every submission: the order of the queue.
-    submissions: u64,
     /// Something changed that may let a waiting execution be placed.
     replan: bool,
     /// After a takeover, until lablets said what they hold.
@@ -105,7 +103,6 @@ impl Orchestrator {
             over_alone: BTreeSet::new(),
             effects: VecDeque::new(),
             recalls: VecDeque::new(),
-            submissions: 0,
             replan: false,
             reconcile: None,
             deposed: false,

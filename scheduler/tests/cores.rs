@@ -87,7 +87,7 @@ pub(crate) struct Bench {
     pub(crate) core: Orchestrator,
     now: Timestamp,
     facts: Vec<Fact>,
-    submission: Option<Submission>,
+    submissions: BTreeMap<ExecutionId, Submission>,
     seq: u64,
 }
 
@@ -105,7 +105,7 @@ impl Bench {
             core: Orchestrator::new(config),
             now: Timestamp(1_000_000_000),
             facts: Vec::new(),
-            submission: None,
+            submissions: BTreeMap::new(),
             seq: 100,
         };
         bench.give(Input::Wall { unix_us: 1_800_000_000_000_000 });
@@ -220,16 +220,12 @@ impl Bench {
         let known = KnownRun { cid: codec::cid_of(&run), run };
         let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [nonce; 16] };
         let id = node.id();
+        self.submissions.insert(id, Submission { execution: node.clone(), run: known.clone() });
         (id, self.give(Input::Submit { execution: node, run: known, by: peer(by), priority }))
     }
 
     pub(crate) fn submit(&mut self, run: Run) -> (ExecutionId, Vec<Effect>) {
-        let known = KnownRun { cid: codec::cid_of(&run), run };
-        let node = Execution { run: known.cid, orchestrator: peer(ORCHESTRATOR), nonce: [7; 16] };
-        let id = node.id();
-        self.submission = Some(Submission { execution: node.clone(), run: known.clone() });
-        let effects = self.give(Input::Submit { execution: node, run: known, by: peer(202), priority: 0 });
-        (id, effects)
+        self.submit_by(202, 7, run)
     }
 
     pub(crate) fn bid(&mut self, n: u8, execution: ExecutionId, slots: u32) -> Vec<Effect> {
@@ -291,6 +287,15 @@ impl Bench {
         id
     }
 
+    /// Makes first facts say nothing of the order, as they once did.
+    pub(crate) fn forget_orders(&mut self) {
+        for fact in &mut self.facts {
+            if let FactKind::Submitted { order, .. } = &mut fact.kind {
+                *order = 0;
+            }
+        }
+    }
+
     /// Makes a new orchestrator out of the log.
     pub(crate) fn restart(&mut self) -> Vec<Effect> {
         self.reborn(Input::Replayed)
@@ -304,20 +309,22 @@ impl Bench {
 
     fn reborn(&mut self, ready: Input) -> Vec<Effect> {
         let facts = std::mem::take(&mut self.facts);
-        let submission = self.submission.clone();
         let mut next = Bench::with(|_| {});
         next.now = self.now;
         next.core = Orchestrator::new(OrchestratorConfig::new(peer(ORCHESTRATOR), peer(201), "lab".into()));
         let unix_us = 1_800_000_000_000_000 + self.now.0 / 1_000;
         next.give(Input::Wall { unix_us });
-        for fact in &facts {
-            let submission =
-                matches!(fact.kind, FactKind::Submitted { .. }).then(|| submission.clone().map(Box::new)).flatten();
+        // As logs are read: one after the other, by the names of their executions.
+        let mut logs: Vec<&Fact> = facts.iter().collect();
+        logs.sort_by_key(|fact| fact.execution);
+        for fact in logs {
+            let is_first = matches!(fact.kind, FactKind::Submitted { .. });
+            let submission = self.submissions.get(&fact.execution).filter(|_| is_first).cloned().map(Box::new);
             let effects = next.give(Input::Replay { fact: Box::new(fact.clone()), submission });
             assert!(effects.is_empty(), "a replayed fact is not acted on");
         }
         next.facts = facts;
-        next.submission = submission;
+        next.submissions = std::mem::take(&mut self.submissions);
         *self = next;
         self.give(ready)
     }

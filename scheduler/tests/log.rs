@@ -26,7 +26,7 @@ pub(crate) fn granted(n: u8) -> FactKind {
 }
 
 pub(crate) fn submitted() -> FactKind {
-    FactKind::Submitted { execution: execution().0, run: codec::cid_of(&"run"), by: lablet(9), priority: 0 }
+    FactKind::Submitted { execution: execution().0, run: codec::cid_of(&"run"), by: lablet(9), priority: 0, order: 0 }
 }
 
 /// A log that a test writes.

@@ -116,3 +116,80 @@ fn a_run_says_which_label_it_waits_for_and_how_much_of_it_is_free() {
     let (id, _) = bench.submit_by(1, 1, wants);
     assert_eq!(phase(&bench, id), "waiting: waits for 25 slots labelled nat=symmetric, 20 free on 2 lablets");
 }
+
+/// A lab whose only lablet is taken, and runs of one priority that wait for it, in the order of their submission.
+fn full_with_a_queue() -> (Bench, ExecutionId, Vec<ExecutionId>) {
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(4, 0), vec![]);
+    let (first, _) = bench.submit_by(1, 1, run(&[("a", 4)]));
+    let waiting: Vec<_> = (2..10).map(|nonce| bench.submit_by(2, nonce, run(&[("a", 4)])).0).collect();
+    assert!(!waiting.is_sorted(), "their names are in another order");
+    (bench, first, waiting)
+}
+
+/// Whoever waits gets its turn in this order.
+fn check_turns(bench: &mut Bench, first: ExecutionId, waiting: &[ExecutionId]) {
+    let listed: Vec<_> = bench.core.executions().into_iter().map(|view| view.execution).collect();
+    assert_eq!(listed, [&[first], waiting].concat());
+    let mut before = first;
+    for (n, next) in waiting.iter().enumerate() {
+        let effects = end(bench, before);
+        let placed: Vec<_> = waiting.iter().filter(|id| offered(&effects, **id)).collect();
+        assert_eq!(placed, [next], "turn {n}");
+        before = *next;
+    }
+}
+
+#[test]
+fn runs_that_wait_keep_their_order_over_a_restart() {
+    let (mut bench, first, mut waiting) = full_with_a_queue();
+    bench.restart();
+    // Whoever comes after the restart comes last.
+    waiting.push(bench.submit_by(2, 10, run(&[("a", 4)])).0);
+    bench.restart();
+    waiting.push(bench.submit_by(2, 11, run(&[("a", 4)])).0);
+    bench.hello_with(1, 1, 2, both(4, 0), vec![]);
+    check_turns(&mut bench, first, &waiting);
+}
+
+#[test]
+fn runs_that_wait_keep_their_order_over_a_takeover() {
+    let (mut bench, first, waiting) = full_with_a_queue();
+    bench.take_over(&[]);
+    bench.hello_in_term(1, 1, 2, both(4, 0), vec![], Some(crate::succession::claim()));
+    check_turns(&mut bench, first, &waiting);
+}
+
+#[test]
+fn runs_of_a_log_that_says_nothing_of_their_order_are_ordered_by_their_times() {
+    let mut bench = Bench::new();
+    let waiting: Vec<_> = (2..10)
+        .map(|nonce| {
+            bench.wait(10);
+            bench.submit_by(2, nonce, run(&[("a", 4)])).0
+        })
+        .collect();
+    bench.forget_orders();
+    bench.restart();
+    let listed: Vec<_> = bench.core.executions().into_iter().map(|view| view.execution).collect();
+    assert_eq!(listed, waiting);
+}
+
+#[test]
+fn all_that_is_known_of_runs_that_wait_and_run_is_known_after_a_restart() {
+    let (mut bench, first, _) = full_with_a_queue();
+    bench.bid(1, first, 4);
+    let before = bench.core.remembered();
+    bench.restart();
+    assert!(before.is_some());
+    assert_eq!(bench.core.remembered(), before);
+}
+
+#[test]
+fn what_was_cancelled_before_its_start_says_so_after_a_restart() {
+    let (mut bench, _, waiting) = full_with_a_queue();
+    let said = |effects: &[Effect]| order(effects).expect("a result is ordered").missing;
+    let before = said(&bench.give(Input::Cancel { execution: waiting[0], by: crate::cores::peer(202) }));
+    assert_eq!(said(&bench.restart()), before);
+    assert!(before.values().all(|why| why == "cancelled before it was started"), "{before:?}");
+}

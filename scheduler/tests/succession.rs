@@ -13,7 +13,7 @@ use iptl_wire::takeover::{Claim, Finished};
 
 use crate::cores::{Bench, cell, epoch, grants, inventory, order, peer, persisted, result, run, sent_to};
 
-fn claim() -> Signed<Claim> {
+pub(crate) fn claim() -> Signed<Claim> {
     let body = Certificate {
         lab: peer(201),
         orchestrator: peer(200),

@@ -53,6 +53,9 @@ pub enum FactKind {
         /// Its place before others: the higher goes first.
         #[serde(default, skip_serializing_if = "is_default")]
         priority: i32,
+        /// Its place among those that were not over when it came: the lower came first.
+        #[serde(default, skip_serializing_if = "is_default")]
+        order: u64,
     },
     /// Instances were placed; links the Placement.
     Placed {

@@ -22,7 +22,7 @@ fn epoch() -> Epoch {
 
 fn submitted() -> FactKind {
     let by = epoch().peer;
-    FactKind::Submitted { execution: execution().0, run: iptl_dag::codec::cid_of(&"run"), by, priority: 0 }
+    FactKind::Submitted { execution: execution().0, run: iptl_dag::codec::cid_of(&"run"), by, priority: 0, order: 0 }
 }
 
 fn cancelled() -> FactKind {

@@ -5,7 +5,7 @@ use iptl_dag::model::{Epoch, ExecutionId, FactKind};
 use iptl_wire::Timestamp;
 use iptl_wire::session::ToLablet;
 
-use super::state::Stage;
+use super::state::{Exec, Stage};
 use super::{Orchestrator, cell_ref, ms};
 
 impl Orchestrator {
@@ -20,7 +20,8 @@ impl Orchestrator {
             // It may have been started, or be over: lablets are asked first.
             return;
         }
-        self.wind_down(now, id, "cancelled");
+        let reason = self.executions.get(&id).map(Exec::end_reason).unwrap_or_default();
+        self.wind_down(now, id, &reason);
     }
 
     /// Ends a run whose time is over.
@@ -31,7 +32,8 @@ impl Orchestrator {
         }
         exec.timed_out = true;
         self.persist(id, FactKind::TimedOut {});
-        self.wind_down(now, id, "the run's time is over");
+        let reason = self.executions.get(&id).map(Exec::end_reason).unwrap_or_default();
+        self.wind_down(now, id, &reason);
     }
 
     /// Stops what runs and waits for receipts; without anything that ran, the result is ordered at once.

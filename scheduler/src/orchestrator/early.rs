@@ -17,8 +17,9 @@ impl Orchestrator {
         }
         let Some(reason) = exec.failed_fast() else { return };
         exec.ended_early = Some(reason.clone());
-        self.persist(id, FactKind::EndedEarly { reason: reason.clone() });
-        self.wind_down(now, id, &format!("the plan ends the run: {reason}"));
+        self.persist(id, FactKind::EndedEarly { reason });
+        let reason = self.executions.get(&id).map(Exec::end_reason).unwrap_or_default();
+        self.wind_down(now, id, &reason);
     }
 
     /// Ends a run that was not started in the time that its plan gives.

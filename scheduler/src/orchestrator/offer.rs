@@ -21,7 +21,9 @@ impl Orchestrator {
         if self.executions.contains_key(&id) || self.over.contains_key(&id) {
             return;
         }
-        let fact = FactKind::Submitted { execution: id.0, run: run.cid, by: by.clone(), priority };
+        let last = self.executions.values().map(|exec| exec.order).max();
+        let order = last.map_or(0, |last| last.saturating_add(1));
+        let fact = FactKind::Submitted { execution: id.0, run: run.cid, by: by.clone(), priority, order };
         let groups = run.run.groups.iter().map(|(name, g)| (name.clone(), g.count)).collect();
         let event = Event::Submitted {
             execution: id.0,
@@ -31,7 +33,7 @@ impl Orchestrator {
             groups,
         };
         let instances = run.run.instances();
-        self.admit(now, node, run, by, priority, self.wall_ms(now));
+        self.admit(now, node, run, by, (priority, order), self.wall_ms(now));
         self.persist(id, fact);
         self.notify(id, event);
         if instances == 0 {
@@ -43,17 +45,16 @@ impl Orchestrator {
         }
     }
 
-    /// Takes an execution into the state.
+    /// Takes an execution into the state, with its priority and its place among those that are not over.
     pub(super) fn admit(
         &mut self,
         now: Timestamp,
         node: Execution,
         run: KnownRun,
         by: PeerId,
-        priority: i32,
+        (priority, order): (i32, u64),
         submitted_ms: u64,
     ) {
-        self.submissions += 1;
         let id = node.id();
         let leader = self.config.peer.clone();
         self.executions.insert(
@@ -61,7 +62,7 @@ impl Orchestrator {
             Exec {
                 node,
                 run,
-                order: self.submissions,
+                order,
                 by,
                 submitted_at: now,
                 submitted_ms,

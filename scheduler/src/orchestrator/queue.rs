@@ -29,17 +29,17 @@ impl Orchestrator {
     pub(super) fn plan_queue(&mut self, now: Timestamp) {
         let held = self.held_by_submitter();
         let before = |exec: &Exec| Reverse(exec.priority);
-        let mut queue: Vec<(bool, Reverse<i32>, u64, u64, ExecutionId)> = self
+        let mut queue: Vec<(bool, Reverse<i32>, u64, (u64, u64), ExecutionId)> = self
             .executions
             .iter()
             .filter_map(|(id, exec)| match exec.stage {
                 Stage::Waiting => {
                     let held = held.get(&exec.by).copied().unwrap_or(0);
-                    Some((true, before(exec), held, exec.order, *id))
+                    Some((true, before(exec), held, exec.place(), *id))
                 }
-                Stage::Granted if exec.open() > 0 => Some((false, before(exec), 0, exec.order, *id)),
+                Stage::Granted if exec.open() > 0 => Some((false, before(exec), 0, exec.place(), *id)),
                 Stage::Running { .. } if !exec.replace.is_empty() && !exec.recalling() => {
-                    Some((false, before(exec), 0, exec.order, *id))
+                    Some((false, before(exec), 0, exec.place(), *id))
                 }
                 Stage::Granted
                 | Stage::Running { .. }

@@ -23,9 +23,9 @@ pub(super) const GRACE_LEASES: u64 = 2;
 impl Orchestrator {
     pub(super) fn replay(&mut self, now: Timestamp, fact: Fact, submission: Option<Submission>) {
         let id = fact.execution;
-        if let FactKind::Submitted { by, priority, .. } = fact.kind {
+        if let FactKind::Submitted { by, priority, order, .. } = fact.kind {
             if let Some(Submission { execution, run }) = submission.filter(|s| s.execution.id() == id) {
-                self.admit(now, execution, run, by, priority, fact.at_ms);
+                self.admit(now, execution, run, by, (priority, order), fact.at_ms);
             }
             return;
         }
@@ -72,9 +72,10 @@ impl Orchestrator {
                 exec.name(&lablet, shard, count);
             }
             // What these say of instances counts once the receipts are here.
-            FactKind::Lost { lablet, .. } => {
+            FactKind::Lost { lablet, reason, .. } => {
                 if lablet.is_none() && !exec.ending() {
                     exec.doubtful |= exec.taken_over;
+                    exec.note_unheard(&reason);
                 }
                 if let Some(cell) = lablet.and_then(|l| exec.cells.get_mut(&l)) {
                     cell.over = true;
@@ -173,7 +174,8 @@ impl Orchestrator {
             return;
         }
         for id in ended {
-            self.wind_down(now, id, "ended");
+            let reason = self.executions.get(&id).map(Exec::end_reason).unwrap_or_default();
+            self.wind_down(now, id, &reason);
         }
         let ids: Vec<_> = self.executions.keys().copied().collect();
         for id in ids {

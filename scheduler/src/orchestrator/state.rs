@@ -55,7 +55,7 @@ impl LabletState {
 pub(super) struct Exec {
     pub node: Execution,
     pub run: KnownRun,
-    /// Place in the queue.
+    /// Its place among those that were not over when it came, as its first fact says; see [`Exec::place`].
     pub order: u64,
     /// Who asked.
     pub by: PeerId,
@@ -221,6 +221,12 @@ pub(super) enum Pull {
 }
 
 impl Exec {
+    /// Returns its place in the order of submission. Facts that say nothing of it, or were written by two orchestrators,
+    /// are told apart by their times.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.order, self.submitted_ms)
+    }
+
     /// Whether cells were told to start.
     pub(super) fn started(&self) -> bool {
         self.started_ms > 0
@@ -257,6 +263,19 @@ impl Exec {
     /// Whether someone, the clock or the plan has asked for its end.
     pub(super) fn ending(&self) -> bool {
         self.cancelled.is_some() || self.timed_out || self.ended_early.is_some()
+    }
+
+    /// Says why it ends, to lablets and of what never ran; the same whenever it is asked.
+    pub(super) fn end_reason(&self) -> String {
+        if self.cancelled.is_some() {
+            "cancelled".to_owned()
+        } else if self.timed_out {
+            "the run's time is over".to_owned()
+        } else if let Some(reason) = &self.ended_early {
+            format!("the plan ends the run: {reason}")
+        } else {
+            "given up after a takeover".to_owned()
+        }
     }
 
     /// Whether what is lost now may begin anew, as far as its group allows it.

@@ -23,6 +23,27 @@ use crate::placement::merge;
 /// Terms of an execution that a predecessor may have gone through unseen; a lablet that names a later one lies.
 const MAX_UNSEEN_TERMS: u64 = 64;
 
+/// How a reason begins that names lablets which were not heard after a takeover.
+const UNHEARD: &str = "the orchestrator was lost, and ";
+
+/// What such a reason distorts a result by, as people read it.
+const TAKEOVER: &str = "the takeover";
+
+impl Exec {
+    /// Notes that lablets were not heard after a takeover, where a loss has that as its reason: whoever reads the result
+    /// should know.
+    pub(super) fn note_unheard(&mut self, reason: &str) {
+        if reason.starts_with(UNHEARD) {
+            self.distortions.push((TAKEOVER.to_owned(), reason.to_owned()));
+        }
+    }
+
+    /// Returns what was noted so.
+    pub(super) fn unheard(&self) -> Vec<String> {
+        self.distortions.iter().filter(|(what, _)| what == TAKEOVER).map(|(_, reason)| reason.clone()).collect()
+    }
+}
+
 /// The time in which lablets are asked what they hold.
 #[derive(Debug)]
 pub(super) struct Reconcile {
@@ -189,8 +210,7 @@ impl Orchestrator {
                 self.start_late(now, id);
             }
             if !names.is_empty() {
-                let reason =
-                    format!("the orchestrator was lost, and {} may hold it and was not heard", names.join(", "));
+                let reason = format!("{UNHEARD}{} may hold it and was not heard", names.join(", "));
                 self.doubt(now, id, &reason);
             }
             let later = self.executions.get_mut(&id).map(|e| std::mem::take(&mut e.lose_later)).unwrap_or_default();
@@ -206,8 +226,8 @@ impl Orchestrator {
             }
             let ending = exec.ending() || (exec.doubtful && !exec.started());
             if ending && !matches!(exec.stage, Stage::Stopping { .. } | Stage::Assembling { .. }) {
-                let reason = if exec.doubtful && !exec.started() { "given up after a takeover" } else { "ended" };
-                self.wind_down(now, id, reason);
+                let reason = exec.end_reason();
+                self.wind_down(now, id, &reason);
             }
             self.start_if_ready(now, id);
             self.settle(now, id);
@@ -262,8 +282,7 @@ impl Orchestrator {
         exec.doubtful = true;
         exec.reason = reason.to_owned();
         let lost = exec.give_up_replacement().unwrap_or_default();
-        let what = ("the takeover".to_owned(), reason.to_owned());
-        exec.distortions.push(what);
+        exec.note_unheard(reason);
         self.persist(id, FactKind::Lost { lablet: None, instances: lost, reason: reason.to_owned() });
         self.settle(now, id);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{Assignment, Epoch, ExecutionId, InstanceId, Run};
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, FaultDone, InstanceId, Run};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::control::RunningRow;
@@ -65,8 +65,8 @@ pub struct Remembered {
     pub received: BTreeMap<InstanceId, (PeerId, u32)>,
     /// Receipts that count where a later attempt is lost.
     pub evidence: BTreeMap<InstanceId, (PeerId, u32)>,
-    /// Lost instances.
-    pub lost: BTreeSet<InstanceId>,
+    /// Lost instances, with the reason.
+    pub lost: BTreeMap<InstanceId, String>,
     /// Lost instances that wait for another attempt, with its number.
     pub replace: BTreeMap<InstanceId, u32>,
     /// Who cancelled it.
@@ -75,10 +75,18 @@ pub struct Remembered {
     pub timed_out: bool,
     /// Why the plan had it ended.
     pub ended_early: Option<String>,
+    /// First failure of each group.
+    pub failed: BTreeMap<String, (InstanceId, String)>,
+    /// Who asked for it.
+    pub by: PeerId,
     /// Its place before others.
     pub priority: i32,
+    /// Its place among those that were not over when it came.
+    pub order: u64,
     /// Whether it was taken over, and whether nothing of it is granted anew since.
     pub taken_over: (bool, bool),
+    /// Which lablets were not heard then, as its result will say.
+    pub unheard: Vec<String>,
 }
 
 /// What the log alone makes of a cell.
@@ -96,6 +104,10 @@ pub struct RememberedCell {
     pub over: bool,
     /// Chunks of receipts that are kept, with their counts.
     pub shards: BTreeMap<Cid, u32>,
+    /// Faults that were done in it on purpose.
+    pub faults: BTreeSet<FaultDone>,
+    /// Whether its lablet has said how far the others are.
+    pub measured: bool,
 }
 
 impl From<ExecutionView> for RunningRow {
@@ -108,7 +120,7 @@ impl Orchestrator {
     /// Returns all executions that are not over, in the order of their submission.
     pub fn executions(&self) -> Vec<ExecutionView> {
         let mut rows: Vec<_> = self.executions.iter().collect();
-        rows.sort_by_key(|(_, exec)| exec.order);
+        rows.sort_by_key(|(id, exec)| (exec.place(), **id));
         rows.into_iter()
             .map(|(id, exec)| {
                 let phase = match &exec.stage {
@@ -152,6 +164,8 @@ impl Orchestrator {
             accepted: cell.phase >= Phase::Accepted,
             over: cell.over,
             shards: cell.shards.iter().filter(|(_, s)| s.state == Pull::Kept).map(|(cid, s)| (*cid, s.count)).collect(),
+            faults: cell.faults.clone(),
+            measured: cell.measured,
         };
         let remembered = |exec: &Exec| Remembered {
             epoch: exec.epoch,
@@ -163,13 +177,17 @@ impl Orchestrator {
             former: exec.former.clone(),
             received: exec.received.clone(),
             evidence: exec.evidence.clone(),
-            lost: exec.lost.keys().cloned().collect(),
+            lost: exec.lost.clone(),
             replace: exec.replace.clone(),
             cancelled: exec.cancelled.clone(),
             timed_out: exec.timed_out,
             ended_early: exec.ended_early.clone(),
+            failed: exec.failed.clone(),
+            by: exec.by.clone(),
             priority: exec.priority,
+            order: exec.order,
             taken_over: (exec.taken_over, exec.doubtful),
+            unheard: exec.unheard(),
         };
         Some(self.executions.iter().map(|(id, exec)| (*id, remembered(exec))).collect())
     }

@@ -88,7 +88,8 @@ pub fn long_log(count: u32, snapshot: bool) -> LongLog {
     let execution = Execution { run: cid, orchestrator: key.peer().clone(), nonce: [0; 16] };
     let id = execution.id();
     let each = count.div_ceil(LABLETS);
-    let mut kinds = vec![FactKind::Submitted { execution: id.0, run: cid, by: key.peer().clone(), priority: 0 }];
+    let mut kinds =
+        vec![FactKind::Submitted { execution: id.0, run: cid, by: key.peer().clone(), priority: 0, order: 0 }];
     for n in 0..LABLETS {
         let assignments = vec![Assignment { group: "a".into(), start: n * each, count: each, lablet: peer(n) }];
         kinds.push(FactKind::Granted { lablet: peer(n), assignments, attempt: 1 });
