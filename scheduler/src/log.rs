@@ -30,6 +30,12 @@ pub const HEADER_SIZE: usize = 4 + 32;
 /// Size at which a part of a snapshot is full, in bytes: half of the largest record, so that one more fact fits.
 const PART_SIZE: usize = MAX_RECORD_SIZE / 2;
 
+/// What disks write at once, in bytes.
+const SECTOR_SIZE: usize = 512;
+
+/// Zeros in a row at the end of a record that no fact ends with, which ends with a signature.
+const HOLE_SIZE: usize = 8;
+
 /// Appends a record with `body` to the bytes of a log.
 pub fn append_record(log: &mut Vec<u8>, body: &[u8]) {
     log.extend(u32::try_from(body.len()).expect("a record is far below 4 GiB").to_be_bytes());
@@ -55,7 +61,8 @@ pub enum Tail {
     Clean,
     /// The beginning of one more record, which a crash tore: it was never acted on, and is cut off.
     Torn,
-    /// A record that is not what was written, with whole ones after it: the disk changed what was durable.
+    /// A record that is not what was written, and was durable: whole ones come after it, or all of it is there and its
+    /// hash is another. The disk changed it.
     Damaged,
 }
 
@@ -67,16 +74,43 @@ pub fn records(log: &[u8]) -> Records {
         at = body.end;
         bodies.push(body);
     }
-    Records { bodies, whole: at, tail: tail(&log[at..]) }
+    Records { bodies, whole: at, tail: tail(&log[at..], at) }
 }
 
-/// Says what stands behind the last whole record of a log.
-pub fn tail(rest: &[u8]) -> Tail {
+/// Says what stands behind the last whole record of a log, at `at` in its file.
+pub fn tail(rest: &[u8], at: usize) -> Tail {
     match rest.is_empty() {
         true => Tail::Clean,
-        false if any_record_after(rest, 1) => Tail::Damaged,
+        false if any_record_after(rest, 1) || was_whole(rest, at) => Tail::Damaged,
         false => Tail::Torn,
     }
+}
+
+/// Whether the record that begins here was once written whole, and is not what was written now.
+///
+/// A crash leaves less than a record, or one with holes: a file may have its length before all of its sectors have what
+/// was written, and these read as zeros. What is there to its last byte and has no hole was written, and may have been
+/// acted on.
+fn was_whole(rest: &[u8], at: usize) -> bool {
+    let Some(header) = rest.get(..HEADER_SIZE) else { return false };
+    if *blake3::hash(&rest[HEADER_SIZE..]).as_bytes() == header[4..] {
+        // Only its length is another.
+        return true;
+    }
+    let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let record = rest.get(..HEADER_SIZE.saturating_add(length)).filter(|_| length > 0);
+    record.is_some_and(|record| !has_hole(record, at))
+}
+
+/// Whether a sector of a record that begins at `at` in its file was not written.
+fn has_hole(record: &[u8], at: usize) -> bool {
+    let first = (SECTOR_SIZE - at % SECTOR_SIZE).min(record.len());
+    let (begun, others) = record.split_at(first);
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    // The first bytes of a length are zeros anyway.
+    let in_first = begun.len() > size_of::<u32>() && is_zero(begun);
+    let end = record.len().saturating_sub(HOLE_SIZE);
+    in_first || is_zero(&record[end..]) || others.chunks(SECTOR_SIZE).any(is_zero)
 }
 
 /// Returns where the body of a whole record that begins at `at` is.

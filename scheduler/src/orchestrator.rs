@@ -157,6 +157,12 @@ impl Orchestrator {
             Input::Wall { unix_us } => self.wall = (now, unix_us),
             // Nothing is decided while logs are read: time and other inputs come after `Replayed`.
             Input::Replay { fact, submission } => return self.replay(now, *fact, submission.map(|s| *s)),
+            Input::Aged { execution, submitted, started } => {
+                if let Some(exec) = self.executions.get_mut(&execution) {
+                    exec.age = (submitted, started);
+                }
+                return;
+            }
             Input::Over(end) => {
                 let known = self.over.get(&end.execution);
                 if !self.executions.contains_key(&end.execution) && known.is_none_or(|known| end.outdoes(known)) {

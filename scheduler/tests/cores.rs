@@ -1,11 +1,12 @@
 //! The orchestrator core: happy path, refusals, cancellation, replay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{
-    Counts, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GroupRun, InstanceId, LossPolicy, Network,
-    Placing, Requirements, Resources, ResultVerdict, Run, WorkloadKind,
+    self, Counts, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GroupRun, InstanceId, LossPolicy,
+    Network, Placement, Placing, Requirements, Resources, ResultVerdict, Run, WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId, codec};
 use iptl_scheduler::{
@@ -243,7 +244,7 @@ impl Bench {
         self.say(n, ToOrchestrator::Heartbeat(heartbeat))
     }
 
-    fn receipts(&mut self, n: u8, cell: &CellRef, instances: &[(&str, u32)]) -> Vec<Effect> {
+    pub(crate) fn receipts(&mut self, n: u8, cell: &CellRef, instances: &[(&str, u32)]) -> Vec<Effect> {
         let shard = codec::cid_of(&(n, instances));
         let count = instances.len() as u32;
         let ready = ReceiptsReady { cell: cell.clone(), shard, count };
@@ -307,12 +308,27 @@ impl Bench {
         self.reborn(Input::TakeOver { term: epoch(1), lablets, handed_over: false })
     }
 
+    /// Makes a new orchestrator out of the log once the wall clock was set, with what is known of how many milliseconds
+    /// ago executions were submitted and started.
+    pub(crate) fn restart_at(&mut self, jump_us: i64, ages: &[(ExecutionId, Option<u64>, Option<u64>)]) -> Vec<Effect> {
+        self.reborn_at(Input::Replayed, jump_us, ages)
+    }
+
     fn reborn(&mut self, ready: Input) -> Vec<Effect> {
+        self.reborn_at(ready, 0, &[])
+    }
+
+    fn reborn_at(
+        &mut self,
+        ready: Input,
+        jump_us: i64,
+        ages: &[(ExecutionId, Option<u64>, Option<u64>)],
+    ) -> Vec<Effect> {
         let facts = std::mem::take(&mut self.facts);
         let mut next = Bench::with(|_| {});
         next.now = self.now;
         next.core = Orchestrator::new(OrchestratorConfig::new(peer(ORCHESTRATOR), peer(201), "lab".into()));
-        let unix_us = 1_800_000_000_000_000 + self.now.0 / 1_000;
+        let unix_us = (1_800_000_000_000_000 + self.now.0 / 1_000).saturating_add_signed(jump_us);
         next.give(Input::Wall { unix_us });
         // As logs are read: one after the other, by the names of their executions.
         let mut logs: Vec<&Fact> = facts.iter().collect();
@@ -322,6 +338,10 @@ impl Bench {
             let submission = self.submissions.get(&fact.execution).filter(|_| is_first).cloned().map(Box::new);
             let effects = next.give(Input::Replay { fact: Box::new(fact.clone()), submission });
             assert!(effects.is_empty(), "a replayed fact is not acted on");
+        }
+        for (execution, submitted, started) in ages.iter().copied() {
+            let (submitted, started) = (submitted.map(Duration::from_millis), started.map(Duration::from_millis));
+            next.give(Input::Aged { execution, submitted, started });
         }
         next.facts = facts;
         next.submissions = std::mem::take(&mut self.submissions);
@@ -336,6 +356,11 @@ pub(crate) fn epoch(counter: u64) -> Epoch {
 
 pub(crate) fn cell(execution: ExecutionId, counter: u64) -> CellRef {
     CellRef { execution, epoch: epoch(counter) }
+}
+
+/// What a lablet says of a cell.
+pub(crate) fn status(cell: CellRef, phase: CellPhase, running: u32, ended: u32) -> CellStatus {
+    CellStatus { cell, assignments: Vec::new(), phase, running, ended, directory: 1, attempt: 1 }
 }
 
 pub(crate) fn persisted(effects: &[Effect]) -> Vec<FactKind> {
@@ -363,6 +388,16 @@ pub(crate) fn grants(effects: &[Effect]) -> Vec<Grant> {
         .iter()
         .filter_map(|e| match e {
             Effect::SendGrant { grant, .. } => Some(grant.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn placements(effects: &[Effect]) -> Vec<Placement> {
+    effects
+        .iter()
+        .filter_map(|e| match e {
+            Effect::StorePlacement(placement) => Some(placement.clone()),
             _ => None,
         })
         .collect()
@@ -400,7 +435,11 @@ fn a_run_goes_from_submission_to_seal() {
     for n in [1, 2, 3] {
         let slots = if n == 3 { 1 } else { 4 };
         let effects = bench.hello(n, n, u64::from(n), slots, vec![]);
-        assert!(effects.iter().any(|e| matches!(e, Effect::Welcome { heartbeat_ms: 900..=1100, lease_ms: 5000, .. })));
+        assert!(
+            effects
+                .iter()
+                .any(|e| matches!(e, Effect::Welcome { heartbeat_ms: 900..=1100, lease_ms: 4750..=5000, .. }))
+        );
     }
     let (id, effects) = bench.submit(run(&[("a", 8)]));
     assert!(matches!(persisted(&effects)[..], [FactKind::Submitted { .. }, FactKind::Placed { .. }]));
@@ -487,18 +526,16 @@ fn a_missing_bid_moves_instances_to_others() {
     let mut bench = Bench::new();
     bench.hello(1, 1, 1, 8, vec![]);
     bench.hello(2, 2, 2, 8, vec![]);
-    let (id, _) = bench.submit(run(&[("a", 4)]));
+    let (id, effects) = bench.submit(run(&[("a", 4)]));
+    let first = placements(&effects).pop().expect("it is placed");
     bench.bid(2, id, 8);
     let effects = bench.wait(1_100);
     let granted = grants(&effects);
     assert_eq!(granted.len(), 1);
     assert_eq!(granted[0].lablet, peer(2));
     assert_eq!(granted[0].assignments[0].count, 4);
-    let children = effects.iter().filter_map(|e| match e {
-        Effect::StorePlacement(p) => Some(p.parent.is_some()),
-        _ => None,
-    });
-    assert_eq!(children.collect::<Vec<_>>(), [true]);
+    let parents: Vec<Option<Cid>> = placements(&effects).into_iter().map(|placement| placement.parent).collect();
+    assert_eq!(parents, [Some(*model::to_block(first).cid())]);
 }
 
 #[test]
@@ -848,6 +885,90 @@ fn a_lablet_that_does_not_come_back_after_a_restart_is_lost_after_two_leases() {
     assert!(persisted(&bench.wait(9_000)).iter().all(|f| !matches!(f, FactKind::Lost { .. })));
     let effects = bench.wait(2_000);
     assert!(order(&effects).is_some_and(|o| o.missing.len() == 4));
+}
+
+#[test]
+fn a_lablet_that_was_not_heard_since_a_restart_is_unknown_until_it_is_heard_or_lost() {
+    let mut bench = Bench::new();
+    bench.started();
+    let seen = |bench: &Bench| -> Vec<(bool, bool)> {
+        bench.core.lablets(bench.now).iter().map(|view| (view.online, view.unknown)).collect()
+    };
+    assert_eq!(seen(&bench), [(true, false), (true, false)]);
+    bench.give(Input::Gone { from: peer(1), session: 1 });
+    assert_eq!(seen(&bench), [(false, false), (true, false)], "it was heard a moment ago");
+    bench.restart();
+    assert_eq!(seen(&bench), [(false, true), (false, true)]);
+    bench.hello(1, 1, 11, 2, vec![]);
+    assert_eq!(seen(&bench), [(true, false), (false, true)]);
+    bench.wait(11_000);
+    assert!(seen(&bench).iter().all(|(_, unknown)| !unknown), "what does not come back is lost");
+}
+
+#[test]
+fn leases_that_are_given_together_do_not_end_together() {
+    let mut bench = Bench::new();
+    let lease = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Welcome { heartbeat_ms, lease_ms, .. } => Some((*heartbeat_ms, *lease_ms)),
+            _ => None,
+        })
+    };
+    let given: Vec<_> = (0..40).map(|n| lease(&bench.hello(n, n, u64::from(n), 2, vec![])).expect("welcome")).collect();
+    let leases: BTreeSet<u32> = given.iter().map(|(_, lease)| *lease).collect();
+    assert!(leases.len() > 20 && given.iter().all(|(beat, lease)| (900..=1_100).contains(beat) && *lease <= 5_000));
+    assert!(*leases.first().unwrap() >= 4_750, "{leases:?}");
+    // Where somebody follows they outlast the claim of the second in rank, which comes after seven and a half seconds.
+    let mut bench = Bench::new();
+    bench.give(Input::Followed { is_followed: true });
+    let given: Vec<_> = (0..40).map(|n| lease(&bench.hello(n, n, u64::from(n), 2, vec![])).expect("welcome")).collect();
+    assert!(given.iter().all(|(_, lease)| (9_500..=10_000).contains(lease)), "{given:?}");
+}
+
+/// Keeps lablets in touch for so many seconds; the first says this of a cell.
+fn keep_in_touch(bench: &mut Bench, seconds: u64, lablets: &[u8], cells: &[CellStatus]) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for _ in 0..seconds {
+        effects.extend(bench.wait(1_000));
+        for (place, n) in lablets.iter().enumerate() {
+            let cells = if place == 0 { cells.to_vec() } else { Vec::new() };
+            let seq = bench.next_seq();
+            effects.extend(bench.heartbeat(*n, seq, 2, cells));
+        }
+    }
+    effects
+}
+
+#[test]
+fn a_lablet_that_takes_its_grant_and_never_gets_prepared_gives_way_to_another() {
+    let (slow, other) = (1, 2);
+    let mut bench = Bench::new();
+    bench.hello(slow, 1, 1, 2, vec![]);
+    let (id, effects) = bench.submit(run(&[("a", 2)]));
+    let first = placements(&effects).pop().map(|placement| *model::to_block(placement).cid());
+    assert!(first.is_some());
+    let granted = grants(&bench.bid(slow, id, 2));
+    let [grant] = &granted[..] else { panic!("{granted:?}") };
+    bench.hello(other, 2, 2, 2, vec![]);
+    bench.say(slow, ToOrchestrator::Accept(grant.cell.clone()));
+    let preparing = [status(grant.cell.clone(), CellPhase::Preparing, 0, 0)];
+    let early = keep_in_touch(&mut bench, 119, &[slow, other], &preparing);
+    assert_eq!(persisted(&early), [], "it has two minutes");
+    let effects = keep_in_touch(&mut bench, 3, &[slow, other], &preparing);
+    let reason = "did not get prepared in time".to_owned();
+    assert!(persisted(&effects).contains(&FactKind::Refused { lablet: peer(slow), reason: reason.clone() }));
+    assert!(sent_to(&effects, slow).contains(&ToLablet::Stop(grant.cell.clone(), reason)), "{effects:?}");
+    let placed = placements(&effects);
+    let [elsewhere] = &placed[..] else { panic!("{placed:?}") };
+    assert_eq!(elsewhere.parent, first);
+    let granted = grants(&effects);
+    let again = granted.first().expect("it is granted elsewhere");
+    // A grant that nobody takes is sent again with every heartbeat.
+    assert!(granted.iter().all(|grant| grant == again), "{granted:?}");
+    assert_eq!((&again.lablet, again.cell.epoch.counter), (&peer(other), 2));
+    bench.say(other, ToOrchestrator::Accept(again.cell.clone()));
+    let effects = bench.say(other, ToOrchestrator::Prepared(again.cell.clone()));
+    assert!(persisted(&effects).contains(&FactKind::Started {}));
 }
 
 #[test]

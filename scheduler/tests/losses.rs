@@ -90,6 +90,21 @@ fn a_lost_instance_is_granted_again_where_its_group_allows_it_and_only_there() {
 }
 
 #[test]
+fn what_was_lost_and_given_up_has_one_reason_before_and_after_a_restart() {
+    let mut bench = Bench::new();
+    let mut lossy = lossy(rerun(1));
+    lossy.timeout_ms = 90_000;
+    let id = bench.started_with(lossy);
+    let effects = without_two(&mut bench, id, 45, CellPhase::Running, 0);
+    let given_up = |kind: &FactKind| matches!(kind, FactKind::Lost { lablet: None, .. });
+    assert!(persisted(&effects).iter().any(given_up), "no lablet comes for another attempt");
+    let before = bench.core.remembered();
+    assert!(before.is_some());
+    bench.restart();
+    assert_eq!(bench.core.remembered(), before);
+}
+
+#[test]
 fn a_lablet_that_is_back_was_away_though_nobody_noticed_the_end_of_its_session() {
     let mut bench = Bench::new();
     let id = bench.started_with(lossy(rerun(0)));

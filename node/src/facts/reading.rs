@@ -129,13 +129,13 @@ fn cut_off(path: &Path, at: u64, seq: u64, is_last: bool) -> Result<(), LogError
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
     let mut rest = Vec::new();
     file.seek(SeekFrom::Start(at)).and_then(|_| file.read_to_end(&mut rest)).map_err(io)?;
-    match log::tail(&rest) {
+    match log::tail(&rest, usize::try_from(at).unwrap_or(usize::MAX)) {
         Tail::Torn if is_last => {
             tracing::warn!(log = %path.display(), bytes = rest.len(), "cut off a tail that a crash tore");
             file.set_len(at).and_then(|()| file.sync_all()).map_err(io)
         }
         Tail::Clean | Tail::Torn | Tail::Damaged => {
-            Err(damaged(path, seq, "it is not what was written, and whole facts come after it"))
+            Err(damaged(path, seq, "it is not what was written, and it was durable"))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What goes into an orchestrator core and what comes out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use iptl_dag::model::{
     Counts, Distortion, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, InstanceId, LabletRecord, Placement,
@@ -195,6 +196,16 @@ pub enum Input {
         fact: Box<Fact>,
         /// What a `Submitted` fact links; none with all others.
         submission: Option<Box<Submission>>,
+    },
+    /// How long ago executions were submitted and started, by a clock that nobody sets: after their facts were replayed,
+    /// before `Replayed`. What is not known goes by the wall clock.
+    Aged {
+        /// Execution.
+        execution: ExecutionId,
+        /// Since its submission.
+        submitted: Option<Duration>,
+        /// Since its start.
+        started: Option<Duration>,
     },
     /// An execution is over whose log is laid aside, of this orchestrator or of one before: whoever asks is told. Between
     /// `Replay` and `Replayed`, and whenever the end of a later term was found to be what it is said to be. It does

@@ -220,7 +220,8 @@ impl Exec {
                     // After a takeover it also names what nobody held.
                     for instance in instances {
                         if !self.received.contains_key(&instance) {
-                            self.lost.insert(instance, reason.clone());
+                            // What it was lost for stays the reason where it is given up later.
+                            self.lost.entry(instance).or_insert_with(|| reason.clone());
                         }
                     }
                 }

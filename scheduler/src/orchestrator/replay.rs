@@ -1,7 +1,9 @@
 //! The state as a fold over facts, and how it goes on from there.
 //!
 //! A restart keeps the term: nothing was sent whose fact was not durable, so no two grants share a name. Lablets have
-//! two leases to come back before they count as lost.
+//! two leases to come back before they count as lost, and no time of a run is over before that.
+//!
+//! Wall time is for people: where the driver knows how long ago something was by a clock that nobody sets, that counts.
 
 use std::collections::BTreeSet;
 
@@ -120,8 +122,12 @@ impl Orchestrator {
         let mut expected: Vec<PeerId> = Vec::new();
         let mut ended = Vec::new();
         for (id, exec) in &mut self.executions {
-            let since_submission = ms(wall_ms.saturating_sub(exec.submitted_ms));
-            exec.submitted_at = Timestamp(now.0.saturating_sub(since_submission.as_nanos() as u64));
+            let (submitted, started) = exec.age;
+            let by_wall = |then_ms: u64| ms(wall_ms.saturating_sub(then_ms));
+            let waited = submitted.unwrap_or_else(|| by_wall(exec.submitted_ms));
+            exec.submitted_at = Timestamp(now.0.saturating_sub(waited.as_nanos() as u64));
+            exec.waited_before = waited.saturating_sub(now.since(exec.submitted_at));
+            exec.grace_until = now.after(grace);
             if !exec.recalling() {
                 exec.rebuild();
             }
@@ -130,8 +136,9 @@ impl Orchestrator {
             exec.stage = if exec.started() && ending {
                 Stage::Stopping { until: now.after(grace).after(stop_grace) }
             } else if exec.started() {
-                let ran_ms = wall_ms.saturating_sub(exec.started_ms);
-                Stage::Running { deadline: now.after(ms(exec.run.run.timeout_ms.saturating_sub(ran_ms))) }
+                let ran = started.unwrap_or_else(|| by_wall(exec.started_ms));
+                let left = ms(exec.run.run.timeout_ms).saturating_sub(ran);
+                Stage::Running { deadline: now.after(left).max(exec.grace_until) }
             } else if ending {
                 ended.push(*id);
                 Stage::Waiting

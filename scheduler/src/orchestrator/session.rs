@@ -11,6 +11,10 @@ use super::api::FOLLOWED_LEASES;
 use super::state::{LabletState, Pull, UNKNOWN_BOOT};
 use super::{Effect, Orchestrator, cell_ref, ms};
 
+/// Part of a lease by which it may be shorter, as a divisor: who follows in second rank claims after three quarters of the
+/// lease that a followed lab has, and lablets need a moment to turn.
+const LEASE_JITTER: u32 = 20;
+
 /// Heartbeats in a row that do not list a cell before it counts as forgotten: one may have overtaken an accept.
 const MAX_ABSENT: u32 = 3;
 
@@ -142,17 +146,23 @@ impl Orchestrator {
         }
     }
 
-    /// Returns the heartbeat interval and the lease for a lablet: slower in a large lab, with jitter of a tenth.
+    /// Returns the heartbeat interval and the lease for a lablet: slower in a large lab, the interval with jitter of a
+    /// tenth, the lease up to a twentieth shorter, so that leases that were given together do not end together.
     fn dictate(&self, lablet: &PeerId, seq: u64) -> (u32, u32) {
         let lablets = u32::try_from(self.lablets.len()).unwrap_or(u32::MAX);
         let scaled = lablets.saturating_mul(1000) / self.config.heartbeats_per_s.max(1);
         let base = self.config.heartbeat_ms.max(scaled).max(1);
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.config.seed.to_le_bytes()).update(lablet.as_bytes()).update(&seq.to_le_bytes());
-        let mut draw = [0; 4];
-        draw.copy_from_slice(&hasher.finalize().as_bytes()[..4]);
-        let heartbeat = base - base / 10 + u32::from_le_bytes(draw) % (base / 5 + 1);
-        (heartbeat, base.saturating_mul(self.lease_heartbeats()))
+        let drawn = hasher.finalize();
+        let draw = |from: usize, most: u32| {
+            let mut draw = [0; 4];
+            draw.copy_from_slice(&drawn.as_bytes()[from..from + 4]);
+            u32::from_le_bytes(draw) % most.saturating_add(1)
+        };
+        let heartbeat = base - base / 10 + draw(0, base / 5);
+        let lease = base.saturating_mul(self.lease_heartbeats());
+        (heartbeat, lease - draw(4, lease / LEASE_JITTER))
     }
 
     /// Whether every lablet that is here holds a lease that is longer than a follower's patience: one that was renewed since

@@ -60,6 +60,12 @@ pub(super) struct Exec {
     /// Who asked.
     pub by: PeerId,
     pub submitted_at: Timestamp,
+    /// How long before that it was submitted, where this clock does not reach back so far.
+    pub waited_before: Duration,
+    /// How long ago it was submitted and started when its log was read, as far as that was known without the wall clock.
+    pub age: (Option<Duration>, Option<Duration>),
+    /// Until when lablets may come back after its log was read: its time is not over before.
+    pub grace_until: Timestamp,
     pub submitted_ms: u64,
     pub started_ms: u64,
     pub ended_ms: u64,
@@ -324,7 +330,8 @@ impl Exec {
             Stage::Running { .. } | Stage::Stopping { .. } | Stage::Assembling { .. } => false,
         };
         let within = self.run.run.placing.within_ms.filter(|_| waits)?;
-        Some(self.submitted_at.after(Duration::from_millis(within)))
+        let left = Duration::from_millis(within).saturating_sub(self.waited_before);
+        Some(self.submitted_at.after(left).max(self.grace_until))
     }
 
     /// When this execution wants to be looked at.

@@ -8,7 +8,7 @@ use iptl_wire::Timestamp;
 use iptl_wire::control::RunningRow;
 use iptl_wire::session::{CellRef, Inventory};
 
-use super::state::{Cell, Exec, Phase, Pull, Stage};
+use super::state::{Cell, Exec, Phase, Pull, Stage, UNKNOWN_BOOT};
 use super::{Orchestrator, cell_ref};
 use crate::placement::{Placed, left_out, placement};
 
@@ -19,6 +19,8 @@ pub struct LabletView {
     pub peer: PeerId,
     /// Whether it has a session now.
     pub online: bool,
+    /// Whether nobody knows if it is there: it is expected back since a restart or a takeover, and was not heard yet.
+    pub unknown: bool,
     /// What it said that it has; empty where it was not heard since a restart.
     pub inventory: Inventory,
     /// Milliseconds since it was heard.
@@ -199,6 +201,7 @@ impl Orchestrator {
             .map(|(peer, l)| LabletView {
                 peer: peer.clone(),
                 online: l.session.is_some(),
+                unknown: l.session.is_none() && l.boot == UNKNOWN_BOOT,
                 inventory: l.inventory.clone(),
                 heard_ms: now.since(l.heard_at).as_millis() as u64,
                 instances: self

@@ -6,6 +6,7 @@ use iptl_dag::model::{ExecutionId, Fact, FactKind, InstanceId};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::{Effect, Orchestrator, OrchestratorConfig, ReceiptSummary, Submission};
 use iptl_sync::SyncBook;
+use iptl_wire::Timestamp;
 
 use crate::clock::Clock;
 
@@ -28,6 +29,8 @@ pub struct OrchestratorNode {
     pub sessions: BTreeMap<PeerId, u64>,
     /// Durable: logs.
     pub log: BTreeMap<ExecutionId, Vec<Fact>>,
+    /// As durable: when executions were submitted and started, by the clock that nobody sets.
+    pub began: BTreeMap<ExecutionId, (Timestamp, Option<Timestamp>)>,
     /// Durable: what first facts link.
     pub submissions: BTreeMap<ExecutionId, Submission>,
     /// Durable: chunks of receipts that were pulled.
@@ -46,6 +49,8 @@ pub struct OrchestratorNode {
     pub timer: Option<u64>,
     /// Its clocks.
     pub clock: Clock,
+    /// Its wall clock was set by an hour or more since it started.
+    pub was_set: bool,
     /// Virtual time of its last start.
     pub restarted_at: u64,
     /// Virtual time since when it has a disk and its time.
@@ -72,6 +77,7 @@ impl OrchestratorNode {
             syncing: Vec::new(),
             sessions: BTreeMap::new(),
             log: BTreeMap::new(),
+            began: BTreeMap::new(),
             submissions: BTreeMap::new(),
             store: BTreeMap::new(),
             results: BTreeSet::new(),
@@ -81,6 +87,7 @@ impl OrchestratorNode {
             aside: BTreeSet::new(),
             timer: None,
             clock: Clock::default(),
+            was_set: false,
             restarted_at: 0,
             calm_since: 0,
             frozen_until: 0,
@@ -90,8 +97,18 @@ impl OrchestratorNode {
         }
     }
 
-    /// Appends a fact to the disk.
-    pub fn append(&mut self, mut fact: Fact) {
+    /// Appends a fact to the disk at a virtual time.
+    pub fn append(&mut self, mut fact: Fact, now: u64) {
+        let stamp = self.clock.stamp(now);
+        match fact.kind {
+            FactKind::Submitted { .. } => drop(self.began.insert(fact.execution, (stamp, None))),
+            FactKind::Started {} => {
+                if let Some((_, started)) = self.began.get_mut(&fact.execution) {
+                    *started = Some(stamp);
+                }
+            }
+            _ => {}
+        }
         let log = self.log.entry(fact.execution).or_default();
         fact.seq = log.len() as u64;
         log.push(fact);
@@ -100,6 +117,11 @@ impl OrchestratorNode {
     /// Whether a durable fact of the execution satisfies `wanted`.
     pub fn has_fact(&self, execution: &ExecutionId, wanted: impl Fn(&Fact) -> bool) -> bool {
         self.log.get(execution).is_some_and(|log| log.iter().any(wanted))
+    }
+
+    /// Whether an execution was started.
+    pub fn has_started(&self, execution: &ExecutionId) -> bool {
+        self.began.get(execution).is_some_and(|(_, started)| started.is_some())
     }
 
     /// Whether the log of an execution has its last fact.

@@ -1,6 +1,7 @@
 //! Facts as they become durable, and who holds what by them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{Assignment, ExecutionId, Exit, Fact, FactKind, InstanceId, Run};
@@ -11,6 +12,9 @@ use super::Model;
 use crate::lablet::LabletNode;
 use crate::orchestrator::OrchestratorNode;
 use crate::reach::Point;
+
+/// Time in which a fact is durable that was decided, on the slowest disk: a start counts from its decision.
+const DURABLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A grant that was written down.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(super) struct Log {
     /// Place among all submissions.
     order: u64,
     started: bool,
+    /// Virtual time at which that was durable.
+    started_at: u64,
     over: bool,
     stopped: bool,
     counter: u64,
@@ -125,8 +131,8 @@ impl Log {
 }
 
 impl Model {
-    /// A fact becomes durable.
-    pub fn fact(&mut self, node: &OrchestratorNode, fact: &Fact) {
+    /// A fact becomes durable at a virtual time.
+    pub fn fact(&mut self, now: u64, node: &OrchestratorNode, fact: &Fact) {
         let id = fact.execution;
         let Some(truth) = self.truths.get_mut(&id) else {
             return self.violated("stranger", format!("a fact of {}, which was never submitted", id.alias()));
@@ -177,8 +183,11 @@ impl Model {
                     wrong.push(format!("has {} take what it was not granted", lablet.short()));
                 }
             }
-            FactKind::Refused { lablet, .. } => {
+            FactKind::Refused { lablet, reason } => {
                 self.reached.at(Point::GaveBack);
+                if reason == "did not get prepared in time" {
+                    self.reached.at(Point::NeverPrepared);
+                }
                 let started = log.started;
                 match log.live_of(lablet) {
                     Some(grant) if !started => grant.live = false,
@@ -190,6 +199,7 @@ impl Model {
                     wrong.push("starts twice, or without all instances granted".to_owned());
                 }
                 log.started = true;
+                log.started_at = now;
                 let order = log.order;
                 let waits = |log: &Log| log.begun && !log.over && log.order < order && log.grants.is_empty();
                 if self.truths.values().any(|truth| waits(&truth.log)) {
@@ -243,6 +253,11 @@ impl Model {
                 }
             }
             FactKind::Cancelled { .. } | FactKind::TimedOut {} => {
+                let ran = Duration::from_nanos(now.saturating_sub(log.started_at));
+                let most = Duration::from_millis(run.timeout_ms);
+                if matches!(fact.kind, FactKind::TimedOut {}) && ran + DURABLE_WITHIN < most {
+                    wrong.push(format!("has {most:?} and is ended after {ran:?}"));
+                }
                 if std::mem::replace(&mut log.stopped, true) {
                     wrong.push("is ended twice".to_owned());
                 }

@@ -137,6 +137,7 @@ impl World {
                 let clock = &mut self.orchestrator.clock;
                 clock.skew_us = clock.skew_us.saturating_add(by_ms.saturating_mul(1000));
                 let unix_us = clock.wall_us(true_us);
+                self.orchestrator.was_set |= by_ms.abs() >= 3_600_000;
                 self.tell_orchestrator(Input::Wall { unix_us });
             }
         }

@@ -152,6 +152,10 @@ impl World {
             return;
         }
         let Some(fake) = node.cells.get_mut(&cell) else { return };
+        if fails && !full && !unfit && self.count.is_multiple_of(4) {
+            // It goes on preparing until it is told to stop.
+            return;
+        }
         if fails {
             let reason = "no blocks".to_owned();
             self.tell_lablet(lablet, LabletInput::PrepareFailed { cell, reason, unfit });

@@ -167,7 +167,7 @@ impl World {
             if let Some(told) = &mut self.told {
                 told.push(format!("           fact of {}: {:?}", fact.execution.alias(), fact.kind));
             }
-            self.model.fact(&self.orchestrator, &fact);
+            self.model.fact(self.now, &self.orchestrator, &fact);
             match fact.kind.end() {
                 Some(End::Sealed(_)) => {
                     let kinds = self.model.run(&fact.execution).map(Run::kinds).unwrap_or_default();
@@ -181,7 +181,7 @@ impl World {
                 }
                 None => {}
             }
-            self.orchestrator.append(fact);
+            self.orchestrator.append(fact, self.now);
         }
         for (execution, (kinds, again)) in noted {
             self.note_facts(execution, &kinds, &again);
@@ -400,6 +400,14 @@ impl World {
         for (execution, result) in &over {
             self.reached.at(Point::LaidAside);
             core.handle(now, Input::Over(Finished { execution: *execution, result: *result, term: None }));
+        }
+        for (execution, (submitted, started)) in &self.orchestrator.began {
+            let (submitted, started) = (Some(now.since(*submitted)), started.map(|at| now.since(at)));
+            core.handle(now, Input::Aged { execution: *execution, submitted, started });
+        }
+        let goes_on = core.executions().iter().any(|view| self.orchestrator.has_started(&view.execution));
+        if std::mem::take(&mut self.orchestrator.was_set) && goes_on {
+            self.reached.at(Point::ReplayedLater);
         }
         self.orchestrator.aside = over.into_keys().collect();
         self.read_books();
