@@ -4,6 +4,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use iptl_wire::{Timestamp, WallTime};
 
+/// Where the kernel says which start of the machine this is; monotonic times of another are of no use.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Returns the name of this start of the machine; empty where the kernel does not say.
+pub fn boot() -> String {
+    std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+}
+
 /// Returns monotonic time that goes on while the machine sleeps (BOOTTIME), as leases need it.
 pub fn now() -> Timestamp {
     let time =

@@ -6,7 +6,12 @@
 //! A log is a file, and after a snapshot another one: `EXECUTION.log`, then `EXECUTION.SEQ.log`, where `SEQ` is the
 //! position of the snapshot's first part. Opening reads the last file with a whole snapshot, in windows and on all
 //! processors ([`reading`]); an audit reads all.
+//!
+//! A log that is damaged holds up no other: whoever reads the logs is told which, and lays it aside as it is.
+//!
+//! Beside a log stands `EXECUTION.clock`: when it was submitted and started by a clock that nobody sets ([`ages`]).
 
+mod ages;
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -23,12 +28,19 @@ use iptl_dag::{Block, Cid, Codec, PeerId};
 use iptl_scheduler::log::{self, Chain, Opening, Tail};
 use iptl_trust::Keypair;
 
+pub use self::ages::Age;
+use self::ages::Ages;
+use crate::clock;
+
 /// Facts after which a log gets a snapshot, and as many as the last one repeats where that is more, so that all snapshots
 /// of a log together repeat no more than twice what it says: reading so many takes some milliseconds.
 const SNAPSHOT_FACTS: u64 = 16_384;
 
 /// Folder of the logs of executions that are over.
 const OVER: &str = "over";
+
+/// Folder of logs that are not what was written, byte for byte as they were found.
+const DAMAGED: &str = "damaged";
 
 /// Why a log cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +63,16 @@ pub enum LogError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// A log that cannot be gone on with.
+#[derive(Debug)]
+pub struct Broken {
+    /// Whose log it is by the name of its files; none where that names nobody.
+    pub execution: Option<ExecutionId>,
+    /// What is wrong with it.
+    pub error: LogError,
+    files: Vec<PathBuf>,
 }
 
 /// Why a fact of another orchestrator is not kept.
@@ -77,6 +99,8 @@ pub struct Logs {
     /// Other orchestrators that may have written them.
     others: Vec<PeerId>,
     open: BTreeMap<ExecutionId, Log>,
+    /// Which start of the machine this is.
+    boot: String,
 }
 
 struct Log {
@@ -92,17 +116,19 @@ struct Log {
     fresh: u64,
     /// Facts that the last snapshot repeats.
     repeated: u64,
+    /// When it began by a clock that nobody sets.
+    ages: Ages,
 }
 
 impl Logs {
     /// Opens the logs in `dir`; facts are signed by `key`.
     pub fn new(dir: PathBuf, key: Arc<Keypair>) -> Logs {
-        Logs { dir, key, others: Vec::new(), open: BTreeMap::new() }
+        Logs { dir, key, others: Vec::new(), open: BTreeMap::new(), boot: clock::boot() }
     }
 
     /// Returns the same logs, of which none was read yet.
     pub fn unread(&self) -> Logs {
-        Logs { dir: self.dir.clone(), key: self.key.clone(), others: self.others.clone(), open: BTreeMap::new() }
+        Logs { others: self.others.clone(), ..Logs::new(self.dir.clone(), self.key.clone()) }
     }
 
     /// Accepts facts of these orchestrators of the lab too.
@@ -125,10 +151,11 @@ impl Logs {
     }
 
     /// Reads the facts of all executions back, oldest first within each, and gives them to `take`, many at a time; cuts
-    /// torn tails off. What was given counts for nothing where this fails: signatures are looked at last.
+    /// torn tails off. Returns the logs that are not what was written: what was given of such a one counts for nothing,
+    /// since signatures are looked at last, and it stays where it is until [`Logs::lay_damaged`].
     ///
     /// What a snapshot replaces is not read.
-    pub fn replay(&mut self, mut take: impl FnMut(Vec<Fact>)) -> Result<(), LogError> {
+    pub fn replay(&mut self, mut take: impl FnMut(Vec<Fact>)) -> Result<Vec<Broken>, LogError> {
         let mut logs: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
         for entry in fs::read_dir(&self.dir).map_err(|e| io_error(&self.dir, e))? {
             let path = entry.map_err(|e| io_error(&self.dir, e))?.path();
@@ -138,15 +165,40 @@ impl Logs {
                 logs.entry(execution).or_default().push(path);
             }
         }
-        for mut segments in logs.into_values() {
-            segments.sort_by_key(|path| first_seq(path));
-            self.reopen(&segments, &mut take)?;
+        let mut broken = Vec::new();
+        for (name, mut files) in logs {
+            files.sort_by_key(|path| first_seq(path));
+            match self.reopen(&name, &files, &mut take) {
+                Ok(()) => {}
+                Err(error @ LogError::Damaged { .. }) => {
+                    let execution = name.parse().ok().map(ExecutionId);
+                    broken.push(Broken { execution, error, files });
+                }
+                Err(error @ LogError::Io { .. }) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(broken)
+    }
+
+    /// Lays a log aside that is not what was written, as it is: it can be audited, and is not read again. Returns where.
+    pub fn lay_damaged(&mut self, broken: &Broken) -> Result<PathBuf, LogError> {
+        let folder = self.dir.join(DAMAGED);
+        let named: Vec<PathBuf> = broken.files.iter().filter_map(|file| Some(folder.join(file.file_name()?))).collect();
+        // One that was laid here before is kept, too.
+        let before: Vec<PathBuf> = named.iter().filter(|path| path.exists()).cloned().collect();
+        if !before.is_empty() {
+            move_to(&self.dir.join(aside()), before)?;
+        }
+        if let Some(execution) = &broken.execution {
+            self.open.remove(execution);
+            ages::remove(&self.dir, execution);
+        }
+        move_to(&folder, broken.files.clone())?;
+        Ok(folder)
     }
 
     /// Reads the log that stands in these files, and goes on with the last of them.
-    fn reopen(&mut self, segments: &[PathBuf], take: &mut impl FnMut(Vec<Fact>)) -> Result<(), LogError> {
+    fn reopen(&mut self, name: &str, segments: &[PathBuf], take: &mut impl FnMut(Vec<Fact>)) -> Result<(), LogError> {
         let Some(path) = segments.last() else { return Ok(()) };
         let snapshot = begin_at(segments)?;
         let writers: Vec<PeerId> = self.writers().collect();
@@ -158,6 +210,11 @@ impl Logs {
                 let mut facts = Vec::with_capacity(window.records.len());
                 for (seq, entry) in (window.seq..).zip(window.records) {
                     let fits = entry.map_err(|e| damaged(path, seq, &e.to_string())).and_then(|entry| {
+                        let execution = entry.signed.body.execution;
+                        if opening.is_none() && execution.to_string() != name {
+                            let what = format!("it belongs to {}, whose log has another name", execution.alias());
+                            return Err(damaged(path, seq, &what));
+                        }
                         let new = || Opening::new(writers.iter().cloned(), &entry.signed.body, snapshot.is_some());
                         let opening = opening.get_or_insert_with(new);
                         opening.take(entry, &mut facts).map_err(|e| damaged(path, seq, &e.to_string()))
@@ -179,7 +236,8 @@ impl Logs {
         let Some(epoch) = chain.epoch().cloned() else { return Ok(()) };
         let head = chain.head();
         let file = OpenOptions::new().append(true).open(path).map_err(|e| io_error(path, e))?;
-        let log = Log { file, chain, path: path.clone(), next, head, epoch, dirty: false, fresh, repeated };
+        let ages = Ages::read(&self.dir, &execution, &self.boot);
+        let log = Log { file, chain, path: path.clone(), next, head, epoch, dirty: false, fresh, repeated, ages };
         self.open.insert(execution, log);
         Ok(())
     }
@@ -195,7 +253,9 @@ impl Logs {
         self.begin(execution, &epoch)?;
         let log = self.open.get_mut(&execution).expect("it was inserted above");
         let fact = Fact { execution, seq: log.next, prev: log.head, epoch: epoch.clone(), at_ms, kind };
-        let block = model::to_block(iptl_trust::sign(&self.key, fact));
+        let signed = iptl_trust::sign(&self.key, fact);
+        self.note_age(&signed.body);
+        let block = model::to_block(signed);
         self.write(execution, epoch, &block)?;
         Ok(block)
     }
@@ -215,6 +275,7 @@ impl Logs {
                 dirty: false,
                 fresh: 0,
                 repeated: 0,
+                ages: Ages::default(),
             };
             self.open.insert(execution, log);
         }
@@ -235,8 +296,22 @@ impl Logs {
         }
         let log = self.open.get_mut(&execution).expect("it was inserted above");
         let fact = log.chain.follow(block)?.body;
+        self.note_age(&fact);
         self.write(execution, epoch, block)?;
         Ok(fact)
+    }
+
+    fn note_age(&mut self, fact: &Fact) {
+        if let Some(log) = self.open.get_mut(&fact.execution) {
+            log.ages.note(&self.dir, &self.boot, fact);
+        }
+    }
+
+    /// Returns how long ago executions whose logs are open were submitted and started, as far as that is known without the
+    /// wall clock.
+    pub fn ages(&self) -> Vec<(ExecutionId, Age)> {
+        let now = clock::now();
+        self.open.iter().map(|(id, log)| (*id, log.ages.at(now))).collect()
     }
 
     /// Returns the last fact of every log that is open, by its position.
@@ -350,9 +425,12 @@ impl Logs {
 
     /// Returns the facts of an execution as blocks, oldest first, as far as they are whole, and how its log ends.
     pub fn read(&self, execution: &ExecutionId) -> Result<(Vec<Block>, Tail), LogError> {
-        let over = self.dir.join(OVER);
-        let mut segments = if over.is_dir() { segments(&over, execution)? } else { Vec::new() };
-        segments.extend(self::segments(&self.dir, execution)?);
+        let mut segments = segments(&self.dir, execution)?;
+        for folder in [OVER, DAMAGED].map(|name| self.dir.join(name)) {
+            if folder.is_dir() {
+                segments.extend(self::segments(&folder, execution)?);
+            }
+        }
         // A crash may have come between laying one file aside and the next.
         segments.sort_by_key(|path| first_seq(path));
         let mut blocks = Vec::new();
@@ -376,12 +454,14 @@ impl Logs {
 
     fn set_aside(&mut self, execution: &ExecutionId, folder: &str) -> Result<(), LogError> {
         self.open.remove(execution);
+        ages::remove(&self.dir, execution);
         move_to(&self.dir.join(folder), segments(&self.dir, execution)?)
     }
 
     /// Removes the log of an execution.
     pub fn remove(&mut self, execution: &ExecutionId) -> Result<(), LogError> {
         self.open.remove(execution);
+        ages::remove(&self.dir, execution);
         for path in segments(&self.dir, execution)? {
             fs::remove_file(&path).map_err(|e| io_error(&path, e))?;
         }

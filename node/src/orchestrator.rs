@@ -200,6 +200,8 @@ pub(crate) struct LabletRow {
     pub(crate) inventory: Inventory,
     /// Whether its lease holds.
     pub(crate) ready: bool,
+    /// Whether it is expected back since a restart or a takeover, and was not heard yet.
+    pub(crate) unknown: bool,
     pub(crate) version: String,
 }
 

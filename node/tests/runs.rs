@@ -1,19 +1,20 @@
 //! Executions on a lab that has no lablets: queued, cancelled, sealed, and carried on by the next life of the node.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use bytes::Bytes;
 use iptl_dag::model::{
-    self, Counts, Engine, GroupRun, LossPolicy, Network, Placing, Plan, Requirements, Resources, ResultVerdict, Run,
-    Workload, WorkloadKind,
+    self, Counts, Engine, ExecutionId, GroupRun, LossPolicy, Network, Placing, Plan, Requirements, Resources,
+    ResultVerdict, Run, Workload, WorkloadKind,
 };
 use iptl_dag::walk::{Limits, Walk};
 use iptl_dag::{Block, Cid, Codec};
 use iptl_node::framed;
-use iptl_wire::control::{Event, FailureKind, ListKind, MAX_FRAME_SIZE, Reply, Request};
+use iptl_wire::control::{Event, FailureKind, ListKind, LogTail, MAX_FRAME_SIZE, Reply, Request};
 use tokio::io::AsyncRead;
 
-use crate::lab::{Node, bystander, lab, within};
+use crate::lab::{Node, bystander, lab, start_again, within};
 
 const INSTANCES: u32 = 3;
 
@@ -66,6 +67,53 @@ async fn equal_runs_are_two_executions() {
     assert_ne!(submit(&lab, run).await, submit(&lab, run).await);
     let placed = lab.ask(Request::DryRun { run }).await.unwrap();
     assert!(matches!(&placed[..], [Reply::Placement { unplaced: 3, .. }]), "{placed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_log_ends_its_execution_alone_and_is_kept_byte_for_byte() {
+    let lab = lab(false).await;
+    let run = publish(&lab).await;
+    let (hurt, goes_on) = (submit(&lab, run).await, submit(&lab, run).await);
+    let dir = lab.stopped().await;
+    let logs = dir.path().join("log");
+    let log = std::fs::read_dir(&logs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|e| e == "log") && alias_of(path) == hurt)
+        .expect("it has a log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    // In the first fact, which says what it runs.
+    bytes[60] ^= 1;
+    std::fs::write(&log, &bytes).unwrap();
+
+    let mut lab = start_again(dir).await;
+    for life in 0..2 {
+        let mut watching = watch(&lab, &hurt).await;
+        let failure = event(&mut watching, |event| match event {
+            Event::Failed { failure, .. } => Some(failure),
+            _ => None,
+        })
+        .await;
+        assert_eq!(failure.code, "execution.log-damaged", "in life {life}");
+        assert!(failure.help.contains("run it again") && failure.help.contains(&format!("iptl audit {hurt}")));
+        let audited = lab.ask(Request::Audit { execution: hurt.clone() }).await.unwrap();
+        assert!(matches!(audited[0], Reply::Log { tail: LogTail::Damaged, .. }), "{audited:?}");
+        let kept = lab.dir.path().join("log/damaged").join(log.file_name().unwrap());
+        assert_eq!(std::fs::read(kept).unwrap(), bytes);
+        assert!(!log.exists());
+        lab = lab.restarted().await;
+    }
+    // The rest of the lab did not notice.
+    let mut watching = watch(&lab, &goes_on).await;
+    lab.ask(Request::Cancel { execution: goes_on.clone() }).await.unwrap();
+    let result = finished(&mut watching).await;
+    verify(&lab, &bystander().await, &result).await;
+}
+
+/// Returns the alias of the execution whose log this is.
+fn alias_of(log: &Path) -> String {
+    let name = log.file_stem().and_then(|name| name.to_str()).unwrap();
+    ExecutionId(name.split('.').next().unwrap().parse().unwrap()).alias()
 }
 
 /// Puts a run into a node's store, with a plan and a program that nobody will start.

@@ -358,6 +358,7 @@ fn lablet_row(lablet: &LabletRow) -> BTreeMap<String, String> {
 
 fn state(lablet: &LabletRow) -> &'static str {
     match (lablet.ready, lablet.inventory.draining) {
+        (false, _) if lablet.unknown => "unknown",
         (false, _) => "offline",
         (true, true) => "draining",
         (true, false) => "ready",

@@ -7,10 +7,8 @@ use iptl_dag::PeerId;
 use iptl_wire::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::home::Home;
-
-/// Where the kernel says which start of the machine this is; monotonic times of another are of no use.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The lease as it stands in the file. It survives the lablet and not the machine, so it is not synced.
 #[derive(Debug)]
@@ -30,8 +28,7 @@ struct Lease {
 
 impl LeaseFile {
     pub(super) fn new(home: &Home) -> LeaseFile {
-        let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
-        LeaseFile { path: home.path("lease.cbor"), boot: boot.trim().to_owned(), written: None }
+        LeaseFile { path: home.path("lease.cbor"), boot: clock::boot(), written: None }
     }
 
     /// Returns until when cells of an orchestrator may run; zero where that is not known.

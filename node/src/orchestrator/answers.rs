@@ -142,6 +142,7 @@ impl Driver {
                 inventory: free.get(&view.peer).cloned().unwrap_or(view.inventory),
                 version: self.versions.get(&view.peer).cloned().unwrap_or_default(),
                 ready: view.online,
+                unknown: view.unknown,
                 peer: view.peer,
             })
             .collect()

@@ -102,12 +102,18 @@ impl Follower {
     async fn run(&mut self) {
         let mut logs = self.logs.unread();
         let read = tokio::task::block_in_place(|| {
-            logs.replay(|facts| facts.iter().for_each(|fact| self.want(fact.execution, &fact.kind)))
+            let broken = logs.replay(|facts| facts.iter().for_each(|fact| self.want(fact.execution, &fact.kind)))?;
+            for log in &broken {
+                // Who leads is asked for all of it again.
+                let kept = logs.lay_damaged(log)?;
+                tracing::error!(error = %log.error, kept = %kept.display(), "a log is damaged, and is laid aside");
+            }
+            Ok::<_, LogError>(())
         });
         match read {
             Ok(()) => self.logs = logs,
             Err(error) => {
-                // It would neither lead nor follow with a log that is not what was written.
+                // It would neither lead nor follow where its disk cannot be read.
                 tracing::error!(%error, "the orchestrator stops");
                 return self.parts.stop.cancel();
             }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_artifacts::read_block;
 use iptl_dag::Cid;
-use iptl_dag::model::{self, Execution, ExecutionId, Fact, FactKind, Run};
+use iptl_dag::model::{self, Epoch, Execution, ExecutionId, Fact, FactKind, Run};
 use iptl_scheduler::{Input, Submission};
-use iptl_wire::control::Event;
+use iptl_wire::control::{Event, Failure, FailureKind};
 use iptl_wire::session::KnownRun;
 use iptl_wire::takeover::Finished;
 use tokio::sync::mpsc;
@@ -33,6 +33,8 @@ struct Replayed {
     unrecorded: Vec<(Finished, Option<String>)>,
     /// Blocks that facts name.
     named: BTreeMap<ExecutionId, Vec<Cid>>,
+    /// Executions that cannot go on since a block is missing or wrong that their log names.
+    without: BTreeMap<ExecutionId, String>,
 }
 
 impl Driver {
@@ -52,7 +54,7 @@ impl Driver {
             let read = logs.replay(|facts| {
                 let _gave_up = windows.blocking_send(facts);
             });
-            read.map(|()| logs)
+            read.map(|broken| (logs, broken))
         });
         let mut replayed = Replayed::default();
         while let Some(facts) = coming.recv().await {
@@ -60,9 +62,30 @@ impl Driver {
                 self.replay_unless_over(fact, &mut replayed).await?;
             }
         }
-        self.logs = reading.await.expect("reading logs does not panic, whatever the bytes")?;
+        let (logs, broken) = reading.await.expect("reading logs does not panic, whatever the bytes")?;
+        self.logs = logs;
+        for log in &broken {
+            tracing::error!(error = %log.error, "a log is damaged, and is laid aside");
+            if let Some(execution) = log.execution {
+                replayed.put_off.remove(&execution);
+                replayed.named.remove(&execution);
+                replayed.unrecorded.retain(|(end, _)| end.execution != execution);
+            }
+        }
         for fact in std::mem::take(&mut replayed.put_off).into_values().flatten() {
             self.replay_fact(fact, &mut replayed).await?;
+        }
+        let mut given_up = Vec::new();
+        for log in &broken {
+            if let Some(execution) = log.execution.filter(|execution| self.registry.ended(execution).is_none()) {
+                given_up.push(self.give_up(execution, log.error.to_string()).await);
+            }
+        }
+        for (execution, what) in std::mem::take(&mut replayed.without) {
+            given_up.push(self.give_up(execution, what).await);
+        }
+        for (execution, age) in self.logs.ages() {
+            self.input(Input::Aged { execution, submitted: age.submitted, started: age.started });
         }
         let Replayed { named, unrecorded, over, .. } = replayed;
         for execution in &over {
@@ -100,7 +123,53 @@ impl Driver {
                 Some(reason) => self.adopted(&end, Ok(failed(execution, reason))),
             }
         }
+        for (end, last) in given_up {
+            self.registry.adopt(&end, last, clock::wall().0);
+            self.input(Input::Over(end.clone()));
+            if !broken.iter().any(|log| log.execution == Some(end.execution)) {
+                self.lay_aside(&end.execution);
+            }
+            self.let_go(&end.execution);
+        }
+        // What is known of them is recorded by now.
+        for log in &broken {
+            let kept = tokio::task::block_in_place(|| self.logs.lay_damaged(log))?;
+            tracing::warn!(kept = %kept.display(), "a damaged log is kept as it is");
+        }
         Ok(())
+    }
+
+    /// Ends an execution that cannot go on here; returns how, for its author.
+    async fn give_up(&mut self, execution: ExecutionId, what: String) -> (Finished, Event) {
+        tracing::error!(execution = %execution.alias(), what, "it ends without a result");
+        let term = self.post.claim.as_ref().map(|claim| claim.body.term.clone());
+        // The core forgets what it took in of it.
+        let kind = FactKind::Failed { reason: what.clone(), term: term.clone() };
+        let epoch = Epoch { counter: 1, peer: self.parts.links.peer().clone() };
+        let fact = Fact { execution, seq: 0, prev: None, epoch, at_ms: clock::wall().0, kind };
+        self.input(Input::Replay { fact: Box::new(fact), submission: None });
+        if !self.registry.active.contains_key(&execution) {
+            // Not even its first fact can be read: an execution is named by a block that says what it runs.
+            let node: Result<Execution, _> = self.node(&execution.0).await;
+            if let Ok(node) = node
+                && let Ok(run) = self.node::<Run>(&node.run).await
+            {
+                let by = self.parts.links.peer().clone();
+                self.registry.begin(execution, node.run, &run, by, clock::wall().0);
+            }
+        }
+        let failure = Failure {
+            kind: FailureKind::LabUnable,
+            code: "execution.log-damaged".to_owned(),
+            message: format!("the lab does not know how far it was, since its log is damaged: {what}"),
+            help: format!(
+                "run it again; `iptl audit {}` shows what is left of its log, which is kept, and whoever keeps the lab \
+                 should look at the disk",
+                execution.alias()
+            ),
+        };
+        let end = Finished { execution, result: None, term };
+        (end, Event::Failed { execution: execution.0, failure })
     }
 
     /// Takes in a fact. Those of an execution whose end is recorded are put off, in case its log does not know of that.
@@ -123,7 +192,22 @@ impl Driver {
         }
     }
 
+    /// Takes in a fact. One that names what is missing, or is not what it should be, is the end of its execution alone.
     async fn replay_fact(&mut self, fact: Fact, replayed: &mut Replayed) -> Result<(), OrchestratorError> {
+        let execution = fact.execution;
+        if replayed.without.contains_key(&execution) {
+            return Ok(());
+        }
+        match self.replay_whole(fact, replayed).await {
+            Err(error @ (OrchestratorError::Missing { .. } | OrchestratorError::Damaged { .. })) => {
+                replayed.without.insert(execution, error.to_string());
+                Ok(())
+            }
+            taken => taken,
+        }
+    }
+
+    async fn replay_whole(&mut self, fact: Fact, replayed: &mut Replayed) -> Result<(), OrchestratorError> {
         name_blocks(&fact.kind, replayed.named.entry(fact.execution).or_default());
         let submission = match &fact.kind {
             FactKind::Submitted { execution, run, by, .. } => {
