@@ -17,6 +17,7 @@ mod removal;
 mod support;
 mod take_over;
 mod wishes;
+mod witnesses;
 
 /// Returns what a test needs of an engine, or ends the test where there is none.
 macro_rules! engine {

@@ -14,7 +14,7 @@ use crate::engine;
 use crate::support::{Bench, until, wrote};
 
 /// One region with one access class, whose links up and down are these.
-fn network(delay_us: u64, up: LinkModel, down: LinkModel) -> NetworkModel {
+pub(crate) fn network(delay_us: u64, up: LinkModel, down: LinkModel) -> NetworkModel {
     NetworkModel {
         ip: IpModel::default(),
         regions: vec!["here".to_owned()],
@@ -24,7 +24,7 @@ fn network(delay_us: u64, up: LinkModel, down: LinkModel) -> NetworkModel {
     }
 }
 
-fn delay(delay_us: u64) -> LinkModel {
+pub(crate) fn delay(delay_us: u64) -> LinkModel {
     LinkModel { delay_us, ..LinkModel::default() }
 }
 

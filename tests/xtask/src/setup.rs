@@ -44,13 +44,29 @@ pub fn for_build(shell: &Shell) -> Result<()> {
     target(shell, STATIC, "the first process of containers is a static program")
 }
 
-/// Installs what the programs under `tests/interop` need, which stand for those of other people.
+/// Programs of other people that tests put into containers as distributions have them, each with its package.
+const TOOLS: [(&str, &str); 5] = [
+    ("ping", "iputils-ping"),
+    ("iperf3", "iperf3"),
+    ("curl", "curl"),
+    ("stun", "stun-client"),
+    ("stund", "stun-server"),
+];
+
+/// Installs what the programs under `tests/interop` need, which stand for those of other people, and those that are used
+/// as distributions have them.
 pub fn for_witnesses(shell: &Shell) -> Result<()> {
     if shell.ask(shell.command("npm").arg("--version")).is_none()
         || shell.ask(shell.command("node").arg("--version")).is_none()
     {
         say("nodejs, npm", "a program on the JavaScript SDK of Testground is a witness");
         packages(shell, &["nodejs", "npm"])?;
+    }
+    let missing = TOOLS.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package);
+    let missing: Vec<&str> = missing.collect();
+    if !missing.is_empty() {
+        say(&missing.join(", "), "the lab network is measured by programs that know nothing of it");
+        packages(shell, &missing)?;
     }
     go(shell).map(|_| ())
 }
@@ -201,6 +217,12 @@ fn sysroot(shell: &Shell) -> Result<PathBuf> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let root = shell.ask(shell.command(rustc).args(["--print", "sysroot"])).context("rustc does not run")?;
     Ok(PathBuf::from(root))
+}
+
+/// Returns whether there is a program, where this user looks for programs or an administrator does.
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).any(|folder| folder.join(program).is_file())
 }
 
 /// Announces that something is installed, and why.
