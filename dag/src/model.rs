@@ -7,6 +7,7 @@
 //! normative text.
 
 pub mod container;
+pub mod destination;
 pub mod execution;
 pub mod fact;
 pub mod fault;
@@ -30,6 +31,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use container::{Container, Health};
+pub use destination::{Destination, Host, Protocol};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
 pub use fact::{Fact, FactKind, Recorded};
 pub use fault::{Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, ScheduledFault};
@@ -48,7 +50,7 @@ pub use plan::{
     Statistic, Subject, Threshold, Value, Workload, WorkloadKind,
 };
 pub use receipt::{
-    Adopted, ByLab, CellNetworkUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage,
+    Adopted, ByLab, CellNetworkUse, EgressUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage,
 };
 pub use result::{Attestation, Distortion, FormerResult, LabletRecord, ResultNode, ResultVerdict};
 pub use rolling::Rolling;

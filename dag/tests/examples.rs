@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::{
     AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, Case, CellNetworkUse, Comparison, Container,
-    Count, Counts, DependenceModel, Distortion, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, Fault,
-    FaultDone, FaultKind, FaultSchedule, FaultTarget, FormerResult, GatewayModel, GroupLoss, GroupNetwork,
+    Count, Counts, DependenceModel, Distortion, EgressUse, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind,
+    Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, FormerResult, GatewayModel, GroupLoss, GroupNetwork,
     GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, IpModel, JitterModel,
     LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel,
     NetworkUse, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Placing, Plan, PortsModel, Receipt,
@@ -30,6 +30,8 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("workload-image".into(), Workload { kind: WorkloadKind::Docker, ..workload() }.into()),
         ("run-of-containers".into(), contained_run().into()),
         ("receipts-of-containers".into(), contained_receipts().into()),
+        ("run-with-egress".into(), reaching_run().into()),
+        ("receipts-of-containers-with-egress".into(), reaching_receipts().into()),
         ("receipts-of-touched-containers".into(), touched_receipts().into()),
         ("execution".into(), execution().into()),
         ("placement".into(), placement(None).into()),
@@ -530,6 +532,26 @@ fn contained_run() -> Run {
     run
 }
 
+/// Containers that are to reach places outside of the lab.
+fn reaching_run() -> Run {
+    let mut run = contained_run();
+    let places = ["bootstrap.example:4001/udp", "192.0.2.7:443/tcp", "[2001:db8::7]:443/tcp"];
+    for container in run.groups.values_mut().filter_map(|group| group.container.as_mut()) {
+        container.egress = places.into_iter().map(|place| place.parse().expect("it is a destination")).collect();
+    }
+    run
+}
+
+/// Containers that did so.
+fn reaching_receipts() -> ReceiptShard {
+    let mut shard = networked_receipts();
+    let used = EgressUse { connections: 3, failed: 1, sent_bytes: 700, received_bytes: 90_000 };
+    for network in shard.receipts.iter_mut().filter_map(|signed| signed.body.network.as_mut()) {
+        network.egress = [("192.0.2.7:443/tcp".parse().expect("it is a destination"), used)].into();
+    }
+    shard
+}
+
 fn contained_receipts() -> ReceiptShard {
     let ends = [Exit::Signalled { signal: "SIGSEGV".into() }, Exit::Unwell { reason: "exit 1".into() }];
     let receipts = receipts().receipts.into_iter().zip(ends).map(|(mut signed, exit)| {
@@ -586,6 +608,7 @@ fn networked_receipts() -> ReceiptShard {
             spoofed: 4,
             lost_by_lab: 5,
             crashes: 0,
+            egress: BTreeMap::new(),
             cell: CellNetworkUse {
                 lateness: vec![0, 0, 7, 300, 20],
                 max_late_ns: 15,

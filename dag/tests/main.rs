@@ -4,6 +4,7 @@ mod block;
 mod car;
 mod codecs;
 mod decoding;
+mod destinations;
 mod examples;
 mod facts;
 mod frequent;

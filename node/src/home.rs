@@ -20,16 +20,18 @@
 //! api.sock       control API          lock       held while a node runs on this home
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use iptl_dag::model::Destination;
 use iptl_dag::model::signed::Signed;
 use iptl_dag::{PeerId, codec};
 use iptl_runner_docker::{DockerConfig, OwnerLimits};
+use iptl_scheduler::{EGRESS, GRANTED, egress_label};
 use iptl_trust::Keypair;
 use iptl_wire::lab::{Certificate, MemberToken, Role};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -86,6 +88,8 @@ pub struct Config {
     pub limits: Limits,
     /// Containers.
     pub docker: Docker,
+    /// The network of instances.
+    pub network: LabNetwork,
     /// Blocks.
     pub store: Store,
     /// How an orchestrator looks after its lab.
@@ -162,10 +166,11 @@ impl Default for Docker {
 
 impl Docker {
     /// Returns the configuration of a runner that keeps its own files in `dir`.
-    pub fn runner(&self, dir: PathBuf, limits: Limits) -> DockerConfig {
+    pub fn runner(&self, dir: PathBuf, limits: Limits, network: &LabNetwork) -> DockerConfig {
         DockerConfig {
             socket: self.socket.clone(),
             dir,
+            realtime: network.realtime,
             limits: OwnerLimits {
                 instances: self.instances,
                 memory_bytes: limits.memory_bytes,
@@ -178,6 +183,33 @@ impl Docker {
             },
             ..DockerConfig::new(PathBuf::new())
         }
+    }
+}
+
+/// What the owner lets the network of instances do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LabNetwork {
+    /// Places outside of the lab that containers may reach where their plan asks for them: `bootstrap.example:4001/udp`,
+    /// `192.0.2.7:443/tcp`. An address of the owner's own network counts only as it is written here, never behind a name.
+    pub egress: BTreeSet<Destination>,
+    /// Whether the thread that carries packets of containers goes before others, where it may and uses little.
+    pub realtime: bool,
+}
+
+impl Default for LabNetwork {
+    fn default() -> LabNetwork {
+        LabNetwork { egress: BTreeSet::new(), realtime: true }
+    }
+}
+
+impl Config {
+    /// Returns the labels under which this machine is known: the owner's, and one for each place outside of the lab that
+    /// containers may reach.
+    pub fn told_labels(&self) -> BTreeMap<String, String> {
+        let own = self.labels.iter().filter(|(name, _)| !name.starts_with(EGRESS));
+        let own = own.map(|(name, value)| (name.clone(), value.clone()));
+        own.chain(self.network.egress.iter().map(|place| (egress_label(place), GRANTED.to_owned()))).collect()
     }
 }
 

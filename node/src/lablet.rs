@@ -12,6 +12,7 @@ mod artifacts;
 mod cell;
 mod content;
 mod driver;
+mod egress;
 mod exec;
 mod faults;
 mod held;

@@ -491,7 +491,7 @@ impl Node {
         if !config.docker.enabled {
             return None;
         }
-        let wanted = config.docker.runner(self.home.path("docker"), config.limits);
+        let wanted = config.docker.runner(self.home.path("docker"), config.limits, &config.network);
         match DockerRunner::connect(wanted).await {
             Ok(runner) => Some(Arc::new(runner)),
             Err(unusable) => {

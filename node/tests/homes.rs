@@ -18,9 +18,10 @@ async fn a_second_node_on_a_home_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_file_of_a_home_is_named() {
-    let rows: [(&str, &[u8], &str); 5] = [
+    let rows: [(&str, &[u8], &str); 6] = [
         ("node.toml", b"listen = [", "node.toml"),
         ("node.toml", b"lisen = []", "lisen"),
+        ("node.toml", b"[network]\negress = [\"192.0.2.7:443\"]", "HOST:PORT/tcp"),
         ("identity.key", b"short", "5 bytes instead of 32"),
         ("lab.cbor", b"\xff\xff", "lab.cbor"),
         ("pins.cbor", b"\xff\xff", "pins.cbor"),
@@ -33,6 +34,25 @@ async fn a_damaged_file_of_a_home_is_named() {
         let text = error.to_string();
         assert!(text.contains(file) && text.contains(said), "{file}: {text}");
     }
+}
+
+#[test]
+fn what_an_owner_says_of_the_network_is_kept_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = home(&dir);
+    assert!(home.config().unwrap().network.egress.is_empty() && home.config().unwrap().network.realtime);
+    // A label that looks like a grant is none.
+    let text = "[labels]\nregion = \"eu\"\n\"egress/10.0.0.1:1/tcp\" = \"granted\"\n\n[network]\nrealtime = false\n\
+                egress = [\"192.0.2.7:443/tcp\", \"bootstrap.example:4001/udp\"]\n";
+    std::fs::write(dir.path().join("node.toml"), text).unwrap();
+    let config = home.config().unwrap();
+    home.set_config(&config).unwrap();
+    assert_eq!(home.config().unwrap(), config);
+    assert!(!config.docker.runner(dir.path().to_owned(), config.limits, &config.network).realtime);
+    let told: Vec<(String, String)> = config.told_labels().into_iter().collect();
+    let granted = |place: &str| (format!("egress/{place}"), "granted".to_owned());
+    let region = ("region".to_owned(), "eu".to_owned());
+    assert_eq!(told, [granted("192.0.2.7:443/tcp"), granted("bootstrap.example:4001/udp"), region]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,6 +78,8 @@ codes! {
     NETWORK_GROUP = "E0322";
     /// A fault that does not say what happens, or when.
     FAULT_SHAPE = "E0323";
+    /// A place outside of the lab that is none.
+    DESTINATION = "E0324";
     /// The plan has no such case.
     UNKNOWN_CASE = "E0401";
     /// The plan has several cases and none was chosen.

@@ -284,6 +284,7 @@ stop_signal = "SIGINT"
 stop_grace = "2s"
 health = { command = ["/app/node", "health"], interval = "1s", timeout = "500ms", start = "3s", retries = 5 }
 exec = true
+egress = ["bootstrap.example:4001/udp", "192.0.2.7:443/tcp"]
 "#;
 
 #[test]
@@ -334,6 +335,7 @@ fn every_key_of_a_container_ends_up_in_the_plan() {
                 retries: 5,
             }),
             exec: true,
+            egress: ["192.0.2.7:443/tcp", "bootstrap.example:4001/udp"].map(|place| place.parse().expect(place)).into(),
         })
     );
 }
@@ -351,6 +353,9 @@ fn mistakes_in_the_settings_of_containers_are_found() {
         ("rootfs = \"rootfs\"", "rootfs = \"rootfs\"\noci = \"a.tar\"", "E0305"),
         ("rootfs = \"rootfs\"", "rootfs = \"rootfs\"\nwith_libs = true", "E0305"),
         ("rootfs = \"rootfs\"", "path = \"node.wasm\"", "E0201"),
+        ("192.0.2.7:443/tcp", "192.0.2.7:443", "E0324"),
+        ("192.0.2.7:443/tcp", "bootstrap.example:4001/udp", "E0324"),
+        ("\"192.0.2.7:443/tcp\"", "1", "E0203"),
     ];
     for (from, to, code) in cases {
         let mistakes = parse(&CONTAINERS.replacen(from, to, 1), "plan.toml").expect_err(to);

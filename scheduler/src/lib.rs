@@ -25,4 +25,4 @@ pub use orchestrator::{
     AssembledResult, AssemblyOrder, Effect, Input, Orchestrator, OrchestratorConfig, ReceiptSummary, Remembered,
     RememberedCell, Submission,
 };
-pub use placement::{Placed, placement};
+pub use placement::{EGRESS, GRANTED, Placed, egress_label, placement};

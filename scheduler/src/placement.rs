@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Affinity, Assignment, GroupRun, Refusal, Run, WorkloadKind};
+use iptl_dag::model::{Affinity, Assignment, Destination, GroupRun, Refusal, Run, WorkloadKind};
 use iptl_wire::session::Inventory;
 
 /// What [`placement()`] decided.
@@ -266,7 +266,29 @@ fn groups_by_difficulty<'a>(run: &'a Run, rooms: &[Room<'_>]) -> Vec<(&'a String
 
 /// Whether a lablet can take instances of the group, where enough is free.
 fn matches(group: &GroupRun, inventory: &Inventory) -> bool {
-    !inventory.draining && inventory.runs(group.kind) && labelled(&group.requires.labels, inventory)
+    !inventory.draining
+        && inventory.runs(group.kind)
+        && labelled(&group.requires.labels, inventory)
+        && places_outside(group).all(|place| grants(inventory, place))
+}
+
+/// Returns the label under which a lablet says that its owner grants a way out of the lab to a place.
+pub fn egress_label(place: &Destination) -> String {
+    format!("{EGRESS}{place}")
+}
+
+/// What such labels begin with; labels that plans may ask for have no slash.
+pub const EGRESS: &str = "egress/";
+
+/// Their value.
+pub const GRANTED: &str = "granted";
+
+fn places_outside(group: &GroupRun) -> impl Iterator<Item = &Destination> {
+    group.container.iter().flat_map(|container| &container.egress)
+}
+
+fn grants(inventory: &Inventory, place: &Destination) -> bool {
+    inventory.labels.get(&egress_label(place)).is_some_and(|value| value == GRANTED)
 }
 
 /// Returns why a lablet can never take instances of the group, whatever is free.
@@ -277,10 +299,14 @@ fn mismatch(group: &GroupRun, inventory: &Inventory) -> Option<String> {
     if !inventory.runs(group.kind) {
         return Some(no_runner(group.kind));
     }
-    group.requires.labels.iter().find_map(|(key, want)| match inventory.labels.get(key) {
+    let other_label = group.requires.labels.iter().find_map(|(key, want)| match inventory.labels.get(key) {
         Some(have) if have == want => None,
         Some(have) => Some(format!("label {key}={want} wanted, has {key}={have}")),
         None => Some(format!("label {key}={want} wanted, has no {key}")),
+    });
+    other_label.or_else(|| {
+        let place = places_outside(group).find(|place| !grants(inventory, place))?;
+        Some(format!("way out of the lab to {place} wanted, its owner does not grant it"))
     })
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Affinity, Assignment, GroupRun, Network, Run, WorkloadKind};
-use iptl_scheduler::placement;
+use iptl_dag::model::{Affinity, Assignment, Container, Destination, GroupRun, Network, Run, WorkloadKind};
+use iptl_scheduler::{GRANTED, egress_label, placement};
 use iptl_wire::session::{Inventory, MAX_HOLDS};
 use proptest::prelude::*;
 
@@ -302,6 +302,29 @@ fn every_refused_lablet_is_told_why() {
     assert_eq!(placed.missing(), 4);
     let reasons: Vec<&str> = placed.refused.iter().map(|r| r.reason.as_str()).collect();
     assert_eq!(reasons, rows.iter().map(|(_, why)| *why).collect::<Vec<_>>());
+}
+
+#[test]
+fn containers_that_reach_out_of_the_lab_go_where_the_owner_grants_each_place() {
+    let places = ["bootstrap.example:4001/udp", "192.0.2.7:443/tcp"].map(|place| place.parse().unwrap());
+    let container = Container { egress: places.clone().into(), ..Container::usual() };
+    let reaching = GroupRun { kind: WorkloadKind::Docker, container: Some(container), ..group(4) };
+    let run = run_of(BTreeMap::from([("g".to_owned(), reaching)]));
+    let granting = |places: &[&Destination]| {
+        let labels = places.iter().map(|place| (egress_label(place), GRANTED.to_owned()));
+        Inventory { labels: labels.collect(), ..both(0, 8) }
+    };
+    let none = "way out of the lab to 192.0.2.7:443/tcp wanted, its owner does not grant it";
+    let one = "way out of the lab to bootstrap.example:4001/udp wanted, its owner does not grant it";
+    let lab = BTreeMap::from([(peer(0), both(0, 8)), (peer(1), granting(&[&places[0]]))]);
+    let placed = placement(&run, &lab, &[], &BTreeMap::new());
+    assert_eq!(placed.missing(), 4);
+    assert_eq!(placed.refused.iter().map(|r| r.reason.as_str()).collect::<Vec<_>>(), [one, none]);
+
+    let lab = BTreeMap::from([(peer(0), both(0, 8)), (peer(1), granting(&[&places[0], &places[1]]))]);
+    let placed = placement(&run, &lab, &[], &BTreeMap::new());
+    assert_eq!(placed.missing(), 0);
+    assert!(placed.assignments.iter().all(|assignment| assignment.lablet == peer(1)), "{:?}", placed.assignments);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What a group of containers asks for beside what every instance has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Cid;
+use crate::model::destination::Destination;
 
 /// Settings of a container. The owner of a lablet may allow less; an instance that wants more is not started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,9 @@ pub struct Container {
     pub health: Option<Health>,
     /// Whether the developer who submitted the run may execute commands in it; its receipt says when somebody did.
     pub exec: bool,
+    /// Places outside of the lab that it must reach; only a lablet whose owner grants each of them takes it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub egress: BTreeSet<Destination>,
 }
 
 /// A command that says by its status whether a container is well: zero where it is.

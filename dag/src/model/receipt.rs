@@ -1,7 +1,10 @@
 //! Receipts: a lablet's signed statement about one attempt of one instance.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::model::destination::Destination;
 use crate::model::execution::{Epoch, ExecutionId, InstanceId};
 use crate::model::signed::{Signable, Signed};
 use crate::{Cid, PeerId};
@@ -96,8 +99,25 @@ pub struct NetworkUse {
     /// How often it was crashed on purpose.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub crashes: u64,
+    /// What went out of the lab and came in, by the places that it was let reach; absent means that there were none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub egress: BTreeMap<Destination, EgressUse>,
     /// What is true of its whole cell.
     pub cell: CellNetworkUse,
+}
+
+/// What an instance exchanged with one place outside of the lab.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressUse {
+    /// Connections that were made; of datagrams, ports from which there were any.
+    pub connections: u64,
+    /// Connections that were asked for and not made.
+    pub failed: u64,
+    /// Bytes of payload that went out.
+    pub sent_bytes: u64,
+    /// Bytes of payload that came in.
+    pub received_bytes: u64,
 }
 
 /// What one direction of a link, or of several together, did, in packets and bytes as they were on the wire.

@@ -16,9 +16,10 @@
 //! region of who has its destination, and in again. Each step happens at the time that the links before it ask for,
 //! even if the engine is told late, so that lateness does not add up. `line.rs` has a link with what is under way on
 //! it, `own.rs` what nodes ask of their own network, `route.rs` the steps from link to link, `names.rs` the lab's server of
-//! names, `away.rs` what leaves and comes in between regions, `stats.rs` what is counted.
+//! names, `doors.rs` ways out of the lab, `away.rs` what leaves and comes in between regions, `stats.rs` what is counted.
 
 mod away;
+mod doors;
 mod line;
 mod names;
 mod own;
@@ -26,7 +27,7 @@ mod route;
 mod stats;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::capture::{Captured, Captures};
@@ -37,6 +38,7 @@ use crate::nat::Nat;
 use crate::topology::{Addrs, Entity, GatewayId, NodeId, Topology};
 
 pub use away::Away;
+pub use doors::{Door, Doors};
 use line::{Flight, Held, Line};
 use names::Served;
 use own::Own;
@@ -158,6 +160,8 @@ pub struct Engine {
     spare: [Vec<Vec<u8>>; 2],
     captures: Captures,
     names: Option<Served>,
+    /// Of nodes that have any.
+    doors: BTreeMap<usize, Doors>,
     /// How often a node got other addresses.
     moves: u32,
     stats: EngineStats,
@@ -205,6 +209,7 @@ impl Engine {
             spare: [Vec::new(), Vec::new()],
             captures: Captures::default(),
             names: None,
+            doors: BTreeMap::new(),
             moves: 0,
             stats: EngineStats::default(),
             lateness: Lateness::default(),
@@ -262,6 +267,7 @@ impl Engine {
             }
             return self.recycle(bytes);
         }
+        let Some(bytes) = self.try_doors(node, bytes, header, offload) else { return };
         let mut flight = Flight { bytes, header, offload, origin: Some(node.0) };
         flight.bytes.truncate(header.len);
         // Many in one are many.

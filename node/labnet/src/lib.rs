@@ -13,7 +13,7 @@
 //! [`Hosts`] gives each instance of a cell an IP stack and has an [`Engine`] between them; [`Sockets`] is what it and
 //! [`Switch`] have in common.
 //!
-//! An engine may have a [server of names](Engine::serve_names) in it.
+//! An engine may have a [server of names](Engine::serve_names) in it, and [`Doors`] out of the lab.
 //!
 //! [`Faults`] does to an engine what a run's schedule asks for, [`Wish`] is what instances ask for themselves.
 //!
@@ -49,7 +49,7 @@ pub use batch::{BATCH_SIZE, Batch, Batching};
 pub use capture::{Captured, PCAP_HEADER};
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError, prefix_of, v4_of, v6_of};
-pub use engine::{Away, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, NAMES, Output};
+pub use engine::{Away, Door, Doors, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, NAMES, Output};
 pub use faults::{Act, FaultError, Faults, Happened, Moved};
 pub use hosts::Hosts;
 pub use ip::{

@@ -10,6 +10,7 @@ mod captures;
 mod cells;
 mod compile;
 mod directory;
+mod doors;
 mod engine;
 mod families;
 mod faults;

@@ -13,7 +13,7 @@ use crate::rng::Rng;
 const FIN_PSH_CWR_ACK: u8 = 0x01 | 0x08 | 0x80 | 0x10;
 
 /// Makes a large packet as a system hands it down: its checksum is the sum over what the card does not know.
-fn large(protocol: u8, src: &str, dst: &str, payload: usize, segment: u16) -> (Vec<u8>, [u8; OFFLOAD_SIZE]) {
+pub(crate) fn large(protocol: u8, src: &str, dst: &str, payload: usize, segment: u16) -> (Vec<u8>, [u8; OFFLOAD_SIZE]) {
     let payload: Vec<u8> = (0..payload).map(|i| (i * 7 % 251) as u8).collect();
     let mut bytes = packet(protocol, at(src), at(dst), FIN_PSH_CWR_ACK, &payload);
     let header = Header::parse(&bytes).unwrap();
@@ -40,7 +40,7 @@ fn large(protocol: u8, src: &str, dst: &str, payload: usize, segment: u16) -> (V
 }
 
 /// Does all that is left to be done to an output.
-fn finish(output: &Output) -> Vec<Vec<u8>> {
+pub(crate) fn finish(output: &Output) -> Vec<Vec<u8>> {
     let parts = output.offload.split(&output.bytes, &output.header, Vec::with_capacity);
     let one = |mut bytes: Vec<u8>| {
         let mut header = Header { partial: output.header.partial, ..Header::parse(&bytes).unwrap() };

@@ -14,6 +14,8 @@ pub struct DockerConfig {
     pub limits: OwnerLimits,
     /// How containers get their place in the lab network.
     pub devices: Devices,
+    /// Whether the thread of a lab network goes before others, where it may and as long as it uses little.
+    pub realtime: bool,
 }
 
 /// Who makes the devices of the lab network in containers.
@@ -75,7 +77,7 @@ pub struct Unusable {
 impl DockerConfig {
     /// Returns a configuration that keeps what it needs in `dir` and has the usual limits.
     pub fn new(dir: PathBuf) -> DockerConfig {
-        DockerConfig { socket: None, dir, limits: OwnerLimits::default(), devices: Devices::default() }
+        DockerConfig { socket: None, dir, limits: OwnerLimits::default(), devices: Devices::default(), realtime: true }
     }
 
     /// Returns the path of the engine's socket.

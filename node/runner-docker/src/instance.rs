@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant as Deadline;
 
 use crate::cell::{Cell, Phase, wall_ms};
+use crate::egress::{Carrier, Sockets};
 use crate::engine;
 use crate::exit::{self, Ending, SYNC_LOST};
 use crate::faults::{self, Acts, Doing};
@@ -77,6 +78,8 @@ pub(crate) struct Instance {
     pub(crate) room: Option<Reservation>,
     /// What is done to it on purpose.
     pub(crate) acts: Acts,
+    /// Carries what it exchanges with places outside of the lab, where it may reach any.
+    pub(crate) carrier: Option<Carrier>,
 }
 
 /// Where an instance stands while its task runs.
@@ -249,6 +252,16 @@ impl Instance {
         journal
     }
 
+    /// Opens the ways out of the lab that it has. Where that fails they are closed, and nothing else of it.
+    fn carry_out(&mut self, sockets: Sockets) {
+        // A new connection with init brings the same sockets again, and what is carried goes on.
+        let (Some(network), None) = (self.cell.network.upgrade(), &self.carrier) else { return };
+        match network.open_doors(&self.id, &sockets).and_then(|()| network.carrier(&self.id, sockets)) {
+            Ok(carrier) => self.carrier = Some(carrier),
+            Err(error) => tracing::error!(instance = %self.id, %error, "its ways out of the lab are closed"),
+        }
+    }
+
     /// Puts what came with a connection to use.
     fn begin(
         &mut self,
@@ -257,7 +270,10 @@ impl Instance {
         exceeded: &mpsc::Sender<Exceeded>,
         life: &mut Life,
     ) -> Option<JoinHandle<()>> {
-        let Outputs { listener, out, err } = self.outputs.take()?;
+        let Outputs { listener, out, err, egress } = self.outputs.take()?;
+        if let Some(sockets) = egress {
+            self.carry_out(sockets);
+        }
         let (dir, heard) = (self.dir.clone(), Arc::clone(journal));
         let stake = self.dir.stake().inspect_err(|e| tracing::warn!(error = %e, "what is at stake is not noted")).ok();
         let lost = stake.as_ref().map_or(Stake::Nothing, StakeNote::read);
@@ -431,8 +447,8 @@ impl Instance {
         };
         self.link = Some(link);
         life.heard_at = Deadline::now();
-        let Greeting { phase, listener, out, err, .. } = greeting;
-        self.outputs = Some(Outputs { listener, out, err });
+        let Greeting { phase, listener, out, err, egress, .. } = greeting;
+        self.outputs = Some(Outputs { listener, out, err, egress });
         match phase {
             protocol::Phase::New => {
                 self.tell_init(&ToInit::Order(self.wanted.order.clone())).await;
@@ -604,7 +620,8 @@ impl Instance {
             None => None,
         };
         let left = self.cell.files.left(&self.id);
-        let network = network.map(|network| Box::new(NetworkUse { crashes: life.doing.crashes, ..network }));
+        let egress = self.carrier.take().map(|carrier| carrier.used()).unwrap_or_default();
+        let network = network.map(|network| Box::new(NetworkUse { crashes: life.doing.crashes, egress, ..network }));
         let at_ms = self.dir.adoptions();
         let adopted = (!at_ms.is_empty()).then(|| Box::new(Adopted { at_ms, sync_lost: life.is_without_sync() }));
         self.tell(Ended { exit, usage, started_ms, ended_ms, left, limits_met, network, adopted }).await;

@@ -18,6 +18,7 @@ mod archive;
 mod capacity;
 mod cell;
 pub mod config;
+mod egress;
 mod engine;
 mod exec;
 mod exit;

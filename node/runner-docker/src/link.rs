@@ -16,6 +16,7 @@ use iptl_labnet_tun::Device;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::egress::Sockets;
 use crate::protocol::{
     DEVICE_SOCKET_NAME, FromInit, HELLO_DESCRIPTORS, MAX_FRAME, Phase, SOCKET_NAME, ToInit, Token, VERSION,
 };
@@ -46,6 +47,7 @@ pub(crate) struct Greeting {
     pub(crate) listener: TcpListener,
     pub(crate) out: OwnedFd,
     pub(crate) err: OwnedFd,
+    pub(crate) egress: Option<Sockets>,
 }
 
 impl Door {
@@ -111,12 +113,20 @@ async fn greet(stream: UnixStream, expected: Token) -> io::Result<Option<(Link, 
     let mut link = Link { stream, received: Vec::new(), sending: Vec::new() };
     let fds = link.receive_descriptors().await?;
     let Some(FromInit::Hello { version, token, phase, uid }) = link.receive().await? else { return Ok(None) };
-    if version != VERSION || token != expected || fds.len() != HELLO_DESCRIPTORS {
+    if version != VERSION || token != expected {
+        return Ok(None);
+    }
+    let egress = fds.len() == HELLO_DESCRIPTORS + 2;
+    if fds.len() != HELLO_DESCRIPTORS && !egress {
         return Ok(None);
     }
     let mut fds = fds.into_iter();
     let (Some(listener), Some(out), Some(err)) = (fds.next(), fds.next(), fds.next()) else { return Ok(None) };
-    Ok(Some((link, Greeting { phase, uid, listener: listener.into(), out, err })))
+    let egress = match (fds.next(), fds.next()) {
+        (Some(tcp), Some(udp)) => Some(Sockets { tcp: tcp.into(), udp: udp.into() }),
+        _ => None,
+    };
+    Ok(Some((link, Greeting { phase, uid, listener: listener.into(), out, err, egress })))
 }
 
 impl Link {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::models::ContainerCreateBody;
-use iptl_dag::model::{CellNetworkUse, Fault, InstanceId, LinkUse, NetworkUse};
+use iptl_dag::model::{CellNetworkUse, Destination, Fault, InstanceId, LinkUse, NetworkUse};
 use iptl_labnet::{
     Addrs, Away, Batching, Compiled, Directory, Engine, EngineConfig, Faults, LinkStats, Moved, NAMES, NodeId,
     PRIVATE_ADDR, Wish, WishError, clean, compile, prefix_of,
@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Devices;
+use crate::egress::{Carrier, Egress, Sockets};
 use crate::faults::Told;
 use crate::link::Door;
 use crate::protocol::DEVICE_VERB;
@@ -71,6 +72,9 @@ pub(crate) struct CellNetwork {
     crowded_out: Arc<AtomicU64>,
     /// Where captures are written, where there are any.
     captures: Option<Captures>,
+    /// Places outside of the lab, and who may reach which.
+    egress: Arc<Egress>,
+    reaches: BTreeMap<InstanceId, BTreeSet<Destination>>,
 }
 
 /// Who makes devices.
@@ -123,6 +127,7 @@ impl CellNetwork {
     pub(crate) fn start(
         spec: &CellSpec,
         maker: Maker,
+        realtime: bool,
         events: &mpsc::Sender<CellEvent>,
     ) -> Result<(CellNetwork, Told), PrepareError> {
         let compiled = match &spec.network {
@@ -138,6 +143,12 @@ impl CellNetwork {
             let reason = format!("the clock of group `{group}` is to jump, and containers have that of their machine");
             return Err(PrepareError::BadNetwork { reason });
         }
+        let egress = Egress::of(spec).map_err(|reason| PrepareError::BadNetwork { reason })?;
+        let reaches = spec.instances.iter().filter_map(|instance| {
+            let own = instance.container.as_ref()?.egress.keys().cloned().collect::<BTreeSet<_>>();
+            (!own.is_empty()).then(|| (instance.id.clone(), own))
+        });
+        let reaches = reaches.collect();
         let Compiled { topology, nodes, described, .. } = compiled;
         let own: BTreeSet<&InstanceId> = spec.instances.iter().map(|instance| &instance.id).collect();
         let known = nodes.iter().filter_map(|(id, node)| Some((id.clone(), topology.public_addrs(*node)?)));
@@ -200,14 +211,27 @@ impl CellNetwork {
                 }
             }),
         };
-        let network = Network::start(engine, Options::default(), outlets)
+        let network = Network::start(engine, Options { realtime }, outlets)
             .map_err(|source| PrepareError::Io { what: "the lab network".to_owned(), source })?;
         let files = CellFiles::new(spec.scratch.clone());
         for (node, id) in captured {
             network.capture(NodeId::from_index(node), capture::room(&files, &id), capture::ahead_of(now_ns()));
         }
         let faults = Mutex::new(faults);
-        Ok((CellNetwork { network, maker, seats, broken, described, known, faults, crowded_out, captures }, told))
+        let network = CellNetwork {
+            network,
+            maker,
+            seats,
+            broken,
+            described,
+            known,
+            faults,
+            crowded_out,
+            captures,
+            egress: Arc::new(egress),
+            reaches,
+        };
+        Ok((network, told))
     }
 
     /// Lets faults happen, whose times count from this long ago; a second call does nothing.
@@ -221,7 +245,31 @@ impl CellNetwork {
     /// Returns the names of all instances, for `/etc/hosts`.
     pub(crate) fn hosts(&self) -> String {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts(known.iter().map(|(id, addrs)| (id, *addrs)))
+        let v4 = self.seats.values().any(|seat| seat.addrs.v4.is_some());
+        hosts(known.iter().map(|(id, addrs)| (id, *addrs))) + &self.egress.names(v4)
+    }
+
+    /// Returns where an instance reaches places outside of the lab, for its environment.
+    pub(crate) fn egress_of(&self, id: &InstanceId) -> String {
+        match (self.reaches.get(id), self.seat(id)) {
+            (Some(own), Some(seat)) => self.egress.told(own, seat.addrs),
+            _ => String::new(),
+        }
+    }
+
+    /// Leads what an instance sends to places that it may reach to these sockets of its own network.
+    pub(crate) fn open_doors(&self, id: &InstanceId, sockets: &Sockets) -> io::Result<()> {
+        if let (Some(own), Some(seat)) = (self.reaches.get(id), self.seat(id)) {
+            let (tcp, udp) = sockets.ports()?;
+            self.network.set_doors(seat.node, self.egress.doors(own, seat.addrs, tcp, udp));
+        }
+        Ok(())
+    }
+
+    /// Starts to carry what comes to the sockets of an instance.
+    pub(crate) fn carrier(&self, id: &InstanceId, sockets: Sockets) -> io::Result<Carrier> {
+        let own = self.reaches.get(id).cloned().unwrap_or_default();
+        Carrier::start(Arc::clone(&self.egress), own, sockets)
     }
 
     /// Takes note of who is known under other addresses now.
@@ -298,6 +346,7 @@ impl CellNetwork {
             down: links(node.down),
             own: node.own.map(LinkUse::from),
             crashes: 0,
+            egress: BTreeMap::new(),
             cell: CellNetworkUse {
                 lateness: report.lateness.counts().to_vec(),
                 max_late_ns: report.lateness.max_ns(),

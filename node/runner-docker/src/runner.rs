@@ -223,6 +223,7 @@ impl Inner {
         let place = Place {
             ordinal: seat.ordinal,
             network: network.seat(id).ok_or("it has no place in the lab network")?,
+            egress: &network.egress_of(id),
             names: &self.store.cell(key).names(),
             resolver: &self.store.cell(key).resolver(),
             init: self.store.init(),
@@ -463,7 +464,7 @@ impl Runner for DockerRunner {
         let mut give_up = GiveUp::new(inner, &key, making.clone());
         dir.make().map_err(|source| PrepareError::Io { what: "the directory of a cell".to_owned(), source })?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let (network, told) = CellNetwork::start(&spec, inner.maker, &events)?;
+        let (network, told) = CellNetwork::start(&spec, inner.maker, inner.config.realtime, &events)?;
         let network = Arc::new(network);
         dir.set_names(&network.hosts(), &network.resolver())
             .map_err(|source| PrepareError::Io { what: "the names of a cell".to_owned(), source })?;
@@ -511,6 +512,7 @@ impl Runner for DockerRunner {
                         adopted: None,
                         room: None,
                         acts: nothing(),
+                        carrier: None,
                     }))),
                     Err(Failure::NotStarted(reason)) => {
                         let lablet = inner.store.id().to_owned();
@@ -565,7 +567,7 @@ impl Runner for DockerRunner {
         let reservation = inner.reserve(&spec)?;
         let images = inner.images(&spec).await?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let (network, told) = CellNetwork::start(&spec, inner.maker, &events)?;
+        let (network, told) = CellNetwork::start(&spec, inner.maker, inner.config.realtime, &events)?;
         let network = Arc::new(network);
         let cell = Arc::new(Cell {
             engine: inner.engine.clone(),
@@ -744,6 +746,7 @@ impl Inner {
             adopted: Some(phase),
             room: None,
             acts: nothing(),
+            carrier: None,
         }))
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use iptl_dag::model::InstanceId;
 
 use crate::cell::Cell;
+use crate::egress::Sockets;
 use crate::engine;
 use crate::link::{Door, Greeting, Link};
 use crate::network::{CellNetwork, Place};
@@ -23,6 +24,8 @@ pub(crate) struct Outputs {
     pub(crate) listener: TcpListener,
     pub(crate) out: OwnedFd,
     pub(crate) err: OwnedFd,
+    /// For what it exchanges with places outside of the lab, where it may reach any.
+    pub(crate) egress: Option<Sockets>,
 }
 
 /// Why a container does not hold a workload that could be started.
@@ -69,7 +72,7 @@ pub(crate) async fn set_up(
             return Err(Failure::NotStarted(format!("its init did not answer within {} s{status}", CONNECT.as_secs())));
         }
     };
-    let Greeting { uid, listener, out, err, .. } = greeting;
+    let Greeting { uid, listener, out, err, egress, .. } = greeting;
     if uid == 0 && !allow_root {
         return Err(Failure::NotStarted(
             "its user is root in this image, and the owner does not allow that".to_owned(),
@@ -88,8 +91,11 @@ pub(crate) async fn set_up(
                 lab: &dir.lab(),
                 making: &cell.making,
             };
+            if let Some(sockets) = &egress {
+                network.open_doors(instance, sockets).map_err(io("its ways out of the lab cannot be opened"))?;
+            }
             connect(network, instance, place).await?;
-            Ok((id, link, Outputs { listener, out, err }))
+            Ok((id, link, Outputs { listener, out, err, egress }))
         }
         Ok(Ok(_)) | Err(_) => Err(Failure::NotStarted("its init does not understand its order".to_owned())),
         Ok(Err(e)) => Err(io("its init broke off")(e)),

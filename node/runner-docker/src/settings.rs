@@ -19,7 +19,7 @@ use iptl_testground::Setting;
 
 use crate::config::OwnerLimits;
 use crate::network::Seat;
-use crate::protocol::{HealthOrder, INIT_PATH, LAB_DIR, Order, Token};
+use crate::protocol::{EGRESS_VERB, HealthOrder, INIT_PATH, LAB_DIR, Order, Token};
 
 /// Weight of a container at the processors: the least that engines take, where everything else on a machine has 1024. A
 /// hundred that are busy then leave half of a machine to the lablet, whose heartbeats must go out and whose network must
@@ -60,6 +60,10 @@ const RECORD_FACTOR: u64 = 2;
 /// Paths that are not a plan's to cover, and everything below them.
 const RESERVED: [&str; 7] = ["/proc", "/sys", "/dev", "/.iptl", OUTPUTS, HOSTS, RESOLVER];
 
+/// Variable with each place outside of the lab that an instance may reach, and where it does:
+/// `bootstrap.example:4001/udp=192.0.2.64:4001`, separated by spaces.
+const EGRESS_VARIABLE: &str = "IPTL_EGRESS";
+
 /// A container to be made, and how it is dealt with.
 #[derive(Debug)]
 pub(crate) struct Wanted {
@@ -77,6 +81,8 @@ pub(crate) struct Wanted {
 pub(crate) struct Place<'a> {
     pub(crate) ordinal: u32,
     pub(crate) network: Seat,
+    /// Where it reaches places outside of the lab.
+    pub(crate) egress: &'a str,
     /// The file of names on this machine, and the one that says that there are no others.
     pub(crate) names: &'a Path,
     pub(crate) resolver: &'a Path,
@@ -104,7 +110,10 @@ pub(crate) fn container(
     allowed(settings, instance, owner)?;
     let argv = argv(settings, &instance.args, image)?;
     let setting = setting(cell, instance, &place);
-    let env = environment(cell, instance, image, &setting);
+    let mut env = environment(cell, instance, image, &setting);
+    if reaches_out(instance) {
+        env.insert(EGRESS_VARIABLE.to_owned(), place.egress.to_owned());
+    }
     let memory = signed(instance.limits.memory_bytes);
     let cpu_milli = if settings.cpu_milli == 0 { owner.cpu_milli } else { settings.cpu_milli };
     let ulimit = |name: &str, value: u64| ResourcesUlimits {
@@ -159,7 +168,7 @@ pub(crate) fn container(
         hostname: Some(setting.hostname.clone()),
         user: Some(user(settings, image, owner)?),
         entrypoint: Some(vec![INIT_PATH.to_owned()]),
-        cmd: Some(Vec::new()),
+        cmd: Some(if reaches_out(instance) { vec![EGRESS_VERB.to_owned()] } else { Vec::new() }),
         env: Some(env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()),
         working_dir: settings.workdir.clone(),
         labels: Some(place.labels),
@@ -284,6 +293,11 @@ fn user(settings: &Container, image: &ImageConfig, owner: &OwnerLimits) -> Resul
             Ok(image.user.as_ref().filter(|user| !is_root(user)).map_or_else(|| NOBODY.to_owned(), ToOwned::to_owned))
         }
     }
+}
+
+/// Returns whether an instance may reach anything outside of the lab.
+fn reaches_out(instance: &InstanceSpec) -> bool {
+    instance.container.as_ref().is_some_and(|container| !container.egress.is_empty())
 }
 
 fn health(health: &Health) -> Result<HealthOrder, String> {

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod contract;
+mod egress;
 mod engine_restart;
 mod faults;
 mod hostile;

@@ -150,6 +150,22 @@ async fn engine_makes_the_devices_of_a_lablet_that_may_not() {
 }
 
 #[tokio::test]
+async fn network_goes_before_other_programs_only_where_the_owner_lets_it() {
+    let bench = engine!();
+    let realtime =
+        |outcome: &iptl_runner::contract::Outcome| outcome.ended[&instance(1)].network.as_ref().unwrap().cell.realtime;
+    let usual = realtime(&run(&bench, reaching(&bench, 1, None)).await);
+    bench.close().await;
+    let Some(bench) = Bench::without_priority().await else { return };
+    let forbidden = realtime(&run(&bench, reaching(&bench, 1, None)).await);
+    assert!(!forbidden, "its owner does not let it");
+    bench.close().await;
+    if !usual {
+        crate::support::not_run("nobody may go before others on this machine, so that nothing was forbidden");
+    }
+}
+
+#[tokio::test]
 async fn links_of_50_ms_are_what_their_programs_measure() {
     let bench = engine!();
     let described = network(50_000, LinkModel::default(), LinkModel::default());

@@ -55,6 +55,14 @@ impl Bench {
         Some(Bench { runner: DockerRunner::connect(config).await.unwrap(), ..bench })
     }
 
+    /// One whose owner lets no thread of its go before others.
+    pub(crate) async fn without_priority() -> Option<Bench> {
+        let bench = Bench::new().await?;
+        let config = DockerConfig { realtime: false, ..config(bench.dir.path(), OwnerLimits::default()) };
+        bench.runner.shutdown().await;
+        Some(Bench { runner: DockerRunner::connect(config).await.unwrap(), ..bench })
+    }
+
     /// A runner as a lablet would make it after a restart.
     pub(crate) async fn again(&self) -> DockerRunner {
         DockerRunner::connect(config(self.dir.path(), OwnerLimits::default())).await.unwrap()
@@ -129,7 +137,7 @@ fn config(dir: &Path, limits: OwnerLimits) -> DockerConfig {
 }
 
 pub(crate) fn plain(settings: Container) -> ContainerSpec {
-    ContainerSpec { settings, files: BTreeMap::new() }
+    ContainerSpec { settings, files: BTreeMap::new(), egress: BTreeMap::new() }
 }
 
 /// Returns what the engine's own command line says.

@@ -1,14 +1,14 @@
 //! Cells: what a runner is given, and what comes out while it runs.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use iptl_dag::Cid;
 use iptl_dag::model::{
-    Adopted, Container, Exit, FaultDone, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources, Usage,
-    WorkloadKind,
+    Adopted, Container, Destination, Exit, FaultDone, FaultSchedule, InstanceId, NetworkModel, NetworkUse, Resources,
+    Usage, WorkloadKind,
 };
 use iptl_labnet::Batch;
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,8 @@ pub struct ContainerSpec {
     pub settings: Container,
     /// Verified files and directories by the absolute path at which they appear, read-only.
     pub files: BTreeMap<String, PathBuf>,
+    /// Places outside of the lab that the owner of the machine grants it, with their addresses of now.
+    pub egress: BTreeMap<Destination, Vec<SocketAddr>>,
 }
 
 /// A verified file to execute.

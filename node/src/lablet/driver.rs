@@ -420,7 +420,7 @@ impl Driver {
         let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
         self.input(LabletInput::Inventory(Inventory {
             name: self.parts.config.name.clone(),
-            labels: self.parts.config.labels.clone(),
+            labels: self.parts.config.told_labels(),
             cpus,
             memory_bytes: total_memory(),
             free_memory_bytes: memory,

@@ -362,6 +362,7 @@ pub(super) fn preparer(parts: &Parts, artifacts: &Artifacts) -> Preparer {
         artifacts: artifacts.clone(),
         fetcher: parts.fetcher.clone(),
         runners: parts.runners.clone(),
+        granted: parts.config.network.egress.clone(),
     }
 }
 

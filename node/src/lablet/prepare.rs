@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use iptl_artifacts::read_block;
 use iptl_dag::model::{
-    self, Container, FaultSchedule, GroupRun, InstanceId, Network, NetworkModel, Run, Workload, WorkloadKind,
+    self, Container, Destination, FaultSchedule, GroupRun, InstanceId, Network, NetworkModel, Run, Workload,
+    WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::{Artifact, CellSpec, ContainerSpec, InstanceSpec, Origin, PrepareError, PreparedCell, Runners};
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use super::artifacts::{ArtifactError, Artifacts};
 use super::content::{Content, Extent};
+use super::egress::{self, EgressError};
 use super::ways::{self, Asked};
 use crate::fetch::{FetchError, Fetcher, Source};
 use crate::home::Home;
@@ -56,6 +58,9 @@ pub(super) enum CellError {
     /// The runner refused.
     #[error(transparent)]
     Runner(#[from] PrepareError),
+    /// Instances are to reach a place outside of the lab and cannot be let.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
 }
 
 impl CellError {
@@ -70,6 +75,7 @@ impl CellError {
             CellError::Fetch(_)
             | CellError::Artifact(ArtifactError::Write { .. } | ArtifactError::Store(_))
             | CellError::Slots { .. }
+            | CellError::Egress(_)
             | CellError::Runner(
                 PrepareError::NoRunner { .. }
                 | PrepareError::NoCapacity { .. }
@@ -105,6 +111,8 @@ pub(super) struct Preparer {
     pub(super) artifacts: Artifacts,
     pub(super) fetcher: Fetcher,
     pub(super) runners: Runners,
+    /// Places outside of the lab that the owner grants.
+    pub(super) granted: BTreeSet<Destination>,
 }
 
 impl Preparer {
@@ -142,13 +150,16 @@ impl Preparer {
             let path = self.artifacts.of(workload).await?;
             artifacts.insert(*cid, Artifact { cid: workload.content, path });
         }
+        let pinned = egress::pin(&self.granted, &places_outside(&run, grant)?).await?;
+        egress::note(&scratch, &pinned)?;
         let mut containers = BTreeMap::new();
         for assignment in &grant.assignments {
             let group = group(&run, grant, &assignment.group)?;
             if let Some(settings) = &group.container
                 && let Entry::Vacant(vacant) = containers.entry(assignment.group.clone())
             {
-                vacant.insert(self.container(&content, &run, settings, &scratch, &assignment.group).await?);
+                let spec = self.container(&content, &run, settings, &scratch, &assignment.group).await?;
+                vacant.insert(ContainerSpec { egress: egress::of(settings, &pinned), ..spec });
             }
         }
         let network = match &run.network {
@@ -176,13 +187,16 @@ impl Preparer {
             return Ok(None);
         }
         let run: Run = self.stored(&grant.run).await?;
+        // What the owner grants no more is closed from now on, and its container ends.
+        let pinned = egress::noted(&scratch, &self.granted, &places_outside(&run, grant)?)?;
         let (mut artifacts, mut containers) = (BTreeMap::new(), BTreeMap::new());
         for assignment in &grant.assignments {
             let group = group(&run, grant, &assignment.group)?;
             if let Some(settings) = &group.container {
                 let files = settings.files.keys().enumerate();
                 let files = files.map(|(number, inside)| (inside.clone(), given(&scratch, &assignment.group, number)));
-                let spec = ContainerSpec { settings: settings.clone(), files: files.collect() };
+                let egress = egress::of(settings, &pinned);
+                let spec = ContainerSpec { settings: settings.clone(), files: files.collect(), egress };
                 containers.insert(assignment.group.clone(), spec);
             }
             if let Entry::Vacant(vacant) = artifacts.entry(group.workload) {
@@ -229,7 +243,7 @@ impl Preparer {
             self.artifacts.file(cid, &path).await?;
             files.insert(inside.clone(), path);
         }
-        Ok(ContainerSpec { settings: settings.clone(), files })
+        Ok(ContainerSpec { settings: settings.clone(), files, egress: BTreeMap::new() })
     }
 
     /// Fetches and reads a node that the groups need that `uses` says.
@@ -296,6 +310,21 @@ fn uses<'a>(run: &'a Run, workload: &'a Cid) -> impl Fn(&str) -> bool + use<'a> 
 
 fn group<'a>(run: &'a Run, grant: &Grant, name: &str) -> Result<&'a GroupRun, CellError> {
     run.groups.get(name).ok_or_else(|| CellError::Bad { cid: grant.run, reason: format!("it has no group {name:?}") })
+}
+
+/// Returns the places outside of the lab that instances of a grant are to reach.
+fn places_outside(run: &Run, grant: &Grant) -> Result<BTreeSet<Destination>, CellError> {
+    let mut places = BTreeSet::new();
+    for assignment in &grant.assignments {
+        let group = group(run, grant, &assignment.group)?;
+        let wanted: Vec<_> = group.container.iter().flat_map(|container| &container.egress).cloned().collect();
+        if group.kind == WorkloadKind::Wasm && !wanted.is_empty() {
+            let reason = format!("group {:?} is of components, which have no way out of the lab", assignment.group);
+            return Err(CellError::Bad { cid: grant.run, reason });
+        }
+        places.extend(wanted);
+    }
+    Ok(places)
 }
 
 /// Returns the bytes that one instance of a group is given at its start.

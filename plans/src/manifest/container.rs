@@ -1,8 +1,8 @@
 //! `[cases.NAME.groups.NAME.container]`: what containers of a group ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{Container, Health, WorkloadKind};
+use iptl_dag::model::{Container, Destination, Health, WorkloadKind};
 
 use super::group::{MAX_TIME_MS, narrow, or};
 use super::workload::check_path;
@@ -23,6 +23,9 @@ const MAX_BYTES: u64 = 1 << 40;
 /// Longest path, user and signal, in characters.
 const MAX_PATH: usize = 4096;
 const MAX_WORD: usize = 80;
+
+/// Most places outside of the lab.
+const MAX_EGRESS: usize = 64;
 
 /// Most failed looks in a row.
 const MAX_RETRIES: i64 = 1000;
@@ -73,6 +76,7 @@ pub(super) fn read(sink: &mut Sink, group: &Section<'_>, kind: Option<WorkloadKi
             "stop_grace",
             "health",
             "exec",
+            "egress",
         ],
     );
     let files = files(sink, &section);
@@ -91,8 +95,26 @@ pub(super) fn read(sink: &mut Sink, group: &Section<'_>, kind: Option<WorkloadKi
         stop_grace_ms: or(section.duration_ms(sink, "stop_grace", 0, MAX_TIME_MS), usual.stop_grace_ms),
         health: health(sink, &section),
         exec: section.boolean(sink, "exec").is_some_and(|yes| yes.value),
+        egress: egress(sink, &section),
     };
     ContainerDef { settings: Some(settings), files }
+}
+
+/// Reads places outside of the lab that the group must reach.
+fn egress(sink: &mut Sink, section: &Section<'_>) -> BTreeSet<Destination> {
+    let mut places = BTreeSet::new();
+    for text in section.strings(sink, "egress") {
+        let why = match text.value.parse::<Destination>() {
+            Ok(_) if places.len() == MAX_EGRESS => format!("a group reaches {MAX_EGRESS} places at most"),
+            Ok(place) if !places.insert(place.clone()) => "it stands here twice".to_owned(),
+            Ok(_) => continue,
+            Err(e) => e.to_string(),
+        };
+        let what = format!("`{}` cannot name {}", section.path_of("egress"), quote(&text.value));
+        let found = Diagnostic::new(codes::DESTINATION, text.span, what).label(why);
+        sink.push(found.help("write HOST:PORT/tcp or HOST:PORT/udp, as in `bootstrap.example:4001/udp`"));
+    }
+    places
 }
 
 fn word(sink: &mut Sink, section: &Section<'_>, key: &str) -> Option<String> {

@@ -304,6 +304,12 @@ impl Lab {
         Lab::start_on(home, lablets, &["--no-docker"])
     }
 
+    /// Starts an orchestrator and lablets that run containers too, under a directory that was made ready.
+    #[track_caller]
+    pub fn start_in_with_docker(home: Home, lablets: u32) -> Lab {
+        Lab::start_on(home, lablets, &[])
+    }
+
     #[track_caller]
     fn start_on(home: Home, lablets: u32, args: &[&str]) -> Lab {
         let count = lablets.to_string();

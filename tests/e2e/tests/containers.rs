@@ -23,6 +23,7 @@ macro_rules! engine {
 }
 
 mod busy;
+mod egress;
 mod network;
 mod random_deaths;
 mod restarts;

@@ -344,6 +344,7 @@ async fn network(
 
 /// Says what lies between the instances of a run, where that is not nothing.
 async fn tell_network(ctx: &Context, client: &Client, args: &Args, run: &Run) -> Result<()> {
+    tell_egress(ctx, run);
     let Network::Model(cid) = &run.network else { return Ok(()) };
     let block = fetch::block(ctx, client, cid, &args.sources).await?;
     let network: NetworkModel = model::from_bytes(block.data()).map_err(|e| {
@@ -360,6 +361,17 @@ async fn tell_network(ctx: &Context, client: &Client, args: &Args, run: &Run) ->
         }
     }
     Ok(())
+}
+
+/// Says what instances must reach outside of the lab, where that is anything.
+fn tell_egress(ctx: &Context, run: &Run) {
+    for (name, group) in &run.groups {
+        let places = group.container.iter().flat_map(|container| &container.egress);
+        let places: Vec<String> = places.map(ToString::to_string).collect();
+        if !places.is_empty() {
+            ctx.say(format!("leaves    {name}: {}    where a lablet's owner grants it", places.join(", ")));
+        }
+    }
 }
 
 async fn dry_run(ctx: &Context, client: &Client, run: Cid) -> Result {

@@ -109,6 +109,8 @@ pub struct EngineStats {
     pub disabled: u64,
     /// Queries that the server of names answered.
     pub names: u64,
+    /// Packets that were turned round at a door out of the lab.
+    pub turned: u64,
     /// ICMP errors sent.
     pub icmp_errors: u64,
     /// Packets handed to other engines of the network.

@@ -1,6 +1,6 @@
 //! [`Sockets`] over a model of links.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
@@ -90,6 +90,7 @@ impl Sockets for Hosts {
             spoofed: self.engine.spoofed_by(host.node).unwrap_or_default(),
             lost_by_lab,
             crashes: host.crashes,
+            egress: BTreeMap::new(),
             cell: CellNetworkUse {
                 lateness: lateness.counts().to_vec(),
                 max_late_ns: lateness.max_ns(),

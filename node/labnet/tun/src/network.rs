@@ -15,8 +15,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use iptl_labnet::{
-    Addrs, Away, Captured, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output, Wish, WishError,
-    prefix_of,
+    Addrs, Away, Captured, Doors, Engine, Faults, Happened, LinkConfig, LinkId, NodeId, OFFLOAD_SIZE, Output, Wish,
+    WishError, prefix_of,
 };
 
 use crate::alarm::Alarm;
@@ -104,6 +104,7 @@ enum Order {
     Partition(Vec<Option<u8>>),
     Faults(Box<Faults>, u64),
     Capture(NodeId, u64, u64),
+    Doors(NodeId, Doors),
     Report(Reply<Report>),
     Stop,
 }
@@ -223,6 +224,11 @@ impl Network {
         self.shared.tell(Order::Capture(node, limit, ahead_ns));
     }
 
+    /// Gives a node ways out of the lab, as [`Engine::set_doors`] does.
+    pub fn set_doors(&self, node: NodeId, doors: Doors) {
+        self.shared.tell(Order::Doors(node, doors));
+    }
+
     /// Asks what the network did so far; what was captured until then has been handed over. `reply` is called by its thread, and dropped where it has ended.
     pub fn report(&self, reply: impl FnOnce(Report) + Send + 'static) {
         self.shared.tell(Order::Report(Box::new(reply)));
@@ -332,6 +338,7 @@ impl Runner {
                 Ok(Order::Partition(sides)) => self.engine.partition(&sides),
                 Ok(Order::Faults(faults, start_ns)) => self.faults = Some((faults, start_ns)),
                 Ok(Order::Capture(node, limit, ahead_ns)) => self.engine.capture(node, limit, ahead_ns),
+                Ok(Order::Doors(node, doors)) => self.engine.set_doors(node, doors),
                 Ok(Order::Report(reply)) => {
                     self.hand_out();
                     reply(self.report());

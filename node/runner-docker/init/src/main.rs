@@ -26,7 +26,7 @@ mod protocol;
 mod sys;
 mod usage;
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,8 @@ fn main() {
         std::process::exit(network::make(words));
     }
     // An exit status is all that can be said without a lablet.
-    std::process::exit(match Init::new() {
+    let reaches_out = matches!(args.as_slice(), [_, verb] if verb == protocol::EGRESS_VERB);
+    std::process::exit(match Init::new(reaches_out) {
         Ok(init) => init.run(),
         Err(_) => 70,
     });
@@ -102,6 +103,8 @@ struct Handed {
     listener: TcpListener,
     out: OwnedFd,
     err: OwnedFd,
+    /// What the lablet takes over that is to go to places outside of the lab.
+    egress: Option<(TcpListener, UdpSocket)>,
     /// The ends that the workload gets; ours are closed when it is over, since it may be started again.
     writers: Option<(OwnedFd, OwnedFd)>,
 }
@@ -123,10 +126,11 @@ enum Over {
 }
 
 impl Init {
-    fn new() -> std::io::Result<Init> {
+    fn new(reaches_out: bool) -> std::io::Result<Init> {
         sys::hide_from_others()?;
         let signals = sys::take_signals()?;
         let listener = TcpListener::bind(SYNC_ADDRESS)?;
+        let egress = if reaches_out { Some(open_egress()?) } else { None };
         let (out, out_writer) = sys::pipe()?;
         let (err, err_writer) = sys::pipe()?;
         let now = Instant::now();
@@ -134,7 +138,7 @@ impl Init {
             link: None,
             next_connect: now,
             alone_since: now,
-            handed: Handed { listener, out, err, writers: Some((out_writer, err_writer)) },
+            handed: Handed { listener, out, err, egress, writers: Some((out_writer, err_writer)) },
             signals,
             order: None,
             running: None,
@@ -229,7 +233,10 @@ impl Init {
         self.next_connect = now + RECONNECT;
         let token = self.order.as_ref().map_or([0; 16], |order| order.token);
         let hello = FromInit::Hello { version: protocol::VERSION, token, phase: self.phase(), uid: sys::uid() };
-        let fds = [self.handed.listener.as_raw_fd(), self.handed.out.as_raw_fd(), self.handed.err.as_raw_fd()];
+        let mut fds = vec![self.handed.listener.as_raw_fd(), self.handed.out.as_raw_fd(), self.handed.err.as_raw_fd()];
+        if let Some((tcp, udp)) = &self.handed.egress {
+            fds.extend([tcp.as_raw_fd(), udp.as_raw_fd()]);
+        }
         self.link = Link::connect(&hello, &fds).ok();
         match &self.over {
             Some(Over::NotStarted(errno)) => self.say(&FromInit::NotStarted { errno: *errno }),
@@ -429,4 +436,12 @@ impl Init {
             Err(_) => self.hang_up(),
         }
     }
+}
+
+/// Opens sockets for all addresses that the container is going to have, of both families where there are both.
+fn open_egress() -> std::io::Result<(TcpListener, UdpSocket)> {
+    let (v4, v6) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+    let tcp = TcpListener::bind((v6, 0)).or_else(|_| TcpListener::bind((v4, 0)))?;
+    let udp = UdpSocket::bind((v6, 0)).or_else(|_| UdpSocket::bind((v4, 0)))?;
+    Ok((tcp, udp))
 }

@@ -37,7 +37,11 @@ pub const MARK: &str = "IPTL_EXEC";
 /// First argument of the init program, before the value of [`MARK`], where it is to end such a command.
 pub const END_VERB: &str = "end";
 
-/// Descriptors that come with [`FromInit::Hello`]: the sync listener, the ends to read of stdout and of stderr.
+/// Argument of the init program where places outside of the lab may be reached: then it opens the sockets for that.
+pub const EGRESS_VERB: &str = "egress";
+
+/// Descriptors that come with [`FromInit::Hello`]: the sync listener, the ends to read of stdout and of stderr. Where it
+/// was told [`EGRESS_VERB`], a listener and a socket for datagrams follow.
 pub const HELLO_DESCRIPTORS: usize = 3;
 
 /// Proves to init that who accepted its connection is the lablet that it belongs to, and the other way round.

@@ -148,10 +148,10 @@ fn has_bytes(fd: BorrowedFd<'_>) -> bool {
 pub(crate) fn send_with_descriptors(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
     let size = size_of_val(fds);
     let mut control = [0u64; 8];
-    assert!(size_of_val(&control) >= 64 && fds.len() <= 3, "room for three descriptors");
+    assert!(size_of_val(&control) >= 64 && fds.len() <= 5, "room for five descriptors");
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: all pointers are to what lives until sendmsg returns; the control buffer is aligned and large enough for
-    // one header and three descriptors; bytes are only read.
+    // one header and five descriptors; bytes are only read.
     let sent = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut part;

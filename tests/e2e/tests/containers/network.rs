@@ -16,7 +16,7 @@ use serde_json::Value;
 const REACHING: u64 = 3;
 
 /// A lab, however it was made.
-trait AnyLab {
+pub(super) trait AnyLab {
     fn run(&self, args: &[&str]) -> Output;
     fn path(&self) -> &Path;
 }
@@ -81,7 +81,7 @@ fn plan(lab: &dyn AnyLab) -> String {
 }
 
 /// Returns the receipts of a result.
-fn receipts(lab: &dyn AnyLab, result: &str) -> Vec<Value> {
+pub(super) fn receipts(lab: &dyn AnyLab, result: &str) -> Vec<Value> {
     let attestation = lab.run(&["dag", "get", &format!("{result}/attestation")]).exits(0).json();
     let of = |node: &Value| node.as_object().unwrap().values().next().unwrap().clone();
     let shards = of(&attestation)["body"]["receipts"].as_array().unwrap().clone();

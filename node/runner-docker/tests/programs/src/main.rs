@@ -84,6 +84,9 @@ fn main() -> ExitCode {
         "follow" => network::follow(&args[1]),
         "shaped" => network::shaped(&args[1]),
         "escape" => network::escape(&args[1..]),
+        "listeners" => network::serve_listeners(),
+        "reach-listeners" => network::reach_listeners(&args[1]),
+        "reach-out" => network::reach_out(&args[1..]),
         other => panic!("no behaviour {other}"),
     }
     ExitCode::SUCCESS

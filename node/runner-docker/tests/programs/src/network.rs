@@ -152,12 +152,13 @@ fn ask(name: &str, kind: u8) -> Option<String> {
     }
 }
 
-/// Tries to reach what is not of the lab, and says of each whether that worked.
+/// Tries to reach what is not of the lab, by TCP and by UDP, and says of each whether that worked.
 pub(crate) fn escape(addresses: &[String]) {
     for address in addresses {
         let to: SocketAddr = address.parse().unwrap();
         let outcome = TcpStream::connect_timeout(&to, Duration::from_secs(5));
         println!("{address} {}", outcome.map_or_else(|e| format!("{:?}", e.kind()), |_| "reached".to_owned()));
+        println!("{address} udp {}", ask_by_datagram(to, 1));
     }
     println!("{:?}", ("example.org", 80).to_socket_addrs().map(|_| ()).is_err());
     for line in std::fs::read_to_string("/proc/net/dev").unwrap().lines().skip(2) {
@@ -165,6 +166,76 @@ pub(crate) fn escape(addresses: &[String]) {
     }
     let raw = [AF_INET, AF_INET6].map(|family| socket(family, SOCK_RAW, 255));
     println!("raw {}", if raw.iter().any(Option::is_some) { "open" } else { "refused" });
+}
+
+/// Says hello to places such as `tcp/192.0.2.7:443`, and says what each answered. Names are resolved.
+pub(crate) fn reach_out(places: &[String]) {
+    for place in places {
+        let (protocol, at) = place.split_once('/').unwrap();
+        let answer = match at.to_socket_addrs().map(|mut addrs| addrs.next()) {
+            Ok(Some(to)) if protocol == "udp" => ask_by_datagram(to, TRIES),
+            Ok(Some(to)) => ask_by_stream(to).unwrap_or_else(|e| format!("{:?}", e.kind())),
+            other => format!("no name: {other:?}"),
+        };
+        println!("{place} {answer}");
+    }
+}
+
+/// Tells the ports on which this container listens for connections at all of its addresses, to whoever asks for them.
+pub(crate) fn serve_listeners() {
+    let mut ports = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in std::fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
+            // number, address:port, peer, state; listening is 0A.
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (addr, port) = words[1].split_once(':').unwrap();
+            if words[3] == "0A" && addr.bytes().all(|b| b == b'0') {
+                ports.push(u16::from_str_radix(port, 16).unwrap().to_string());
+            }
+        }
+    }
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+    for stream in listener.incoming() {
+        stream.unwrap().write_all(ports.join(" ").as_bytes()).unwrap();
+    }
+}
+
+/// Says hello at the ports that another listens on.
+pub(crate) fn reach_listeners(name: &str) {
+    let mut told = String::new();
+    again(|| TcpStream::connect((name, PORT))?.read_to_string(&mut told)).unwrap();
+    let places: Vec<String> = told.split(' ').map(|port| format!("tcp/{name}:{port}")).collect();
+    reach_out(&places);
+}
+
+fn ask_by_stream(to: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
+    stream.write_all(b"hello")?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(format!("said {answer:?}"))
+}
+
+/// Says hello again and again until somebody answers or the system says that nobody does.
+fn ask_by_datagram(to: SocketAddr, tries: u32) -> String {
+    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let udp = UdpSocket::bind((any, 0)).unwrap();
+    udp.set_read_timeout(Some(TRY)).unwrap();
+    let mut answer = [0; 64];
+    let mut ask = || {
+        udp.connect(to)?;
+        udp.send(b"hello")?;
+        udp.recv(&mut answer)
+    };
+    for _ in 0..tries {
+        match ask() {
+            Ok(size) => return format!("said {:?}", String::from_utf8_lossy(&answer[..size])),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(e) => return format!("{:?}", e.kind()),
+        }
+    }
+    "silence".to_owned()
 }
 
 /// Does something until it works; returns how long the try that worked took.
