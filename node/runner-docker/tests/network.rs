@@ -1,7 +1,7 @@
 //! Containers of a run reach each other over the lab network, and nothing else.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use iptl_dag::model::{
     AccessClass, Container, DependenceModel, Exit, GatewayModel, GroupNetwork, IpModel, LinkModel, NetworkModel,
@@ -235,17 +235,26 @@ async fn container_behind_a_nat_has_a_private_address_and_is_answered() {
 #[tokio::test]
 async fn nothing_of_the_machine_can_be_reached() {
     let bench = engine!();
-    let host = TcpListener::bind("0.0.0.0:0").unwrap();
+    let (host, datagrams) = listening();
     let port = host.local_addr().unwrap().port();
-    let there: Vec<String> = ["127.0.0.1", "10.9.9.9", "172.17.0.1", "192.168.0.1", "169.254.169.254"]
-        .iter()
+    let mut there: Vec<String> = ["127.0.0.1", "10.9.9.9", "172.17.0.1", "192.168.0.1", "169.254.169.254"]
         .map(|addr| format!("{addr}:{port}"))
-        .collect();
+        .into();
+    // The same in the clothes of IPv6, the loopback there, neighbours by the address of a link, and documents' own.
+    let mapped = there.iter().map(|at| format!("[::ffff:{}]:{port}", at.split(':').next().unwrap()));
+    there.extend(mapped.collect::<Vec<_>>());
+    there.extend(
+        ["::1", "fe80::1", "fe80::1%1", "fe80::1%2", "fd00::1", "2001:db8::1", "ff02::1%2"]
+            .map(|addr| format!("[{addr}]:{port}")),
+    );
+    // What this machine is called by others.
+    there.extend(own_addresses().into_iter().map(|addr| SocketAddr::new(addr, port).to_string()));
     let mut args = vec!["escape"];
     args.extend(there.iter().map(String::as_str));
     let (exit, lines) = bench.run_one(&Container::usual(), &args).await;
     assert_eq!(exit, Exit::Exited { code: 0 });
-    assert!(lines.iter().all(|line| !line.ends_with("reached")), "{lines:?}");
+    assert!(lines.iter().all(|line| !line.ends_with("reached") && !line.contains(" said ")), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.contains(" udp ")).count(), there.len(), "{lines:?}");
     assert!(lines.contains(&"true".to_owned()), "no name of outside is known: {lines:?}");
     let mut devices: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("device ")).collect();
     devices.sort_unstable();
@@ -253,7 +262,29 @@ async fn nothing_of_the_machine_can_be_reached() {
     assert!(lines.contains(&"raw refused".to_owned()), "it cannot forge packets: {lines:?}");
     host.set_nonblocking(true).unwrap();
     assert!(host.accept().is_err(), "nobody came");
+    datagrams.set_nonblocking(true).unwrap();
+    let heard = datagrams.recv_from(&mut [0; 16]);
+    assert!(heard.is_err(), "nothing came: {heard:?}");
     bench.close().await;
+}
+
+/// Listens on one port of all addresses of this machine, of both families where it has both.
+fn listening() -> (TcpListener, UdpSocket) {
+    loop {
+        let any = |port| [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), (Ipv4Addr::UNSPECIFIED, port).into()];
+        let tcp = TcpListener::bind(&any(0)[..]).unwrap();
+        // Another program may have it for datagrams.
+        if let Ok(udp) = UdpSocket::bind(&any(tcp.local_addr().unwrap().port())[..]) {
+            return (tcp, udp);
+        }
+    }
+}
+
+/// Returns the addresses of this machine, but for its loopback.
+fn own_addresses() -> Vec<IpAddr> {
+    let output = std::process::Command::new("hostname").arg("--all-ip-addresses").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().map(|addr| addr.parse().unwrap()).collect()
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! No packet leaves the lab, and none is taken for another's.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
+
+use iptl_labnet::{Access, RealmId, Topology};
 
 use crate::privileged;
 use crate::support::{World, at, clean, datagram, pass};
@@ -77,6 +79,77 @@ fn nothing_but_nodes_can_be_reached() {
     let report = world.report();
     assert_eq!(report.engine.unroutable, 5, "all but the loopback");
     assert_eq!(report.engine.icmp_errors, 5, "and they were told");
+}
+
+#[test]
+fn nothing_of_the_machine_can_be_reached_by_datagrams_or_over_ipv6() {
+    privileged!();
+    let mut topology = Topology::new(vec![vec![0]]).unwrap();
+    let both = |last: u8| (Ipv4Addr::new(10, 0, 0, last), Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last.into())));
+    let nodes =
+        [both(1), both(2)].map(|(v4, v6)| topology.add_node(RealmId::PUBLIC, v4, v6, Access::default()).unwrap());
+    let world = World::new(topology, &nodes);
+    let (tcp, udp) = listening();
+    let port = tcp.local_addr().unwrap().port();
+    let namespace = &world.nodes[0].1;
+    // The machine's loopbacks, neighbours, and others by both families; and IPv4 in the clothes of IPv6.
+    let addrs = [
+        "127.0.0.1",
+        "10.255.0.1",
+        "192.168.0.1",
+        "169.254.169.254",
+        "8.8.8.8",
+        "::1",
+        "fd00::99",
+        "fe80::1%1",
+        "fe80::1%2",
+        "2001:db8::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.255.0.1",
+        "::ffff:169.254.169.254",
+        "::127.0.0.1",
+        "64:ff9b::a00:1",
+    ];
+    let own = own_addresses().into_iter().map(|addr| addr.to_string());
+    for addr in addrs.into_iter().map(str::to_owned).chain(own) {
+        let to: SocketAddr = match addr.contains(':') {
+            true => format!("[{addr}]:{port}").parse().unwrap(),
+            false => format!("{addr}:{port}").parse().unwrap(),
+        };
+        let connected = namespace.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok()).unwrap();
+        assert!(!connected, "{to} by TCP");
+        let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let socket = namespace.run(|| UdpSocket::bind((any, 0)).unwrap()).unwrap();
+        let _nowhere = socket.send_to(b"escaped", to);
+    }
+    for listener in [tcp.set_nonblocking(true), udp.set_nonblocking(true)] {
+        listener.unwrap();
+    }
+    // What was sent has been looked at, since this came later.
+    pass(&world.udp(0), &world.udp(1), b"last");
+    assert_eq!(tcp.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "nobody came");
+    assert_eq!(udp.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock, "nothing came");
+    let engine = world.report().engine;
+    assert!(engine.unroutable >= 8, "both families and both protocols: {engine:?}");
+}
+
+/// Listens on one port of all addresses of this machine, of both families where it has both.
+fn listening() -> (TcpListener, UdpSocket) {
+    loop {
+        let any = |port| [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), (Ipv4Addr::UNSPECIFIED, port).into()];
+        let tcp = TcpListener::bind(&any(0)[..]).unwrap();
+        // Another program may have it for datagrams.
+        if let Ok(udp) = UdpSocket::bind(&any(tcp.local_addr().unwrap().port())[..]) {
+            return (tcp, udp);
+        }
+    }
+}
+
+/// Returns the addresses of this machine, but for its loopback.
+fn own_addresses() -> Vec<IpAddr> {
+    let output = std::process::Command::new("hostname").arg("--all-ip-addresses").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().map(|addr| addr.parse().unwrap()).collect()
 }
 
 #[test]
