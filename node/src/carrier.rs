@@ -8,6 +8,9 @@
 //! IP packets are held where they arrive until the delay of their link is over. So each carries its time by the
 //! receiver's clock, which the sender knows from asking for it on the same stream.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
