@@ -1,11 +1,15 @@
 //! Labs of real processes, and the control API of their orchestrator.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use iptl_dag::model::{Counts, Fact, Signed};
 use iptl_dag::{Block, Cid, model};
+use iptl_labnet::{Access, Engine, EngineConfig, RealmId, Topology};
+use iptl_labnet_tun::{DEVICE_NAME, Interface, Namespace, Network, Options, Outlets};
 use iptl_wire::control::{Event, MAX_FRAME_SIZE, Reply, Request, Upload};
 use iptl_wire::frame;
 use serde::Serialize;
@@ -65,7 +69,14 @@ pub struct Lab {
     pub lablets: Vec<Node>,
     /// CID of the guest's plan.
     pub plan: String,
+    /// Its processes, where nothing else ends them.
+    far: Vec<Child>,
+    /// What lies between its machines, where they are in namespaces of their own.
+    _between: Option<Network>,
 }
+
+/// Time in which a node answers, and a lab is complete.
+const START: Duration = Duration::from_secs(60);
 
 impl Lab {
     /// Starts an orchestrator and lablets and publishes the guest.
@@ -87,10 +98,57 @@ impl Lab {
             Ok((node(&up["orchestrator"])?, nodes.iter().map(node).collect::<Result<Vec<_>>>()?))
         });
         let (orchestrator, nodes) = up.inspect_err(|_| down(home.path()))?;
-        let mut lab = Lab { home, orchestrator, lablets: nodes, plan: String::new() };
+        let lab = Lab { home, orchestrator, lablets: nodes, plan: String::new(), far: Vec::new(), _between: None };
+        lab.published(guest)
+    }
+
+    fn published(mut self, guest: &Guest) -> Result<Lab> {
         let path = guest.plan.to_string_lossy().into_owned();
-        lab.plan = lab.iptl(&["-q", "publish", "plan", "--no-build", &path])?;
-        Ok(lab)
+        self.plan = self.iptl(&["-q", "publish", "plan", "--no-build", &path])?;
+        Ok(self)
+    }
+
+    /// Starts an orchestrator and two lablets in namespaces as machines so far from each other, one way, would be.
+    pub fn start_far(delay: Duration, guest: &Guest) -> Result<Lab> {
+        let home = tempfile::Builder::new().prefix("iptl-bench-").tempdir()?;
+        let (between, machines) = machines(3, delay)?;
+        let mut lab = Lab {
+            orchestrator: Node { home: home.path().to_owned(), pid: 0, addr: String::new() },
+            lablets: Vec::new(),
+            home,
+            plan: String::new(),
+            far: Vec::new(),
+            _between: Some(between),
+        };
+        for (number, (namespace, addr)) in machines.iter().enumerate() {
+            let home = match number {
+                0 => lab.home.path().to_owned(),
+                number => lab.home.path().join(format!("lablet-{number}")),
+            };
+            let (quic, tcp) = (format!("/ip4/{addr}/udp/4001/quic-v1"), format!("/ip4/{addr}/tcp/4001"));
+            if number == 0 {
+                iptl(&home, &["-q", "lab", "init"])?;
+            } else {
+                let ticket = lab.iptl(&["invite", "-q"])?;
+                namespace.run(|| iptl(&home, &["-q", "join", &ticket]))??;
+            }
+            let mut up = program(&home, &["up", "--no-mdns", "--no-docker", "--listen", &quic, "--listen", &tcp])?;
+            up.stdout(Stdio::null()).stderr(Stdio::null());
+            let child = namespace.run(|| up.spawn())??;
+            let node = Node { home: home.clone(), pid: child.id(), addr: tcp };
+            lab.far.push(child);
+            wait("a node that answers", || iptl(&home, &["status", "--json"]).is_ok())?;
+            match number {
+                0 => lab.orchestrator = node,
+                _ => lab.lablets.push(node),
+            }
+        }
+        wait("two lablets", || {
+            let status = lab.iptl(&["status", "--json"]).unwrap_or_default();
+            let status: Value = serde_json::from_str(&status).unwrap_or_default();
+            status["lablets_ready"].as_u64() == Some(2)
+        })?;
+        lab.published(guest)
     }
 
     /// Runs a command line on the lab; returns its answer.
@@ -188,8 +246,50 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        down(self.home.path());
+        if self.far.is_empty() {
+            return down(self.home.path());
+        }
+        for process in &mut self.far {
+            // One that has ended is what is wanted.
+            let _ended = process.kill();
+            let _ended = process.wait();
+        }
     }
+}
+
+/// Makes network namespaces, as machines in a network of their own would be, this far from each other.
+fn machines(count: u8, delay: Duration) -> Result<(Network, Vec<(Namespace, Ipv4Addr)>)> {
+    let mut topology = Topology::new(vec![vec![u64::try_from(delay.as_nanos())?]])?;
+    let mut nodes = Vec::new();
+    for number in 1..=count {
+        let addr = Ipv4Addr::new(10, 77, 0, number);
+        nodes.push((topology.add_node(RealmId::PUBLIC, addr, None, Access::default())?, addr));
+    }
+    let outlets = Outlets {
+        away: Box::new(|_| {}),
+        captured: Box::new(|_| {}),
+        happened: Box::new(|_| {}),
+        ended: Box::new(|_| {}),
+    };
+    let network = Network::start(Engine::new(topology, EngineConfig::default()), Options::default(), outlets)?;
+    let mut machines = Vec::new();
+    for (node, addr) in nodes {
+        let namespace = Namespace::empty().context("network namespaces need root")?;
+        let interface = Interface { name: DEVICE_NAME.to_owned(), addrs: vec![(addr.into(), 16)], mtu: 1500 };
+        network.attach(node, namespace.open(&interface)?);
+        machines.push((namespace, addr));
+    }
+    Ok((network, machines))
+}
+
+/// Waits until something holds.
+fn wait(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let begun = Instant::now();
+    while !holds() {
+        anyhow::ensure!(begun.elapsed() < START, "no {what} within {} s", START.as_secs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }
 
 /// A run that was submitted.

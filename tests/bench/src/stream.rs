@@ -1,6 +1,9 @@
 //! TCP between two instances: in one cell, over two lablets, and over two lablets with a network's delay between them.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
+use iptl_dag::model::FactKind;
 
 use crate::lab::{Guest, Lab};
 use crate::reference::{Transport, plain_stream};
@@ -14,6 +17,10 @@ const FAR_ROUNDS: &str = "rounds=100";
 
 /// The delay there and back, in milliseconds.
 const DELAY_MS: f64 = 40.0;
+
+/// How far two lablets are from each other, and their instances by the network of their run; one way.
+const UNDERLAY: Duration = Duration::from_millis(20);
+const OVERLAND_MS: f64 = 50.0;
 
 /// Measures all.
 pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
@@ -68,5 +75,35 @@ pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
         reached: None,
         bound: bound.to_owned(),
     });
-    Ok(rows.chain([apart]).collect())
+    Ok(rows.chain([apart, overland(guest).await?]).collect())
+}
+
+/// Has lablets be far from each other: the way between them is to be a part of the delay that the run asks for.
+async fn overland(guest: &Guest) -> Result<Row> {
+    let lab = Lab::start_far(UNDERLAY, guest)?;
+    lab.run("overland", &["-p", "rounds=10"]).await?;
+    let ended = lab.run("overland", &[]).await?;
+    anyhow::ensure!(ended.counts.ok == 2, "case overland: {:?}", ended.counts);
+    let line = lab.output(ended.execution).await?.into_iter().next().context("the guest said nothing")?.1;
+    let (_, round_trip) = line.split_once(' ').context("two numbers")?;
+    let (round_trip, asked) = (round_trip.parse::<f64>()? / 1e3, 2.0 * OVERLAND_MS);
+    let ways = lab.facts(ended.execution)?.into_iter().filter_map(|fact| match fact.kind {
+        FactKind::Measured { ways, .. } => Some(ways),
+        _ => None,
+    });
+    let ways: Vec<String> =
+        ways.flatten().filter_map(|way| way.measured_us).map(|us| format!("{:.1}", us as f64 / 1e3)).collect();
+    Ok(Row {
+        measure: format!(
+            "round trip between two instances {OVERLAND_MS:.0} ms apart, on two lablets {} ms from each other",
+            UNDERLAY.as_millis()
+        ),
+        figure: format!("{round_trip:.3} ms, p50; ways measured as {} ms", ways.join(" and ")),
+        reference: format!("the delays alone: {asked:.0} ms"),
+        ratio: format!("{:+.0} µs added to a round trip", (round_trip - asked) * 1e3),
+        goal: "report".to_owned(),
+        reached: None,
+        bound: "what each lablet knows of the other's clock, by halves of round trips; wake-ups of two workers"
+            .to_owned(),
+    })
 }
