@@ -7,6 +7,7 @@
 //! goes on where it stopped, since what arrived stays in the store.
 
 mod batch;
+mod error;
 mod pool;
 mod seen;
 mod share;
@@ -17,11 +18,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use iptl_artifacts::{BlobStore, StoreError};
+use iptl_artifacts::BlobStore;
 use iptl_dag::walk::{self, Limits};
 use iptl_dag::{Block, Cid, Codec, PeerId, block};
 use iptl_net::Bitswap;
-use iptl_wire::control::{FetchProgress, FetchReport};
+use iptl_wire::control::{FetchProgress, FetchReport, MAX_PROVIDERS_TOLD};
 use tokio::time::Instant;
 
 use crate::announce;
@@ -30,6 +31,7 @@ use crate::members::Members;
 use crate::traffic::Traffic;
 pub use batch::Patience;
 use batch::{BatchDone, BatchEnd, run_batch};
+pub use error::FetchError;
 use pool::Pool;
 use seen::Seen;
 use share::{Batch, Share, Whom};
@@ -70,65 +72,6 @@ pub struct Wanted {
     pub timeout: Duration,
     /// Only the root block.
     pub shallow: bool,
-}
-
-/// Why a DAG is not complete here.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// Nobody who can be found has it.
-    #[error("nobody who was found within {} s has {cid}{}", timeout.as_secs_f32(), dropped_text(dropped))]
-    NoProvider {
-        /// First block that is missing.
-        cid: Cid,
-        /// Wait.
-        timeout: Duration,
-        /// Providers that were dropped, with the reasons.
-        dropped: Vec<(PeerId, String)>,
-    },
-    /// It cannot be moved by a protocol that this node speaks.
-    #[error("{cid} uses hash function {code:#x}, which this node cannot fetch")]
-    NotFetchable {
-        /// The block.
-        cid: Cid,
-        /// Multihash code.
-        code: u64,
-    },
-    /// A block is no valid node of its codec.
-    #[error("{cid} is damaged: {reason}")]
-    Damaged {
-        /// The block.
-        cid: Cid,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The DAG is larger than any that is accepted.
-    #[error(
-        "the DAG under {root} has more than {} blocks, {} bytes or {} levels",
-        limits.blocks, limits.bytes, limits.depth
-    )]
-    TooLarge {
-        /// Its root.
-        root: Cid,
-        /// What is accepted.
-        limits: Limits,
-    },
-    /// There is no room for it.
-    #[error("{root} says that it takes {claimed} bytes, and there is room for {room}")]
-    NoRoom {
-        /// Its root.
-        root: Cid,
-        /// What it says, or what came of it already.
-        claimed: u64,
-        /// Bytes that the disk and the quota of the store leave.
-        room: u64,
-    },
-    /// The store refused.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-fn dropped_text(dropped: &[(PeerId, String)]) -> String {
-    dropped.iter().map(|(peer, reason)| format!("; dropped {}: {reason}", peer.short())).collect()
 }
 
 /// Fetches DAGs.
@@ -206,6 +149,25 @@ impl Fetcher {
         let keys = announce::keys(lab.as_ref(), &wanted.root);
         let mut pool = Pool::new(self.links.clone(), keys, wanted.from.clone());
         let mut trade = Trade::new(self.bitswap.clone(), self.links.clone(), self.members.clone());
+        let fetched = self.fetch_levels(wanted, &mut pool, &mut trade, &mut progress).await;
+        if let Err(error) = &fetched
+            && error.is_of_dag()
+        {
+            // Whoever made such a DAG is not known, and who gave its blocks may have been taken in as well.
+            let from = names(&served(&pool, &trade));
+            tracing::warn!(root = %wanted.root, from, %error, "refused a DAG");
+        }
+        fetched
+    }
+
+    /// Brings a DAG into the store, level by level.
+    async fn fetch_levels(
+        &self,
+        wanted: &Wanted,
+        pool: &mut Pool,
+        trade: &mut Trade,
+        progress: &mut impl FnMut(FetchProgress),
+    ) -> Result<FetchReport, FetchError> {
         let mut share = Share::new(self.links.peer().clone(), &wanted.fellows);
         let mut report = FetchReport::default();
         let room = match &self.room {
@@ -238,11 +200,11 @@ impl Fetcher {
                 if is_within { Ok(()) } else { Err(too_large()) }
             };
             let missing = self.visit_present(level, &mut report, &mut visit).await?;
-            let parties = Parties { pool: &mut pool, trade: &mut trade, share: &mut share, size: &size };
-            self.fetch_missing(wanted, missing, parties, &mut report, &mut visit, &mut progress).await?;
+            let parties = Parties { pool: &mut *pool, trade: &mut *trade, share: &mut share, size: &size };
+            self.fetch_missing(wanted, missing, parties, &mut report, &mut visit, progress).await?;
             if next.is_empty() {
-                report.providers = served(&pool, &trade);
-                report.dropped = dropped(&pool, &trade);
+                report.providers = served(pool, trade);
+                report.dropped = dropped(pool, trade);
                 return Ok(report);
             }
             level = next;
@@ -533,6 +495,17 @@ fn served(pool: &Pool, trade: &Trade) -> Vec<(PeerId, u64)> {
         *served.entry(peer).or_default() += bytes;
     }
     served.into_iter().collect()
+}
+
+/// Names those who gave most, most of all first.
+fn names(served: &[(PeerId, u64)]) -> String {
+    if served.is_empty() {
+        return "this node's own store".to_owned();
+    }
+    let mut served: Vec<&(PeerId, u64)> = served.iter().collect();
+    served.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let names: Vec<String> = served.iter().take(MAX_PROVIDERS_TOLD).map(|(peer, _)| peer.to_string()).collect();
+    names.join(" ")
 }
 
 /// Returns dropped providers with the reasons, over both protocols.
