@@ -6,23 +6,31 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use iptl_dag::model::ExecutionId;
 use iptl_dag::{Cid, codec};
 use serde::{Deserialize, Serialize};
 
 /// Largest pin file that is read, in bytes: some 400,000 pins; a larger one is not ours.
 const MAX_FILE_SIZE: u64 = 64 << 20;
 
-/// How much of a DAG a pin keeps, and for how long.
+/// How much of a DAG a pin keeps, until someone removes the pin. What an execution needs while it goes on is held by the
+/// roles that carry it out, in memory, and named again out of its log or journal when they resume it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PinMode {
-    /// The root and everything that it links to, until someone removes the pin.
+    /// The root and everything that it links to.
     Recursive,
-    /// The root alone, until someone removes the pin.
+    /// The root alone.
     Direct,
-    /// The root and everything that it links to, until the execution is over.
-    Temporary(ExecutionId),
+}
+
+impl PinMode {
+    /// Returns the word for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            PinMode::Recursive => "recursive",
+            PinMode::Direct => "direct",
+        }
+    }
 }
 
 /// What a pinned root is, for people and for listings.
@@ -37,8 +45,6 @@ pub enum PinKind {
     Data,
     /// A result.
     Result,
-    /// Blocks that a running execution needs: its run, placement, receipts.
-    Execution,
 }
 
 impl PinKind {
@@ -49,7 +55,6 @@ impl PinKind {
             PinKind::Workload => "workload",
             PinKind::Data => "data",
             PinKind::Result => "result",
-            PinKind::Execution => "execution",
         }
     }
 }
@@ -59,7 +64,7 @@ impl PinKind {
 pub struct Pin {
     /// The pinned root.
     pub root: Cid,
-    /// How much is kept, and for how long.
+    /// How much is kept.
     pub mode: PinMode,
     /// What the root is.
     pub kind: PinKind,
@@ -112,9 +117,7 @@ enum PinFile {
     V1(Vec<Pin>),
 }
 
-type Key = (Cid, PinMode);
-
-/// The pins of one node, in memory and in one file.
+/// The pins of one node, in memory and in one file: one for each root.
 ///
 /// Every change is durable on return: the new list is written beside the old one, synced, and renamed over it, so that a
 /// crash leaves the one or the other. The calls block for these few milliseconds; from async code use
@@ -122,7 +125,7 @@ type Key = (Cid, PinMode);
 /// lock of the store beside them.
 pub struct Pins {
     path: PathBuf,
-    pins: Mutex<BTreeMap<Key, Pin>>,
+    pins: Mutex<BTreeMap<Cid, Pin>>,
 }
 
 impl Pins {
@@ -142,21 +145,21 @@ impl Pins {
             let file: PinFile = codec::decode(&bytes)
                 .map_err(|error| PinsError::Corrupt { path: path.clone(), reason: error.to_string() })?;
             let PinFile::V1(list) = file;
-            pins.extend(list.into_iter().map(|pin| (key(&pin), pin)));
+            pins.extend(list.into_iter().map(|pin| (pin.root, pin)));
         }
         Ok(Pins { path, pins: Mutex::new(pins) })
     }
 
-    /// Adds pins, in one write; one with the same root and mode is replaced.
+    /// Adds pins, in one write; one with the same root is replaced.
     pub fn add(&self, new: impl IntoIterator<Item = Pin>) -> Result<(), PinsError> {
-        self.change(|pins| pins.extend(new.into_iter().map(|pin| (key(&pin), pin))))
+        self.change(|pins| pins.extend(new.into_iter().map(|pin| (pin.root, pin))))
     }
 
     /// Makes the recursive pin of a root public, or for members alone; says whether there is one.
     pub fn set_public(&self, root: &Cid, public: bool) -> Result<bool, PinsError> {
         let mut found = false;
         self.change(|pins| {
-            if let Some(pin) = pins.get_mut(&(*root, PinMode::Recursive)) {
+            if let Some(pin) = pins.get_mut(root).filter(|pin| pin.mode == PinMode::Recursive) {
                 found = true;
                 pin.public = public;
             }
@@ -171,34 +174,11 @@ impl Pins {
         public.map(|pin| pin.root).collect()
     }
 
-    /// Removes the lasting pins of a root; says whether there were any. Those of executions stay.
+    /// Removes the pin of a root; says whether there was one.
     pub fn remove(&self, root: &Cid) -> Result<bool, PinsError> {
         let mut removed = false;
-        self.change(|pins| {
-            for mode in [PinMode::Recursive, PinMode::Direct] {
-                removed |= pins.remove(&(*root, mode)).is_some();
-            }
-        })?;
+        self.change(|pins| removed = pins.remove(root).is_some())?;
         Ok(removed)
-    }
-
-    /// Removes the temporary pins of an execution; returns how many there were.
-    pub fn release(&self, execution: &ExecutionId) -> Result<usize, PinsError> {
-        let mut released = 0;
-        self.change(|pins| {
-            let before = pins.len();
-            pins.retain(|(_, mode), _| *mode != PinMode::Temporary(*execution));
-            released = before - pins.len();
-        })?;
-        Ok(released)
-    }
-
-    /// Adds and removes in one write: the temporary pins of `execution` go, `new` ones come.
-    pub fn replace(&self, execution: &ExecutionId, new: impl IntoIterator<Item = Pin>) -> Result<(), PinsError> {
-        self.change(|pins| {
-            pins.retain(|(_, mode), _| *mode != PinMode::Temporary(*execution));
-            pins.extend(new.into_iter().map(|pin| (key(&pin), pin)));
-        })
     }
 
     /// Returns every pin, ordered by root.
@@ -206,26 +186,17 @@ impl Pins {
         self.lock().values().cloned().collect()
     }
 
-    /// Returns the lasting pin of a root, or one of its temporary pins.
+    /// Returns the pin of a root.
     pub fn get(&self, root: &Cid) -> Option<Pin> {
-        let pins = self.lock();
-        pins.range((*root, PinMode::Recursive)..).next().filter(|((cid, _), _)| cid == root).map(|(_, pin)| pin.clone())
+        self.lock().get(root).cloned()
     }
 
-    /// Returns each root once, with whether everything below it is kept.
+    /// Returns the roots, each with whether everything below it is kept.
     pub fn roots(&self) -> Vec<(Cid, bool)> {
-        let mut roots: BTreeMap<Cid, bool> = BTreeMap::new();
-        for (root, mode) in self.lock().keys() {
-            let recursive = match mode {
-                PinMode::Recursive | PinMode::Temporary(_) => true,
-                PinMode::Direct => false,
-            };
-            *roots.entry(*root).or_default() |= recursive;
-        }
-        roots.into_iter().collect()
+        self.lock().values().map(|pin| (pin.root, pin.mode == PinMode::Recursive)).collect()
     }
 
-    fn change(&self, edit: impl FnOnce(&mut BTreeMap<Key, Pin>)) -> Result<(), PinsError> {
+    fn change(&self, edit: impl FnOnce(&mut BTreeMap<Cid, Pin>)) -> Result<(), PinsError> {
         let mut pins = self.lock();
         let mut changed = pins.clone();
         edit(&mut changed);
@@ -244,14 +215,10 @@ impl Pins {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Pin>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Cid, Pin>> {
         // The map is replaced whole after the file was written, so a panic leaves it as it was.
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn key(pin: &Pin) -> Key {
-    (pin.root, pin.mode)
 }
 
 /// Replaces a file so that a crash at any moment leaves the old or the new content.

@@ -2,7 +2,6 @@
 
 use iptl_artifacts::contract::sample;
 use iptl_artifacts::{Pin, PinKind, PinMode, Pins, PinsError};
-use iptl_dag::model::ExecutionId;
 
 fn pin(seed: u64, mode: PinMode) -> Pin {
     Pin {
@@ -19,43 +18,41 @@ fn pin(seed: u64, mode: PinMode) -> Pin {
 fn pins_survive_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pins");
-    let execution = ExecutionId(*sample(100, 1).cid());
-    let list = vec![pin(1, PinMode::Recursive), pin(2, PinMode::Direct), pin(3, PinMode::Temporary(execution))];
+    let list = vec![pin(1, PinMode::Recursive), pin(2, PinMode::Direct)];
     Pins::open(&path).unwrap().add(list.clone()).unwrap();
     let pins = Pins::open(&path).unwrap();
     let mut expected = list;
-    expected.sort_by_key(|pin| (pin.root, pin.mode));
+    expected.sort_by_key(|pin| pin.root);
     assert_eq!(pins.list(), expected);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
 }
 
 #[test]
-fn one_root_may_be_pinned_by_several() {
+fn one_root_has_one_pin_which_keeps_what_was_said_last() {
     let dir = tempfile::tempdir().unwrap();
     let pins = Pins::open(dir.path().join("pins")).unwrap();
-    let [a, b] = [1, 2].map(|seed| ExecutionId(*sample(100 + seed, 1).cid()));
-    pins.add([pin(1, PinMode::Direct), pin(1, PinMode::Temporary(a)), pin(1, PinMode::Temporary(b))]).unwrap();
     let root = *sample(1, 10).cid();
-    assert_eq!(pins.roots(), [(root, true)]);
-    assert_eq!(pins.release(&a).unwrap(), 1);
-    assert_eq!(pins.release(&a).unwrap(), 0);
-    assert_eq!(pins.roots(), [(root, true)]);
-    assert_eq!(pins.release(&b).unwrap(), 1);
-    assert_eq!(pins.roots(), [(root, false)], "the direct pin keeps the root alone");
+    for (mode, keeps_all) in [(PinMode::Direct, false), (PinMode::Recursive, true), (PinMode::Direct, false)] {
+        pins.add([Pin { name: mode.name().to_owned(), ..pin(1, mode) }]).unwrap();
+        assert_eq!(pins.roots(), [(root, keeps_all)]);
+        assert_eq!(pins.get(&root).unwrap().name, mode.name());
+    }
+    assert_eq!(pins.get(sample(2, 10).cid()), None);
     assert!(pins.remove(&root).unwrap());
     assert!(!pins.remove(&root).unwrap());
     assert!(pins.roots().is_empty());
 }
 
 #[test]
-fn pin_with_the_same_root_and_mode_is_replaced() {
+fn only_what_is_pinned_with_all_below_it_is_for_everybody() {
     let dir = tempfile::tempdir().unwrap();
     let pins = Pins::open(dir.path().join("pins")).unwrap();
-    pins.add([pin(1, PinMode::Recursive)]).unwrap();
-    pins.add([Pin { name: "again".into(), ..pin(1, PinMode::Recursive) }]).unwrap();
-    assert_eq!(pins.list().len(), 1);
-    assert_eq!(pins.get(&sample(1, 10).cid().to_owned()).unwrap().name, "again");
-    assert_eq!(pins.get(sample(2, 10).cid()), None);
+    pins.add([pin(1, PinMode::Recursive), pin(2, PinMode::Direct)]).unwrap();
+    let [whole, block] = [1, 2].map(|seed| *sample(seed, 10).cid());
+    assert_eq!(pins.public_roots(), [whole]);
+    assert!(pins.set_public(&whole, false).unwrap());
+    assert!(!pins.set_public(&block, true).unwrap());
+    assert!(pins.public_roots().is_empty());
 }
 
 #[test]

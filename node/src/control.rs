@@ -195,6 +195,7 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         }
         Request::Share { root } => content::share(node, caller, root, talk).await,
         Request::Unshare { root } => content::unshare(node, caller, root, talk).await,
+        Request::Pin { root, direct, name } => content::pin(node, caller, root, direct, name).await,
         Request::Unpin { root } => content::unpin(node, caller, root).await,
         Request::Fetch { root, peers, timeout_ms, shallow } => {
             content::fetch(node, caller, root, peers, timeout_ms, shallow, talk).await

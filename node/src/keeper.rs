@@ -87,10 +87,51 @@ impl Keeper {
     /// lab does with a new one.
     pub async fn keep(&self, root: Cid, kind: PinKind, name: &str, public: Option<bool>) -> Result<(), KeepError> {
         let _changing = self.changing.lock().await;
+        self.keep_in_turn(root, kind, name.to_owned(), public).await
+    }
+
+    /// Pins a root with everything that it leads to and announces it, as [`keep`](Keeper::keep) does; where it is pinned
+    /// already, kind and name stay if no other name is given. Durable on return.
+    pub async fn pin(&self, root: Cid, kind: PinKind, name: Option<String>) -> Result<(), KeepError> {
+        let _changing = self.changing.lock().await;
+        let (kind, name) = self.called(&root, kind, name);
+        self.keep_in_turn(root, kind, name, None).await
+    }
+
+    /// Pins a block without what it links; says no where it is pinned with that, and leaves it so. It is not announced:
+    /// who finds a provider by a root wants what is below. Durable on return.
+    pub async fn pin_block(&self, root: Cid, kind: PinKind, name: Option<String>) -> Result<bool, KeepError> {
+        let _changing = self.changing.lock().await;
+        if self.is_kept_whole(&root) {
+            return Ok(false);
+        }
+        let (kind, name) = self.called(&root, kind, name);
+        let pin = Pin { root, mode: PinMode::Direct, kind, name, pinned_ms: clock::wall().0, public: false };
+        tokio::task::block_in_place(|| self.pins.add([pin]))?;
+        Ok(true)
+    }
+
+    /// Returns what a root is called from now on.
+    fn called(&self, root: &Cid, kind: PinKind, name: Option<String>) -> (PinKind, String) {
+        let before = self.pins.get(root).map(|pin| (pin.kind, pin.name));
+        let (kind, old) = before.unwrap_or((kind, String::new()));
+        (kind, name.unwrap_or(old))
+    }
+
+    fn is_kept_whole(&self, root: &Cid) -> bool {
+        self.pins.get(root).is_some_and(|pin| pin.mode == PinMode::Recursive)
+    }
+
+    async fn keep_in_turn(
+        &self,
+        root: Cid,
+        kind: PinKind,
+        name: String,
+        public: Option<bool>,
+    ) -> Result<(), KeepError> {
         let before = self.pins.get(&root).filter(|pin| pin.mode == PinMode::Recursive).map(|pin| pin.public);
         let public = public.or(before).unwrap_or(!self.members.is_private());
-        let pin =
-            Pin { root, mode: PinMode::Recursive, kind, name: name.to_owned(), pinned_ms: clock::wall().0, public };
+        let pin = Pin { root, mode: PinMode::Recursive, kind, name, pinned_ms: clock::wall().0, public };
         tokio::task::block_in_place(|| self.pins.add([pin]))?;
         match (before, public) {
             (Some(true), false) => drop(self.hide().await?),
@@ -109,9 +150,8 @@ impl Keeper {
             self.announcer.announce(root, true);
             return Ok(added);
         }
-        let pinned_ms = clock::wall().0;
-        let pin =
-            Pin { root, mode: PinMode::Recursive, kind: PinKind::Data, name: String::new(), pinned_ms, public: true };
+        let (kind, name) = self.called(&root, PinKind::Data, None);
+        let pin = Pin { root, mode: PinMode::Recursive, kind, name, pinned_ms: clock::wall().0, public: true };
         tokio::task::block_in_place(|| self.pins.add([pin]))?;
         let added = self.public.add(&*self.store, &root).await?;
         self.announcer.announce(root, true);
@@ -147,7 +187,7 @@ impl Keeper {
 
     /// Notes that a root is used, which takes so many bytes, where that is known: within a quota it stays for longer.
     pub fn used(&self, root: Cid, bytes: Option<u64>) {
-        if self.pins.get(&root).is_none() {
+        if !self.is_kept_whole(&root) {
             self.recent.used(root, clock::wall().0, bytes);
         }
     }
@@ -237,9 +277,9 @@ impl Keeper {
         self.pins.list()
     }
 
-    /// Announces every root that is kept: at start, and where the node came into a lab.
+    /// Announces every root that is kept with all below it: at start, and where the node came into a lab.
     pub fn announce_all(&self) {
-        for pin in self.pins.list() {
+        for pin in self.pins.list().into_iter().filter(|pin| pin.mode == PinMode::Recursive) {
             self.announcer.announce(pin.root, pin.public);
         }
     }

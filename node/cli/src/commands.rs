@@ -24,6 +24,7 @@ pub mod ls;
 pub mod net;
 pub mod new;
 pub mod overview;
+pub mod pin;
 pub mod publish;
 pub mod revoke;
 pub mod run;
@@ -77,6 +78,8 @@ pub enum Command {
     Share(share::Args),
     /// Let only members of the lab read what a CID leads to
     Unshare(unshare::Args),
+    /// Keep a CID with all that it leads to; what is not here is fetched first
+    Pin(pin::Args),
     /// Keep a CID no more: it goes with the next `iptl gc`
     Unpin(unpin::Args),
     /// Drop what no pin and no execution leads to
@@ -136,6 +139,7 @@ pub async fn run(ctx: &Context, command: Option<Command>) -> Result {
         Some(Command::Import(args)) => import::run(ctx, args).await,
         Some(Command::Share(args)) => share::run(ctx, args).await,
         Some(Command::Unshare(args)) => unshare::run(ctx, args).await,
+        Some(Command::Pin(args)) => pin::run(ctx, args).await,
         Some(Command::Unpin(args)) => unpin::run(ctx, args).await,
         Some(Command::Gc(args)) => gc::run(ctx, args).await,
         Some(Command::Store(command)) => store::run(ctx, command).await,

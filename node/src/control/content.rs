@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iptl_artifacts::{PinKind, StoreError, read_block};
-use iptl_dag::{Block, Cid};
+use iptl_dag::{Block, Cid, Codec, model};
 use iptl_wire::control::{Failure, FailureKind, FetchProgress, MAX_FRAME_SIZE, MAX_PROVIDERS_TOLD, Reply, Upload};
 
 use super::{Caller, Talk, broken, failure};
@@ -68,16 +68,7 @@ pub(super) async fn publish(
 
 pub(super) async fn share(node: &Node, caller: &Caller, root: Cid, talk: &mut Talk) -> Result<(), Failure> {
     caller.owner()?;
-    let is_here = node.store.has(&[*root.hash()]).await.map_err(store)?.contains(&true);
-    if !is_here {
-        let help = "fetch it first: `iptl get`";
-        return Err(failure(
-            FailureKind::NotFound,
-            "block.missing",
-            format!("{root} is not in this node's store"),
-            help,
-        ));
-    }
+    stored(node, &root).await?;
     node.store.flush().await.map_err(store)?;
     let added = node.keeper.share(root).await.map_err(broken)?;
     talk.say(Reply::Shared { blocks: added.blocks, missing: added.missing, still_public: true }).await
@@ -91,6 +82,46 @@ pub(super) async fn unshare(node: &Node, caller: &Caller, root: Cid, talk: &mut 
         return Err(failure(FailureKind::NotFound, "share.not-pinned", format!("{root} is not kept here"), help));
     }
     talk.say(Reply::Shared { blocks: 0, missing: 0, still_public }).await
+}
+
+/// Keeps what is here. Whether all of it is, whoever asks has seen to: what a fetch brought stays for some minutes.
+pub(super) async fn pin(
+    node: &Node,
+    caller: &Caller,
+    root: Cid,
+    direct: bool,
+    name: Option<String>,
+) -> Result<(), Failure> {
+    caller.owner()?;
+    let kind = kind_of(&stored(node, &root).await?);
+    node.store.flush().await.map_err(store)?;
+    if !direct {
+        return node.keeper.pin(root, kind, name).await.map_err(broken);
+    }
+    if node.keeper.pin_block(root, kind, name).await.map_err(broken)? {
+        return Ok(());
+    }
+    let message = format!("{root} is pinned with all that it leads to");
+    Err(failure(FailureKind::Usage, "pin.recursive", message, "to keep less of it, take that pin away: `iptl unpin`"))
+}
+
+/// Says what a root is, for lists.
+fn kind_of(root: &Block) -> PinKind {
+    let Some(Codec::DagCbor) = Codec::of(root.cid()) else { return PinKind::Data };
+    match model::Node::from_bytes(root.data()) {
+        Ok(model::Node::Plan(_)) => PinKind::Plan,
+        Ok(model::Node::Workload(_)) => PinKind::Workload,
+        Ok(model::Node::Result(_) | model::Node::FormerResult(_)) => PinKind::Result,
+        Ok(_) | Err(_) => PinKind::Data,
+    }
+}
+
+/// Reads a block that has to be here.
+async fn stored(node: &Node, cid: &Cid) -> Result<Block, Failure> {
+    read_block(&*node.store, cid).await.map_err(store)?.ok_or_else(|| {
+        let help = "fetch it first: `iptl get`";
+        failure(FailureKind::NotFound, "block.missing", format!("{cid} is not in this node's store"), help)
+    })
 }
 
 pub(super) async fn unpin(node: &Node, caller: &Caller, root: Cid) -> Result<(), Failure> {
@@ -199,10 +230,7 @@ pub(super) fn fetch_failure(error: FetchError) -> Failure {
 pub(super) async fn blocks(node: &Node, caller: &Caller, cids: Vec<Cid>, talk: &mut Talk) -> Result<(), Failure> {
     caller.owner()?;
     for cid in cids {
-        let block = read_block(&*node.store, &cid).await.map_err(store)?.ok_or_else(|| {
-            let help = "fetch it first: `iptl get`";
-            failure(FailureKind::NotFound, "block.missing", format!("{cid} is not in this node's store"), help)
-        })?;
+        let block = stored(node, &cid).await?;
         talk.say(Reply::Block { cid, data: block.data().to_vec() }).await?;
     }
     Ok(())

@@ -325,6 +325,7 @@ fn pins(node: &Node, kind: Option<PinKind>) -> Vec<BTreeMap<String, String>> {
             row([
                 ("cid", pin.root.to_string()),
                 ("kind", pin.kind.name().to_owned()),
+                ("mode", pin.mode.name().to_owned()),
                 ("name", pin.name),
                 ("readers", if pin.public { "everybody" } else { "members" }.to_owned()),
                 ("pinned_ms", pin.pinned_ms.to_string()),

@@ -67,6 +67,16 @@ pub enum Request {
         /// Root.
         root: Cid,
     },
+    /// Keeps a root that is here: itself alone, or with everything that it leads to. Answer: `End`.
+    Pin {
+        /// Root.
+        root: Cid,
+        /// Only its block.
+        direct: bool,
+        /// Name for lists; none leaves the one that it has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
     /// Keeps a root no more: it goes with the next collection. Answer: `End`.
     Unpin {
         /// Root.

@@ -62,6 +62,14 @@ impl Home {
     pub fn run(&self, args: &[&str]) -> Output {
         run(&mut self.iptl(args))
     }
+
+    /// Returns how many bytes the packs of its store have, as a look at the disk tells.
+    pub fn packed(&self) -> u64 {
+        let files = std::fs::read_dir(self.path().join("store")).into_iter().flatten().flatten();
+        let packs = files.filter(|file| file.path().extension().is_some_and(|end| end == "pack"));
+        // One may go between the list and the look.
+        packs.map(|file| file.metadata().map_or(0, |metadata| metadata.len())).sum()
+    }
 }
 
 /// Returns a command line on a home, with nothing of the caller's own settings.

@@ -21,6 +21,7 @@ mod interop;
 mod lifecycle;
 mod manuals;
 mod network;
+mod pins;
 mod sharing;
 mod stacks;
 mod top;

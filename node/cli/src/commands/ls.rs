@@ -94,7 +94,7 @@ impl List {
                 "lablet",
                 &["peer", "name", "state", "free_slots", "slots", "slots_by_kind", "cpus", "labels"],
             ),
-            What::Pins => (ListKind::Pins, "pin", &["cid", "kind", "name", "readers", "pinned_ms"]),
+            What::Pins => (ListKind::Pins, "pin", &["cid", "kind", "mode", "name", "readers", "pinned_ms"]),
         };
         List { kind, word, columns: columns.to_vec() }
     }
