@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use iptl_dag::car::{self, CarItem, CarReader};
-use iptl_dag::walk::{Limits, Walk, WalkError, links};
-use iptl_dag::{Block, Cid, HashError, Multihash, block};
+use iptl_dag::walk::{Limits, WalkError, links};
+use iptl_dag::{Block, Cid, Codec, Multihash, block};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::contents::verified;
-use crate::{BlobStore, StoreError};
+use crate::{BlobStore, Seen, StoreError};
 
 /// Blocks read from the store together.
 const READ_AHEAD: usize = 16;
@@ -57,7 +57,7 @@ pub enum CarError {
 
 /// Writes everything under `root` as CARv1, each block once and before what it links, in the order of its links.
 ///
-/// Of the blocks a few are in memory at a time; of each CID a note is kept. Not cancel safe: the writer has some of it.
+/// Of the blocks a few are in memory at a time; of each CID 16 bytes are. Not cancel safe: the writer has some of it.
 pub async fn export_car(
     store: &dyn BlobStore,
     root: &Cid,
@@ -66,7 +66,7 @@ pub async fn export_car(
     let header = car::header(&[*root]);
     out.write_all(&header).await.map_err(CarError::Write)?;
     let mut summary = CarSummary { blocks: 0, bytes: header.len() as u64 };
-    let mut walk = DepthFirst { store, seen: BTreeSet::new(), stack: vec![*root], ahead: BTreeMap::new() };
+    let mut walk = DepthFirst { store, seen: Seen::default(), stack: vec![*root], ahead: BTreeMap::new() };
     while let Some(block) = walk.next().await? {
         let head = car::frame_head(&block);
         out.write_all(&head).await.map_err(CarError::Write)?;
@@ -81,7 +81,7 @@ pub async fn export_car(
 /// A walk over a DAG in a store, parents before children and each child with all that is below it before the next.
 struct DepthFirst<'a> {
     store: &'a dyn BlobStore,
-    seen: BTreeSet<Cid>,
+    seen: Seen,
     /// What is still to be visited, the next at the end; may hold what was seen since.
     stack: Vec<Cid>,
     ahead: BTreeMap<Cid, Block>,
@@ -91,7 +91,7 @@ impl DepthFirst<'_> {
     /// Returns the next block. Content that stands in a link is walked and not returned.
     async fn next(&mut self) -> Result<Option<Block>, CarError> {
         while let Some(cid) = self.stack.pop() {
-            if !self.seen.insert(cid) {
+            if !self.seen.insert(&cid) {
                 continue;
             }
             let (block, is_inline) = match block::identity_data(&cid) {
@@ -187,8 +187,8 @@ pub enum CarImportError {
 
 /// Stores the blocks of a CAR of version 1 or 2, each checked against its CID, and says what is missing under its roots.
 ///
-/// A few blocks are in memory at a time; then of each CID under the roots a note is kept. The blocks are acknowledged but
-/// not flushed. Safe to drop half-way: blocks that were stored by then are unpinned.
+/// A few blocks are in memory at a time; then 16 bytes are of each node under the roots, and of each block that is missing.
+/// The blocks are acknowledged but not flushed. Safe to drop half-way: blocks that were stored by then are unpinned.
 pub async fn import_car(
     store: &dyn BlobStore,
     from: &mut (dyn AsyncRead + Unpin + Send),
@@ -252,28 +252,96 @@ impl Batch {
 
 /// Walks over what is under the roots and counts what is not there.
 async fn find_missing(store: &dyn BlobStore, imported: &mut CarImported) -> Result<(), CarImportError> {
-    let mut walk = Walk::new(imported.roots.iter().copied(), Limits::default()).map_err(CarImportError::Walk)?;
-    while !walk.is_done() {
-        let cids = walk.wants(READ_AHEAD);
-        let hashes: Vec<Multihash> = cids.iter().map(|cid| *cid.hash()).collect();
-        for (cid, data) in cids.into_iter().zip(store.get_batch(&hashes).await?) {
-            let Some(data) = data else {
-                walk.missing(&cid);
-                imported.missing += 1;
-                if imported.first_missing.len() < NAMED {
-                    imported.first_missing.push(cid);
+    let mut search = Search { store, imported, nodes: Vec::new(), leaves: Vec::new(), seen: Seen::default() };
+    let roots = search.imported.roots.clone();
+    search.add(roots)?;
+    loop {
+        search.look_for_leaves(BATCH_BLOCKS).await?;
+        let Some(first) = search.nodes.len().checked_sub(1) else { break };
+        let cids = search.nodes.split_off(first.saturating_sub(READ_AHEAD - 1));
+        search.read(cids).await?;
+    }
+    search.look_for_leaves(1).await
+}
+
+/// A search for what is missing: of nodes each is read once, and leaves are only looked for.
+struct Search<'a> {
+    store: &'a dyn BlobStore,
+    imported: &'a mut CarImported,
+    /// To be read.
+    nodes: Vec<Cid>,
+    /// To be looked for.
+    leaves: Vec<Cid>,
+    /// Nodes, and leaves that are missing: one that is there may be looked for again.
+    seen: Seen,
+}
+
+impl Search<'_> {
+    fn add(&mut self, links: Vec<Cid>) -> Result<(), CarImportError> {
+        for cid in links {
+            if let Some(data) = block::identity_data(&cid) {
+                // What carries its own content is never missing, and may lead further.
+                if self.seen.insert(&cid) {
+                    self.follow(&cid, data)?;
                 }
-                continue;
-            };
-            match walk.accept(&verified(cid, data)?) {
-                Ok(_) => {}
-                Err(WalkError::Links(_) | WalkError::Identity(HashError::Mismatch { .. })) => {
-                    walk.missing(&cid);
-                    imported.unread += 1;
-                }
-                Err(error) => return Err(CarImportError::Walk(error)),
+            } else if Codec::of(&cid) == Some(Codec::Raw) {
+                self.leaves.push(cid);
+            } else if self.seen.insert(&cid) {
+                self.nodes.push(cid);
+            }
+        }
+        let limit = Limits::default().blocks;
+        if (self.seen.len() + self.leaves.len()) as u64 > limit {
+            return Err(CarImportError::Walk(WalkError::TooManyBlocks { limit }));
+        }
+        Ok(())
+    }
+
+    /// Goes on below a node.
+    fn follow(&mut self, cid: &Cid, data: &[u8]) -> Result<(), CarImportError> {
+        match links(cid, data) {
+            Ok(links) => self.add(links),
+            Err(_) => {
+                self.imported.unread += 1;
+                Ok(())
             }
         }
     }
-    Ok(())
+
+    async fn read(&mut self, cids: Vec<Cid>) -> Result<(), CarImportError> {
+        let hashes: Vec<Multihash> = cids.iter().map(|cid| *cid.hash()).collect();
+        for (cid, data) in cids.into_iter().zip(self.store.get_batch(&hashes).await?) {
+            match data {
+                Some(data) => {
+                    let block = verified(cid, data)?;
+                    self.follow(&cid, block.data())?;
+                }
+                None => self.miss(cid),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for leaves, once there are so many.
+    async fn look_for_leaves(&mut self, least: usize) -> Result<(), CarImportError> {
+        if self.leaves.len() < least {
+            return Ok(());
+        }
+        for cids in std::mem::take(&mut self.leaves).chunks(BATCH_BLOCKS) {
+            let hashes: Vec<Multihash> = cids.iter().map(|cid| *cid.hash()).collect();
+            for (cid, has) in cids.iter().zip(self.store.has(&hashes).await?) {
+                if !has && self.seen.insert(cid) {
+                    self.miss(*cid);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn miss(&mut self, cid: Cid) {
+        self.imported.missing += 1;
+        if self.imported.first_missing.len() < NAMED {
+            self.imported.first_missing.push(cid);
+        }
+    }
 }

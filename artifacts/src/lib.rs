@@ -5,7 +5,8 @@
 //! [`import`] makes UnixFS out of files and directories, [`export`] writes them back, [`car`] is a whole
 //! DAG as a stream, out and in,
 //! [`Pins`] says what is kept and for whom, [`gc`] drops the rest, [`Collectable`] does so while the store is in use,
-//! [`Recent`] knows what nobody pins and somebody used, and [`PublicIndex`] what strangers may read.
+//! [`Recent`] knows what nobody pins and somebody used, and [`PublicIndex`] what strangers may read. [`Seen`] keeps a walk
+//! over millions of blocks small.
 //!
 //! Nothing here opens a connection: fetching is the node's work. Start reading at [`BlobStore`].
 
@@ -20,6 +21,7 @@ mod mem;
 mod pins;
 mod public;
 mod recent;
+mod seen;
 mod store;
 
 pub use collect::{CollectError, Collected, gc};
@@ -29,4 +31,5 @@ pub use mem::MemStore;
 pub use pins::{Pin, PinKind, PinMode, Pins, PinsError};
 pub use public::{Added, PublicError, PublicIndex};
 pub use recent::Recent;
+pub use seen::Seen;
 pub use store::{BlobStore, HashName, StoreError, Usage, blake3_of, identity_of, read_block};

@@ -9,7 +9,6 @@
 mod batch;
 mod error;
 mod pool;
-mod seen;
 mod share;
 mod trade;
 
@@ -18,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use iptl_artifacts::BlobStore;
+use iptl_artifacts::{BlobStore, Seen};
 use iptl_dag::walk::{self, Limits};
 use iptl_dag::{Block, Cid, Codec, PeerId, block};
 use iptl_net::Bitswap;
@@ -33,7 +32,6 @@ pub use batch::Patience;
 use batch::{BatchDone, BatchEnd, run_batch};
 pub use error::FetchError;
 use pool::Pool;
-use seen::Seen;
 use share::{Batch, Share, Whom};
 use trade::Trade;
 

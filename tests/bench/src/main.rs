@@ -1,6 +1,6 @@
 //! The benchmarks: each figure beside what bounds it, measured in the same run on the same machine.
 //!
-//! One file per measure: [`run`], [`park`], [`transfer`], [`memory`], [`blocks`], [`exchange`], [`feed`], [`sync`], [`stream`],
+//! One file per measure: [`run`], [`park`], [`transfer`], [`memory`], [`cars`], [`blocks`], [`exchange`], [`feed`], [`sync`], [`stream`],
 //! [`idle`], [`containers`], [`images`], [`network`], [`orchestrator`] with [`crowd`]. Labs are real processes of the program `iptl` beside this
 //! one ([`lab`]); what they are held against is measured by [`mod@reference`] in this process, and by the bare engine in one of its own ([`bare`]).
 //! [`report`] writes the table.
@@ -9,6 +9,7 @@
 
 mod bare;
 mod blocks;
+mod cars;
 mod containers;
 mod crowd;
 mod engine;
@@ -47,7 +48,7 @@ struct Cli {
     /// Bytes of the file that is imported and of the one that is fetched, in MiB
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
     file: u64,
-    /// Bytes that move while memory is looked at, in MiB; the disk has to hold them twice
+    /// Bytes that move, or go through a CAR, while memory is looked at, in MiB; the disk has to hold them twice
     #[arg(long, default_value_t = 10 << 10, value_name = "MIB")]
     moved: u64,
     /// Warm runs of the trivial plan
@@ -76,6 +77,8 @@ enum Measure {
     Transfer,
     /// Memory of two nodes while much moves between them
     Memory,
+    /// Memory of a command while large CARs are written and read
+    Cars,
     /// Many small blocks, between our nodes and with boxo; second versions
     Exchange,
     /// Large artifacts that many lablets want at once
@@ -117,6 +120,7 @@ async fn measure(cli: Cli) -> Result<()> {
         Measure::Blocks,
         Measure::Transfer,
         Measure::Memory,
+        Measure::Cars,
         Measure::Exchange,
         Measure::Feed,
         Measure::Sync,
@@ -142,6 +146,7 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Blocks => blocks::measure(cli.file << 20).await,
             Measure::Transfer => transfer::measure(cli.file << 20).await,
             Measure::Memory => memory::measure(cli.moved << 20).await,
+            Measure::Cars => cars::measure(cli.moved << 20).await,
             Measure::Exchange => exchange::measure().await,
             Measure::Feed => feed::measure(&guest),
             Measure::Sync => sync::measure(&guest).await,

@@ -23,10 +23,10 @@ use crate::report::Row;
 const PIECE: usize = 1 << 20;
 
 /// Between two looks at the memory of both.
-const PAUSE: Duration = Duration::from_millis(50);
+pub const PAUSE: Duration = Duration::from_millis(50);
 
 /// Room on the disk beside both stores.
-const RESERVE: u64 = 2 << 30;
+pub const RESERVE: u64 = 2 << 30;
 
 /// Most memory of either side, in MB.
 const GOAL_MB: f64 = 150.0;
@@ -101,7 +101,7 @@ struct Peak {
 }
 
 /// Fills a store with one file of bytes that do not repeat; returns its root.
-async fn fill(store: &Path, bytes: u64) -> Result<Cid> {
+pub async fn fill(store: &Path, bytes: u64) -> Result<Cid> {
     let store = PackStore::open(store).await?;
     let (mut noise, mut piece) = (Noise::default(), vec![0; PIECE]);
     let (mut file, mut blocks) = (FileBuilder::new().at_once(at_once), Vec::new());

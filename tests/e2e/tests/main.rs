@@ -9,6 +9,7 @@
 mod against;
 mod audit;
 mod bad_input;
+mod cars;
 mod commands;
 #[macro_use]
 mod containers;
