@@ -22,8 +22,7 @@ pub async fn read_file(store: &dyn BlobStore, cid: &Cid, limit: u64) -> Result<B
 ///
 /// Blocks that hold nothing of the range are not read, and may be missing.
 pub async fn read_range(store: &dyn BlobStore, cid: &Cid, range: Range<u64>) -> Result<Bytes, ExportError> {
-    let reader = FileReader::of_range(*cid, range);
-    Contents { reader, ..Contents::new(store, *cid, u64::MAX) }.read_to_end().await
+    Contents::of_range(store, *cid, range).read_to_end().await
 }
 
 /// The content of a file, piece by piece, reading ahead.
@@ -38,6 +37,11 @@ pub(crate) struct Contents<'a> {
 impl<'a> Contents<'a> {
     pub(crate) fn new(store: &'a dyn BlobStore, root: Cid, limit: u64) -> Contents<'a> {
         Contents { store, root, limit, reader: FileReader::new(root), ahead: BTreeMap::new() }
+    }
+
+    /// The content of a part of a file, however large the whole is.
+    pub(crate) fn of_range(store: &'a dyn BlobStore, root: Cid, range: Range<u64>) -> Contents<'a> {
+        Contents { reader: FileReader::of_range(root, range), ..Contents::new(store, root, u64::MAX) }
     }
 
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ExportError> {

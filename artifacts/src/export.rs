@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -269,33 +270,46 @@ pub async fn write_file(store: &dyn BlobStore, cid: &Cid, path: &Path) -> Result
     write_with(store, cid, path, metadata).await
 }
 
+/// Writes some bytes of a file to a file of their own and returns how many they are: as many of the range as it has. As
+/// [`write_file`] otherwise; mode and time are those of a new file.
+pub async fn write_range(store: &dyn BlobStore, cid: &Cid, range: Range<u64>, path: &Path) -> Result<u64, ExportError> {
+    write_contents(Contents::of_range(store, *cid, range), path, Metadata::default()).await
+}
+
 async fn write_with(store: &dyn BlobStore, cid: &Cid, path: &Path, metadata: Metadata) -> Result<u64, ExportError> {
+    let dir = folder_of(path);
+    // A few blocks can stand for more bytes than any disk has: refused before the first, and not when it is full.
+    let room = room_in(dir);
+    write_contents(Contents::new(store, *cid, room), path, metadata).await.map_err(|error| match error {
+        ExportError::TooLarge { size, limit, .. } => {
+            StoreError::Full { path: dir.into(), available: limit, needed: size }.into()
+        }
+        other => other,
+    })
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+async fn write_contents(contents: Contents<'_>, path: &Path, metadata: Metadata) -> Result<u64, ExportError> {
     let write = |source| write_error(path, source);
     if fs::symlink_metadata(path).is_ok() {
         return Err(ExportError::Exists { path: path.into() });
     }
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        Some(_) | None => Path::new("."),
-    };
     let mode = metadata.mode.map_or(0o666, |mode| mode & PERMISSIONS);
     let temporary = tempfile::Builder::new()
         .prefix(".iptl-")
         // Less the umask, as for any file that a person makes.
         .permissions(Permissions::from_mode(mode))
-        .tempfile_in(dir)
+        .tempfile_in(folder_of(path))
         .map_err(write)?;
     // The same open file and not the path, which the mode may forbid to open.
     let mut file = tokio::fs::File::from_std(temporary.as_file().try_clone().map_err(write)?);
-    // A few blocks can stand for more bytes than any disk has: refused before the first, and not when it is full.
-    let room = room_in(dir);
-    let size = copy_file(store, cid, &mut file, room, path).await.map_err(|error| match error {
-        ExportError::TooLarge { size, limit, .. } => {
-            StoreError::Full { path: dir.into(), available: limit, needed: size }.into()
-        }
-        other => other,
-    })?;
-    file.flush().await.map_err(write)?;
+    let size = copy(contents, &mut file, path).await?;
     if let Some(time) = metadata.modified.and_then(system_time) {
         temporary.as_file().set_modified(time).map_err(write)?;
     }
@@ -347,7 +361,20 @@ pub async fn stream_file(
     out: &mut (dyn AsyncWrite + Unpin + Send),
     limit: u64,
 ) -> Result<u64, ExportError> {
-    copy_file(store, cid, out, limit, Path::new("a stream")).await
+    copy(Contents::new(store, *cid, limit), out, Path::new("a stream")).await
+}
+
+/// Streams some bytes of a file to a writer and returns how many they are: as many of the range as it has. Blocks that
+/// hold none of them are not read, and may be missing.
+///
+/// Not cancel safe: the writer has some of it.
+pub async fn stream_range(
+    store: &dyn BlobStore,
+    cid: &Cid,
+    range: Range<u64>,
+    out: &mut (dyn AsyncWrite + Unpin + Send),
+) -> Result<u64, ExportError> {
+    copy(Contents::of_range(store, *cid, range), out, Path::new("a stream")).await
 }
 
 /// Follows a path from a root. Cancel safe.
@@ -365,19 +392,18 @@ pub async fn resolve_path(store: &dyn BlobStore, root: &Cid, path: &str) -> Resu
     }
 }
 
-async fn copy_file(
-    store: &dyn BlobStore,
-    cid: &Cid,
+async fn copy(
+    mut contents: Contents<'_>,
     out: &mut (dyn AsyncWrite + Unpin + Send),
-    limit: u64,
     name: &Path,
 ) -> Result<u64, ExportError> {
-    let mut contents = Contents::new(store, *cid, limit);
+    let write = |source| ExportError::Write { path: name.into(), source };
     let mut size = 0;
     while let Some(piece) = contents.next().await? {
-        out.write_all(&piece).await.map_err(|source| ExportError::Write { path: name.into(), source })?;
+        out.write_all(&piece).await.map_err(write)?;
         size += piece.len() as u64;
     }
+    out.flush().await.map_err(write)?;
     Ok(size)
 }
 

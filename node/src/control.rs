@@ -23,6 +23,7 @@ use iptl_wire::lab::Role;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 use tokio::net::UnixListener;
 
+use self::content::{Fetch, Part};
 use crate::framed;
 use crate::gate::Gate;
 use crate::links::Duplex;
@@ -198,7 +199,11 @@ async fn dispatch(node: &Arc<Node>, caller: &Caller, request: Request, talk: &mu
         Request::Pin { root, direct, name } => content::pin(node, caller, root, direct, name).await,
         Request::Unpin { root } => content::unpin(node, caller, root).await,
         Request::Fetch { root, peers, timeout_ms, shallow } => {
-            content::fetch(node, caller, root, peers, timeout_ms, shallow, talk).await
+            let part = if shallow { Part::Root } else { Part::All };
+            content::fetch(node, caller, Fetch { root, part, peers, timeout_ms }, talk).await
+        }
+        Request::FetchRange { root, range, peers, timeout_ms } => {
+            content::fetch(node, caller, Fetch { root, part: Part::Bytes(range), peers, timeout_ms }, talk).await
         }
         Request::Blocks { cids } => content::blocks(node, caller, cids, talk).await,
         Request::Collect {} => keep::collect(node, caller, talk).await,

@@ -7,18 +7,20 @@
 //! goes on where it stopped, since what arrived stays in the store.
 
 mod batch;
+mod below;
 mod error;
 mod pool;
 mod share;
 mod trade;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use iptl_artifacts::{BlobStore, Seen};
-use iptl_dag::walk::{self, Limits};
+use iptl_artifacts::BlobStore;
+use iptl_dag::walk::Limits;
 use iptl_dag::{Block, Cid, Codec, PeerId, block};
 use iptl_net::Bitswap;
 use iptl_wire::control::{FetchProgress, FetchReport, MAX_PROVIDERS_TOLD};
@@ -30,6 +32,7 @@ use crate::members::Members;
 use crate::traffic::Traffic;
 pub use batch::Patience;
 use batch::{BatchDone, BatchEnd, run_batch};
+use below::Below;
 pub use error::FetchError;
 use pool::Pool;
 use share::{Batch, Share, Whom};
@@ -138,16 +141,33 @@ impl Fetcher {
     ///
     /// Cancel safe: what arrived stays, and the next call goes on from there. The blocks are acknowledged by the store
     /// but not flushed.
-    pub async fn fetch(
+    pub async fn fetch(&self, wanted: &Wanted, progress: impl FnMut(FetchProgress)) -> Result<FetchReport, FetchError> {
+        let below = if wanted.shallow { Below::Nothing } else { Below::everything(&wanted.root) };
+        self.fetch_below(wanted, below, progress).await
+    }
+
+    /// Brings those blocks of a file into the store that hold some of a range of its bytes, and the nodes above them. As
+    /// [`fetch`](Fetcher::fetch) otherwise.
+    pub async fn fetch_range(
         &self,
         wanted: &Wanted,
+        range: Range<u64>,
+        progress: impl FnMut(FetchProgress),
+    ) -> Result<FetchReport, FetchError> {
+        self.fetch_below(wanted, Below::bytes(&wanted.root, range), progress).await
+    }
+
+    async fn fetch_below(
+        &self,
+        wanted: &Wanted,
+        below: Below,
         mut progress: impl FnMut(FetchProgress),
     ) -> Result<FetchReport, FetchError> {
         let lab = self.members.as_ref().and_then(Members::lab);
         let keys = announce::keys(lab.as_ref(), &wanted.root);
         let mut pool = Pool::new(self.links.clone(), keys, wanted.from.clone());
         let mut trade = Trade::new(self.bitswap.clone(), self.links.clone(), self.members.clone());
-        let fetched = self.fetch_levels(wanted, &mut pool, &mut trade, &mut progress).await;
+        let fetched = self.fetch_levels(wanted, below, &mut pool, &mut trade, &mut progress).await;
         if let Err(error) = &fetched
             && error.is_of_dag()
         {
@@ -162,6 +182,7 @@ impl Fetcher {
     async fn fetch_levels(
         &self,
         wanted: &Wanted,
+        mut below: Below,
         pool: &mut Pool,
         trade: &mut Trade,
         progress: &mut impl FnMut(FetchProgress),
@@ -174,8 +195,6 @@ impl Fetcher {
         };
         // What the root says of the whole, for whoever waits.
         let size = AtomicU64::new(0);
-        let mut seen = Seen::default();
-        seen.insert(&wanted.root);
         let mut level = vec![wanted.root];
         let too_large = || FetchError::TooLarge { root: wanted.root, limits: self.limits };
         for _ in 0..=self.limits.depth {
@@ -183,18 +202,14 @@ impl Fetcher {
             let mut visit = |block: &Block, report: &mut FetchReport| -> Result<(), FetchError> {
                 report.blocks += 1;
                 report.bytes += block.data().len() as u64;
-                if wanted.shallow {
-                    return Ok(());
-                }
-                let claimed = report.bytes.max(claimed_size(block));
-                size.fetch_max(claimed_size(block), Ordering::Relaxed);
+                next.append(&mut below.links(block)?);
+                let claimed = below.claimed_size(block);
+                size.fetch_max(claimed, Ordering::Relaxed);
+                let claimed = report.bytes.max(claimed);
                 if claimed > room {
                     return Err(FetchError::NoRoom { root: wanted.root, claimed, room });
                 }
-                let links = walk::links(block.cid(), block.data())
-                    .map_err(|e| FetchError::Damaged { cid: *block.cid(), reason: e.to_string() })?;
-                next.extend(links.into_iter().filter(|cid| seen.insert(cid)));
-                let is_within = seen.len() as u64 <= self.limits.blocks && report.bytes <= self.limits.bytes;
+                let is_within = below.len() <= self.limits.blocks && report.bytes <= self.limits.bytes;
                 if is_within { Ok(()) } else { Err(too_large()) }
             };
             let missing = self.visit_present(level, &mut report, &mut visit).await?;
@@ -205,6 +220,7 @@ impl Fetcher {
                 report.dropped = dropped(pool, trade);
                 return Ok(report);
             }
+            below.descend();
             level = next;
         }
         Err(too_large())
@@ -454,14 +470,6 @@ async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Returns the bytes that a node says are below it; what does not say so says nothing.
-fn claimed_size(block: &Block) -> u64 {
-    match Codec::of(block.cid()) {
-        Some(Codec::DagPb) => walk::claimed_size(block.data()),
-        Some(Codec::Raw | Codec::DagCbor | Codec::DagJson) | None => 0,
     }
 }
 

@@ -1,9 +1,9 @@
 //! Nodes in one process, each with a home, a store and a swarm of its own on loopback.
 //!
-//! `lab` starts them and talks to them; `fetching` has the fetcher and its providers; `resuming` its cuts; `feeding` many
-//! fetchers at once; `announcing` what the DHT is told; `bad_input` peers that lie, drip, flood and claim; `control` what a
-//! node answers to whom; `joining` the door of a lab; `runs` executions without lablets; `keeping` what it keeps and drops;
-//! `homes` what a node finds when it starts.
+//! `lab` starts them and talks to them; `fetching` has the fetcher and its providers; `resuming` its cuts; `ranges` parts of
+//! files; `feeding` many fetchers at once; `announcing` what the DHT is told; `bad_input` peers that lie, drip, flood and
+//! claim; `control` what a node answers to whom; `joining` the door of a lab; `runs` executions without lablets; `keeping`
+//! what it keeps and drops; `homes` what a node finds when it starts.
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test that fails may panic, and has no users")]
 
@@ -16,6 +16,7 @@ mod homes;
 mod joining;
 mod keeping;
 mod lab;
+mod ranges;
 mod resuming;
 mod runs;
 mod sharing;

@@ -90,6 +90,19 @@ pub struct FileNode {
     pub size: u64,
 }
 
+impl FileNode {
+    /// Returns the parts that hold some of a range of this node's content, in order, each with what of its own content
+    /// that is.
+    pub fn parts_of(&self, range: &Range<u64>) -> impl Iterator<Item = (Cid, Range<u64>)> {
+        let mut start = self.data.len() as u64;
+        self.parts.iter().filter_map(move |part| {
+            let whole = start..start + part.size;
+            start = whole.end;
+            overlap(range, whole.clone()).map(|wanted| (part.cid, wanted.start - whole.start..wanted.end - whole.start))
+        })
+    }
+}
+
 /// A child of a file's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilePart {

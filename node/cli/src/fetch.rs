@@ -1,5 +1,6 @@
 //! From a text that a person wrote to verified blocks: names, CIDs and paths; fetching with what it waits for.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use iptl_dag::path::{PathError, Resolve, Step, Target};
@@ -129,6 +130,22 @@ pub async fn stored(client: &Client, cid: &Cid) -> Result<Block> {
 /// Has the node fetch a block, or all that it reaches, and shows how far that is.
 pub async fn fetch(ctx: &Context, client: &Client, root: Cid, sources: &Sources, shallow: bool) -> Result<FetchReport> {
     let request = Request::Fetch { root, peers: sources.peer.clone(), timeout_ms: millis(sources.timeout), shallow };
+    follow(ctx, client, root, request).await
+}
+
+/// Has the node fetch what holds some bytes of a file, and shows how far that is.
+pub async fn fetch_range(
+    ctx: &Context,
+    client: &Client,
+    root: Cid,
+    range: Range<u64>,
+    sources: &Sources,
+) -> Result<FetchReport> {
+    let (peers, timeout_ms) = (sources.peer.clone(), millis(sources.timeout));
+    follow(ctx, client, root, Request::FetchRange { root, range, peers, timeout_ms }).await
+}
+
+async fn follow(ctx: &Context, client: &Client, root: Cid, request: Request) -> Result<FetchReport> {
     let mut replies = client.call(request).await?.into_channel();
     let bar = ctx.progress.then(bar);
     let started = Instant::now();
@@ -175,7 +192,7 @@ pub async fn fetch(ctx: &Context, client: &Client, root: Cid, sources: &Sources,
     for (peer, reason) in &report.dropped {
         ctx.say(format!("  dropped {}: {reason}", peer.short()));
     }
-    tracing::debug!(%root, shallow, took_ms = millis(started.elapsed()), "fetched");
+    tracing::debug!(%root, took_ms = millis(started.elapsed()), "fetched");
     Ok(report)
 }
 

@@ -1,5 +1,6 @@
 //! Blocks in and out, publishing, fetching.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -133,26 +134,44 @@ pub(super) async fn unpin(node: &Node, caller: &Caller, root: Cid) -> Result<(),
     Err(failure(FailureKind::NotFound, "pin.unknown", format!("{root} is not pinned here"), help))
 }
 
-pub(super) async fn fetch(
-    node: &Arc<Node>,
-    caller: &Caller,
-    root: Cid,
-    peers: Vec<String>,
-    timeout_ms: u64,
-    shallow: bool,
-    talk: &mut Talk,
-) -> Result<(), Failure> {
+/// What is to be fetched, as it is asked for.
+pub(super) struct Fetch {
+    pub(super) root: Cid,
+    pub(super) part: Part,
+    pub(super) peers: Vec<String>,
+    pub(super) timeout_ms: u64,
+}
+
+/// How much of it.
+pub(super) enum Part {
+    /// The block of the root.
+    Root,
+    /// Everything.
+    All,
+    /// What holds these bytes of a file.
+    Bytes(Range<u64>),
+}
+
+pub(super) async fn fetch(node: &Arc<Node>, caller: &Caller, what: Fetch, talk: &mut Talk) -> Result<(), Failure> {
     caller.owner()?;
+    let Fetch { root, part, peers, timeout_ms } = what;
     let mut from = Vec::new();
     for addr in peers {
         from.push((reach(node, &addr).await?, vec![addr]));
     }
     let _grace = node.keeper.grace();
+    let shallow = matches!(part, Part::Root);
     let wanted = Wanted { root, from, fellows: Vec::new(), timeout: Duration::from_millis(timeout_ms), shallow };
     let (progress, mut told) = tokio::sync::watch::channel(FetchProgress::default());
-    let fetching = node.fetcher.fetch(&wanted, |now| {
+    let tell = |now| {
         progress.send_replace(now);
-    });
+    };
+    let fetching = async {
+        match &part {
+            Part::Root | Part::All => node.fetcher.fetch(&wanted, tell).await,
+            Part::Bytes(range) => node.fetcher.fetch_range(&wanted, range.clone(), tell).await,
+        }
+    };
     tokio::pin!(fetching);
     let mut last = Instant::now();
     let report = loop {
@@ -168,8 +187,10 @@ pub(super) async fn fetch(
         }
     };
     node.store.flush().await.map_err(store)?;
-    if !shallow {
-        node.keeper.used(root, Some(report.bytes));
+    match part {
+        Part::Root => {}
+        Part::All => node.keeper.used(root, Some(report.bytes)),
+        Part::Bytes(_) => node.keeper.used(root, None),
     }
     talk.say(Reply::Fetched(report)).await
 }
@@ -214,6 +235,9 @@ pub(super) fn fetch_failure(error: FetchError) -> Failure {
         }
         FetchError::Damaged { .. } => {
             failure(FailureKind::Broken, "fetch.damaged", message, "whoever published it wrote a broken DAG; tell them")
+        }
+        FetchError::NotAFile { .. } => {
+            failure(FailureKind::Usage, "fetch.not-a-file", message, "leave the range out, or name a file below it")
         }
         FetchError::TooLarge { .. } => {
             failure(FailureKind::Usage, "fetch.too-large", message, "fetch a part of it: `iptl get CID/path`")

@@ -35,6 +35,14 @@ pub enum FetchError {
         /// What is wrong.
         reason: String,
     },
+    /// Bytes of a file are wanted, and it is none.
+    #[error("{cid} cannot be read as a file: {reason}")]
+    NotAFile {
+        /// The root.
+        cid: Cid,
+        /// What it is.
+        reason: String,
+    },
     /// The DAG is larger than any that is accepted.
     #[error(
         "the DAG under {root} has more than {} blocks, {} bytes or {} levels",
@@ -66,7 +74,10 @@ impl FetchError {
     pub(super) fn is_of_dag(&self) -> bool {
         match self {
             FetchError::Damaged { .. } | FetchError::TooLarge { .. } | FetchError::NoRoom { .. } => true,
-            FetchError::NoProvider { .. } | FetchError::NotFetchable { .. } | FetchError::Store(_) => false,
+            FetchError::NoProvider { .. }
+            | FetchError::NotFetchable { .. }
+            | FetchError::NotAFile { .. }
+            | FetchError::Store(_) => false,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! followed by more frames of the asker: `Put` by [`Upload`]s, `Exec` by [`ExecInput`](crate::exec::ExecInput)s.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use iptl_dag::model::{Counts, FaultDone, InstanceId, NetworkModel, ResultVerdict, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
@@ -175,6 +176,17 @@ pub enum Request {
         timeout_ms: u64,
         /// Only the root block.
         shallow: bool,
+    },
+    /// Fetches the blocks of a file that hold some of its bytes, as `Fetch` does. Answers: `Progress`, then `Fetched`.
+    FetchRange {
+        /// Root of the file.
+        root: Cid,
+        /// Bytes: as many of them as the file has.
+        range: Range<u64>,
+        /// Multiaddrs of peers to ask first.
+        peers: Vec<String>,
+        /// Gives up after so long without a provider, in milliseconds.
+        timeout_ms: u64,
     },
     /// Reads blocks out of the node's store. Answers: one `Block` each in the order asked, then `End`.
     Blocks {

@@ -23,6 +23,7 @@ mod lifecycle;
 mod manuals;
 mod network;
 mod pins;
+mod ranges;
 mod sharing;
 mod stacks;
 mod top;

@@ -1,5 +1,6 @@
 //! `iptl get`: fetches, verifies and writes out.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use iptl_artifacts::car::{self, CarError};
@@ -7,6 +8,7 @@ use iptl_artifacts::export::{self, ExportError};
 use iptl_dag::model::{FormerResult, Node};
 use iptl_dag::path::Target;
 use iptl_dag::{Cid, Codec, codec};
+use iptl_wire::control::FetchReport;
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -18,7 +20,7 @@ use crate::{node, ui};
 /// Fetches content from whoever has it, verifies every block, and writes it out; goes on where it was stopped.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  iptl get last/files -o out/\n  iptl get bafyrei… --car -o result.car\n  iptl get bafybei… --peer /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3KooW…"
+    after_help = "Examples:\n  iptl get last/files -o out/\n  iptl get bafybei…/big.log --offset 1000000 --length 4096\n  iptl get bafyrei… --car -o result.car\n  iptl get bafybei… --peer /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3KooW…"
 )]
 pub struct Args {
     /// CID or name, with a path below it where wanted
@@ -32,8 +34,26 @@ pub struct Args {
     /// Only bring it into the node's store
     #[arg(long, conflicts_with_all = ["output", "car"])]
     store_only: bool,
+    /// Only the bytes of a file from this one on; blocks that hold none of them are not fetched. Written to stdout
+    /// where no output is named
+    #[arg(long, value_name = "BYTES", conflicts_with = "car")]
+    offset: Option<u64>,
+    /// Only so many bytes of a file
+    #[arg(long, value_name = "BYTES", conflicts_with = "car")]
+    length: Option<u64>,
     #[command(flatten)]
     sources: Sources,
+}
+
+impl Args {
+    /// Returns the bytes of a file that are wanted, where not all are.
+    fn range(&self) -> Option<Range<u64>> {
+        if self.offset.is_none() && self.length.is_none() {
+            return None;
+        }
+        let start = self.offset.unwrap_or(0);
+        Some(start..self.length.map_or(u64::MAX, |length| start.saturating_add(length)))
+    }
 }
 
 pub async fn run(ctx: &Context, args: Args) -> Result {
@@ -41,19 +61,29 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     let place = fetch::locate(ctx, &client, &args.target, &args.sources).await?;
     if let Target::Value { value, .. } = &place.target {
         let text = String::from_utf8_lossy(&codec::to_dag_json(value)).into_owned();
+        if args.range().is_some() {
+            return Err(place.block_cid().expect_err("a value has none"));
+        }
         write_text(&args, &place.name(), &text)?;
         return Ok(Exit::Ok);
     }
     let cid = place.block_cid()?;
-    let report = fetch::fetch(ctx, &client, cid, &args.sources, false).await?;
+    let range = args.range();
+    let report = match &range {
+        Some(range) => fetch::fetch_range(ctx, &client, cid, range.clone(), &args.sources).await?,
+        None => fetch::fetch(ctx, &client, cid, &args.sources, false).await?,
+    };
     let store = RemoteStore::new(client);
     let written = if args.store_only {
-        None
+        Ok(None)
+    } else if let Some(range) = range {
+        write_range(&store, cid, range, &args).await.map(Some)
     } else if args.car {
-        Some(write_car(&store, cid, &args, &place.name()).await?)
+        write_car(&store, cid, &args, &place.name()).await.map(Some)
     } else {
-        Some(write(&store, cid, &args, &place.name()).await?)
+        write(&store, cid, &args, &place.name()).await.map(Some)
     };
+    let written = written.map_err(|error| naming_givers(error, &report))?;
     let shown = written.as_ref().map(|path| path.display().to_string());
     if ctx.json {
         let mut body = serde_json::Map::new();
@@ -75,6 +105,14 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         None => ctx.answer(cid),
     }
     Ok(Exit::Ok)
+}
+
+/// Says of what is refused for what it holds who gave it.
+fn naming_givers(mut error: Error, report: &FetchReport) -> Error {
+    if ["get.refused", "get.not-files", "get.unsafe-name"].contains(&error.code.as_str()) {
+        error.message.push_str(&fetch::shares(report).replace("   ", " "));
+    }
+    error
 }
 
 /// Returns where to write something of this name.
@@ -118,6 +156,19 @@ async fn write(store: &RemoteStore, cid: Cid, args: &Args, name: &str) -> Result
                 write_text(args, name, &String::from_utf8_lossy(&codec::to_dag_json(&value)))
             }
         },
+    }
+}
+
+async fn write_range(store: &RemoteStore, cid: Cid, range: Range<u64>, args: &Args) -> Result<PathBuf> {
+    match args.output.as_deref().filter(|path| *path != Path::new("-")) {
+        Some(path) => {
+            export::write_range(store, &cid, range, path).await?;
+            Ok(path.to_path_buf())
+        }
+        None => {
+            export::stream_range(store, &cid, range, &mut tokio::io::stdout()).await?;
+            Ok(PathBuf::from("-"))
+        }
     }
 }
 

@@ -189,15 +189,49 @@ fn node(links: Vec<PbLink>, message: PbUnixFs) -> Block {
     Block::new(Codec::DagPb, PbNode { links, data: Some(message.encode()) }.encode())
 }
 
+/// Writes a CAR whose root is the last of some blocks.
+fn write_car(home: &Home, blocks: &[Block]) -> String {
+    let mut bytes = iptl_dag::car::header(&[*blocks.last().expect("there are some").cid()]);
+    blocks.iter().rev().for_each(|block| bytes.extend(iptl_dag::car::frame(block)));
+    let car = home.path().join("bomb.car").display().to_string();
+    std::fs::write(&car, bytes).unwrap();
+    car
+}
+
+#[test]
+fn folders_of_a_peer_that_stand_for_more_than_all_disks_hold() {
+    let (peer, home) = (Home::new(), Home::new());
+    let bombs = bombs().into_iter().map(|(code, blocks)| {
+        let root = peer.run(&["import", &write_car(&peer, &blocks), "-q"]).exits(0).word();
+        (code, blocks, root)
+    });
+    let bombs: Vec<_> = bombs.collect();
+    let file = peer.path().join("honest");
+    std::fs::write(&file, noise(2_000_000)).unwrap();
+    let honest = peer.run(&["publish", "data", &file.display().to_string(), "-q"]).exits(0).word();
+    let _node = Foreground::start(peer.path(), &[]);
+    let status = peer.run(&["status", "--json"]).exits(0).json();
+    let (address, name) = (status["addrs"][0].as_str().unwrap(), status["peer"].as_str().unwrap());
+    let out = home.path().join("out").display().to_string();
+    for (code, blocks, root) in &bombs {
+        let refused = home.run(&["get", root, "-o", &out, "--peer", address]).fails(2, code);
+        // Its last characters are in the short form too.
+        assert!(refused.stderr.contains(&name[name.len() - 4..]), "who gave it is not named: {}", refused.stderr);
+        // As many blocks came as there are, and not as many as they stand for.
+        let stat = home.run(&["dag", "stat", root, "--json"]).exits(0).json();
+        assert_eq!(stat["blocks"].as_u64(), Some(blocks.len() as u64), "{stat}");
+    }
+    let _refused = std::fs::remove_dir_all(&out);
+    home.run(&["get", &honest, "-o", &out, "--peer", address]).exits(0);
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&file).unwrap());
+}
+
 #[test]
 fn folders_that_stand_for_more_than_all_disks_hold() {
     for (code, blocks) in bombs() {
         let home = Home::new();
         let root = blocks.last().expect("there are some");
-        let mut bytes = iptl_dag::car::header(&[*root.cid()]);
-        blocks.iter().rev().for_each(|block| bytes.extend(iptl_dag::car::frame(block)));
-        let car = home.path().join("bomb.car").display().to_string();
-        std::fs::write(&car, bytes).unwrap();
+        let car = write_car(&home, &blocks);
         // As blocks they are few, and whole.
         let told = home.run(&["import", &car, "--json"]).exits(0).json();
         assert_eq!((told["blocks"].as_u64(), told["complete"].as_bool()), (Some(blocks.len() as u64), Some(true)));
