@@ -86,7 +86,10 @@ fn soak(shell: &Shell) -> anyhow::Result<()> {
     shell.run(shell.cargo().args(tests))?;
     // By name: the other ignored test there is a process that this one kills.
     let kills = ["test", "--package", "iptl-artifacts-pack", "--test", "main", "--", "--ignored", "two_hundred_kills"];
-    shell.run(shell.cargo().args(kills))
+    shell.run(shell.cargo().args(kills))?;
+    // Two gigabytes are hashed.
+    let vectors = ["test", "--release", "--package", "iptl-dag", "--test", "main", "--", "--ignored", "of_a_gigabyte"];
+    shell.run(shell.cargo().args(vectors))
 }
 
 fn bench(shell: &Shell, args: &[String]) -> anyhow::Result<()> {
