@@ -1,13 +1,16 @@
 //! Peers that ask without end, or for nothing: bounded, named, and nobody else waits for them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use iptl_artifacts_iroh::get_many;
 use iptl_bitswap::{Ask, Entry, Message, PROTOCOL, Payload, frame};
-use iptl_dag::{Block, Cid, Codec};
+use iptl_dag::{Block, Cid, Codec, block};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{is_served_meanwhile, unheard_of};
-use crate::lab::{Stranger, is_logged, listen_to_log, node, within};
+use crate::lab::{Dag, Stranger, is_logged, listen_to_log, node, within};
 
 /// Streams that a hostile peer holds open: more than are answered at a time, and more than have a place in the queue.
 const STREAMS: usize = 300;
@@ -53,6 +56,54 @@ async fn a_request_without_end_is_hung_up_on() {
     let sent = within("the end of an endless request", sending).await.unwrap();
     assert!(sent < TAKEN, "{sent} bytes were taken of a request");
     is_logged(&endless.links.peer().clone(), "the request is refused").await;
+}
+
+/// Streams on which a greedy peer asks at a time, again and again: far more than are answered at a time.
+const GREED: usize = 200;
+
+/// How much more of the node a peer may get by asking on more streams: as many as are answered at a time, three times over,
+/// since the streams of others end and begin anew meanwhile.
+const MOST_OF_ANOTHER: u64 = 24;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_on_many_streams_gets_a_few_times_what_another_gets_and_no_more() {
+    let keeper = node().await;
+    let dag = Dag::new(1, 32, 50_000);
+    keeper.put(&dag.blocks()).await;
+    let hashes: Arc<[[u8; 32]]> = dag.leaves.iter().map(|leaf| block::blake3_digest(leaf.cid()).unwrap()).collect();
+    let (greedy, modest) = (Arc::new(Stranger::new(49).await), Stranger::new(50).await);
+    let taken = Arc::new(AtomicU64::new(0));
+    let (peer, addrs) = (keeper.peer(), vec![keeper.addr().await]);
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..GREED {
+        let (greedy, hashes, taken) = (greedy.clone(), hashes.clone(), taken.clone());
+        let (peer, addrs) = (peer.clone(), addrs.clone());
+        asking.spawn(async move {
+            loop {
+                let stream = greedy.links.open(&peer, &addrs, iptl_artifacts_iroh::PROTOCOL).await.unwrap();
+                let mut take = |_, block: Block| {
+                    taken.fetch_add(block.data().len() as u64, Ordering::Relaxed);
+                };
+                get_many(stream, &hashes, &mut take).await.unwrap();
+            }
+        });
+    }
+    let is_under_way = async {
+        while taken.load(Ordering::Relaxed) < 10_000_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("the greedy to be served", is_under_way).await;
+    let (before, mut got) = (taken.load(Ordering::Relaxed), 0);
+    for _ in 0..8 {
+        let stream = modest.open(&keeper, iptl_artifacts_iroh::PROTOCOL).await;
+        let mut take = |_, block: Block| got += block.data().len() as u64;
+        let asked = get_many(stream, &hashes, &mut take);
+        assert_eq!(within("an answer to who asks for little", asked).await.unwrap().received, hashes.len());
+    }
+    let others = taken.load(Ordering::Relaxed) - before;
+    assert!(asking.try_join_next().is_none(), "the greedy asks to the end");
+    assert!(others < MOST_OF_ANOTHER * got, "{others} bytes went to one peer while {got} went to another");
 }
 
 /// Writes messages until the peer takes no more; returns the bytes that it took.
