@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use iptl_e2e::beside::Beside;
 use iptl_e2e::witness::{Witness, assert_same_tree, ipfs_car};
@@ -67,6 +69,31 @@ fn leads_to(lab: &Lab, path: &str) -> String {
 }
 
 #[test]
+fn a_tree_under_sha2_is_fetched_by_helia_and_by_boxo() {
+    let home = Home::new();
+    let folder = home.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("large"), noise(3_000_000)).unwrap();
+    std::fs::write(folder.join("small"), "small").unwrap();
+    let _node = Foreground::start(home.path(), &[]);
+    let status = home.run(&["status", "--json"]).exits(0).json();
+    let addrs: Vec<&str> = status["addrs"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for profile in PROFILES {
+        let args = ["publish", "data", &folder.display().to_string(), "--profile", profile, "-q"];
+        let root = home.run(&args).exits(0).word();
+        let expected = counted(&home.run(&["dag", "stat", &root, "--json"]).exits(0));
+        for (mut witness, transport) in
+            [(Witness::helia(), "/tcp/"), (Witness::boxo(TCP), "/tcp/"), (Witness::boxo(QUIC), "/quic-v1")]
+        {
+            let addr = addrs.iter().find(|addr| addr.contains(transport)).expect("it listens on both");
+            witness.ask(&format!("connect {addr}"));
+            let name = witness.name;
+            assert_eq!(witness.ask(&format!("fetch {root}")), expected, "{profile}, {name} over {transport}");
+        }
+    }
+}
+
+#[test]
 fn what_only_a_witness_has_is_fetched() {
     for mut witness in [Witness::helia(), Witness::boxo(TCP), Witness::boxo(QUIC)] {
         for hash in ["blake3", "sha2-256"] {
@@ -102,6 +129,23 @@ fn a_plan_runs_whose_component_only_helia_had() {
     lab.run(&args).fails(2, "workload.kind");
 }
 
+/// Nobody fetches it beforehand: whoever is connected with the node is asked.
+#[test]
+fn a_plan_finds_its_component_where_only_boxo_has_it() {
+    let lab = Lab::start(1);
+    let mut boxo = Witness::boxo(TCP);
+    let component = repository().join("plans/ping/target/wasm32-wasip2/release/ping.wasm");
+    let cid = boxo.ask(&format!("add unixfs-v1-2025 {}", component.display()));
+    boxo.ask(&format!("connect {}", address(&lab.orchestrator, "/tcp/")));
+    let manifest = std::fs::read_to_string(repository().join("plans/ping/plan.toml")).unwrap();
+    let dir = lab.path().join("foreign");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("plan.toml"), of_component(&manifest, &cid)).unwrap();
+    let args = ["run", &dir.display().to_string(), "-g", "node=2", "-p", "rounds=3", "--json"];
+    let last = lab.run(&args).exits(0).last_json();
+    assert_eq!((last["verdict"].as_str(), last["ok"].as_u64()), (Some("pass"), Some(2)), "{last}");
+}
+
 /// Returns a manifest whose workload is a published one.
 fn of_component(manifest: &str, cid: &str) -> String {
     let lines = manifest.lines().filter(|line| !line.starts_with("build = "));
@@ -110,8 +154,31 @@ fn of_component(manifest: &str, cid: &str) -> String {
         .collect()
 }
 
+/// Returns a seed that no run before had, or that of `IPTL_SEED` where it is set; a test that fails says which.
+fn seed() -> u64 {
+    let seed = match std::env::var("IPTL_SEED") {
+        Ok(text) => text.parse().unwrap_or_else(|e| panic!("IPTL_SEED={text}: {e}")),
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64,
+    };
+    eprintln!("IPTL_SEED={seed} draws the same trees again");
+    seed
+}
+
+/// Returns numbers below what is asked for, the same from the same seed.
+fn draw_from(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed;
+    move |below| {
+        // SplitMix64: any seed is as good as another.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = state;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ mixed >> 31) % below as u64) as usize
+    }
+}
+
 /// Trees on whose edges importers differ, if they do: by seed, sizes around blocks, and folders around the size of one.
-fn make_trees(root: &Path) -> Vec<String> {
+fn make_trees(root: &Path, seed: u64) -> Vec<String> {
     let bytes = noise((5 << 20) + 1);
     let mut paths = Vec::new();
     let sizes = [0, 1, 262_143, 262_144, 262_145, 1_048_575, 1_048_576, 1_048_577, 5 << 20, (5 << 20) + 1];
@@ -132,11 +199,7 @@ fn make_trees(root: &Path) -> Vec<String> {
         paths.push(folder.display().to_string());
     }
     // Of eight trees each has up to three levels and odd names.
-    let mut at = 0;
-    let mut next = |below: usize| {
-        at += 1;
-        usize::from(bytes[at * 7 % bytes.len()]) % below
-    };
+    let mut next = draw_from(seed);
     for tree in 0..8 {
         let folder = root.join(format!("tree-{tree}"));
         for _ in 0..3 + next(12) {
@@ -147,8 +210,8 @@ fn make_trees(root: &Path) -> Vec<String> {
             }
             std::fs::create_dir_all(&path).unwrap();
             let from = next(256) * 3000;
-            std::fs::write(path.join(names[next(names.len())]), &bytes[from..from + next(256) * next(256) * 20])
-                .unwrap();
+            let file = path.join(names[next(names.len())]);
+            std::fs::write(file, &bytes[from..from + next(256) * next(256) * 20]).unwrap();
         }
         paths.push(folder.display().to_string());
     }
@@ -159,7 +222,8 @@ fn make_trees(root: &Path) -> Vec<String> {
 fn trees_get_the_cids_that_boxo_and_npm_give_them() {
     let home = Home::new();
     // The witnesses' commands have no blanks in paths, so the names of the trees themselves have none.
-    let paths = make_trees(&home.path().join("trees"));
+    let seed = seed();
+    let paths = make_trees(&home.path().join("trees"), seed);
     let (mut boxo, mut helia) = (Witness::boxo(TCP), Witness::helia());
     for profile in PROFILES {
         // A folder's CID is made of those of all that is in it.
@@ -167,9 +231,81 @@ fn trees_get_the_cids_that_boxo_and_npm_give_them() {
             let ours = home.run(&["publish", "data", path, "--only-hash", "--profile", profile, "-q"]).exits(0).word();
             for witness in [&mut boxo, &mut helia] {
                 let theirs = witness.ask(&format!("add {profile} {path}"));
-                assert_eq!(ours, theirs, "{path} under {profile}, by {}", witness.name);
+                assert_eq!(ours, theirs, "{path} under {profile}, by {}, IPTL_SEED={seed}", witness.name);
             }
         }
+    }
+}
+
+/// Modes that are not the usual ones, which npm's importer leaves out.
+const MODES: [u32; 4] = [0o600, 0o444, 0o700, 0o1777];
+
+/// Gives every file and folder of a tree a mode and a time, and every folder links that lead somewhere and nowhere.
+fn give_metadata(folder: &Path, next: &mut impl FnMut(usize) -> usize) {
+    std::os::unix::fs::symlink("README", folder.join("link")).unwrap();
+    std::os::unix::fs::symlink("../nowhere/ü", folder.join("broken")).unwrap();
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        let (kind, path) = (entry.file_type().unwrap(), entry.path());
+        if kind.is_dir() {
+            give_metadata(&path, next);
+        } else if kind.is_file() {
+            change(&path, [0o644, 0o600, 0o755, 0o444][next(4)], next);
+        }
+    }
+    change(folder, [0o755, 0o700, 0o1777][next(3)], next);
+}
+
+/// Sets mode and time, which may have no fraction of a second, and may lie before 1970.
+fn change(path: &Path, mode: u32, next: &mut impl FnMut(usize) -> usize) {
+    let seconds = Duration::from_secs(next(4_000_000_000) as u64);
+    let at = if next(8) == 0 { UNIX_EPOCH - seconds } else { UNIX_EPOCH + seconds };
+    let at = at + Duration::from_nanos([0, 1, 999_999_999][next(3)]);
+    File::open(path).unwrap().set_modified(at).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn modes_times_and_links_get_the_cids_that_boxo_and_npm_give_them() {
+    let home = Home::new();
+    let seed = seed();
+    let mut next = draw_from(seed);
+    make_trees(&home.path().join("trees"), seed);
+    let (mut boxo, mut helia) = (Witness::boxo(TCP), Witness::helia());
+    let ours = |path: &str, profile: &str, how: &[&str]| {
+        let args = ["publish", "data", path, "--only-hash", "--profile", profile, "-q"];
+        home.run(&[&args[..], how].concat()).exits(0).word()
+    };
+
+    // npm's importer knows no links. Where a file is one block, each puts mode and time elsewhere.
+    let large = home.path().join("large");
+    std::fs::create_dir(&large).unwrap();
+    for (number, size) in [(1 << 20) + 1, 5 << 20, (5 << 20) + 1].into_iter().enumerate() {
+        let file = large.join(format!("file {number}"));
+        std::fs::write(&file, noise(size)).unwrap();
+        change(&file, MODES[next(4)], &mut next);
+    }
+    change(&large, MODES[next(4)], &mut next);
+    let path = large.display().to_string();
+    for profile in PROFILES {
+        let whole = ours(&path, profile, &["--metadata"]);
+        for witness in [&mut boxo, &mut helia] {
+            let theirs = witness.ask(&format!("addall {profile} {path}"));
+            assert_eq!(whole, theirs, "{profile}, by {}, IPTL_SEED={seed}", witness.name);
+        }
+    }
+
+    for tree in ["tree-0", "tree-1", "sizes"] {
+        let path = home.path().join("trees").join(tree);
+        give_metadata(&path, &mut next);
+        let path = path.display().to_string();
+        for profile in PROFILES {
+            let said = format!("{tree} under {profile}, IPTL_SEED={seed}");
+            assert_eq!(ours(&path, profile, &[]), boxo.ask(&format!("add {profile} {path}")), "{said}, bare");
+        }
+        // Of a file that is one raw block, boxo drops mode and time: under the other profile none is.
+        let profile = "unixfs-v0-2015";
+        let whole = ours(&path, profile, &["--metadata"]);
+        assert_eq!(whole, boxo.ask(&format!("addall {profile} {path}")), "{tree}, IPTL_SEED={seed}");
     }
 }
 
@@ -178,7 +314,7 @@ fn cars_go_to_ipfs_car_and_to_boxo_and_come_back() {
     let home = Home::new();
     let _node = Foreground::start(home.path(), &[]);
     let path = |name: &str| home.path().join(name).display().to_string();
-    make_trees(&home.path().join("trees"));
+    make_trees(&home.path().join("trees"), 1);
     let tree = path("trees/tree-1");
 
     // Ours to ipfs-car, which unpacks it, and to boxo, which counts it.
@@ -283,7 +419,7 @@ fn kubo_gets_lists_pins_and_exports_a_result_by_path_and_a_tree_under_sha2_by_tc
     let ping = repository().join("plans/ping").display().to_string();
     let last = lab.run(&["run", &ping, "--no-build", "-g", "node=2", "-p", "rounds=3", "--json"]).exits(0).last_json();
     let result = last["result"].as_str().unwrap();
-    make_trees(&lab.path().join("trees"));
+    make_trees(&lab.path().join("trees"), 1);
     // Kubo gets a tree block by block: one of large files is enough.
     let sizes = lab.path().join("trees/sizes").display().to_string();
     let args = ["publish", "data", &sizes, "--profile", "unixfs-v1-2025", "-q"];

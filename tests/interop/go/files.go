@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/ipfs/boxo/chunker"
 	"github.com/ipfs/boxo/ipld/merkledag"
+	ft "github.com/ipfs/boxo/ipld/unixfs"
 	"github.com/ipfs/boxo/ipld/unixfs/importer/balanced"
 	"github.com/ipfs/boxo/ipld/unixfs/importer/helpers"
 	unixfs "github.com/ipfs/boxo/ipld/unixfs/io"
@@ -23,30 +25,50 @@ var profiles = map[string]unixfs.UnixFSProfile{
 	"unixfs-v1-2025": unixfs.UnixFS_v1_2025,
 }
 
+// taking is how files are taken in.
+type taking struct {
+	profile unixfs.UnixFSProfile
+	// With modes and times.
+	all bool
+}
+
+// stat returns what is kept of a file's mode and time.
+func (t taking) stat(found os.FileInfo) (os.FileMode, time.Time) {
+	if !t.all {
+		return 0, time.Time{}
+	}
+	return found.Mode(), found.ModTime()
+}
+
 // add takes a file or a folder in.
-func (n node) add(ctx context.Context, name, path string) (string, error) {
+func (n node) add(ctx context.Context, name, path string, all bool) (string, error) {
 	profile, ok := profiles[name]
 	if !ok {
 		return "", fmt.Errorf("no such profile: %s", name)
 	}
 	// Commands come one after the other, so nobody else reads what this changes.
 	profile.ApplyGlobals()
-	root, err := n.addPath(ctx, profile, path)
+	root, err := n.addPath(ctx, taking{profile, all}, path)
 	if err != nil {
 		return "", err
 	}
 	return root.Cid().String(), nil
 }
 
-func (n node) addPath(ctx context.Context, profile unixfs.UnixFSProfile, path string) (format.Node, error) {
-	found, err := os.Stat(path)
+func (n node) addPath(ctx context.Context, as taking, path string) (format.Node, error) {
+	found, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
 	}
-	if !found.IsDir() {
-		return n.addFile(profile, path)
+	if found.Mode()&os.ModeSymlink != 0 {
+		return n.addLink(ctx, as, path)
 	}
-	directory, err := unixfs.NewDirectory(n.dag, unixfs.WithCidBuilder(profile.CidBuilder()))
+	mode, modified := as.stat(found)
+	if !found.IsDir() {
+		return n.addFile(as, path, mode, modified)
+	}
+	builder := unixfs.WithCidBuilder(as.profile.CidBuilder())
+	directory, err := unixfs.NewDirectory(n.dag, builder, unixfs.WithStat(mode, modified))
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +77,7 @@ func (n node) addPath(ctx context.Context, profile unixfs.UnixFSProfile, path st
 		return nil, err
 	}
 	for _, entry := range entries {
-		child, err := n.addPath(ctx, profile, filepath.Join(path, entry.Name()))
+		child, err := n.addPath(ctx, as, filepath.Join(path, entry.Name()))
 		if err != nil {
 			return nil, err
 		}
@@ -70,19 +92,37 @@ func (n node) addPath(ctx context.Context, profile unixfs.UnixFSProfile, path st
 	return root, n.dag.Add(ctx, root)
 }
 
-func (n node) addFile(profile unixfs.UnixFSProfile, path string) (format.Node, error) {
+func (n node) addLink(ctx context.Context, as taking, path string) (format.Node, error) {
+	target, err := os.Readlink(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := ft.SymlinkData(target)
+	if err != nil {
+		return nil, err
+	}
+	link := merkledag.NodeWithData(data)
+	if err := link.SetCidBuilder(as.profile.CidBuilder()); err != nil {
+		return nil, err
+	}
+	return link, n.dag.Add(ctx, link)
+}
+
+func (n node) addFile(as taking, path string, mode os.FileMode, modified time.Time) (format.Node, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
 	parameters := helpers.DagBuilderParams{
-		Dagserv:    n.dag,
-		Maxlinks:   profile.FileDAGWidth,
-		RawLeaves:  profile.RawLeaves,
-		CidBuilder: profile.CidBuilder(),
+		Dagserv:     n.dag,
+		Maxlinks:    as.profile.FileDAGWidth,
+		RawLeaves:   as.profile.RawLeaves,
+		CidBuilder:  as.profile.CidBuilder(),
+		FileMode:    mode,
+		FileModTime: modified,
 	}
-	builder, err := parameters.New(chunk.NewSizeSplitter(file, profile.ChunkSize))
+	builder, err := parameters.New(chunk.NewSizeSplitter(file, as.profile.ChunkSize))
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,8 @@
 //
 //	connect ADDRESS            connects to a peer
 //	put HASH COUNT SIZE        makes a DAG of so many leaves of so many bytes; answers its root
-//	add PROFILE PATH           takes a file or a folder in, by a profile of IPIP-499; answers its root
+//	add PROFILE PATH           takes a file or a folder in, links as links, by a profile of IPIP-499; answers its root
+//	addall PROFILE PATH        takes it in with modes and times; answers its root
 //	fetch ROOT                 fetches a whole DAG by Bitswap; answers blocks and bytes
 //	resolve PATH               follows a path from a CID, by Bitswap; answers the CID of the block where it ends
 //	export ROOT PATH           writes a whole DAG to a CAR
@@ -99,8 +100,8 @@ func (n node) carryOut(ctx context.Context, words []string) (string, error) {
 		return "", n.host.Connect(ctx, *info)
 	case len(words) == 4 && words[0] == "put":
 		return n.put(ctx, words[1:])
-	case len(words) == 3 && words[0] == "add":
-		return n.add(ctx, words[1], words[2])
+	case len(words) == 3 && (words[0] == "add" || words[0] == "addall"):
+		return n.add(ctx, words[1], words[2], words[0] == "addall")
 	case len(words) == 2 && words[0] == "fetch":
 		return n.fetch(ctx, words[1])
 	case len(words) == 2 && words[0] == "resolve":

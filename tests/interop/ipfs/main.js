@@ -6,6 +6,7 @@
 //	connect ADDRESS            connects to a peer
 //	put HASH COUNT SIZE        makes a DAG of so many leaves of so many bytes; answers its root
 //	add PROFILE PATH           takes a file or a folder in; answers its root
+//	addall PROFILE PATH        takes it in with modes and times; answers its root
 //	fetch ROOT                 fetches a whole DAG by Bitswap; answers blocks and bytes
 //	resolve PATH               follows a path from a CID, by Bitswap; answers the CID of the block where it ends
 //
@@ -101,9 +102,24 @@ class Peer {
   }
 
   async add (profile, path) {
+    return this.take(profile, candidates(path, '', () => ({})))
+  }
+
+  async addall (profile, path) {
+    // Whole seconds have no nanoseconds, and those of a time before 1970 count from the second before it.
+    const kept = ({ mode, mtimeNs }) => {
+      const second = 1_000_000_000n
+      const nsecs = (mtimeNs % second + second) % second
+      const mtime = { secs: (mtimeNs - nsecs) / second, nsecs: nsecs === 0n ? undefined : Number(nsecs) }
+      return { mode: Number(mode) & 0o7777, mtime }
+    }
+    return this.take(profile, candidates(path, '', kept))
+  }
+
+  async take (profile, files) {
     let root
     const options = { profile, wrapWithDirectory: false }
-    for await (const entry of importer(candidates(path, ''), this.node.blockstore, options)) root = entry.cid
+    for await (const entry of importer(files, this.node.blockstore, options)) root = entry.cid
     return root.toString()
   }
 
@@ -143,16 +159,17 @@ class Peer {
 }
 
 // A root that is a folder is a name without which the importer has nothing to put its files under.
-async function * candidates (path, name) {
-  const found = await stat(path)
+async function * candidates (path, name, kept) {
+  const found = await stat(path, { bigint: true })
   if (!found.isDirectory()) {
-    yield { path: name === '' ? undefined : name, content: createReadStream(path, { highWaterMark: 1 << 20 }) }
+    const content = createReadStream(path, { highWaterMark: 1 << 20 })
+    yield { path: name === '' ? undefined : name, content, ...kept(found) }
     return
   }
   const names = await readdir(path)
   const under = name === '' ? 'root' : name
-  yield { path: under }
-  for (const inner of names.sort()) yield * candidates(`${path}/${inner}`, `${under}/${inner}`)
+  yield { path: under, ...kept(found) }
+  for (const inner of names.sort()) yield * candidates(`${path}/${inner}`, `${under}/${inner}`, kept)
 }
 
 const [, , listen] = process.argv
@@ -167,7 +184,7 @@ const node = await withBitswap(withLibp2pLight(light, {
 console.log(node.libp2p.getMultiaddrs()[0].toString())
 
 const peer = new Peer(node)
-const commands = { connect: 1, put: 3, add: 2, fetch: 1, resolve: 1 }
+const commands = { connect: 1, put: 3, add: 2, addall: 2, fetch: 1, resolve: 1 }
 for await (const line of createInterface({ input: process.stdin })) {
   const [command, ...words] = line.split(' ')
   try {
