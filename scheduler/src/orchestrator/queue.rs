@@ -24,22 +24,26 @@ const MAX_RESERVED: usize = 16;
 /// Room that is kept for runs that wait.
 type Reserved = Vec<(ExecutionId, Vec<Assignment>)>;
 
+/// What an execution is sorted by: whether it waits for a first place, priority, what its submitter holds, and the order of
+/// submission.
+type Rank = (bool, Reverse<i32>, u64, (u64, u64));
+
 impl Orchestrator {
     /// Tries to place whatever waits for a place.
     pub(super) fn plan_queue(&mut self, now: Timestamp) {
         let held = self.held_by_submitter();
         let before = |exec: &Exec| Reverse(exec.priority);
-        let mut queue: Vec<(bool, Reverse<i32>, u64, (u64, u64), ExecutionId)> = self
+        let mut queue: Vec<(Rank, ExecutionId)> = self
             .executions
             .iter()
             .filter_map(|(id, exec)| match exec.stage {
                 Stage::Waiting => {
                     let held = held.get(&exec.by).copied().unwrap_or(0);
-                    Some((true, before(exec), held, exec.place(), *id))
+                    Some(((true, before(exec), held, exec.place()), *id))
                 }
-                Stage::Granted if exec.open() > 0 => Some((false, before(exec), 0, exec.place(), *id)),
+                Stage::Granted if exec.open() > 0 => Some(((false, before(exec), 0, exec.place()), *id)),
                 Stage::Running { .. } if !exec.replace.is_empty() && !exec.recalling() => {
-                    Some((false, before(exec), 0, exec.place(), *id))
+                    Some(((false, before(exec), 0, exec.place()), *id))
                 }
                 Stage::Granted
                 | Stage::Running { .. }
@@ -49,7 +53,7 @@ impl Orchestrator {
             })
             .collect();
         queue.sort_unstable();
-        let queue: Vec<ExecutionId> = queue.into_iter().map(|(.., id)| id).collect();
+        let queue: Vec<ExecutionId> = queue.into_iter().map(|(_, id)| id).collect();
         for id in &queue {
             if let Some(exec) = self.executions.get_mut(id).filter(|exec| exec.stage == Stage::Waiting) {
                 exec.drop_stale_bids(now);
