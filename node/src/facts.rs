@@ -425,11 +425,15 @@ impl Logs {
 
     /// Returns the facts of an execution as blocks, oldest first, as far as they are whole, and how its log ends.
     pub fn read(&self, execution: &ExecutionId) -> Result<(Vec<Block>, Tail), LogError> {
-        let mut segments = segments(&self.dir, execution)?;
-        for folder in [OVER, DAMAGED].map(|name| self.dir.join(name)) {
-            if folder.is_dir() {
-                segments.extend(self::segments(&folder, execution)?);
-            }
+        let in_folder = |name| match self.dir.join(name) {
+            folder if folder.is_dir() => segments(&folder, execution),
+            _ => Ok(Vec::new()),
+        };
+        let mut segments = in_folder(OVER)?;
+        segments.extend(self::segments(&self.dir, execution)?);
+        if segments.is_empty() {
+            // A follower may have a whole one again.
+            segments = in_folder(DAMAGED)?;
         }
         // A crash may have come between laying one file aside and the next.
         segments.sort_by_key(|path| first_seq(path));

@@ -129,6 +129,25 @@ fn a_damaged_log_holds_up_no_other_and_is_laid_aside_as_it_is() {
 }
 
 #[test]
+fn a_follower_gets_a_whole_log_again_in_the_place_of_one_that_is_damaged() {
+    let (dir, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = written(theirs.path());
+    let whole = logs(theirs.path()).blocks(&execution()).unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    bytes[50] ^= 1;
+    fs::write(dir.path().join(format!("{}.log", execution())), &bytes).unwrap();
+    let mut follower = logs(dir.path());
+    let broken = follower.replay(|_| ()).unwrap();
+    follower.lay_damaged(&broken[0]).unwrap();
+    for block in &whole {
+        follower.append_followed(block).unwrap();
+    }
+    follower.commit().unwrap();
+    assert_eq!(follower.read(&execution()).unwrap(), (whole, Tail::Clean));
+    assert_eq!(replay(&mut logs(dir.path())).unwrap().len(), 3);
+}
+
+#[test]
 fn of_two_files_that_hold_the_log_of_one_execution_that_of_its_name_counts() {
     let dir = tempfile::tempdir().unwrap();
     let path = written(dir.path());

@@ -15,6 +15,7 @@ use super::candidacy::Note;
 use super::driver::{Driver, How, OrchestratorError, name_blocks};
 use super::wants::failed;
 use crate::clock;
+use crate::facts::LogError;
 use crate::keeper::Holder;
 
 /// Windows of facts that are read before they are taken in.
@@ -69,6 +70,7 @@ impl Driver {
             if let Some(execution) = log.execution {
                 replayed.put_off.remove(&execution);
                 replayed.named.remove(&execution);
+                replayed.over.remove(&execution);
                 replayed.unrecorded.retain(|(end, _)| end.execution != execution);
             }
         }
@@ -78,11 +80,27 @@ impl Driver {
         let mut given_up = Vec::new();
         for log in &broken {
             if let Some(execution) = log.execution.filter(|execution| self.registry.ended(execution).is_none()) {
-                given_up.push(self.give_up(execution, log.error.to_string()).await);
+                let what = match &log.error {
+                    LogError::Damaged { seq, reason, .. } => format!("fact {seq}: {reason}"),
+                    error @ LogError::Io { .. } => error.to_string(),
+                };
+                let help = format!(
+                    "run it again; `iptl audit {}` shows what is left of its log, which is kept, and whoever keeps the \
+                     lab should look at the disk",
+                    execution.alias()
+                );
+                let failure = Failure {
+                    kind: FailureKind::LabUnable,
+                    code: "execution.log-damaged".to_owned(),
+                    message: format!("the lab does not know how far it was, since its log is damaged: {what}"),
+                    help,
+                };
+                given_up.push(self.give_up(execution, Event::Failed { execution: execution.0, failure }).await);
             }
         }
         for (execution, what) in std::mem::take(&mut replayed.without) {
-            given_up.push(self.give_up(execution, what).await);
+            let last = failed(execution, format!("it cannot go on: {what}"));
+            given_up.push(self.give_up(execution, last).await);
         }
         for (execution, age) in self.logs.ages() {
             self.input(Input::Aged { execution, submitted: age.submitted, started: age.started });
@@ -139,12 +157,11 @@ impl Driver {
         Ok(())
     }
 
-    /// Ends an execution that cannot go on here; returns how, for its author.
-    async fn give_up(&mut self, execution: ExecutionId, what: String) -> (Finished, Event) {
-        tracing::error!(execution = %execution.alias(), what, "it ends without a result");
+    /// Ends an execution that cannot go on here, before anything is acted on; `last` is what its author is told.
+    async fn give_up(&mut self, execution: ExecutionId, last: Event) -> (Finished, Event) {
         let term = self.post.claim.as_ref().map(|claim| claim.body.term.clone());
         // The core forgets what it took in of it.
-        let kind = FactKind::Failed { reason: what.clone(), term: term.clone() };
+        let kind = FactKind::Failed { reason: String::new(), term: term.clone() };
         let epoch = Epoch { counter: 1, peer: self.parts.links.peer().clone() };
         let fact = Fact { execution, seq: 0, prev: None, epoch, at_ms: clock::wall().0, kind };
         self.input(Input::Replay { fact: Box::new(fact), submission: None });
@@ -158,18 +175,8 @@ impl Driver {
                 self.registry.begin(execution, node.run, &run, by, clock::wall().0);
             }
         }
-        let failure = Failure {
-            kind: FailureKind::LabUnable,
-            code: "execution.log-damaged".to_owned(),
-            message: format!("the lab does not know how far it was, since its log is damaged: {what}"),
-            help: format!(
-                "run it again; `iptl audit {}` shows what is left of its log, which is kept, and whoever keeps the lab \
-                 should look at the disk",
-                execution.alias()
-            ),
-        };
-        let end = Finished { execution, result: None, term };
-        (end, Event::Failed { execution: execution.0, failure })
+        tracing::error!(execution = %execution.alias(), "it ends without a result, since it cannot go on");
+        (Finished { execution, result: None, term }, last)
     }
 
     /// Takes in a fact. Those of an execution whose end is recorded are put off, in case its log does not know of that.

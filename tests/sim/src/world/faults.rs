@@ -12,6 +12,9 @@ use crate::schedule::Fault;
 /// A lease in a lab that is not large, in milliseconds.
 const LEASE_MS: u64 = 5_000;
 
+/// By how much a clock is set between two lives, in microseconds: longer than any run takes.
+const SET_BY_US: i64 = 7_200_000_000;
+
 impl World {
     pub(super) fn fault(&mut self, n: usize) {
         self.disturb(n);
@@ -176,6 +179,13 @@ impl World {
             self.drop_session(lablet);
         }
         self.orchestrator.sessions.clear();
+        if self.schedule.profile.clock_jumps > 0 && self.faulty() && self.count.is_multiple_of(2) {
+            // Its clock is set while nobody looks.
+            let clock = &mut self.orchestrator.clock;
+            let by_us = if self.count.is_multiple_of(4) { SET_BY_US } else { -SET_BY_US };
+            clock.skew_us = clock.skew_us.saturating_add(by_us);
+            self.orchestrator.was_set = true;
+        }
         self.after(down_ms * MILLI, Event::StartOrchestrator);
     }
 
