@@ -1,12 +1,14 @@
 //! Who leads, as a candidate and a lablet see it.
 
-use iptl_dag::model::Epoch;
+use std::collections::{BTreeMap, BTreeSet};
+
 use iptl_dag::model::signed::Signed;
+use iptl_dag::model::{Assignment, Epoch, ExecutionId, WorkloadKind};
 use iptl_dag::{PeerId, codec};
-use iptl_scheduler::lablet::{LabletConfig, LabletEffect, LabletInput};
+use iptl_scheduler::lablet::{CellRecord, LabletConfig, LabletEffect, LabletInput};
 use iptl_scheduler::{Candidate, CandidateConfig, CandidateEffect, CandidateInput, Lablet};
 use iptl_wire::lab::Certificate;
-use iptl_wire::session::{ToLablet, Welcome};
+use iptl_wire::session::{CellRef, ToLablet, Welcome};
 use iptl_wire::takeover::{Claim, Finished, LAST_COUNTER};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
@@ -193,6 +195,40 @@ fn a_promise_outlives_the_lablet() {
     );
     assert_eq!(lablet.finished_executions(), [over]);
     assert_eq!(welcomed(&mut lablet, 1, Some(claim(4, 1))), [LabletEffect::Turn { to: peer(2) }]);
+}
+
+#[test]
+fn what_runs_goes_on_under_the_lease_of_who_led_between_two_takeovers() {
+    let mut lablet = lablet();
+    let cell = CellRef { execution: ExecutionId(codec::cid_of(&"runs")), epoch: term(1, 1) };
+    let assignments = vec![Assignment { group: "a".into(), start: 0, count: 1, lablet: peer(50) }];
+    let record = CellRecord {
+        cell: cell.clone(),
+        assignments,
+        slots: BTreeMap::from([(WorkloadKind::Wasm, 1)]),
+        memory_bytes: 1,
+        attempt: 1,
+    };
+    give(
+        &mut lablet,
+        LabletInput::Restore {
+            promised: vec![(cell.execution, cell.epoch.clone())],
+            cells: vec![(record, Vec::new())],
+            promised_term: Some(claim(1, 1)),
+            finished: Vec::new(),
+        },
+    );
+    give(&mut lablet, LabletInput::Adopted { cell: cell.clone(), sealed: BTreeSet::new(), leased_until: ms(1_000) });
+    heard(&mut lablet, claim(2, 2));
+    welcomed(&mut lablet, 2, Some(claim(2, 2)));
+    heard(&mut lablet, claim(3, 3));
+    let mut stops_at = |at| {
+        lablet.handle(ms(at), LabletInput::Timeout);
+        let stopped = |e: LabletEffect| matches!(e, LabletEffect::Stop { cell: stopped, .. } if stopped == cell);
+        std::iter::from_fn(|| lablet.poll_effect()).any(stopped)
+    };
+    assert!(!stops_at(5_000), "the second one's lease lasts until then");
+    assert!(stops_at(5_001));
 }
 
 fn over(lablet: &mut Lablet, term: Option<Epoch>) -> Vec<LabletEffect> {

@@ -1,6 +1,6 @@
 //! Whom the lablet serves: the orchestrator of the highest term that it heard of, and nobody of an older one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use iptl_dag::PeerId;
 use iptl_dag::model::Epoch;
@@ -84,6 +84,12 @@ impl Lablet {
     /// anew: who held them may be gone.
     fn promise_term(&mut self, claim: Signed<Claim>) {
         let to = claim.body.term.peer.clone();
+        // The lease of who led until now is theirs: nobody else remembers it from here on.
+        let orchestrators: BTreeSet<PeerId> = self.cells.values().map(|cell| cell.orchestrator().clone()).collect();
+        for orchestrator in orchestrators {
+            let until = self.lease_of(&orchestrator);
+            self.leases.insert(orchestrator, until);
+        }
         self.leader.claim = Some(claim.clone());
         self.session = None;
         for cell in self.cells.values_mut() {
