@@ -113,7 +113,7 @@ impl Event {
     }
 }
 
-fn up_kind(message: &ToOrchestrator) -> u64 {
+pub(crate) fn up_kind(message: &ToOrchestrator) -> u64 {
     match message {
         ToOrchestrator::Hello(_) => 0,
         ToOrchestrator::Heartbeat(_) => 1,
@@ -132,7 +132,7 @@ fn up_kind(message: &ToOrchestrator) -> u64 {
     }
 }
 
-fn down_kind(message: &ToLablet) -> u64 {
+pub(crate) fn down_kind(message: &ToLablet) -> u64 {
     match message {
         ToLablet::Welcome(_) => 0,
         ToLablet::Turned(_) => 1,
@@ -154,29 +154,29 @@ fn down_kind(message: &ToLablet) -> u64 {
 
 /// An event in the queue: earlier ones first, then those that were queued first.
 #[derive(Debug)]
-pub(crate) struct Queued {
+pub(crate) struct Queued<E> {
     pub at: u64,
     pub order: u64,
-    pub event: Event,
+    pub event: E,
 }
 
-impl PartialEq for Queued {
-    fn eq(&self, other: &Queued) -> bool {
+impl<E> PartialEq for Queued<E> {
+    fn eq(&self, other: &Queued<E>) -> bool {
         (self.at, self.order) == (other.at, other.order)
     }
 }
 
-impl Eq for Queued {}
+impl<E> Eq for Queued<E> {}
 
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Queued) -> Option<Ordering> {
+impl<E> PartialOrd for Queued<E> {
+    fn partial_cmp(&self, other: &Queued<E>) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Queued {
+impl<E> Ord for Queued<E> {
     /// Reversed: a heap gives its largest first.
-    fn cmp(&self, other: &Queued) -> Ordering {
+    fn cmp(&self, other: &Queued<E>) -> Ordering {
         (other.at, other.order).cmp(&(self.at, self.order))
     }
 }

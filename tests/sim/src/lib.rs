@@ -4,12 +4,13 @@
 //! owns an orchestrator, its lablets, what each has on disk, and the network between them; it moves events in the order
 //! of virtual time. [`model`] watches: it knows nothing of how the cores decide, only what must never happen, and it is
 //! asked after every event. [`reach`] counts what schedules came through, [`mod@shrink`] makes a failing one small, and
-//! [`Trace`] keeps it.
+//! [`Trace`] keeps it. [`takeover`] has labs with several orchestrators.
 //!
 //! Everything comes from one schedule: equal schedules give equal events, down to the hash.
 
 pub mod clock;
 mod event;
+mod heard;
 pub mod lablet;
 pub mod model;
 pub mod network;
@@ -24,13 +25,14 @@ pub mod takeover;
 pub mod trace;
 pub mod world;
 
+pub use heard::Heard;
 pub use opening::{LongLog, Replay, long_log, open_log};
 pub use prefixes::Opened;
 pub use profile::Profile;
 pub use reach::{Point, Reached};
 pub use schedule::Schedule;
-pub use shrink::shrink;
-pub use trace::Trace;
+pub use shrink::{Shrinks, shrink};
+pub use trace::{Came, Lab, Trace, Walk};
 pub use world::{Report, World, crowd};
 
 /// Runs one schedule to its end; none where nobody knows the profile.

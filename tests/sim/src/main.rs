@@ -1,5 +1,5 @@
 //! `iptl-sim run` runs schedules and keeps what fails, `show` prints the schedule and the events of one seed, `replay`
-//! runs a trace again, event by event where asked.
+//! runs a trace again, event by event where asked, `measure` says how fast cores are.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iptl_sim::{Point, Reached, Report, Schedule, Trace, World, profile, shrink, takeover};
+use iptl_sim::model::Violation;
+use iptl_sim::{Lab, Point, Trace, profile, takeover};
 
-/// Schedules from which on every point must have been reached by profile `mixed`.
+/// Schedules from which on every point must have been reached by profiles `mixed` and `takeover`.
 const ENOUGH_TO_REACH: u64 = 1_000;
 
-/// Name of the profile with several orchestrators; `mixed` has one.
-const TAKEOVER: &str = "takeover";
+/// Schedules of profile `takeover-crowd` from which on points of a crowd must have been reached.
+const ENOUGH_CROWDS: u64 = 40;
 
 /// Failing seeds after which a run gives up.
 const MAX_FAILED: usize = 20;
@@ -42,8 +43,8 @@ usage: iptl-sim run [--seeds N] [--first-seed S] [--jobs J] [--profile P] [--kee
 
 run     runs schedules; prints each that fails, shrunk, and writes it to DIR as a trace. Exits with 1 where one failed,
         or where one of the points that many schedules must come through was never reached. With --first-failure, ends
-        at the first that fails, and leaves it as it is.
-        Profile `takeover` is a lab with several orchestrators; its schedules are run and shown, not shrunk or kept.
+        at the first that fails, and shrinks it only where --keep says where to write it.
+        Profiles `takeover` and `takeover-crowd` are labs with several orchestrators.
 show    prints the schedule of a seed and every event of it
 replay  runs a trace; with --step, an empty line shows the next event, a number that many, `q` ends
 measure places one run of so many instances on so many lablets, opens a log of so many facts, and says how fast and in
@@ -64,9 +65,62 @@ fn number(args: &[String], name: &str, otherwise: u64) -> Result<u64, String> {
 
 fn profile_of(args: &[String]) -> Result<String, String> {
     let name = option(args, "--profile").unwrap_or("mixed");
-    match profile::NAMES.contains(&name) {
+    let names = [profile::NAMES, takeover::NAMES].concat();
+    match names.contains(&name) {
         true => Ok(name.to_owned()),
-        false => Err(format!("no profile {name}; there are {}", profile::NAMES.join(", "))),
+        false => Err(format!("no profile {name}; there are {}", names.join(", "))),
+    }
+}
+
+/// What a schedule came to, of whichever lab.
+struct Outcome {
+    seed: u64,
+    events: u64,
+    virtual_ms: u64,
+    ended: BTreeMap<String, u32>,
+    /// How often each point was reached, by its place among all.
+    reached: Vec<u64>,
+    violations: Vec<Violation>,
+}
+
+/// Runs the schedule of a seed under a profile that is known.
+fn run_seed(seed: u64, profile: &str) -> Outcome {
+    if let Some(report) = takeover::run_seed(seed, profile) {
+        let count = |point| report.reached.get(point).copied().unwrap_or(0);
+        return Outcome {
+            seed,
+            events: report.events,
+            virtual_ms: report.virtual_ms,
+            ended: report.ended.iter().map(|(how, count)| ((*how).to_owned(), *count)).collect(),
+            reached: takeover::Point::ALL.iter().map(count).collect(),
+            violations: report.violations,
+        };
+    }
+    let report = iptl_sim::run_seed(seed, profile).expect("the profile was looked up before");
+    Outcome {
+        seed,
+        events: report.events,
+        virtual_ms: report.virtual_ms,
+        reached: Point::ALL.iter().map(|point| report.reached.count(*point)).collect(),
+        ended: report.ended,
+        violations: report.violations,
+    }
+}
+
+/// Returns the points of a profile, for people.
+fn points_of(profile: &str) -> Vec<&'static str> {
+    match takeover::NAMES.contains(&profile) {
+        true => takeover::Point::ALL.iter().map(|point| point.name()).collect(),
+        false => Point::ALL.iter().map(|point| point.name()).collect(),
+    }
+}
+
+/// Returns the points that so many schedules of a profile must have reached.
+fn demanded(profile: &str, seeds: u64) -> Vec<&'static str> {
+    match profile {
+        "mixed" | "takeover" if seeds >= ENOUGH_TO_REACH => points_of(profile),
+        "takeover-crowd" if seeds >= ENOUGH_CROWDS => takeover::Point::CROWD.iter().map(|point| point.name()).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -76,44 +130,46 @@ struct Sum {
     schedules: u64,
     events: u64,
     ended: BTreeMap<String, u32>,
-    reached: Reached,
-    failed: Vec<Report>,
+    reached: Vec<u64>,
+    failed: Vec<Outcome>,
 }
 
 impl Sum {
-    fn add(&mut self, report: Report) {
+    fn add(&mut self, outcome: Outcome) {
         self.schedules += 1;
-        self.events += report.events;
-        self.reached.add(&report.reached);
-        for (how, count) in &report.ended {
-            *self.ended.entry(how.clone()).or_insert(0) += count;
-        }
-        if !report.violations.is_empty() {
-            self.failed.push(report);
+        self.events += outcome.events;
+        self.count(&outcome.reached, &outcome.ended);
+        if !outcome.violations.is_empty() {
+            self.failed.push(outcome);
         }
     }
 
     fn join(&mut self, other: Sum) {
         self.schedules += other.schedules;
         self.events += other.events;
-        self.reached.add(&other.reached);
-        for (how, count) in other.ended {
-            *self.ended.entry(how).or_insert(0) += count;
-        }
+        self.count(&other.reached, &other.ended);
         self.failed.extend(other.failed);
+    }
+
+    fn count(&mut self, reached: &[u64], ended: &BTreeMap<String, u32>) {
+        self.reached.resize(self.reached.len().max(reached.len()), 0);
+        for (sum, count) in self.reached.iter_mut().zip(reached) {
+            *sum += count;
+        }
+        for (how, count) in ended {
+            *self.ended.entry(how.clone()).or_insert(0) += count;
+        }
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "schedules run side by side and are timed; no core leaves its thread")]
 fn run(args: &[String]) -> Result<ExitCode, String> {
-    if option(args, "--profile") == Some(TAKEOVER) {
-        return run_takeover(args);
-    }
     let seeds = number(args, "--seeds", 1_000)?;
     let first = number(args, "--first-seed", 0)?;
     let jobs = number(args, "--jobs", 1)?.max(1);
     let profile = profile_of(args)?;
     let first_failure = args.iter().any(|arg| arg == "--first-failure");
+    let keep_dir = option(args, "--keep");
     let most = if first_failure { 1 } else { MAX_FAILED };
     let enough = Arc::new(AtomicBool::new(false));
     let began = std::time::Instant::now();
@@ -124,7 +180,7 @@ fn run(args: &[String]) -> Result<ExitCode, String> {
             std::thread::spawn(move || {
                 let mut sum = Sum::default();
                 for seed in (first..first.saturating_add(seeds)).filter(|seed| seed % jobs == job) {
-                    sum.add(iptl_sim::run_seed(seed, &profile).expect("the profile was looked up before"));
+                    sum.add(run_seed(seed, &profile));
                     if sum.failed.len() >= most {
                         enough.store(true, Ordering::Relaxed);
                     }
@@ -141,19 +197,20 @@ fn run(args: &[String]) -> Result<ExitCode, String> {
         sum.join(thread.join().map_err(|_| "a schedule panicked".to_owned())?);
     }
     let took = began.elapsed().as_secs_f64();
-    sum.failed.sort_by_key(|report| report.seed);
-    for (n, report) in sum.failed.iter().enumerate() {
-        let what: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
-        println!("seed {} at {} ms: {}", report.seed, report.virtual_ms, what.join("; "));
-        if n == 0 && !first_failure {
-            keep(report, &profile, option(args, "--keep"))?;
+    sum.failed.sort_by_key(|outcome| outcome.seed);
+    for (n, outcome) in sum.failed.iter().enumerate() {
+        let what: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+        println!("seed {} at {} ms: {}", outcome.seed, outcome.virtual_ms, what.join("; "));
+        if n == 0 && (!first_failure || keep_dir.is_some()) {
+            keep(outcome, &profile, keep_dir)?;
         }
     }
     for (how, count) in &sum.ended {
         println!("{count:>9} {how}");
     }
-    for point in Point::ALL {
-        println!("{:>9} {}", sum.reached.count(*point), point.name());
+    let points = points_of(&profile);
+    for (name, count) in points.iter().zip(&sum.reached) {
+        println!("{count:>9} {name}");
     }
     println!(
         "{} schedules of profile {profile}, {} events in {took:.1} s ({:.0}/s for each of {jobs} threads), {} failed",
@@ -162,90 +219,23 @@ fn run(args: &[String]) -> Result<ExitCode, String> {
         sum.events as f64 / took / jobs as f64,
         sum.failed.len()
     );
-    let missed = match profile == "mixed" && seeds >= ENOUGH_TO_REACH && sum.failed.is_empty() {
-        true => sum.reached.missed(),
-        false => Vec::new(),
-    };
-    for point in &missed {
-        println!("never reached: {}", point.name());
+    let never = |name: &&str| points.iter().zip(&sum.reached).any(|(point, count)| point == name && *count == 0);
+    let demanded = if sum.failed.is_empty() { demanded(&profile, seeds) } else { Vec::new() };
+    let missed: Vec<&str> = demanded.into_iter().filter(never).collect();
+    for name in &missed {
+        println!("never reached: {name}");
     }
     Ok(if sum.failed.is_empty() && missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs schedules of a lab with several orchestrators.
-#[expect(clippy::disallowed_methods, reason = "schedules run side by side and are timed; no core leaves its thread")]
-fn run_takeover(args: &[String]) -> Result<ExitCode, String> {
-    let seeds = number(args, "--seeds", 1_000)?;
-    let first = number(args, "--first-seed", 0)?;
-    let jobs = number(args, "--jobs", 1)?.max(1);
-    let most = if args.iter().any(|arg| arg == "--first-failure") { 1 } else { MAX_FAILED };
-    let enough = Arc::new(AtomicBool::new(false));
-    let began = std::time::Instant::now();
-    let threads: Vec<_> = (0..jobs)
-        .map(|job| {
-            let enough = enough.clone();
-            std::thread::spawn(move || {
-                let (mut reports, mut failed) = (Vec::new(), 0);
-                for seed in (first..first.saturating_add(seeds)).filter(|seed| seed % jobs == job) {
-                    let report = takeover::run_seed(seed, false);
-                    failed += usize::from(!report.violations.is_empty());
-                    reports.push(report);
-                    if failed >= most {
-                        enough.store(true, Ordering::Relaxed);
-                    }
-                    if enough.load(Ordering::Relaxed) {
-                        break;
-                    }
-                }
-                reports
-            })
-        })
-        .collect();
-    let mut reports = Vec::new();
-    for thread in threads {
-        reports.extend(thread.join().map_err(|_| "a schedule panicked".to_owned())?);
-    }
-    reports.sort_by_key(|report| report.seed);
-    let (mut events, mut failed) = (0, 0);
-    let (mut reached, mut ended) = (BTreeMap::new(), BTreeMap::new());
-    for report in &reports {
-        events += report.events;
-        for (point, count) in &report.reached {
-            *reached.entry(*point).or_insert(0) += count;
-        }
-        for (how, count) in &report.ended {
-            *ended.entry(*how).or_insert(0) += count;
-        }
-        if let Some(violation) = report.violations.first() {
-            failed += 1;
-            println!("seed {}: {violation}", report.seed);
-        }
-    }
-    for (how, count) in ended {
-        println!("{count:>9} {how}");
-    }
-    for point in takeover::Point::ALL {
-        println!("{:>9} {point:?}", reached.get(point).copied().unwrap_or(0));
-    }
-    let took = began.elapsed().as_secs_f64();
-    let count = reports.len();
-    println!("{count} schedules of profile {TAKEOVER}, {events} events in {took:.1} s, {failed} failed");
-    let all = takeover::Point::ALL.iter().all(|point| reached.contains_key(point));
-    let complete = all || failed > 0 || seeds < ENOUGH_TO_REACH;
-    if !complete {
-        println!("some points were never reached");
-    }
-    Ok(if failed == 0 && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
 /// Shrinks what failed and prints it, or writes it where traces are kept.
-fn keep(report: &Report, profile: &str, dir: Option<&str>) -> Result<(), String> {
-    let violation = &report.violations[0];
-    let schedule = Schedule::draw(report.seed, profile).ok_or("the profile was looked up before")?;
-    let trace = Trace { about: violation.to_string(), schedule: shrink(schedule, violation.rule) };
+fn keep(outcome: &Outcome, profile: &str, dir: Option<&str>) -> Result<(), String> {
+    let violation = &outcome.violations[0];
+    let lab = Lab::draw(outcome.seed, profile).ok_or("the profile was looked up before")?;
+    let trace = Trace { about: violation.to_string(), lab: lab.shrunk(violation.rule) };
     match dir {
         Some(dir) => {
-            let path = format!("{dir}/{}-{}.json", violation.rule, report.seed);
+            let path = format!("{dir}/{}-{}.json", violation.rule, outcome.seed);
             std::fs::create_dir_all(dir).map_err(|error| format!("{dir}: {error}"))?;
             std::fs::write(&path, trace.to_text()).map_err(|error| format!("{path}: {error}"))?;
             println!("kept as {path}");
@@ -257,19 +247,9 @@ fn keep(report: &Report, profile: &str, dir: Option<&str>) -> Result<(), String>
 
 fn show(args: &[String]) -> Result<ExitCode, String> {
     let seed = args.first().and_then(|seed| seed.parse().ok()).ok_or(USAGE)?;
-    if option(args, "--profile") == Some(TAKEOVER) {
-        let report = takeover::run_seed(seed, true);
-        for line in &report.told {
-            println!("{line}");
-        }
-        for violation in &report.violations {
-            println!("violated {violation}");
-        }
-        return Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    let schedule = Schedule::draw(seed, &profile_of(args)?).ok_or(USAGE)?;
-    print!("{}", Trace { about: format!("seed {seed}"), schedule: schedule.clone() }.to_text());
-    Ok(walk(schedule, false))
+    let lab = Lab::draw(seed, &profile_of(args)?).ok_or(USAGE)?;
+    print!("{}", Trace { about: format!("seed {seed}"), lab: lab.clone() }.to_text());
+    Ok(walk(lab, false))
 }
 
 fn replay(args: &[String]) -> Result<ExitCode, String> {
@@ -277,7 +257,7 @@ fn replay(args: &[String]) -> Result<ExitCode, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
     let trace = Trace::parse(&text)?;
     println!("{}", trace.about);
-    Ok(walk(trace.schedule, args.iter().any(|arg| arg == "--step")))
+    Ok(walk(trace.lab, args.iter().any(|arg| arg == "--step")))
 }
 
 /// Places one large run in each way there is.
@@ -318,9 +298,9 @@ fn measure(args: &[String]) -> Result<ExitCode, String> {
 }
 
 /// Prints every event; one after another where somebody steps.
-fn walk(schedule: Schedule, step: bool) -> ExitCode {
-    let mut world = World::new(schedule);
-    world.tell();
+fn walk(lab: Lab, step: bool) -> ExitCode {
+    let mut walk = lab.walk();
+    walk.tell();
     let mut lines = std::io::stdin().lock().lines();
     let mut ahead = 0u64;
     loop {
@@ -333,18 +313,18 @@ fn walk(schedule: Schedule, step: bool) -> ExitCode {
             }
         }
         ahead = ahead.saturating_sub(1);
-        let more = world.step();
-        for line in world.told() {
+        let more = walk.step();
+        for line in walk.told() {
             println!("{line}");
         }
         if !more {
             break;
         }
     }
-    let report = world.report();
-    for violation in &report.violations {
+    let came = walk.end();
+    for violation in &came.violations {
         println!("violated {violation}");
     }
-    println!("{} events, {} ms of virtual time, hash {:016x}", report.events, report.virtual_ms, report.trace);
-    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("{} events, {} ms of virtual time, hash {:016x}", came.events, came.virtual_ms, came.trace);
+    if came.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -22,6 +22,8 @@ macro_rules! points {
     };
 }
 
+pub(crate) use points;
+
 points! {
     OfferLost => "offer lost",
     BidLost => "bid lost",

@@ -19,6 +19,7 @@ use iptl_wire::session::{ToLablet, ToOrchestrator};
 use iptl_wire::{Timestamp, Verified};
 
 use crate::event::{Event, Place, Queued};
+use crate::heard::Heard;
 use crate::lablet::LabletNode;
 use crate::model::{Model, Violation};
 use crate::network::Draws;
@@ -67,7 +68,7 @@ pub struct Report {
 pub struct World {
     schedule: Schedule,
     now: u64,
-    events: BinaryHeap<Queued>,
+    events: BinaryHeap<Queued<Event>>,
     next_event: u64,
     next_session: u64,
     orchestrator: OrchestratorNode,
@@ -90,6 +91,8 @@ pub struct World {
     at_once: u32,
     /// Events as text, where somebody reads them.
     told: Option<Vec<String>>,
+    /// What cores were told, where somebody wants to tell it again.
+    heard: Option<Heard>,
 }
 
 impl World {
@@ -124,6 +127,7 @@ impl World {
             instant: 0,
             at_once: 0,
             told: None,
+            heard: None,
             schedule,
         };
         world.begin();
@@ -138,6 +142,13 @@ impl World {
     /// Takes what was told since the last call.
     pub fn told(&mut self) -> Vec<String> {
         self.told.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Runs until everything has ended, and returns what the cores were told.
+    pub fn hear(mut self) -> Heard {
+        self.heard = Some(Heard::default());
+        while self.step() {}
+        self.heard.unwrap_or_default()
     }
 
     fn begin(&mut self) {

@@ -2,7 +2,8 @@
 //! finds it.
 //!
 //! A bug is a patch under `tests/sim/mutations/`, with a line that says what it does. What the simulator does not find
-//! within [`SCHEDULES`] schedules is a rule that nobody watches, or a schedule that nobody draws.
+//! within [`SCHEDULES`] schedules is a rule that nobody watches, or a schedule that nobody draws. The schedule that found it
+//! is left shrunk, as a trace in `target/mutate/traces/`.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -23,6 +24,9 @@ const ROUNDS: [(&str, u32, u32); 4] = [
     ("mixed", 1_000, SCHEDULES - 1_000),
     ("takeover", 1_000, SCHEDULES - 1_000),
 ];
+
+/// Characters of what the simulator says of a schedule that are shown: the trace says the rest.
+const MAX_SAID: usize = 400;
 
 /// Which bugs.
 #[derive(clap::Args)]
@@ -49,7 +53,7 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
     let lab = Lab::new(shell)?;
     shell.step("mutate", "the source as it is must pass");
     // The rest of the schedules is run by `cargo xtask test`.
-    if let Some(seed) = lab.first_failure(shell, args.jobs, &ROUNDS[..2])? {
+    if let Some(seed) = lab.first_failure(shell, args.jobs, &ROUNDS[..2], "none")? {
         bail!("the simulator finds something without any mutation: {seed}");
     }
     let mut missed = Vec::new();
@@ -59,7 +63,7 @@ pub fn run(shell: &Shell, args: &Args) -> Result<()> {
         // One that rotted is missed, and the others are tried all the same.
         let found = match lab.apply(shell, patch, false) {
             Ok(()) => {
-                let found = lab.first_failure(shell, args.jobs, &ROUNDS);
+                let found = lab.first_failure(shell, args.jobs, &ROUNDS, &name);
                 lab.apply(shell, patch, true)?;
                 found.with_context(|| format!("{name} does not build"))
             }
@@ -92,16 +96,20 @@ fn name_of(patch: &Path) -> String {
 struct Lab {
     tree: PathBuf,
     builds: PathBuf,
+    traces: PathBuf,
 }
 
 impl Lab {
     /// Copies what git knows and what is new in the work tree.
     fn new(shell: &Shell) -> Result<Lab> {
-        let lab = Lab { tree: shell.target.join("mutate/tree"), builds: shell.target.join("mutate/builds") };
+        let target = shell.target.join("mutate");
+        let lab = Lab { tree: target.join("tree"), builds: target.join("builds"), traces: target.join("traces") };
         let listed = ["ls-files", "--cached", "--others", "--exclude-standard"];
         let files = shell.ask(shell.command("git").args(listed)).context("the source is no git work tree")?;
-        if lab.tree.exists() {
-            std::fs::remove_dir_all(&lab.tree)?;
+        for old in [&lab.tree, &lab.traces] {
+            if old.exists() {
+                std::fs::remove_dir_all(old)?;
+            }
         }
         for file in files.lines() {
             let (from, to) = (shell.root.join(file), lab.tree.join(file));
@@ -123,8 +131,15 @@ impl Lab {
         shell.run(git.arg(patch)).with_context(|| format!("{} does not fit the source any more", name_of(patch)))
     }
 
-    /// Builds the simulator and runs it; returns what it says of the first schedule that fails.
-    fn first_failure(&self, shell: &Shell, jobs: u32, rounds: &[(&str, u32, u32)]) -> Result<Option<String>> {
+    /// Builds the simulator and runs it; returns what it says of the first schedule that fails, and leaves that one shrunk
+    /// among the traces of this name.
+    fn first_failure(
+        &self,
+        shell: &Shell,
+        jobs: u32,
+        rounds: &[(&str, u32, u32)],
+        name: &str,
+    ) -> Result<Option<String>> {
         let mut cargo = shell.cargo();
         cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.builds);
         cargo.env("CARGO_INCREMENTAL", "1");
@@ -135,7 +150,7 @@ impl Lab {
         }
         shell.run(&mut cargo)?;
         for round in rounds {
-            let found = self.first_failure_in(shell, *round, jobs)?;
+            let found = self.first_failure_in(shell, *round, jobs, name)?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -148,13 +163,18 @@ impl Lab {
         shell: &Shell,
         (profile, first, seeds): (&str, u32, u32),
         jobs: u32,
+        name: &str,
     ) -> Result<Option<String>> {
         let mut sim = shell.command(self.builds.join("sim/iptl-sim"));
         sim.args(["run", "--first-failure", "--profile", profile, "--first-seed", &first.to_string()]);
         sim.args(["--seeds", &seeds.to_string(), "--jobs", &jobs.to_string()]);
+        sim.arg("--keep").arg(self.traces.join(name));
         let output = sim.stdin(Stdio::null()).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let seed = text.lines().find(|line| line.starts_with("seed ")).map(|seed| format!("{profile}, {seed}"));
+        let kept = text.lines().find_map(|line| line.strip_prefix("kept as "));
+        let kept = kept.map(|path| format!("; kept as {path}")).unwrap_or_default();
+        let seed = text.lines().find(|line| line.starts_with("seed "));
+        let seed = seed.map(|seed| format!("{profile}, {}{kept}", seed.chars().take(MAX_SAID).collect::<String>()));
         if seed.is_none() && !output.status.success() {
             let error = String::from_utf8_lossy(&output.stderr);
             // A core that panics is found too.

@@ -143,7 +143,7 @@ fn build(shell: &Shell) -> Result<()> {
 }
 
 /// Schedules of whole labs: profile and how many.
-const SCHEDULES: [(&str, u32); 3] = [("mixed", 10_000), ("takeover", 10_000), ("crowd", 20)];
+const SCHEDULES: [(&str, u32); 4] = [("mixed", 10_000), ("takeover", 10_000), ("crowd", 20), ("takeover-crowd", 40)];
 
 /// Runs schedules with an optimised build that has every check; fails where a rule is broken, or where one of the points
 /// that so many come through was never reached.

@@ -1,116 +1,31 @@
 //! What must never happen in a lab with several orchestrators.
+//!
+//! [`lease`] knows until when a lablet may run anything; this file watches who leads, what runs, and what results say.
+
+mod lease;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{Epoch, ExecutionId, InstanceId};
+use iptl_dag::model::{Epoch, ExecutionId, InstanceId, Run};
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::AssemblyOrder;
 use iptl_wire::takeover::Finished;
 
-pub use crate::model::Violation;
+use super::Point;
+use crate::model::Violation;
+use crate::world::SECOND;
+use lease::Lease;
 
-/// What some schedule among many must come through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Point {
-    /// An orchestrator took over unplanned.
-    TakenOver,
-    /// One took over because it was told to.
-    HandedOver,
-    /// Two candidates claimed the same counter.
-    TwoCandidates,
-    /// An execution was taken over that was not granted yet.
-    TakenWaiting,
-    /// One that prepared.
-    TakenPreparing,
-    /// One that ran.
-    TakenRunning,
-    /// One that stopped or was being sealed.
-    TakenEnding,
-    /// A grant that the log did not have was recovered.
-    GrantRecovered,
-    /// A start that the log did not have was found out.
-    StartRecovered,
-    /// An end that the log did not have was found out.
-    EndAdopted,
-    /// An orchestrator that led was told that another one does, by its claim.
-    OldReturns,
-    /// An orchestrator that led was told so by a lablet.
-    ToldByLablet,
-    /// A lablet refused an orchestrator of an older term.
-    OldRefused,
-    /// A lablet was not heard after a takeover.
-    Doubted,
-    /// An orchestrator led on in its term after it died.
-    Resumed,
-    /// It died before it had asked every lablet, and asked again.
-    ResumedAsking,
-    /// A log had facts that its successor does not have.
-    Forked,
-    /// An execution was known to nobody but an orchestrator that leads no more.
-    Orphaned,
-    /// A lablet said what is not true.
-    Forged,
-    /// A claim was lost.
-    ClaimLost,
-    /// A lost instance was granted anew by a successor.
-    Replaced,
-    /// Two orchestrators ended an execution, each without the other.
-    SealedApart,
-    /// A lease lasted longer since somebody followed.
-    LeaseDoubled,
-    /// Instances ran on while their lablet turned to a successor.
-    RanOn,
-    /// What followed from a fact was held back until others had it.
-    HeldBack,
-    /// What was held back was never done: somebody else led.
-    HeldForEver,
-    /// An orchestrator that followed fell silent.
-    ContactLost,
-    /// What was held back was done without one that fell silent and knew of nobody else.
-    NotWaitedFor,
-    /// Two of three orchestrators led, cut off from each other.
-    PartedLeaders,
-    /// An orchestrator heard of the end of a later term than that of the end which it told.
-    EndOutdone,
-    /// One that leads heard so by a lablet.
-    OutdoneByLablet,
-}
+/// Virtual time for which a stopped attempt may overlap the next one: what the stop itself takes.
+const MAX_OVERLAP: u64 = SECOND;
 
-impl Point {
-    /// All points.
-    pub const ALL: &'static [Point] = &[
-        Point::TakenOver,
-        Point::HandedOver,
-        Point::TwoCandidates,
-        Point::TakenWaiting,
-        Point::TakenPreparing,
-        Point::TakenRunning,
-        Point::TakenEnding,
-        Point::GrantRecovered,
-        Point::StartRecovered,
-        Point::EndAdopted,
-        Point::OldReturns,
-        Point::ToldByLablet,
-        Point::OldRefused,
-        Point::Doubted,
-        Point::Resumed,
-        Point::ResumedAsking,
-        Point::Forked,
-        Point::Orphaned,
-        Point::Forged,
-        Point::ClaimLost,
-        Point::Replaced,
-        Point::SealedApart,
-        Point::LeaseDoubled,
-        Point::RanOn,
-        Point::HeldBack,
-        Point::HeldForEver,
-        Point::ContactLost,
-        Point::NotWaitedFor,
-        Point::PartedLeaders,
-        Point::EndOutdone,
-        Point::OutdoneByLablet,
-    ];
+/// One attempt of an instance that was really started.
+#[derive(Debug)]
+struct Start {
+    attempt: u32,
+    lablet: PeerId,
+    /// Virtual time in nanoseconds.
+    at: u64,
 }
 
 /// The truth about what ran.
@@ -118,7 +33,10 @@ impl Point {
 pub(super) struct Truth {
     pub violations: Vec<Violation>,
     pub reached: BTreeMap<Point, u64>,
-    starts: BTreeMap<(ExecutionId, InstanceId), Vec<(u32, PeerId)>>,
+    starts: BTreeMap<(ExecutionId, InstanceId), Vec<Start>>,
+    /// Instances that were ready.
+    ready: BTreeMap<ExecutionId, BTreeSet<InstanceId>>,
+    leases: BTreeMap<usize, Lease>,
     /// Ends that were written down, by whomever.
     ends: BTreeMap<ExecutionId, Vec<Finished>>,
     claims: BTreeMap<u64, BTreeSet<PeerId>>,
@@ -144,7 +62,7 @@ impl Truth {
         }
     }
 
-    /// A lablet does what an orchestrator wants: it must lead in the term that the lablet has promised.
+    /// A lablet does what an orchestrator wants: it must lead in the term that the lablet has promised, durably.
     pub(super) fn obeys(&mut self, lablet: &PeerId, orchestrator: &PeerId, promised: Option<&Epoch>) {
         let serves = promised.is_some_and(|term| term.peer == *orchestrator);
         self.check("two-leaders", serves, || {
@@ -152,14 +70,43 @@ impl Truth {
         });
     }
 
+    /// A cell reported that it is prepared.
+    pub(super) fn prepared(&mut self, id: &ExecutionId, instances: Vec<InstanceId>) {
+        self.ready.entry(*id).or_default().extend(instances);
+    }
+
+    /// A cell is started: every instance of its run was ready somewhere.
+    pub(super) fn starts_all(&mut self, id: &ExecutionId, run: &Run) {
+        let (ready, all) = (self.ready.get(id).map_or(0, BTreeSet::len) as u64, run.instances());
+        self.check("start-early", ready == all, || format!("{}: {ready} of {all} instances prepared", id.alias()));
+    }
+
     /// An instance is really started.
-    pub(super) fn started(&mut self, id: ExecutionId, instance: InstanceId, attempt: u32, lablet: &PeerId, most: u32) {
+    pub(super) fn started(
+        &mut self,
+        now: u64,
+        id: ExecutionId,
+        instance: &InstanceId,
+        attempt: u32,
+        lablet: &PeerId,
+        run: &Run,
+    ) {
         let starts = self.starts.entry((id, instance.clone())).or_default();
-        starts.push((attempt, lablet.clone()));
-        let repeated = starts.iter().filter(|(a, _)| *a == attempt).count() > 1;
-        let count = starts.len() as u32;
+        starts.push(Start { attempt, lablet: lablet.clone(), at: now });
+        let repeated = starts.iter().filter(|start| start.attempt == attempt).count() > 1;
+        let (count, most) = (starts.len() as u32, run.attempts_of(&instance.group));
         self.check("attempts", count <= most && !repeated, || {
             format!("{} {instance} started {count} times, {most} allowed, now attempt {attempt}", id.alias())
+        });
+    }
+
+    /// An attempt is found to run, or to end only now; its machine could do nothing until `blocked_until`.
+    pub(super) fn runs(&mut self, now: u64, blocked_until: u64, id: ExecutionId, instance: &InstanceId, attempt: u32) {
+        let starts = self.starts.get(&(id, instance.clone()));
+        let later = starts.into_iter().flatten().filter(|start| start.attempt > attempt);
+        let overlap = later.map(|start| now.saturating_sub(start.at.max(blocked_until))).max().unwrap_or(0);
+        self.check("two-attempts", overlap <= MAX_OVERLAP, || {
+            format!("{} {instance} ran {} ms beside its next attempt", id.alias(), overlap / 1_000_000)
         });
     }
 
@@ -167,9 +114,11 @@ impl Truth {
     pub(super) fn assembles(&mut self, order: &AssemblyOrder, received: &BTreeSet<InstanceId>) {
         let id = order.execution;
         let (all, sum) = (order.run.run.instances(), (order.accepted.len() + order.missing.len()) as u64);
-        self.check("all-accounted", all == sum, || format!("{}: {sum} of {all} accounted for", id.alias()));
+        let both = order.accepted.keys().any(|i| order.missing.contains_key(i));
+        self.check("all-accounted", all == sum && !both, || format!("{}: {sum} of {all} accounted for", id.alias()));
         let ran = |i: &InstanceId, lablet: &PeerId, attempt: u32| {
-            self.starts.get(&(id, i.clone())).is_some_and(|s| s.contains(&(attempt, lablet.clone())))
+            let starts = self.starts.get(&(id, i.clone()));
+            starts.is_some_and(|starts| starts.iter().any(|s| s.attempt == attempt && s.lablet == *lablet))
         };
         let invented: Vec<String> =
             order.accepted.iter().filter(|(i, (l, a))| !ran(i, l, *a)).map(|(i, _)| i.to_string()).collect();

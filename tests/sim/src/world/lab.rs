@@ -136,7 +136,7 @@ pub(crate) fn run(groups: BTreeMap<String, GroupRun>, seed: u64, max_attempts: u
 }
 
 /// Draws what a run and its groups say of losses, failures, machines and the start.
-fn policies(run: &mut Run, draws: &mut Draws) {
+pub(crate) fn policies(run: &mut Run, draws: &mut Draws) {
     for group in run.groups.values_mut() {
         let max_lost = match draws.between(0, 3) {
             0 => Some(MaxLost::Count(draws.between(0, 2) as u32)),

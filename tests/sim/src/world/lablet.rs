@@ -34,6 +34,9 @@ impl World {
                 _ => {}
             }
         }
+        if let Some(heard) = &mut self.heard {
+            heard.lablet(lablet, now, &input);
+        }
         let node = &mut self.lablets[lablet];
         let Some(core) = &mut node.core else { return };
         core.handle(now, input);
@@ -349,7 +352,11 @@ impl World {
             return;
         }
         node.boot = boot;
-        node.core = Some(Lablet::new(LabletConfig::new(node.peer.clone(), lab)));
+        let config = LabletConfig::new(node.peer.clone(), lab);
+        if let Some(heard) = &mut self.heard {
+            heard.lablet_starts(lablet, config.clone());
+        }
+        node.core = Some(Lablet::new(config));
         let life = node.life;
         let unix_us = node.clock.wall_us(true_us);
         let promised = node.promised.clone().into_iter().collect();

@@ -22,6 +22,9 @@ impl World {
     pub(super) fn tell_orchestrator(&mut self, input: Input) {
         let now = self.orchestrator_stamp();
         let Some(core) = &mut self.orchestrator.core else { return };
+        if let Some(heard) = &mut self.heard {
+            heard.orchestrator(now, &input);
+        }
         core.handle(now, input);
         let (mut durable, mut lost) = (false, Vec::new());
         while let Some(effect) = core.poll_effect() {
@@ -376,9 +379,8 @@ impl World {
             return;
         }
         self.orchestrator.life += 1;
-        let mut core = Orchestrator::new(self.orchestrator.config.clone());
         let now = self.orchestrator_stamp();
-        core.handle(now, Input::Wall { unix_us: self.orchestrator.clock.wall_us(self.true_wall_us()) });
+        let mut inputs = vec![Input::Wall { unix_us: self.orchestrator.clock.wall_us(self.true_wall_us()) }];
         // The log of what is over is laid aside at some time: from then on, nothing but its end is known.
         let mut draws = Draws::new(self.schedule.seed, 80_000 + self.orchestrator.life);
         let over: Vec<_> =
@@ -395,11 +397,19 @@ impl World {
             let submission = matches!(fact.kind, FactKind::Submitted { .. })
                 .then(|| self.orchestrator.submissions.get(&fact.execution).cloned().map(Box::new))
                 .flatten();
-            core.handle(now, Input::Replay { fact: Box::new(fact.clone()), submission });
+            inputs.push(Input::Replay { fact: Box::new(fact.clone()), submission });
         }
         for (execution, result) in &over {
             self.reached.at(Point::LaidAside);
-            core.handle(now, Input::Over(Finished { execution: *execution, result: *result, term: None }));
+            inputs.push(Input::Over(Finished { execution: *execution, result: *result, term: None }));
+        }
+        let mut core = Orchestrator::new(self.orchestrator.config.clone());
+        if let Some(heard) = &mut self.heard {
+            heard.orchestrator_starts(self.orchestrator.config.clone());
+            inputs.iter().for_each(|input| heard.orchestrator(now, input));
+        }
+        for input in inputs {
+            core.handle(now, input);
         }
         for (execution, (submitted, started)) in &self.orchestrator.began {
             let (submitted, started) = (Some(now.since(*submitted)), started.map(|at| now.since(at)));

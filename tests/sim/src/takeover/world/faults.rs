@@ -1,130 +1,230 @@
-//! What breaks: nodes die, stand still, are cut off, hand over, and lie.
+//! What breaks: nodes die, stand still, are cut off, hand over, lie, and lose their disks and their time.
 
 use std::collections::BTreeSet;
 
 use iptl_dag::codec;
 use iptl_dag::model::Epoch;
-use iptl_scheduler::CandidateInput;
-use iptl_wire::session::{CellRef, ReceiptsReady, ToOrchestrator};
+use iptl_scheduler::lablet::LabletInput;
+use iptl_scheduler::{CandidateInput, Input};
+use iptl_wire::session::{CellPhase, CellRef, ReceiptsReady, ToOrchestrator};
 
-use super::{Event, World};
-use crate::takeover::truth::Point;
+use super::event::Event;
+use super::node::{Machine, Write};
+use super::{SILENCE_MS, World};
+use crate::takeover::{Fault, Node, Point};
 use crate::world::{MILLI, SECOND};
 
+/// A node of the lab by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Orchestrator(usize),
+    Lablet(usize),
+}
+
 impl World {
-    pub(super) fn fault(&mut self) {
-        let count = self.orchs.len() as u64;
-        let leader = self.leader().unwrap_or(0);
-        let any = self.draws.between(0, count - 1) as usize;
-        let o = if self.draws.chance(700_000) { leader } else { any };
-        let l = self.draws.between(0, self.nodes.len() as u64 - 1) as usize;
-        let long = self.draws.between(2, 25) * SECOND;
-        match self.draws.between(0, 9) {
-            0 | 1 => {
-                let down = long;
-                if self.draws.chance(500_000) {
-                    self.orchs[o].dies_in_write = Some(down);
-                } else {
-                    self.crash_orchestrator(o, down);
+    pub(super) fn fault(&mut self, n: usize) {
+        match self.schedule.faults[n].fault.clone() {
+            Fault::Crash { node, down_ms, in_write: true, written_pct } => {
+                self.machine(self.find(node)).dies_in_write = Some((down_ms, written_pct));
+            }
+            Fault::Crash { node, down_ms, in_write: false, written_pct } => match self.find(node) {
+                At::Orchestrator(o) => self.crash_orchestrator(o, down_ms, written_pct),
+                At::Lablet(l) => self.crash_lablet(l, down_ms, written_pct),
+            },
+            Fault::Freeze { node, ms } => self.freeze(self.find(node), ms),
+            Fault::Cut { node, from, ms, there, back } => {
+                let (until, at) = (self.now + ms * MILLI, self.find(node));
+                let named = from.into_iter().filter(|other| self.is_there(*other));
+                let others: Vec<At> = named.map(|other| self.find(other)).collect();
+                for other in others.into_iter().filter(|other| *other != at) {
+                    self.cut(at, other, until, there, back);
                 }
             }
-            2 => self.crash_lablet(l, long),
-            3 => self.orchs[o].frozen_until = self.orchs[o].frozen_until.max(self.now + long),
-            4 | 5 => {
-                // From the other orchestrators, in one direction or both.
-                let (up, down) = [(true, true), (true, false), (false, true)][self.draws.between(0, 2) as usize];
-                for other in (0..self.orchs.len()).filter(|other| *other != o) {
-                    self.cut(o, other, long, up, down);
-                }
-                // And from some of the lablets.
-                for l in 0..self.nodes.len() {
-                    if self.draws.chance(500_000) {
-                        self.cut(o, self.node(l), long, true, true);
-                    }
-                }
+            Fault::HandOver { to } => self.hand_over(self.leader().unwrap_or(0), to as usize),
+            Fault::Forge { lablet } => self.forge(lablet as usize),
+            Fault::SlowDisk { node, ms, factor } => {
+                let until = self.now + ms * MILLI;
+                self.machine(self.find(node)).slow = (until, factor);
             }
-            6 => {
-                let (up, down) = [(true, true), (true, false), (false, true)][self.draws.between(0, 2) as usize];
-                self.cut(o, self.node(l), long, up, down);
+            Fault::FullDisk { node, ms } => {
+                let until = self.now + ms * MILLI;
+                self.machine(self.find(node)).full_until = until;
             }
-            7 => {
-                // A lablet is cut off from all.
-                for o in 0..self.orchs.len() {
-                    self.cut(o, self.node(l), long, true, true);
-                }
-            }
-            8 => self.hand_over(leader, any),
-            _ => self.forge(l),
+            Fault::Jump { node, by_ms } => self.jump(self.find(node), by_ms),
+            Fault::Drain { lablet, at_once, ms } => self.drain_machine(lablet as usize, at_once, ms),
         }
     }
 
-    pub(super) fn cut(&mut self, a: usize, b: usize, ms: u64, there: bool, back: bool) {
-        let until = self.now + ms;
-        if there {
-            self.cuts.push((a, b, until));
+    fn is_there(&self, node: Node) -> bool {
+        match node {
+            Node::Leader => true,
+            Node::Orchestrator(n) => (n as usize) < self.orchs.len(),
+            Node::Lablet(n) => (n as usize) < self.nodes.len(),
         }
-        if back {
-            self.cuts.push((b, a, until));
+    }
+
+    fn find(&self, node: Node) -> At {
+        match node {
+            Node::Leader => At::Orchestrator(self.leader().unwrap_or(0)),
+            Node::Orchestrator(n) => At::Orchestrator(n as usize),
+            Node::Lablet(n) => At::Lablet(n as usize),
         }
-        if let Some(l) = b.checked_sub(self.orchs.len()) {
-            let hears = self.draws.between(0, 8 * SECOND);
-            if let Some((_, session)) = self.nodes[l].session.filter(|(o, _)| *o == a) {
+    }
+
+    fn machine(&mut self, at: At) -> &mut Machine {
+        match at {
+            At::Orchestrator(o) => &mut self.orchs[o].machine,
+            At::Lablet(l) => &mut self.nodes[l].machine,
+        }
+    }
+
+    fn freeze(&mut self, at: At, ms: u64) {
+        let until = self.now + ms * MILLI;
+        let machine = self.machine(at);
+        machine.frozen_until = machine.frozen_until.max(until);
+        if let At::Lablet(l) = at {
+            let node = &mut self.nodes[l];
+            node.blocked_until = node.blocked_until.max(until);
+            if node.runs() && ms > 2 * SILENCE_MS {
+                self.truth.at(Point::FrozenLablet);
+            }
+        }
+    }
+
+    fn cut(&mut self, a: At, b: At, until: u64, there: bool, back: bool) {
+        let number = |world: &World, at| match at {
+            At::Orchestrator(o) => o,
+            At::Lablet(l) => world.node(l),
+        };
+        let (from, to) = (number(self, a), number(self, b));
+        for (pair, is_cut) in [((from, to), there), ((to, from), back)] {
+            if is_cut {
+                let known = self.cuts.entry(pair).or_default();
+                *known = (*known).max(until);
+            }
+        }
+        if there != back {
+            self.truth.at(if there { Point::CutThere } else { Point::CutBack });
+        }
+        if let (At::Orchestrator(o), At::Lablet(l)) | (At::Lablet(l), At::Orchestrator(o)) = (a, b) {
+            let hears = self.fate.between(0, 8 * SECOND);
+            if let Some((_, session)) = self.nodes[l].session.filter(|(with, _)| *with == o) {
                 self.after(hears, Event::LabletHears { l, session });
             }
-            if let Some(session) = self.orchs[a].sessions.get(&self.nodes[l].peer).copied() {
-                let hears = self.draws.between(0, 8 * SECOND);
-                self.after(hears, Event::OrchestratorHears { o: a, l, session });
+            if let Some(session) = self.orchs[o].sessions.get(&self.nodes[l].peer).copied() {
+                let hears = self.fate.between(0, 8 * SECOND);
+                self.after(hears, Event::OrchestratorHears { o, l, session });
             }
         }
     }
 
-    pub(super) fn crash_orchestrator(&mut self, o: usize, down: u64) {
+    fn jump(&mut self, at: At, by_ms: i64) {
+        let by_us = by_ms.saturating_mul(1000);
+        match at {
+            At::Orchestrator(o) => {
+                let clock = &mut self.orchs[o].clock;
+                clock.skew_us = clock.skew_us.saturating_add(by_us);
+                if self.orchs[o].core.is_some() && by_ms.abs() >= 3_600_000 {
+                    self.truth.at(Point::ClockJumped);
+                }
+                let unix_us = self.wall_us(&self.orchs[o].clock);
+                self.tell_core(o, Input::Wall { unix_us });
+            }
+            At::Lablet(l) => {
+                let clock = &mut self.nodes[l].clock;
+                clock.skew_us = clock.skew_us.saturating_add(by_us);
+                let unix_us = self.wall_us(&self.nodes[l].clock);
+                self.tell_lablet(l, LabletInput::Wall { unix_us });
+            }
+        }
+    }
+
+    fn drain_machine(&mut self, l: usize, at_once: bool, ms: u64) {
+        for status in self.nodes[l].core.iter().flat_map(|core| core.cells()) {
+            match status.phase {
+                CellPhase::Preparing | CellPhase::Prepared => self.truth.at(Point::DrainedPreparing),
+                CellPhase::Running => self.truth.at(Point::DrainedRunning),
+                CellPhase::Ended => {}
+            }
+        }
+        self.nodes[l].draining = true;
+        self.tell_lablet(l, LabletInput::Drain { now: at_once });
+        self.after(ms * MILLI, Event::Undrain { l });
+    }
+
+    pub(super) fn crash_orchestrator(&mut self, o: usize, down_ms: u64, written_pct: u32) {
         if self.orchs[o].candidate.is_none() {
             return;
         }
+        self.land_facts(o, written_pct);
         self.drop_core(o);
-        self.orchs[o].candidate = None;
-        self.orchs[o].frozen_until = 0;
-        self.after(down, Event::StartOrchestrator { o });
+        let orch = &mut self.orchs[o];
+        orch.candidate = None;
+        orch.candidate_timer = None;
+        orch.machine.frozen_until = 0;
+        self.after(down_ms * MILLI, Event::StartOrchestrator { o });
     }
 
-    pub(super) fn crash_lablet(&mut self, l: usize, down: u64) {
+    pub(super) fn crash_lablet(&mut self, l: usize, down_ms: u64, written_pct: u32) {
         let node = &mut self.nodes[l];
         if node.core.is_none() {
             return;
         }
+        if let Some(write) = node.syncing.take() {
+            let landed = written_pct >= 50;
+            let point = match (&write, landed) {
+                (Write::Promise(_), true) => Some(Point::PromiseLanded),
+                (Write::Promise(_), false) => Some(Point::PromiseTorn),
+                (Write::Term(_), true) => Some(Point::TermLanded),
+                (Write::Term(_), false) => Some(Point::TermTorn),
+                (Write::Tombstone(_), true) => None,
+                (Write::Tombstone(_), false) => Some(Point::TombstoneTorn),
+            };
+            if let Some(point) = point {
+                self.truth.at(point);
+            }
+            if landed {
+                node.commit(write);
+            }
+        }
         node.core = None;
         node.life += 1;
         node.greeting = None;
+        node.timer = None;
+        node.machine.frozen_until = 0;
+        node.queue.clear();
         node.cells.clear();
-        if let Some((o, session)) = node.session.take() {
-            let hears = self.draws.between(0, 5 * SECOND);
+        node.draining = false;
+        self.truth.lablet_died(l);
+        if let Some((o, session)) = self.nodes[l].session.take() {
+            let hears = self.fate.between(0, 5 * SECOND);
             self.after(hears, Event::OrchestratorHears { o, l, session });
         }
-        self.after(down, Event::StartLablet { l });
+        self.after(down_ms * MILLI, Event::StartLablet { l });
     }
 
-    pub(super) fn hand_over(&mut self, from: usize, to: usize) {
+    fn hand_over(&mut self, from: usize, to: usize) {
+        let (one, other) = (&self.orchs[from], &self.orchs[to]);
         let ready = from != to
-            && self.orchs[from].core.is_some()
-            && self.orchs[from].held.is_empty()
-            && self.orchs[from].frozen_until <= self.now
-            && self.orchs[to].candidate.as_ref().is_some_and(|c| c.term() == self.orchs[from].term.as_ref())
-            && self.orchs[to].frozen_until <= self.now
+            && one.leads(self.now)
+            && one.held.is_empty()
+            && one.syncing.is_empty()
+            && one.queue.is_empty()
+            && other.candidate.as_ref().is_some_and(|c| c.term() == one.term.as_ref())
+            && other.machine.frozen_until <= self.now
+            && !other.machine.is_full(self.now)
             && !self.is_cut(from, to)
             && !self.is_cut(to, from);
         if !ready {
             return;
         }
         // It stops, and everything that it wrote is there before the other one leads.
-        let (peer, term, logs) =
-            (self.orchs[from].peer.clone(), self.orchs[from].term.clone(), self.orchs[from].logs.clone());
-        let handed = self.orchs[from].reconciled;
+        let (peer, term, logs) = (one.peer.clone(), one.term.clone(), one.logs.clone());
+        let (store, handed) = (one.store.clone(), one.reconciled);
         self.drop_core(from);
-        for (id, log) in logs {
-            self.take_log(to, id, log);
+        for (id, log) in &logs {
+            self.take_log(to, *id, log);
         }
-        let store = self.orchs[from].store.clone();
         self.orchs[to].store.extend(store);
         if handed {
             self.tell_candidate(to, CandidateInput::HandedOver { from: peer, term });
@@ -133,20 +233,15 @@ impl World {
             self.tell_candidate(from, CandidateInput::Heard { term });
         }
         if !handed {
-            self.crash_orchestrator(from, SECOND);
+            self.crash_orchestrator(from, 1_000, 0);
         }
     }
 
     /// A lablet speaks of what another one holds.
-    pub(super) fn forge(&mut self, l: usize) {
+    fn forge(&mut self, l: usize) {
         let Some((o, session)) = self.nodes[l].session else { return };
-        let cells: Vec<CellRef> = self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(n, _)| *n != l)
-            .flat_map(|(_, n)| n.records.keys().cloned())
-            .collect();
+        let others = self.nodes.iter().enumerate().filter(|(n, _)| *n != l);
+        let cells: Vec<CellRef> = others.flat_map(|(_, n)| n.records.keys().cloned()).collect();
         self.truth.at(Point::Forged);
         let own: BTreeSet<CellRef> = self.nodes[l].records.keys().cloned().collect();
         for cell in cells.into_iter().filter(|cell| !own.contains(cell)) {

@@ -1,6 +1,7 @@
 //! Following: beats with what the logs say, answers to them, and what is held back until these are here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use iptl_dag::model::fact::End;
 use iptl_dag::model::{Epoch, ExecutionId, Fact};
@@ -8,17 +9,22 @@ use iptl_scheduler::{CandidateInput, Effect, Input};
 use iptl_wire::session::ToLablet;
 use iptl_wire::takeover::Finished;
 
-use super::{Event, Held, SILENCE_MS, Said, World};
-use crate::takeover::truth::Point;
+use super::event::{Event, Logs, Said};
+use super::node::Held;
+use super::{SILENCE_MS, World};
+use crate::takeover::Point;
 use crate::world::{MILLI, SECOND};
 
 /// Time in which a candidate that fell silent is asked who leads.
 const ASK: u64 = 2 * SECOND;
 
+/// How long an orchestrator is down whose disk is full, in milliseconds.
+const STOPPED_MS: u64 = 3_000;
+
 impl World {
     pub(super) fn beats(&mut self) {
         self.after(SECOND, Event::Beats);
-        let leads = |o: &usize| self.orchs[*o].core.is_some() && self.orchs[*o].frozen_until <= self.now;
+        let leads = |o: &usize| self.orchs[*o].leads(self.now);
         let leaders: Vec<usize> = (0..self.orchs.len()).filter(leads).collect();
         if let [one, other] = leaders[..]
             && self.orchs.len() > 2
@@ -42,19 +48,18 @@ impl World {
         let wanted = |id: &ExecutionId| only.is_none_or(|only| only.contains(id));
         let orch = &self.orchs[from];
         let beat = orch.beat;
-        let logs: BTreeMap<ExecutionId, Vec<Fact>> =
-            orch.logs.iter().filter(|(id, _)| wanted(id)).map(|(id, log)| (*id, log.clone())).collect();
-        let said = Said { logs, ends: orch.ends.values().cloned().collect() };
+        let logs: Logs = orch.logs.iter().filter(|(id, _)| wanted(id)).map(|(id, log)| (*id, log.clone())).collect();
+        let said = Said { logs: Rc::new(logs), ends: Rc::new(orch.ends.values().cloned().collect()) };
         for to in (0..self.orchs.len()).filter(|to| *to != from) {
             let follows = only.is_none() || self.orchs[from].contact.contains_key(&to);
             if follows && !self.is_cut(from, to) {
-                let (logs, delay) = (said.clone(), self.draws.between(1, 60) * MILLI);
-                self.after(delay, Event::Beat { to, from, term: term.clone(), beat, logs });
+                let (said, delay) = (said.clone(), self.fate.between(1, 60) * MILLI);
+                self.after(delay, Event::Beat { to, from, term: term.clone(), beat, said });
             }
         }
     }
 
-    pub(super) fn beat(&mut self, to: usize, from: usize, term: Epoch, beat: u64, said: Said) {
+    pub(super) fn beat(&mut self, to: usize, from: usize, term: Epoch, beat: u64, said: &Said) {
         if self.orchs[to].candidate.is_none() {
             return;
         }
@@ -62,17 +67,25 @@ impl World {
         self.tell_candidate(to, CandidateInput::Beat { from: peer, term: Some(term.clone()) });
         let known = self.orchs[to].candidate.as_ref().and_then(|c| c.term().cloned());
         if known.as_ref() == Some(&term) {
-            for (id, log) in said.logs {
-                self.take_log(to, id, log);
+            let new = |(id, log): (&ExecutionId, &Rc<Vec<Fact>>)| {
+                self.orchs[to].logs.get(id).is_none_or(|mine| !Rc::ptr_eq(mine, log) && mine != log)
+            };
+            if self.orchs[to].machine.is_full(self.now) && said.logs.iter().any(new) {
+                // What it cannot write it may not say to have.
+                self.truth.at(Point::FollowerFull);
+                return self.crash_orchestrator(to, STOPPED_MS, 0);
             }
-            for end in said.ends {
+            for (id, log) in said.logs.iter() {
+                self.take_log(to, *id, log);
+            }
+            for end in said.ends.iter() {
                 if self.orchs[to].ends.get(&end.execution).is_some_and(|known| end.outdoes(known)) {
                     self.truth.at(Point::EndOutdone);
-                    self.record_end(to, end);
+                    self.record_end(to, end.clone());
                 }
             }
             if !self.is_cut(to, from) {
-                let (life, delay) = (self.orchs[from].life, self.draws.between(1, 60) * MILLI);
+                let (life, delay) = (self.orchs[from].life, self.fate.between(1, 60) * MILLI);
                 let ends = self.orchs[to].ends.values().cloned().collect();
                 self.after(delay, Event::Has { o: from, life, from: to, beat, ends });
             }
@@ -85,17 +98,21 @@ impl World {
     }
 
     /// A log of who leads is kept. Nobody says one that is over to who has it that it is.
-    pub(super) fn take_log(&mut self, to: usize, id: ExecutionId, log: Vec<Fact>) {
-        let (end, mine) = (log.last().and_then(end_of), self.orchs[to].logs.entry(id).or_default());
+    pub(super) fn take_log(&mut self, to: usize, id: ExecutionId, log: &Rc<Vec<Fact>>) {
+        let mine = self.orchs[to].logs.entry(id).or_default();
+        if Rc::ptr_eq(mine, log) {
+            return;
+        }
+        let end = log.last().and_then(end_of);
         if end.is_some() && mine.last().is_some_and(|last| end_of(last).is_some()) {
             return;
         }
-        let same = mine.iter().zip(&log).all(|(a, b)| a == b);
+        let same = mine.iter().zip(log.iter()).all(|(a, b)| a == b);
         if !same {
             self.truth.at(Point::Forked);
         }
         if !same || mine.len() < log.len() {
-            *mine = log;
+            *mine = log.clone();
             if let Some(end) = end {
                 self.record_end(to, end);
             }
@@ -112,7 +129,7 @@ impl World {
 
     /// Looks at what is said to be the end of an execution that is over.
     pub(super) fn look_for(&mut self, o: usize, end: Finished) {
-        let (life, takes) = (self.orchs[o].life, self.draws.between(1, 400) * MILLI);
+        let (life, takes) = (self.orchs[o].life, self.work.between(1, 400) * MILLI);
         self.after(takes, Event::Found { o, life, end });
     }
 
@@ -155,7 +172,8 @@ impl World {
             self.truth.at(Point::ContactLost);
             self.orchs[o].contact.remove(&from);
             let known = self.orchs[from].candidate.as_ref().and_then(|c| c.term().cloned());
-            let reaches = !self.is_cut(o, from) && !self.is_cut(from, o) && self.orchs[from].frozen_until <= self.now;
+            let reaches =
+                !self.is_cut(o, from) && !self.is_cut(from, o) && self.orchs[from].machine.frozen_until <= self.now;
             if let Some(term) = known.filter(|known| reaches && Some(known) > self.orchs[o].term.as_ref()) {
                 self.after(20 * MILLI, Event::Claim { to: o, term });
             }
@@ -180,27 +198,27 @@ impl World {
         self.release(o);
     }
 
-    /// Carries out what follows from facts, or holds it back until all who follow have them. Leases are renewed at once.
-    pub(super) fn follow_up(&mut self, o: usize, changed: &BTreeSet<ExecutionId>, effects: Vec<Effect>) {
-        if !changed.is_empty() && !self.orchs[o].contact.is_empty() {
-            self.orchs[o].beat += 1;
-            let waits: BTreeSet<usize> = self.orchs[o].contact.keys().copied().collect();
-            let beat = self.orchs[o].beat;
-            self.orchs[o].held.push_back(Held { beat, waits, effects: Vec::new() });
-            self.truth.at(Point::HeldBack);
-            self.say_logs(o, Some(changed));
+    /// Facts became durable here: what comes after them is held back until all who follow have them.
+    pub(super) fn hold(&mut self, o: usize, changed: &BTreeSet<ExecutionId>) {
+        if changed.is_empty() || self.orchs[o].contact.is_empty() {
+            return;
         }
-        let life = self.orchs[o].life;
-        for effect in effects {
-            let at_once = matches!(&effect, Effect::Send { message: ToLablet::Lease(_), .. });
-            match self.orchs[o].held.back_mut().filter(|_| !at_once) {
-                Some(held) => held.effects.push(effect),
-                None => {
-                    self.core_effect(o, life, effect);
-                    if self.orchs[o].life != life || self.orchs[o].core.is_none() {
-                        return;
-                    }
-                }
+        self.orchs[o].beat += 1;
+        let waits: BTreeSet<usize> = self.orchs[o].contact.keys().copied().collect();
+        let beat = self.orchs[o].beat;
+        self.orchs[o].held.push_back(Held { beat, waits, effects: Vec::new() });
+        self.truth.at(Point::HeldBack);
+        self.say_logs(o, Some(changed));
+    }
+
+    /// Carries out an effect whose facts are durable here, or holds it back. Leases are renewed at once.
+    pub(super) fn follow_up(&mut self, o: usize, effect: Effect) {
+        let at_once = matches!(&effect, Effect::Send { message: ToLablet::Lease(_), .. });
+        match self.orchs[o].held.back_mut().filter(|_| !at_once) {
+            Some(held) => held.effects.push(effect),
+            None => {
+                let life = self.orchs[o].life;
+                self.core_effect(o, life, effect);
             }
         }
     }

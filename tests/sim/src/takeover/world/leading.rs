@@ -1,16 +1,19 @@
 //! The driver of a core that leads: facts made durable, then everything else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use iptl_dag::model::signed::Signed;
-use iptl_dag::model::{Epoch, Execution, ExecutionId, Exit, Fact, FactKind, InstanceId};
+use iptl_dag::model::{Counts, Epoch, ExecutionId, Exit, Fact, FactKind, InstanceId, ResultVerdict};
 use iptl_dag::{Cid, PeerId, codec};
-use iptl_scheduler::{CandidateInput, Effect, Input, Submission};
-use iptl_wire::session::{KnownRun, ToLablet, Welcome};
+use iptl_scheduler::{AssembledResult, CandidateInput, Effect, Input};
+use iptl_wire::session::{ToLablet, Welcome};
 
-use super::{Event, Node, World, following::end_of};
-use crate::takeover::truth::Point;
-use crate::world::lab::{group, peer, run};
+use super::World;
+use super::event::Event;
+use super::following::end_of;
+use super::node::Node;
+use crate::takeover::Point;
 use crate::world::{MILLI, SECOND};
 
 impl World {
@@ -22,70 +25,103 @@ impl World {
     }
 
     pub(super) fn drain_core(&mut self, o: usize) {
-        let Some(core) = &mut self.orchs[o].core else { return };
-        let mut effects = Vec::new();
+        let orch = &mut self.orchs[o];
+        let Some(core) = &mut orch.core else { return };
         while let Some(effect) = core.poll_effect() {
-            effects.push(effect);
+            orch.queue.push_back(effect);
         }
         if let Some(at) = core.poll_timeout() {
-            let at = self.orchs[o].clock.when(at);
-            self.at(at, Event::CoreTimer { o });
-        }
-        let facts = effects.iter().filter(|e| matches!(e, Effect::Persist { .. })).count();
-        let dies = if facts > 0 && self.faulty() { self.orchs[o].dies_in_write.take() } else { None };
-        let written = dies.map_or(facts, |_| self.draws.between(0, facts as u64) as usize);
-        let mut wrote = 0;
-        let (mut changed, mut follows) = (BTreeSet::new(), Vec::new());
-        for effect in effects {
-            match effect {
-                Effect::Persist { execution, epoch, kind } => {
-                    if wrote < written {
-                        self.persist(o, execution, epoch, kind);
-                        changed.insert(execution);
-                        wrote += 1;
-                    }
-                }
-                effect => follows.push(effect),
+            let at = orch.clock.when(at).max(self.now);
+            if orch.core_timer.is_none_or(|timer| timer > at) {
+                orch.core_timer = Some(at);
+                self.at(at, Event::CoreTimer { o });
             }
         }
-        if let Some(down) = dies {
-            return self.crash_orchestrator(o, down);
+        self.pump_core(o);
+    }
+
+    /// Carries out effects up to the first fact that is not durable.
+    pub(super) fn pump_core(&mut self, o: usize) {
+        let life = self.orchs[o].life;
+        while self.orchs[o].life == life && self.orchs[o].syncing.is_empty() {
+            match self.orchs[o].queue.front() {
+                None => return,
+                Some(Effect::Persist { .. }) => self.sync_facts(o),
+                Some(_) => {
+                    if let Some(effect) = self.orchs[o].queue.pop_front() {
+                        self.follow_up(o, effect);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Group commit: all facts in a row become durable together.
+    fn sync_facts(&mut self, o: usize) {
+        let orch = &mut self.orchs[o];
+        while let Some(Effect::Persist { .. }) = orch.queue.front() {
+            let Some(Effect::Persist { execution, epoch, kind }) = orch.queue.pop_front() else { return };
+            orch.syncing.push((execution, epoch, kind));
+        }
+        orch.syncing_since = self.now;
+        if orch.machine.is_full(self.now) {
+            // Without its log it can promise nothing: it stops, and is started again.
+            self.truth.at(Point::FactsRefused);
+            let down_ms = self.work.between(500, 20_000);
+            return self.crash_orchestrator(o, down_ms, 0);
+        }
+        let dies = orch.machine.dies_in_write.take();
+        if let Some((down_ms, written_pct)) = dies.filter(|_| self.faulty()) {
+            return self.crash_orchestrator(o, down_ms, written_pct);
+        }
+        let takes = self.orchs[o].machine.write_takes(self.now, &mut self.work, self.schedule.profile.write_us);
+        if takes == 0 {
+            return self.commit_facts(o);
+        }
+        if takes > SECOND {
+            self.truth.at(Point::SlowWrite);
         }
         let life = self.orchs[o].life;
-        self.follow_up(o, &changed, follows);
-        if facts > 0 && self.orchs[o].life == life {
+        self.after(takes, Event::FactsDurable { o, life });
+    }
+
+    /// What was being written is durable; whoever follows is told before anything is done about it.
+    pub(super) fn commit_facts(&mut self, o: usize) {
+        let mut changed = BTreeSet::new();
+        for (execution, epoch, kind) in std::mem::take(&mut self.orchs[o].syncing) {
+            self.persist(o, execution, epoch, kind);
+            changed.insert(execution);
+        }
+        self.hold(o, &changed);
+        let orch = &self.orchs[o];
+        let whole = orch.queue.iter().all(|effect| !matches!(effect, Effect::Persist { .. }));
+        // A large lab is looked at less often: all logs are read each time.
+        if whole && (self.nodes.len() < 20 || self.count.is_multiple_of(64)) {
             self.compare_with_log(o);
         }
     }
 
-    /// A fact is durable here; whoever follows is told.
-    pub(super) fn persist(&mut self, o: usize, execution: ExecutionId, epoch: Epoch, kind: FactKind) {
-        match &kind {
-            FactKind::Recovered { .. } => self.truth.at(Point::GrantRecovered),
-            FactKind::Granted { attempt, .. } if *attempt > 1 => {
-                let taken = self.orchs[o]
-                    .logs
-                    .get(&execution)
-                    .is_some_and(|log| log.iter().any(|f| matches!(f.kind, FactKind::TakenOver { .. })));
-                if taken {
-                    self.truth.at(Point::Replaced);
-                }
-            }
-            FactKind::Lost { lablet: None, reason, .. } if reason.contains("was not heard") => {
-                self.truth.at(Point::Doubted);
-            }
-            _ => {}
+    /// It ends in the middle of a write: the first part of what was being written is durable, and nobody acts on it.
+    pub(super) fn land_facts(&mut self, o: usize, written_pct: u32) {
+        let writing = std::mem::take(&mut self.orchs[o].syncing);
+        let written = writing.len() * written_pct as usize / 100;
+        if !writing.is_empty() {
+            self.truth.at(if written == writing.len() { Point::FactsLanded } else { Point::FactsTorn });
         }
-        if kind == (FactKind::Started {}) && !self.orchs[o].reconciled {
-            self.truth.at(Point::StartRecovered);
+        for (execution, epoch, kind) in writing.into_iter().take(written) {
+            self.persist(o, execution, epoch, kind);
         }
+    }
+
+    /// A fact is durable here.
+    fn persist(&mut self, o: usize, execution: ExecutionId, epoch: Epoch, kind: FactKind) {
+        self.note_fact(o, &execution, &kind);
         let at_ms = self.wall_us(&self.orchs[o].clock) / 1000;
-        let log = self.orchs[o].logs.entry(execution).or_default();
-        let seq = log.len() as u64;
+        let seq = self.orchs[o].logs.get(&execution).map_or(0, |log| log.len()) as u64;
         let fact = Fact { execution, seq, prev: None, epoch, at_ms, kind };
         if let Some(end) = end_of(&fact) {
             let peer = &self.orchs[o].peer;
-            let serve = |node: &&Node| node.term.as_ref().is_some_and(|claim| claim.body.term.peer == *peer);
+            let serve = |node: &&Node| node.term().is_some_and(|term| term.peer == *peer);
             let known: BTreeSet<Option<Cid>> = self
                 .nodes
                 .iter()
@@ -96,17 +132,13 @@ impl World {
             self.record_end(o, end);
         }
         if let Some(told) = &mut self.told {
-            told.push(format!(
-                "           {} writes {} {:?}",
-                self.orchs[o].peer.short(),
-                execution.alias(),
-                fact.kind
-            ));
+            let name = self.orchs[o].peer.short();
+            told.push(format!("           {name} writes {} {:?}", execution.alias(), fact.kind));
         }
-        self.orchs[o].logs.entry(execution).or_default().push(fact);
+        Rc::make_mut(self.orchs[o].logs.entry(execution).or_default()).push(fact);
     }
 
-    pub(super) fn compare_with_log(&mut self, o: usize) {
+    fn compare_with_log(&mut self, o: usize) {
         let orch = &self.orchs[o];
         let (Some(core), Some(term), true) = (&orch.core, &orch.term, orch.reconciled) else { return };
         let Some(expected) = core.remembered() else { return };
@@ -128,6 +160,7 @@ impl World {
     }
 
     pub(super) fn core_effect(&mut self, o: usize, life: u64, effect: Effect) {
+        self.check_effect(o, &effect);
         match effect {
             Effect::Persist { .. } | Effect::StorePlacement(_) | Effect::Notify { .. } => {}
             Effect::Send { to, message } => {
@@ -162,23 +195,25 @@ impl World {
                 }
             }
             Effect::PublishOffer(offer) => {
+                let offer = Rc::new(offer);
                 for l in 0..self.nodes.len() {
                     if !self.is_cut(o, self.node(l)) {
                         for delay in self.fates() {
-                            self.after(delay, Event::Offer { l, offer: Box::new(offer.clone()) });
+                            self.after(delay, Event::Offer { l, offer: offer.clone() });
                         }
                     }
                 }
             }
             Effect::Pull { execution, lablet, shard } => {
-                let takes = self.draws.between(1, 200) * MILLI;
+                let takes = self.work.between(1, 200) * MILLI;
+                let lablet = Box::new(lablet);
                 self.after(takes, Event::Pull { o, life, execution, lablet, shard });
             }
             Effect::Assemble(order) => {
                 let received = self.received(o, &order.execution);
                 self.truth.assembles(&order, &received);
                 let (accepted, missing) = (order.accepted.len() as u64, order.missing.len() as u64);
-                let takes = self.draws.between(1, 200) * MILLI;
+                let takes = self.work.between(1, 200) * MILLI;
                 self.after(takes, Event::Assemble { o, life, execution: order.execution, accepted, missing });
             }
             Effect::Adopt(end) if self.orchs[o].ends.get(&end.execution) == Some(&end) => {
@@ -203,10 +238,29 @@ impl World {
         }
     }
 
+    /// A result is made, where the disk takes it.
+    pub(super) fn assembled(&mut self, o: usize, life: u64, execution: ExecutionId, accepted: u64, missing: u64) {
+        if self.orchs[o].life != life {
+            return;
+        }
+        let by_chance = self.faulty() && self.work.chance(self.schedule.profile.prepare_fail_ppm);
+        if by_chance || self.orchs[o].machine.is_full(self.now) {
+            self.truth.at(Point::AssembleFailed);
+            let reason = "disk full".into();
+            return self.tell_core(o, Input::AssembleFailed { execution, reason });
+        }
+        let cid = codec::cid_of(&(execution, accepted, missing));
+        let verdict = if missing > 0 { ResultVerdict::Inconclusive } else { ResultVerdict::Pass };
+        let counts = Counts { ok: accepted, failed: 0, lost: missing };
+        let (thresholds, inconclusive, failures) = (Vec::new(), Vec::new(), Vec::new());
+        let result = AssembledResult { cid, verdict, counts, thresholds, inconclusive, failures, notes: Vec::new() };
+        self.tell_core(o, Input::Assembled { execution, result });
+    }
+
     /// Instances with a durable receipt of an end of their own.
     pub(super) fn received(&self, o: usize, id: &ExecutionId) -> BTreeSet<InstanceId> {
         let orch = &self.orchs[o];
-        let shards = orch.logs.get(id).into_iter().flatten().filter_map(|f| match &f.kind {
+        let shards = orch.logs.get(id).into_iter().flat_map(|log| log.iter()).filter_map(|f| match &f.kind {
             FactKind::Received { shard, .. } => orch.store.get(shard),
             _ => None,
         });
@@ -226,60 +280,22 @@ impl World {
             return;
         }
         let at_lablet = self.lablet_of(&lablet).filter(|l| {
-            self.nodes[*l].core.is_some() && !self.is_cut(self.node(*l), o) && !self.is_cut(o, self.node(*l))
+            let (node, number) = (&self.nodes[*l], self.node(*l));
+            let answers = node.core.is_some() && node.machine.frozen_until <= self.now;
+            answers && !self.is_cut(number, o) && !self.is_cut(o, number)
         });
         let there = at_lablet.and_then(|l| self.nodes[l].store.get(&shard)).cloned();
-        let receipts = self.orchs[o].store.get(&shard).cloned().or(there);
-        let input = match receipts {
+        let full = self.orchs[o].machine.is_full(self.now);
+        match self.orchs[o].store.get(&shard).cloned().or(there.filter(|_| !full)) {
             Some(receipts) => {
                 self.orchs[o].store.insert(shard, receipts.clone());
-                Input::Pulled { execution, lablet, shard, receipts }
+                self.tell_core(o, Input::Pulled { execution, lablet, shard, receipts });
             }
-            None => Input::PullFailed { execution, lablet, shard, reason: "no provider".into(), retry: true },
-        };
-        if matches!(input, Input::PullFailed { .. }) {
-            // A recall is asked for again at once: the driver waits.
-            self.after(
-                500 * MILLI,
-                Event::Pull {
-                    o,
-                    life,
-                    execution,
-                    lablet: match &input {
-                        Input::PullFailed { lablet, .. } => lablet.clone(),
-                        _ => return,
-                    },
-                    shard,
-                },
-            );
-            return;
+            // The driver asks again, and says nothing meanwhile.
+            None => {
+                let lablet = Box::new(lablet);
+                self.after(500 * MILLI, Event::Pull { o, life, execution, lablet, shard });
+            }
         }
-        self.tell_core(o, input);
-    }
-
-    pub(super) fn submit(&mut self, n: u64) {
-        let known = self.wanted.get(&n).is_some_and(|id| self.orchs.iter().any(|o| o.logs.contains_key(id)));
-        if known {
-            return;
-        }
-        self.after(3 * SECOND, Event::Submit { n });
-        let Some(o) =
-            (0..self.orchs.len()).find(|o| self.orchs[*o].core.is_some() && self.orchs[*o].frozen_until <= self.now)
-        else {
-            return;
-        };
-        let groups = (0..self.draws.between(1, 2))
-            .map(|g| (format!("g{g}"), group(self.draws.between(1, 4) as u32)))
-            .collect::<BTreeMap<_, _>>();
-        let timeout_ms = self.draws.between(5_000, 30_000);
-        let run = run(groups, n, self.max_attempts, timeout_ms);
-        let cid = codec::cid_of(&run);
-        let execution = Execution { run: cid, orchestrator: self.orchs[o].peer.clone(), nonce: self.draws.bytes() };
-        let submission = Submission { execution, run: KnownRun { cid, run } };
-        let id = submission.execution.id();
-        self.wanted.insert(n, id);
-        self.submissions.insert(id, submission.clone());
-        let Submission { execution, run } = submission;
-        self.tell_core(o, Input::Submit { execution, run, by: peer(250), priority: 0 });
     }
 }
