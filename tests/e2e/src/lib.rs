@@ -2,10 +2,11 @@
 //!
 //! [`Lab`] is a lab of separate processes, [`Home`] a directory for one node, [`run`] a command line with its output.
 //! Whatever a test does, its processes end with it. [`beside`] runs commands beside the test, [`manual`] executes manuals,
-//! [`witness`] has other people's software.
+//! [`marks`] counts what instances themselves say, [`witness`] has other people's software.
 
 pub mod beside;
 pub mod manual;
+pub mod marks;
 pub mod witness;
 
 use std::io::Read;
@@ -186,13 +187,19 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<i32> {
 
 /// Asks again until there is an answer; fails the test after a minute.
 #[track_caller]
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+pub fn until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    until_within(Duration::from_secs(60), what, ask)
+}
+
+/// Asks again until there is an answer; fails the test after so long.
+#[track_caller]
+pub fn until_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "{what} did not come about in a minute");
+        assert!(Instant::now() < deadline, "{what} did not come about in {limit:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -1,7 +1,9 @@
 //! Nodes and workers that are killed at random moments, one after the other, while instances run.
 //!
-//! What must hold is read from the result, and from what each lablet wrote down when it started instances, which no
-//! death takes back: nothing is started twice, and only those whose lablet or worker died have not ended well.
+//! What must hold is read from the result, and held against what instances themselves left ([`iptl_e2e::marks`]), which no
+//! lab can take back: nothing began twice, or not more often than it may, and whoever is said to have ended well did so.
+//! What each lablet wrote down when it started instances says whose they were: only those whose lablet or worker died have
+//! not ended well.
 //!
 //! A failure names its seed. With `IPTL_SEED`, a number as it is named there, these tests and those of containers draw from
 //! that seed instead of their own: to repeat a failure, or to look for another one.
@@ -10,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iptl_e2e::beside::children;
+use iptl_e2e::marks::{Marks, Words, said};
 use iptl_e2e::{Foreground, Lab, Node, kill};
 use serde_json::Value;
 
-use super::{receipts, submit, watch};
+use super::{all_receipts, receipts, submit, watch};
 
 /// Instances of each execution.
 const INSTANCES: u64 = 100;
@@ -45,10 +48,17 @@ impl Mortal {
     }
 
     pub(crate) fn dies_and_comes_back(&mut self) {
+        self.dies_for(Duration::ZERO);
+    }
+
+    /// Has it die and come back only after so long.
+    pub(crate) fn dies_for(&mut self, away: Duration) {
         match self.again.take() {
             None => self.node.kill(),
             Some(process) => drop(process),
         }
+        // Nothing tells how long somebody is away.
+        std::thread::sleep(away);
         self.again = Some(Foreground::again(&self.node.home, self.args));
     }
 
@@ -116,6 +126,7 @@ fn survives(deaths: u32, seed: u64, rerun: u32) {
     let plan = plan(&lab, rerun);
     let mut orchestrator = Mortal::new(&lab.orchestrator, NO_CONTAINERS);
     let mut lablets: Vec<Mortal> = lab.lablets.iter().map(|node| Mortal::new(node, NO_CONTAINERS)).collect();
+    let marks = Marks::of_components(lab.lablets.iter().map(|node| node.home.clone()));
     let (mut draw, seed) = Draw::new(seed);
     let (mut died, mut story) = (0, Vec::new());
     while died < deaths {
@@ -153,15 +164,17 @@ fn survives(deaths: u32, seed: u64, rerun: u32) {
         let story = format!("seed {seed}, death {died}: {}", story.join(", then "));
         eprintln!("{story}");
         match rerun {
-            0 => holds(&lab, &execution, &lablets, &victims, &story),
-            _ => holds_again(&lab, &execution, &lablets, rerun, &story),
+            0 => holds(&lab, &execution, &lablets, &marks, &victims, &story),
+            _ => {
+                holds_again(&lab, &execution, &lablets, &marks, rerun, &story);
+            }
         }
     }
 }
 
 /// Asserts that an execution ended in a result that tells the truth.
 #[track_caller]
-fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], victims: &BTreeSet<String>, story: &str) {
+fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], marks: &Marks, victims: &BTreeSet<String>, story: &str) {
     let last = watch(lab, execution).last_json();
     assert_eq!(last["schema"], "iptl.result/1", "{story}: {last}");
     let count = |key: &str| last[key].as_u64().unwrap();
@@ -183,6 +196,12 @@ fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], victims: &BTreeSet<Stri
     for (instance, by) in &started {
         assert!(matches!(by[..], [(_, 1)]), "{story}: {instance} was started more than once: {by:?}");
     }
+    let left = marks.take(execution);
+    for instance in left.keys() {
+        let (began, rested) = (said(&left, instance, "began"), said(&left, instance, "rested"));
+        assert!(began == 1 && rested <= 1, "{story}: {instance} began {began} times and rested {rested} times");
+        assert!(started.contains_key(instance), "{story}: {instance} began, and nobody says that it was started");
+    }
     let out = lab.path().join(format!("out-{execution}"));
     let result = last["result"].as_str().unwrap();
     // Where all were on one lablet, and that died, nobody has a log.
@@ -200,8 +219,9 @@ fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], victims: &BTreeSet<Stri
         if receipt.exit["exited"]["code"] == 0 {
             assert!(by.is_some(), "{story}: {instance} ended and was never started");
             let log = std::fs::read_to_string(out.join(format!("{instance}.jsonl"))).unwrap();
-            let said = |word: &str| log.matches(&format!("\"{word}\"")).count();
-            assert_eq!((said("began"), said("rested")), (1, 1), "{story}: {instance} said\n{log}");
+            let sealed = |word: &str| log.matches(&format!("\"{word}\"")).count();
+            assert_eq!((sealed("began"), sealed("rested")), (1, 1), "{story}: {instance} said\n{log}");
+            ended_well(&left, instance, story);
         } else {
             let died = by.is_none_or(|lablet| victims.contains(lablet));
             assert!(died && !victims.is_empty(), "{story}: {instance} did not end well: {receipt:?}");
@@ -212,16 +232,33 @@ fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], victims: &BTreeSet<Stri
     }
 }
 
-/// Asserts that an execution whose lost instances begin anew ended in a result that tells the truth: how often each was
-/// started is counted where it was, and is what log and receipts say at most.
+/// Asserts that an instance has left the marks of one that ended well.
 #[track_caller]
-fn holds_again(lab: &Lab, execution: &str, lablets: &[Mortal], rerun: u32, story: &str) {
+pub(crate) fn ended_well(left: &Words, instance: &str, story: &str) {
+    let (began, rested) = (said(left, instance, "began"), said(left, instance, "rested"));
+    assert!(
+        rested > 0 && began >= rested,
+        "{story}: {instance} is said to have ended well, began {began} times and rested {rested} times"
+    );
+}
+
+/// Asserts that an execution whose lost instances begin anew ended in a result that tells the truth: how often each began
+/// is what it says itself, how often it was started is counted where it was, and log and receipts say as much at least.
+/// Returns how many began anew.
+#[track_caller]
+pub(crate) fn holds_again(
+    lab: &Lab,
+    execution: &str,
+    lablets: &[Mortal],
+    marks: &Marks,
+    rerun: u32,
+    story: &str,
+) -> usize {
     let last = watch(lab, execution).last_json();
     assert_eq!(last["schema"], "iptl.result/1", "{story}: {last}");
-    let shown = lab.run(&["show", last["result"].as_str().unwrap(), "--json"]).exits(0).json();
-    assert_eq!(shown["verified"], true, "{story}: {shown}");
     let audited = lab.run(&["audit", execution, "--json"]).exits(0).last_json();
     let attempts: BTreeMap<String, u32> = serde_json::from_value(audited["attempts"].clone()).unwrap();
+    let granted = |instance: &str| attempts.get(instance).copied().unwrap_or(1);
     let mut started: BTreeMap<String, u32> = BTreeMap::new();
     for lablet in lablets {
         for (instance, times) in lablet.started(execution) {
@@ -229,21 +266,36 @@ fn holds_again(lab: &Lab, execution: &str, lablets: &[Mortal], rerun: u32, story
         }
     }
     for (instance, times) in &started {
-        let granted = attempts.get(instance).copied().unwrap_or(1);
+        let granted = granted(instance);
         assert!(granted <= 1 + rerun, "{story}: attempt {granted} of {instance}");
         assert!(*times <= granted, "{story}: {instance} was started {times} times in {granted} attempts");
     }
-    let receipts = receipts(lab, &last["result"]);
-    for (instance, receipt) in &receipts {
-        let granted = attempts.get(instance).copied().unwrap_or(1);
-        assert!(receipt.attempt <= granted.into(), "{story}: {instance} has a receipt of attempt {}", receipt.attempt);
-        assert!(started.contains_key(instance), "{story}: {instance} has a receipt and was never started");
+    let left = marks.take(execution);
+    for instance in left.keys() {
+        let (began, times) = (said(&left, instance, "began"), started.get(instance).copied().unwrap_or(0));
+        assert!(began <= times, "{story}: {instance} began {began} times and was started {times} times");
     }
-    // Lablets come back at once, and an instance is lost for good only where that happens more often than it may.
+    let (mut told, mut died) = (BTreeSet::new(), 0);
+    for (instance, receipt) in all_receipts(lab, &last["result"]) {
+        let attempt = receipt.attempt;
+        assert!(attempt <= granted(&instance).into(), "{story}: {instance} has a receipt of attempt {attempt}");
+        assert!(told.insert((instance.clone(), attempt)), "{story}: {instance} has two receipts of attempt {attempt}");
+        assert!(started.contains_key(&instance), "{story}: {instance} has a receipt and was never started");
+        if receipt.exit["exited"]["code"] == 0 {
+            ended_well(&left, &instance, story);
+        }
+        died += u64::from(receipt.exit.get("worker-died").is_some());
+    }
+    // What is lost with its lablet begins anew and is lost for good only where that happens more often than it may; what
+    // is lost with its worker does not begin anew, and has a receipt that says so.
     let lost = last["lost"].as_u64().unwrap();
-    assert!(lost == 0 || attempts.values().any(|n| *n == 1 + rerun), "{story}: {lost} lost, {attempts:?}: {last}");
+    let spent = attempts.values().any(|n| *n == 1 + rerun);
+    assert!(lost <= died || spent, "{story}: {lost} lost, {died} with their workers, {attempts:?}: {last}");
     let anew = last["notes"].as_array().is_some_and(|notes| notes.iter().any(|n| n.as_str().unwrap().contains("anew")));
     assert_eq!(anew, !attempts.is_empty(), "{story}: {last}");
+    let began: u32 = left.keys().map(|instance| said(&left, instance, "began")).sum();
+    eprintln!("  {lost} lost; {} granted anew; {} began {began} times by their own word", attempts.len(), left.len());
+    attempts.len()
 }
 
 #[test]
