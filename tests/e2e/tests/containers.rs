@@ -27,6 +27,7 @@ mod egress;
 mod network;
 mod random_deaths;
 mod restarts;
+mod stops;
 mod takeover;
 
 /// The program of `plans/mixed` as a static binary; `cargo xtask setup` and `test` build it.
