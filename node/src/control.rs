@@ -255,12 +255,23 @@ fn stopped(_: Stopped) -> Failure {
     remote::elsewhere()
 }
 
-/// Makes a failure of the node's own.
-fn broken(error: impl std::fmt::Display) -> Failure {
+/// Makes a failure of the node's own, which says its causes.
+fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+    let error = error.into();
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        // Some errors say their cause themselves.
+        if !message.ends_with(&said) {
+            message = format!("{message}: {said}");
+        }
+        source = cause.source();
+    }
     failure(
         FailureKind::Broken,
         "node.broken",
-        error.to_string(),
+        message,
         "see the node's log; `iptl doctor` checks disk, store and network",
     )
 }

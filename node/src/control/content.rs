@@ -261,12 +261,11 @@ pub(super) async fn blocks(node: &Node, caller: &Caller, cids: Vec<Cid>, talk: &
 }
 
 pub(super) fn store(error: StoreError) -> Failure {
-    let message = error.to_string();
     match error {
         StoreError::Full { .. } => {
             let help = "free some space or move the home to a larger disk (`--home`); nothing was lost, run it again";
-            failure(FailureKind::Broken, "store.full", message, help)
+            failure(FailureKind::Broken, "store.full", error.to_string(), help)
         }
-        _ => broken(message),
+        _ => broken(error),
     }
 }

@@ -14,7 +14,7 @@ use iptl_wire::session::{KnownRun, OutputLine};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::content::fetch_failure;
+use super::content::{fetch_failure, store};
 use super::{Caller, Talk, broken, failure, leading, remote, stopped};
 use crate::fetch::Wanted;
 use crate::node::Node;
@@ -67,7 +67,7 @@ pub(super) async fn submit(
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).expect("the kernel gives random bytes");
     let execution = Execution { run, orchestrator: node.links.peer().clone(), nonce };
-    node.store.put(vec![model::to_block(execution.clone())]).await.map_err(broken)?;
+    node.store.put(vec![model::to_block(execution.clone())]).await.map_err(store)?;
     let by = caller.peer(node);
     let id = lab
         .ask(|answer| Ask::Submit { execution, run: Box::new(known), by, priority, answer })

@@ -108,6 +108,49 @@ impl Drop for Unwritable {
     }
 }
 
+/// Has an orchestrator write nothing from the middle of a run on, and then write again: what it named is carried to its end,
+/// what it had sealed is there, and what it cannot keep it refuses with this code and cause.
+fn keeps_its_word(lab: &Lab, why: (&str, &str), takes_nothing: impl FnOnce(), takes_again: impl FnOnce()) {
+    let plan = Plan::new(2);
+    let folder = plan.write(lab);
+    let sealed = submit(lab, &folder, "100ms");
+    let before = watch(lab, &sealed).exits(0).last_json()["result"].clone();
+    let mut named = vec![submit(lab, &folder, "4s")];
+    reaches(lab, &named[0], "running");
+    takes_nothing();
+    let refused = until("a submission that is refused", || {
+        let output = lab.run(&["run", &folder, "--no-build", "-p", "watch=100ms", "--detach"]);
+        if output.code == 0 {
+            named.push(output.word());
+            return None;
+        }
+        Some(output)
+    });
+    let (code, cause) = why;
+    let refused = refused.fails(1, code);
+    assert!(refused.stderr.contains(cause), "{refused:?}");
+    takes_again();
+    // An orchestrator that cannot keep its word ends, for its supervisor to start it again.
+    let orchestrator = &lab.orchestrator;
+    let _again = (!alive(orchestrator.pid)).then(|| Foreground::again(&orchestrator.home, &["--no-docker"]));
+    let again = watch(lab, &sealed);
+    assert_eq!(again.last_json()["result"], before);
+    passed_once(lab, again, plan.instances());
+    for execution in &named {
+        let last = watch(lab, execution).last_json();
+        let count = |key: &str| last[key].as_u64().unwrap_or_else(|| panic!("{execution} has no {key}: {last}"));
+        assert_eq!(count("ok") + count("failed") + count("lost"), 2, "{last}");
+        let receipts = receipts(lab, &last["result"]);
+        assert!(receipts.len() as u64 >= count("ok"), "{receipts:?}");
+        assert!(receipts.values().all(|receipt| receipt.attempt == 1), "{receipts:?}");
+    }
+    until("a run that passes", || {
+        let next = submit(lab, &folder, "100ms");
+        let last = watch(lab, &next).last_json();
+        (last["ok"].as_u64() == Some(2)).then_some(())
+    });
+}
+
 /// Runs on a lablet that can write nothing from the middle of a run on, and then can again.
 fn tells_the_truth(lab: &Lab, takes_nothing: impl FnOnce(), takes_again: impl FnOnce()) {
     let plan = Plan::new(2);
@@ -152,4 +195,24 @@ fn a_lablet_whose_store_is_read_only_tells_the_truth_and_goes_on_when_it_can_wri
     let dirs = [lab.lablets[0].home.clone(), lab.lablets[0].home.join("store")];
     let store = Unwritable(dirs.to_vec());
     tells_the_truth(&lab, || store.set("+i").unwrap(), || store.set("-i").unwrap());
+}
+
+#[test]
+fn an_orchestrator_whose_disk_is_full_refuses_what_it_cannot_keep_and_loses_nothing_that_it_named() {
+    let home = Home::new();
+    // Larger than what nodes leave free for others.
+    let Some(disk) = SmallDisk::mount(&home.path().join("orchestrator"), 160) else { return };
+    let lab = Lab::start_in(home, 2);
+    let filler = disk.0.join("filler");
+    let why = ("store.full", "is full");
+    keeps_its_word(&lab, why, || disk.fill(), || std::fs::remove_file(filler).unwrap());
+}
+
+#[test]
+fn an_orchestrator_whose_store_is_read_only_refuses_what_it_cannot_keep_and_loses_nothing_that_it_named() {
+    let lab = Lab::start(2);
+    let home = &lab.orchestrator.home;
+    let store = Unwritable(vec![home.clone(), home.join("store"), home.join("log"), home.join("runs")]);
+    let why = ("node.broken", "not permitted");
+    keeps_its_word(&lab, why, || store.set("+i").unwrap(), || store.set("-i").unwrap());
 }
