@@ -24,6 +24,9 @@ use crate::protocol::{
 /// Time in which who connects has to say what it is.
 const HELLO: Duration = Duration::from_secs(5);
 
+/// Time after which a connection is taken again that could not be taken for want of something.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Time in which init takes what it is told; it waits for nothing that could be longer.
 const SEND: Duration = Duration::from_secs(20);
 
@@ -80,7 +83,7 @@ impl Door {
     /// sent away: a workload that runs on reaches this door too. Safe to drop half-way.
     pub(crate) async fn take_device(&self, token: &str) -> io::Result<Device> {
         loop {
-            let (stream, _) = self.listener.accept().await?;
+            let stream = self.take().await?;
             let mut link = Link { stream, received: Vec::new(), sending: Vec::new() };
             let Ok(Ok(fds)) = tokio::time::timeout(HELLO, link.receive_descriptors()).await else { continue };
             let Some(said) = link.received.strip_prefix(token.as_bytes()) else { continue };
@@ -95,12 +98,37 @@ impl Door {
     /// Waits for an init that shows this token; others are sent away. Safe to drop half-way.
     pub(crate) async fn accept(&self, token: Token) -> io::Result<(Link, Greeting)> {
         loop {
-            let (stream, _) = self.listener.accept().await?;
+            let stream = self.take().await?;
             if let Ok(Ok(Some(greeted))) = tokio::time::timeout(HELLO, greet(stream, token)).await {
                 return Ok(greeted);
             }
         }
     }
+}
+
+impl Door {
+    /// Waits for somebody. Where a machine has no room for one more descriptor now, there is some later: whoever waits in
+    /// front of the door is a container that runs, and not lost for that.
+    async fn take(&self) -> io::Result<UnixStream> {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return Ok(stream),
+                Err(e) if is_passing(&e) => {
+                    tracing::warn!(error = %e, "a container is let wait");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Tells whether a connection may be taken later that could not be taken.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ECONNABORTED | libc::EINTR)
+    )
 }
 
 impl Drop for Door {
@@ -212,4 +240,41 @@ fn receive_with_descriptors(socket: i32) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> 
         usize::try_from(size).unwrap_or(0)
     };
     Ok((bytes[..size].to_vec(), fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Where the process of the test below may open few files.
+    const FEW_FILES: &str = "IPTL_TEST_FEW_FILES";
+
+    #[test]
+    fn who_comes_while_no_file_can_be_opened_is_let_wait() {
+        if std::env::var_os(FEW_FILES).is_none() {
+            let test = std::env::current_exe().unwrap();
+            let name = "link::tests::who_comes_while_no_file_can_be_opened_is_let_wait";
+            let mut child = Command::new("sh");
+            child.args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""]).arg(test).arg(name);
+            let output = child.env(FEW_FILES, "1").output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let door = Door::open(dir.path()).unwrap();
+            let _waits = std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET_NAME)).unwrap();
+            let mut held = Vec::new();
+            while let Ok(file) = File::open("/dev/null") {
+                held.push(file);
+            }
+            let taken = tokio::time::timeout(3 * AGAIN, door.take()).await;
+            assert!(taken.is_err(), "it was not waited for: {:?}", taken.map(|taken| taken.map(|_| ())));
+            drop(held);
+            door.take().await.unwrap();
+        });
+    }
 }
