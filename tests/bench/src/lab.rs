@@ -203,10 +203,7 @@ impl Lab {
 
     /// Sends a request to the orchestrator.
     pub async fn call(&self, request: &Request) -> Result<Replies> {
-        let stream = UnixStream::connect(self.orchestrator.home.join("api.sock")).await?;
-        let mut replies = Replies { stream };
-        replies.send(request).await?;
-        Ok(replies)
+        call(&self.orchestrator.home, request).await
     }
 
     /// Returns a block of the orchestrator.
@@ -332,6 +329,14 @@ impl Replies {
             reply => Ok(Some(reply)),
         }
     }
+}
+
+/// Sends a request to the node of a home.
+pub async fn call(home: &Path, request: &Request) -> Result<Replies> {
+    let stream = UnixStream::connect(home.join("api.sock")).await?;
+    let mut replies = Replies { stream };
+    replies.send(request).await?;
+    Ok(replies)
 }
 
 fn node(value: &Value) -> Result<Node> {

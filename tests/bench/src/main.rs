@@ -97,6 +97,10 @@ enum Measure {
     Network,
     /// The orchestrator: many executions, its death, long logs, many lablets
     Orchestrator,
+    /// Of these, its death and who takes over
+    Takeover,
+    /// Of these, a large placement
+    Placing,
     /// Of these, the cores of many lablets in one thread
     Crowd,
 }
@@ -107,6 +111,10 @@ fn main() -> Result<()> {
     // The bare engine runs without the threads of a runtime, and in a process whose memory is its own.
     if std::env::args().nth(1).as_deref() == Some(bare::VERB) {
         return bare::child(std::env::args().skip(2).collect());
+    }
+    // So is that of a placement.
+    if std::env::args().nth(1).as_deref() == Some(orchestrator::placing::VERB) {
+        return orchestrator::placing::child(&std::env::args().skip(2).collect::<Vec<_>>());
     }
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -156,6 +164,8 @@ async fn measure(cli: Cli) -> Result<()> {
             Measure::Images => images::measure(&guest, &mut report).await.map(|()| Vec::new()),
             Measure::Network => network::measure().await,
             Measure::Orchestrator => orchestrator::measure(&guest).await,
+            Measure::Takeover => orchestrator::takeover::measure(&guest).await.map(|row| vec![row]),
+            Measure::Placing => orchestrator::placing::measure(),
             Measure::Crowd => crowd::measure(),
         };
         match measured {

@@ -1,7 +1,11 @@
-//! An orchestrator by itself: many small executions at once, its death and the return of its lablets, a large placement,
-//! long logs, and its core in the simulator.
+//! An orchestrator by itself: many small executions at once, its death and the return of its lablets, its death and who takes
+//! over ([`takeover`]), a large placement ([`placing`]), long logs, its core in the simulator ([`simulating`]).
 
-use std::collections::BTreeMap;
+pub mod placing;
+pub mod simulating;
+pub mod takeover;
+
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use iptl_dag::{Block, Cid};
 use iptl_node::facts::Logs;
-use iptl_sim::{Schedule, World};
 use iptl_wire::control::{Event, ListKind, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -43,18 +46,6 @@ const RETURN_GOAL: f64 = 3.0;
 /// Time after which lablets that have not come back fail the measure.
 const RETURN_LIMIT: Duration = Duration::from_secs(60);
 
-/// Instances that are placed, and lablets that they are placed on.
-const PLACED: (u32, u32) = (1_000_000, 10_000);
-
-/// Instances that are to be placed in a second.
-const PLACING_GOAL: f64 = 500_000.0;
-
-/// Schedules that are simulated in each profile.
-const SIMULATED: u64 = 400;
-
-/// Events that the simulator is to take in in a second, with its model and all checks.
-const SIMULATING_GOAL: f64 = 50_000.0;
-
 /// Facts of the logs that are opened.
 const FACTS: u32 = 1_000_000;
 
@@ -66,9 +57,10 @@ pub async fn measure(guest: &Guest) -> Result<Vec<Row>> {
     let lab = Arc::new(Lab::start(LABLETS, guest)?);
     let mut rows = vec![throughput(&lab).await?, returns(&lab).await?];
     drop(lab);
-    rows.extend(tokio::task::spawn_blocking(placing).await?);
+    rows.push(takeover::measure(guest).await?);
+    rows.extend(tokio::task::spawn_blocking(placing::measure).await??);
     rows.extend(tokio::task::spawn_blocking(openings).await??);
-    rows.extend(tokio::task::spawn_blocking(simulating).await??);
+    rows.extend(tokio::task::spawn_blocking(simulating::measure).await??);
     rows.extend(tokio::task::spawn_blocking(crowd::measure).await??);
     Ok(rows)
 }
@@ -131,7 +123,7 @@ async fn returns(lab: &Lab) -> Result<Row> {
             Some(node) => drop(node),
         }
         let begun = Instant::now();
-        again = Some(Again::start(lab)?);
+        again = Some(Again::start(&lab.orchestrator.home, &["--detached"])?);
         until(begun, async || lab.call(&Request::Status {}).await.is_ok()).await.context("the orchestrator")?;
         answers.push(begun.elapsed().as_secs_f64());
         until(begun, async || online(lab).await.is_ok_and(|n| n == LABLETS)).await.context("its lablets")?;
@@ -150,13 +142,13 @@ async fn returns(lab: &Lab) -> Result<Row> {
     })
 }
 
-/// The orchestrator of a lab that was started again; killed with the value.
+/// An orchestrator of a lab, started beside it; killed with the value.
 struct Again(Child);
 
 impl Again {
-    fn start(lab: &Lab) -> Result<Again> {
-        let log = std::fs::File::options().append(true).create(true).open(lab.orchestrator.home.join("node.log"))?;
-        let mut command = lab::program(&lab.orchestrator.home, &["up", "--detached"])?;
+    fn start(home: &Path, args: &[&str]) -> Result<Again> {
+        let log = std::fs::File::options().append(true).create(true).open(home.join("node.log"))?;
+        let mut command = lab::program(home, &[&["up"], args].concat())?;
         Ok(Again(command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null()).spawn()?))
     }
 }
@@ -188,72 +180,6 @@ async fn online(lab: &Lab) -> Result<u32> {
         }
     }
     Ok(count)
-}
-
-/// A large run placed on many lablets, once for each affinity.
-fn placing() -> Vec<Row> {
-    let (instances, lablets) = PLACED;
-    let begun = Instant::now();
-    let mut dealt = vec![0_u32; lablets as usize];
-    for instance in 0..instances {
-        std::hint::black_box(&mut dealt)[(instance % lablets) as usize] += 1;
-    }
-    let dealing = f64::from(instances) / begun.elapsed().as_secs_f64();
-    iptl_sim::crowd(lablets, instances)
-        .into_iter()
-        .map(|(affinity, run, inventory)| {
-            let begun = Instant::now();
-            let placed = iptl_scheduler::placement(&run, &inventory, &[], &BTreeMap::new());
-            let rate = f64::from(instances) / begun.elapsed().as_secs_f64();
-            Row {
-                measure: format!("placement of {instances} instances on {lablets} lablets, affinity {affinity}"),
-                figure: format!("{:.1} million/s, {} missing", rate / 1e6, placed.missing()),
-                reference: format!("dealing them out in turn, blind: {:.0} million/s", dealing / 1e6),
-                ratio: format!("{:.3} ×", rate / dealing),
-                goal: format!("≥ {PLACING_GOAL}/s"),
-                reached: Some(rate >= PLACING_GOAL && placed.missing() == 0),
-                bound: "one look at each lablet and its conditions, then ranges".to_owned(),
-            }
-        })
-        .collect()
-}
-
-/// Schedules of whole labs on one thread, with the model and all checks, and what their cores take in alone.
-fn simulating() -> Result<Vec<Row>> {
-    let mut inputs = 0;
-    let mut alone = Duration::ZERO;
-    for seed in 0..SIMULATED {
-        let heard = World::new(Schedule::draw(seed, "mixed").context("there is no such profile")?).hear();
-        let begun = Instant::now();
-        inputs += heard.again();
-        alone += begun.elapsed();
-    }
-    let alone = inputs as f64 / alone.as_secs_f64();
-    let bound = "the lab's logs are read into a new core after each fact, and its state is compared";
-    let mut rows = Vec::new();
-    for profile in ["mixed", "takeover"] {
-        let (mut events, begun) = (0, Instant::now());
-        for seed in 0..SIMULATED {
-            let mut walk = iptl_sim::Lab::draw(seed, profile).context("there is no such profile")?.walk();
-            while walk.step() {}
-            let came = walk.end();
-            anyhow::ensure!(came.violations.is_empty(), "seed {seed} of {profile}: {:?}", came.violations);
-            events += came.events;
-        }
-        let rate = events as f64 / begun.elapsed().as_secs_f64();
-        rows.push(Row {
-            measure: format!(
-                "simulator with model and checks, {SIMULATED} schedules of profile {profile}, on one thread"
-            ),
-            figure: format!("{:.0} thousand events/s", rate / 1e3),
-            reference: format!("the cores of profile mixed alone, told the same: {:.0} thousand inputs/s", alone / 1e3),
-            ratio: format!("{:.2} ×", rate / alone),
-            goal: format!("≥ {SIMULATING_GOAL}/s"),
-            reached: Some(rate >= SIMULATING_GOAL),
-            bound: bound.to_owned(),
-        });
-    }
-    Ok(rows)
 }
 
 /// Logs of a million facts: what an orchestrator does with one at its start.

@@ -13,11 +13,26 @@ pub fn pss_kib(pid: u32) -> Result<u64> {
     Ok(line.split_whitespace().nth(1).context("Pss has no value")?.parse()?)
 }
 
-/// Returns the most memory that a process had resident since it began, in KiB.
+/// Returns the most memory that a process had resident since it began, or since it forgot that, in KiB.
 pub fn peak_kib(pid: u32) -> Result<u64> {
+    of_status(pid, "VmHWM:")
+}
+
+/// Returns the memory that a process has resident, in KiB.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    of_status(pid, "VmRSS:")
+}
+
+/// Has this process forget the most memory that it had: that is what it has now.
+pub fn forget_peak() -> Result<()> {
+    // By proc_pid_clear_refs(5).
+    std::fs::write("/proc/self/clear_refs", "5").context("the peak of this process")
+}
+
+fn of_status(pid: u32, name: &str) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the state of a process")?;
-    let line = text.lines().find(|line| line.starts_with("VmHWM:")).context("status has no VmHWM")?;
-    Ok(line.split_whitespace().nth(1).context("VmHWM has no value")?.parse()?)
+    let line = text.lines().find(|line| line.starts_with(name)).with_context(|| format!("status has no {name}"))?;
+    Ok(line.split_whitespace().nth(1).with_context(|| format!("{name} has no value"))?.parse()?)
 }
 
 /// Returns the processor time that a process has used, in ticks of 10 ms.

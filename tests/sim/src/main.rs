@@ -278,6 +278,7 @@ fn measure(args: &[String]) -> Result<ExitCode, String> {
             placed.refused.len()
         );
     }
+    println!("most memory with lablets and placements: {}", most_memory());
     let facts = number(args, "--facts", 1_000_000)? as u32;
     for (name, log) in [
         ("as it was written", iptl_sim::long_log(facts, false)),
@@ -291,10 +292,14 @@ fn measure(args: &[String]) -> Result<ExitCode, String> {
             began.elapsed().as_secs_f64() * 1e3,
         );
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or(" unknown");
-    println!("most memory: {}", peak.trim());
+    println!("most memory with the logs: {}", most_memory());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the most memory that this process had so far.
+fn most_memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("unknown").trim().to_owned()
 }
 
 /// Prints every event; one after another where somebody steps.
