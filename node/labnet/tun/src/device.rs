@@ -104,16 +104,16 @@ pub fn readdress(device: &Device, name: &str, before: &[(IpAddr, u8)], now: &[(I
     // Of `struct ifinfomsg`: family, kind of device, index.
     let index = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     let index = index.ok_or(io::ErrorKind::InvalidData)?;
-    let come = now.iter().filter(|addr| !before.contains(addr));
-    for (addr, prefix) in come {
-        add_address(&device.netlink, index, *addr, *prefix)?;
-    }
+    // The old ones go first: a second address of an IPv4 network is a secondary one, which goes with the first.
     for (addr, prefix) in before.iter().filter(|addr| !now.contains(addr)) {
         let mut message = Message::new(libc::RTM_DELADDR, libc::NLM_F_ACK);
         message.0.extend_from_slice(&[family(*addr), *prefix, 0, 0]);
         message.0.extend_from_slice(&index.to_ne_bytes());
         message.attribute(libc::IFA_LOCAL, &octets(*addr));
         ask(&device.netlink, message).map(drop)?;
+    }
+    for (addr, prefix) in now.iter().filter(|addr| !before.contains(addr)) {
+        add_address(&device.netlink, index, *addr, *prefix)?;
     }
     // With the last address of a family its routes may have gone.
     now.iter().try_for_each(|(addr, _)| add_route(&device.netlink, index, *addr))
