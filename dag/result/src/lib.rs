@@ -38,4 +38,4 @@ pub use judge::inconclusive;
 pub use metrics::{MAX_METRICS, MAX_METRICS_PER_GROUP, MAX_TRACKABLE, MetricSummary, MetricValue, parse_line};
 pub use seal::{AttestationRecord, SealError, attestation, seal};
 pub use source::SourceError;
-pub use verify::{CheckSignature, LabletCount, Verification, VerifyError, verify};
+pub use verify::{CheckSignature, LabletCount, Networked, Verification, VerifyError, verify};

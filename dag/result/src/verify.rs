@@ -7,8 +7,9 @@ use bytes::Bytes;
 use iptl_dag::model::fact::CellFact;
 use iptl_dag::model::signed::signing_bytes;
 use iptl_dag::model::{
-    Adopted, Assignment, Attestation, Counts, Execution, Fact, FactKind, FaultDone, InstanceId, Intervention, Outcome,
-    Placement, Receipt, ReceiptShard, ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome, Way,
+    Adopted, Assignment, Attestation, Counts, Execution, Fact, FactKind, FaultDone, InstanceId, Intervention,
+    NetworkUse, Outcome, Placement, Receipt, ReceiptShard, ResultNode, ResultVerdict, Run, Signed, ThresholdOutcome,
+    Way,
 };
 use iptl_dag::{Cid, PeerId};
 
@@ -69,6 +70,8 @@ pub struct Verification {
     pub interventions: Vec<(InstanceId, Intervention)>,
     /// Instances whose lablet was started again while they ran, as the receipts that count say, by instance.
     pub adopted: Vec<(InstanceId, Adopted)>,
+    /// What the lab network did to the packets of instances, as the receipts that count say, by instance.
+    pub networked: Vec<Networked>,
     /// What was done to it on purpose, by the lablets that say so, in the order in which it was due.
     pub faults: Vec<(PeerId, FaultDone)>,
     /// How far lablets were from each other before the start, by the one that measured; only where delays were to hide it.
@@ -81,6 +84,33 @@ impl Verification {
     /// Returns whether the result is what it says.
     pub fn is_good(&self) -> bool {
         self.problems.is_empty()
+    }
+}
+
+/// What the lab network did to the packets of one attempt of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Networked {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its attempt, from one.
+    pub attempt: u32,
+    /// Where it was.
+    pub lablet: PeerId,
+    /// By which runner.
+    pub runner: String,
+    /// What it was.
+    pub used: NetworkUse,
+}
+
+impl Networked {
+    fn of(receipt: &Receipt) -> Option<Networked> {
+        Some(Networked {
+            used: receipt.network.clone()?,
+            instance: receipt.instance.clone(),
+            attempt: receipt.attempt,
+            lablet: receipt.lablet.clone(),
+            runner: receipt.runner.clone(),
+        })
     }
 }
 
@@ -151,6 +181,8 @@ pub fn verify(
         .filter_map(|signed| Some((signed.body.instance.clone(), signed.body.adopted.clone()?)))
         .collect();
     adopted.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut networked: Vec<_> = receipts.iter().filter_map(|signed| Networked::of(&signed.body)).collect();
+    networked.sort_by(|a, b| (&a.instance, a.attempt).cmp(&(&b.instance, b.attempt)));
     let Told { facts, successors, faults, mut ways } = check.log();
     ways.sort();
     check.leader(&receipts, &successors);
@@ -177,6 +209,7 @@ pub fn verify(
         lablets,
         interventions,
         adopted,
+        networked,
         faults,
         ways,
         problems: problems.into_list(),

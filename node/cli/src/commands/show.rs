@@ -1,6 +1,7 @@
 //! `iptl show`: a summary of anything that has a CID; a result is verified on the way.
 
 mod against;
+mod links;
 mod objects;
 mod result;
 
@@ -17,7 +18,7 @@ use crate::node;
 /// Shows what is behind a CID; of a result, everything is fetched and verified first.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  iptl show last\n  iptl show last --against bafyrei…\n  iptl show bafyrei… --peer /ip4/10.0.0.7/tcp/4001/p2p/12D3KooW…"
+    after_help = "Examples:\n  iptl show last\n  iptl show last --links\n  iptl show last --against bafyrei…\n  iptl show bafyrei… --peer /ip4/10.0.0.7/tcp/4001/p2p/12D3KooW…"
 )]
 pub struct Args {
     /// CID or name, with a path below it where wanted
@@ -26,6 +27,9 @@ pub struct Args {
     /// Another result: what both measured, side by side
     #[arg(long, value_name = "RESULT")]
     against: Option<String>,
+    /// Of a result, what every link really did: packets, losses, delays asked for and measured, lateness
+    #[arg(long, conflicts_with = "against")]
+    links: bool,
     #[command(flatten)]
     sources: Sources,
 }
@@ -52,7 +56,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         }
         return match node {
             Node::Result(node) | Node::FormerResult(FormerResult(node)) => {
-                result::show(ctx, client, cid, &node, &args.sources).await
+                result::show(ctx, client, cid, &node, &args.sources, args.links).await
             }
             other => {
                 objects::show(ctx, &cid, &other, &block);

@@ -1,6 +1,6 @@
 //! Summaries of the lab's nodes other than results.
 
-use iptl_dag::model::{FormerResult, Node, ParamKind, Plan, Run};
+use iptl_dag::model::{FormerResult, Network, Node, ParamKind, Plan, Run};
 use iptl_dag::{Block, Cid, codec};
 use serde_json::{Value, json};
 
@@ -167,6 +167,11 @@ fn run_lines(cid: &Cid, run: &Run) -> Vec<String> {
         lines.push(format!("  group   {name}  {}  workload {}", group.count, ui::short(&group.workload)));
     }
     lines.extend(run.params.iter().map(|(name, value)| format!("  param   {name} = {value}")));
+    lines.push(match &run.network {
+        Network::Clean => "network   clean".to_owned(),
+        Network::Model(cid) => format!("network   {cid}"),
+    });
+    lines.extend(run.faults.iter().map(|cid| format!("  faults  {cid}")));
     lines.extend(run.thresholds.iter().map(|t| format!("  passes  {}", t)));
     lines
 }

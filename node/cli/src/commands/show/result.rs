@@ -58,7 +58,16 @@ pub(super) async fn look(
 }
 
 /// Fetches and verifies a result and shows it; exits 1 where it does not verify.
-pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, sources: &Sources) -> Result {
+///
+/// What links did is shown where there are few, and where `links` asks for it.
+pub async fn show(
+    ctx: &Context,
+    client: Client,
+    cid: Cid,
+    result: &ResultNode,
+    sources: &Sources,
+    links: bool,
+) -> Result {
     let Looked { verified, plan, report } = look(ctx, &client, cid, result, sources).await?;
     let (run, outcome, attestation) = (&verified.run, &verified.outcome, &verified.attestation);
     let sound = verified.is_good();
@@ -119,7 +128,8 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
                 "verified": sound, "problems": verified.problems, "signatures": verified.signatures_good,
                 "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
                 "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
-                "files_equal": verified.files_equal, "interventions": interventions, "faults": faults, "ways": ways, "adopted": adopted,
+                "files_equal": verified.files_equal, "interventions": interventions, "faults": faults, "ways": ways,
+                "adopted": adopted, "links": super::links::to_json(&verified.networked),
                 "attempts": attestation.body.attempts, "ended_early": attestation.body.ended_early,
                 "fail_fast": outcome.fail_fast, "losses": outcome.losses,
                 "fetch": fetch::report_json(&report),
@@ -202,6 +212,7 @@ pub async fn show(ctx: &Context, client: Client, cid: Cid, result: &ResultNode, 
         if verified.adopted.len() > MAX_TOUCHED {
             ctx.answer(format!("adopted   and {} more instances", verified.adopted.len() - MAX_TOUCHED));
         }
+        super::links::lines(&verified.networked, links, &name_of).into_iter().for_each(|line| ctx.answer(line));
         for reason in &body.inconclusive {
             ctx.answer(format!("unclear   {reason}"));
         }
