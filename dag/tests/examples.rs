@@ -53,6 +53,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("faults".into(), faults().into()),
         ("faults-that-pause".into(), pauses().into()),
         ("faults-of-addresses-and-clocks".into(), moves().into()),
+        ("faults-that-leave-nothing".into(), crashes().into()),
         ("network-of-both-families".into(), NetworkModel { ip: IpModel::Both, ..network() }.into()),
         ("network-of-ipv6".into(), NetworkModel { ip: IpModel::Ipv6, ..network() }.into()),
         ("plan-with-faults".into(), plan_with_faults().into()),
@@ -770,9 +771,19 @@ fn faults() -> FaultSchedule {
             fault(5_000, 60_000, Fault::Link { access: "dsl".into(), up: link, down: LinkModel::default() }),
             fault(6_000, 0, Fault::Delay { from: "east".into(), to: "west".into(), delay_us: 90_000 }),
             fault(7_000, 0, Fault::Rebind { who: east() }),
-            fault(30_000, 30_000, Fault::Crash { who: target(Some("peers"), None, 100_000), restart_ms: 1_000 }),
+            fault(30_000, 30_000, crash(target(Some("peers"), None, 100_000), false)),
         ],
     }
+}
+
+fn crash(who: FaultTarget, anew: bool) -> Fault {
+    Fault::Crash { who, restart_ms: 1_000, files_lost: anew, new_address: anew }
+}
+
+fn crashes() -> FaultSchedule {
+    let who = || FaultTarget { group: Some("peers".into()), region: None, share_ppm: 100_000 };
+    let fault = |at_ms, fault| ScheduledFault { at_ms, every_ms: 30_000, fault };
+    FaultSchedule { faults: vec![fault(1_000, crash(who(), true)), fault(2_000, crash(who(), false))] }
 }
 
 fn moves() -> FaultSchedule {

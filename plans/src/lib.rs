@@ -2,10 +2,11 @@
 //!
 //! [`parse`] reads a `plan.toml` into a [`Manifest`] or a list of [`Diagnostic`]s with places and suggestions, all
 //! that one pass can see; [`Manifest::to_plan`] makes the plan's node, [`make_run`] a run of it with somebody's
-//! choices; [`explain`] has the long text of every code; [`scaffold`] has the files of a new plan. `docs/spec/plan-manifest.md` is the format's page.
+//! choices, some of which may stand in files ([`network_in`], [`faults_in`]); [`explain`] has the long text of every code; [`scaffold`] has the files of a new plan. `docs/spec/plan-manifest.md` is the format's page.
 //!
 //! Nothing here reads a file: the caller brings the text. Building workloads is the command line's work.
 
+mod beside;
 mod codes;
 mod diagnostic;
 mod manifest;
@@ -16,6 +17,7 @@ mod scaffold;
 mod section;
 mod units;
 
+pub use beside::{clean_network, faults_in, network_in, unfit_faults};
 pub use codes::{CODES, explain};
 pub use diagnostic::{Diagnostic, Related};
 pub use manifest::{

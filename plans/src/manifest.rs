@@ -83,6 +83,19 @@ pub enum ToPlanError {
 ///
 /// Returns every mistake, sorted by place; there is at least one.
 pub fn parse(source: &str, file: &str) -> Result<Manifest, Vec<Diagnostic>> {
+    document(source, file, |sink, document| read(sink, document, file))
+}
+
+/// Reads a document of TOML; none of it where that notes no mistake is a bug of `read`.
+///
+/// # Errors
+///
+/// Returns every mistake, sorted by place; there is at least one.
+pub(crate) fn document<T>(
+    source: &str,
+    file: &str,
+    read: impl FnOnce(&mut Sink, &Section<'_>) -> Option<T>,
+) -> Result<T, Vec<Diagnostic>> {
     if source.len() > MAX_MANIFEST_BYTES {
         return Err(vec![Diagnostic::new(codes::TOO_LARGE, 0..0, format!("{file} is larger than any manifest")).help(
             format!(
@@ -112,14 +125,16 @@ pub fn parse(source: &str, file: &str) -> Result<Manifest, Vec<Diagnostic>> {
             sink.push(Diagnostic::new(codes::SYNTAX, span, "this is not TOML").label(message));
         }
     }
-    let manifest = if broken { None } else { read(&mut sink, &table, file) };
+    // What is missing from the document as a whole is shown at its start.
+    let document = Section::new(String::new(), 0..1, table.get_ref());
+    let found = if broken { None } else { read(&mut sink, &document) };
     for diagnostic in &mut sink.found {
         let related = diagnostic.related.iter_mut().map(|related| &mut related.span);
         related.chain([&mut diagnostic.span]).for_each(|span| *span = within(source, span));
     }
     sink.found.sort_by(|a, b| (a.span.start, a.code).cmp(&(b.span.start, b.code)));
-    match manifest {
-        Some(manifest) if sink.found.is_empty() => Ok(manifest),
+    match found {
+        Some(found) if sink.found.is_empty() => Ok(found),
         _ => Err(sink.found),
     }
 }
@@ -133,18 +148,16 @@ fn within(source: &str, span: &Range<usize>) -> Range<usize> {
 }
 
 /// Reads the document; none where a part is missing without which there is no plan (which is then noted).
-fn read(sink: &mut Sink, table: &toml::Spanned<DeTable<'_>>, file: &str) -> Option<Manifest> {
-    // What is missing from the document as a whole is shown at its start.
-    let document = Section::new(String::new(), 0..1, table.get_ref());
+fn read(sink: &mut Sink, document: &Section<'_>, file: &str) -> Option<Manifest> {
     document.only(sink, &["plan", "workloads", "cases", "network", "networks", "faults"]);
 
-    let (name, version, description) = head(sink, &document);
-    let workloads = workloads(sink, &document);
+    let (name, version, description) = head(sink, document);
+    let workloads = workloads(sink, document);
     let mut files = BTreeMap::new();
-    let named_networks = network::named(sink, &document);
+    let named_networks = network::named(sink, document);
     let of_plan = document.get("network").and_then(|node| network::read(sink, "network", node, &named_networks));
     let shared = Shared { named: &named_networks, of_plan: of_plan.as_ref(), faults: document.get("faults") };
-    let Cases { cases, networks, faults } = cases(sink, &document, &workloads, &shared, &mut files);
+    let Cases { cases, networks, faults } = cases(sink, document, &workloads, &shared, &mut files);
     // A network of the whole plan may place groups that only some cases have.
     let groups: Vec<&str> = cases.values().flat_map(|case| case.groups.keys()).map(String::as_str).collect();
     let placed = named_networks.values().flatten().chain(match &of_plan {
@@ -345,19 +358,16 @@ impl Manifest {
     }
 
     /// Returns a network by name for the groups of a case: one of the plan, or one that everybody has; none is the
-    /// clean network.
+    /// clean network, which is one all the same where there are `faults`.
     ///
     /// # Errors
     ///
     /// Returns the mistake where there is none of that name. A case that is not there has no groups.
-    pub fn network(&self, name: &str, case: &str) -> Result<Option<NetworkModel>, Box<Diagnostic>> {
+    pub fn network(&self, name: &str, case: &str, faults: bool) -> Result<Option<NetworkModel>, Box<Diagnostic>> {
         let groups = self.cases.get(case).into_iter().flat_map(|case| case.groups.keys()).map(String::as_str);
         match self.own_networks.get(name) {
             Some(described) => Ok(Some(described.of_groups(groups))),
-            None => {
-                let faults = self.faults.contains_key(case);
-                network::by_name(name, groups, faults, self.own_networks.keys().map(String::as_str))
-            }
+            None => network::by_name(name, groups, faults, self.own_networks.keys().map(String::as_str)),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::section::{Located, Node, Section, Sink, out_of_range, quantity, strin
 use crate::{names, units};
 
 pub use fault::summary as fault_summary;
-pub(crate) use fault::{Stage, read_all as read_faults};
+pub(crate) use fault::{Stage, no_fit, read_all as read_faults};
 
 /// Word for a network without delay, loss and limits.
 pub const CLEAN: &str = "clean";
@@ -84,6 +84,11 @@ pub(crate) fn unknown_group<'a>(
             .label("unknown group")
             .maybe_help(suggestion(name, known)),
     );
+}
+
+/// Returns the network in which nothing is slow or lost, for some groups, as one to which faults can be done.
+pub(crate) fn clean<'a>(groups: impl IntoIterator<Item = &'a str>) -> NetworkModel {
+    Described::clean().of_groups(groups)
 }
 
 fn shipped(name: &str) -> Option<Described> {

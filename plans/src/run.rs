@@ -35,6 +35,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// Network; none means that of the case.
     pub network: Option<Network>,
+    /// Faults, as schedules; none means those of the case.
+    pub faults: Option<Vec<Cid>>,
     /// Instances whose links are captured.
     pub captures: BTreeSet<InstanceId>,
     /// Whether ways between lablets may be longer than delays, whatever the case says.
@@ -49,6 +51,7 @@ impl Default for RunOptions {
             params: BTreeMap::new(),
             seed: DEFAULT_SEED,
             network: None,
+            faults: None,
             captures: BTreeSet::new(),
             slow_ways: false,
         }
@@ -83,7 +86,7 @@ pub fn make_run(
         seed: options.seed,
         engine: case.engine,
         network: options.network.clone().unwrap_or_else(|| case.network.clone()),
-        faults: case.faults.clone(),
+        faults: options.faults.clone().unwrap_or_else(|| case.faults.clone()),
         loss: LossPolicy {
             max_lost_ppm: case.max_lost_ppm,
             max_lost: case.max_lost,

@@ -176,10 +176,10 @@ fn a_network_belongs_to_the_case_that_has_it_and_else_to_all() {
     assert!(!manifest.networks.contains_key("plain"));
     assert_eq!(manifest.cases["plain"].network, Network::Clean);
     assert_eq!(manifest.network_blocks().len(), 2);
-    let chosen = manifest.network("near", "default").unwrap().unwrap();
+    let chosen = manifest.network("near", "default", false).unwrap().unwrap();
     assert_eq!(chosen.groups["peer"].sites.len(), 1);
-    assert_eq!(manifest.network("clean", "default"), Ok(None));
-    let unknown = manifest.network("naer", "default").unwrap_err();
+    assert_eq!(manifest.network("clean", "default", false), Ok(None));
+    let unknown = manifest.network("naer", "default", false).unwrap_err();
     assert_eq!((unknown.code, unknown.help.as_deref()), ("E0314", Some("did you mean `near`?")));
 }
 
@@ -413,7 +413,7 @@ fn faults_of_a_clean_network_have_one_to_happen_in() {
     let manifest = read(&format!("[[faults]]\nat = \"1s\"\n{sides}")).unwrap();
     let model = &manifest.networks["default"];
     assert_eq!((model.regions.len(), &model.delays_us), (1, &vec![vec![0]]));
-    assert_eq!(manifest.network("clean", "default").unwrap().as_ref(), Some(model));
+    assert_eq!(manifest.network("clean", "default", true).unwrap().as_ref(), Some(model));
 }
 
 #[test]
@@ -462,6 +462,31 @@ fn clocks_that_cannot_jump_are_refused() {
     refuses(&of("group = \"boxes\", "), "E0323", "\"boxes\"", "instances of `boxes` have the clock of their machine");
     refuses(&of(""), "E0323", "{ forward = \"1s\" }", "name a group of components");
     assert!(read(&of("group = \"peer\", ")).is_ok());
+}
+
+#[test]
+fn what_a_crash_takes_with_it_is_said_by_words() {
+    let crash =
+        |more: &str| format!("[[faults]]\nevery = \"30s\"\ncrash = {{ group = \"peer\", share = \"10%\"{more} }}");
+    let first = |manifest: &str| {
+        let manifest = read(manifest).unwrap_or_else(|found| panic!("{found:?}"));
+        manifest.faults["default"][0].faults[0].clone()
+    };
+    let usual = first(&crash(""));
+    assert_eq!(fault_summary(&usual), "every 30s: crash of 10% of peer, restart after 1s");
+    assert_eq!(first(&crash(", files = \"kept\", address = \"kept\"")), usual);
+    let anew = first(&crash(", files = \"lost\", address = \"new\""));
+    let says = "every 30s: crash of 10% of peer, restart after 1s without files at another address";
+    assert_eq!(fault_summary(&anew), says);
+    let Fault::Crash { files_lost: true, new_address: true, .. } = anew.fault else { panic!("{anew:?}") };
+    refuses(&crash(", files = \"los\""), "E0205", "\"los\"", "did you mean `lost`?");
+    refuses(&crash(", address = true"), "E0203", "true", "must be a string");
+    let boxes = "[workloads.box]\nrunner = \"docker\"\nbinary = \"box\"\n[cases.default.groups.boxes]\nworkload = \"box\"\n\
+                 count = 1\ncontainer = { writable = true }\n";
+    let lost = "[[faults]]\nat = \"1s\"\ncrash = { files = \"lost\" }";
+    refuses(&format!("{boxes}{lost}"), "E0323", "\"lost\"", "containers of `boxes` have `writable = true`");
+    let read_only = boxes.replace("true", "false");
+    assert!(read(&format!("{read_only}{lost}")).is_ok());
 }
 
 #[test]

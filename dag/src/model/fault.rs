@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::loss::is_default;
 use crate::model::network::LinkModel;
 
 /// What happens to a run, and when. Times count from the start of its cells.
@@ -75,6 +76,12 @@ pub enum Fault {
         who: FaultTarget,
         /// After how many milliseconds they start again.
         restart_ms: u64,
+        /// Whether what they had written is gone, as with a disk that is lost.
+        #[serde(default, skip_serializing_if = "is_default")]
+        files_lost: bool,
+        /// Whether they have other addresses from then on, and nobody has the old ones any more.
+        #[serde(default, skip_serializing_if = "is_default")]
+        new_address: bool,
     },
     /// Instances compute nothing for a while, as on a machine that sleeps or is overloaded, and go on.
     Pause {
@@ -83,6 +90,20 @@ pub enum Fault {
         /// For how many milliseconds.
         for_ms: u64,
     },
+}
+
+impl Fault {
+    /// Returns the instances to which something is done; none where it is done to the network between all.
+    pub fn who(&self) -> Option<&FaultTarget> {
+        match self {
+            Fault::Rebind { who }
+            | Fault::Address { who }
+            | Fault::Clock { who, .. }
+            | Fault::Crash { who, .. }
+            | Fault::Pause { who, .. } => Some(who),
+            Fault::Partition { .. } | Fault::Heal {} | Fault::Link { .. } | Fault::Delay { .. } => None,
+        }
+    }
 }
 
 /// Some instances.

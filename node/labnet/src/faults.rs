@@ -100,6 +100,8 @@ pub enum Act {
     Crash {
         /// In nanoseconds.
         restart_ns: u64,
+        /// Whether what they had written is gone then.
+        files_lost: bool,
     },
     /// Their wall clocks jump.
     Clock {
@@ -246,13 +248,7 @@ impl Faults {
                 happened(FaultKind::Rebind, hit)
             }
             Fault::Address { who } => {
-                let mut moved = Vec::new();
-                for (id, place) in self.chosen(&who, seed) {
-                    let node = place.node;
-                    let Some((before, now)) = engine.readdress(node) else { continue };
-                    let public = engine.topology().public_addrs(node).unwrap_or(now);
-                    moved.push(Moved { id: id.clone(), node, before, now, public });
-                }
+                let moved = self.readdress(&who, seed, engine);
                 let hit = moved.iter().map(|moved| moved.id.clone()).collect();
                 Happened { moved, ..happened(FaultKind::Address, hit) }
             }
@@ -260,10 +256,12 @@ impl Faults {
                 let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
                 Happened { act: Some(Act::Clock { by_ms }), ..happened(FaultKind::Clock, hit) }
             }
-            Fault::Crash { who, restart_ms } => {
+            Fault::Crash { who, restart_ms, files_lost, new_address } => {
                 let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
-                let act = Act::Crash { restart_ns: restart_ms.saturating_mul(1_000_000) };
-                Happened { act: Some(act), ..happened(FaultKind::Crash, hit) }
+                // While they are down nobody has either.
+                let moved = if new_address { self.readdress(&who, seed, engine) } else { Vec::new() };
+                let act = Act::Crash { restart_ns: restart_ms.saturating_mul(1_000_000), files_lost };
+                Happened { act: Some(act), moved, ..happened(FaultKind::Crash, hit) }
             }
             Fault::Pause { who, for_ms } => {
                 let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
@@ -271,6 +269,18 @@ impl Faults {
                 Happened { act: Some(act), ..happened(FaultKind::Pause, hit) }
             }
         })
+    }
+
+    /// Gives the instances that a target means other addresses; those for whom none is left keep theirs.
+    fn readdress(&self, who: &FaultTarget, seed: u64, engine: &mut Engine) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        for (id, place) in self.chosen(who, seed) {
+            let node = place.node;
+            let Some((before, now)) = engine.readdress(node) else { continue };
+            let public = engine.topology().public_addrs(node).unwrap_or(now);
+            moved.push(Moved { id: id.clone(), node, before, now, public });
+        }
+        moved
     }
 
     /// Returns the instances that a target means, as many as its share says, rounded.

@@ -86,7 +86,12 @@ impl World {
 
 #[test]
 fn faults_happen_in_the_order_of_their_times_and_again_where_they_are_to() {
-    let crash = Fault::Crash { who: target(Some("peers"), None, 100_000), restart_ms: 250 };
+    let crash = Fault::Crash {
+        who: target(Some("peers"), None, 100_000),
+        restart_ms: 250,
+        files_lost: false,
+        new_address: false,
+    };
     let mut world = world(vec![scheduled(40, 0, Fault::Heal {}), scheduled(10, 15, crash)]);
     assert_eq!(world.faults.poll_timeout(), Some(10 * MS));
     assert!(world.until(9).is_empty());
@@ -98,18 +103,23 @@ fn faults_happen_in_the_order_of_their_times_and_again_where_they_are_to() {
 #[test]
 fn what_is_to_be_done_to_instances_is_told() {
     let who = || target(Some("peers"), None, 10_000);
-    let crash = Fault::Crash { who: who(), restart_ms: 250 };
+    let crash = Fault::Crash { who: who(), restart_ms: 250, files_lost: false, new_address: false };
     let pause = Fault::Pause { who: who(), for_ms: 1_500 };
     let mut world = world(vec![scheduled(10, 0, crash), scheduled(20, 0, pause), scheduled(30, 0, Fault::Heal {})]);
     let mut next = || world.faults.advance(0, 30 * MS, &mut world.engine).map(|next| (next.what.name(), next.act));
-    assert_eq!(next(), Some(("crash", Some(Act::Crash { restart_ns: 250 * MS }))));
+    assert_eq!(next(), Some(("crash", Some(Act::Crash { restart_ns: 250 * MS, files_lost: false }))));
     assert_eq!(next(), Some(("pause", Some(Act::Pause { for_ns: 1_500 * MS }))));
     assert_eq!((next(), next()), (Some(("heal", None)), None));
 }
 
 #[test]
 fn a_share_hits_so_many_others_each_time_and_the_same_ones_everywhere() {
-    let crash = || Fault::Crash { who: target(Some("peers"), None, 100_000), restart_ms: 250 };
+    let crash = || Fault::Crash {
+        who: target(Some("peers"), None, 100_000),
+        restart_ms: 250,
+        files_lost: false,
+        new_address: false,
+    };
     let mut one = world(vec![scheduled(10, 10, crash())]);
     let mut other = world(vec![scheduled(10, 10, crash())]);
     let hits = one.until(40);

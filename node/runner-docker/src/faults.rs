@@ -103,7 +103,7 @@ impl Doing {
     pub(crate) fn begin(&mut self, act: Act, due_us: u64) -> Option<ToInit> {
         let due_us = |more_ns: u64| due_us.saturating_add(more_ns / 1_000);
         match act {
-            Act::Crash { restart_ns } if self.restart_at.is_none() => {
+            Act::Crash { restart_ns, files_lost: _ } if self.restart_at.is_none() => {
                 self.restart_at = Some((Deadline::now() + Duration::from_nanos(restart_ns), due_us(restart_ns)));
                 self.resume_at = None;
                 self.crashes += 1;

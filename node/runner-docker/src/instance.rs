@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iptl_dag::model::{Adopted, Exit, FaultDone, FaultKind, InstanceId, NetworkUse, Usage};
+use iptl_labnet::Act;
 use iptl_runner::files::{CellFiles, check_artifact_path};
 use iptl_runner::usage::cpu_milli;
 use iptl_runner::{CellEvent, Ended, InstanceSpec, SyncReply};
@@ -361,15 +362,23 @@ impl Instance {
             Some((act, due_us)) = self.acts.recv(), if life.ending.is_none() => {
                 if let Some(order) = life.doing.begin(act, due_us) {
                     self.tell_init(&order).await;
+                    if matches!(act, Act::Crash { files_lost: true, .. }) {
+                        self.tell_init(&ToInit::Empty(self.wanted.scratch())).await;
+                    }
                 }
                 None
             }
             over = life.doing.next(), if life.ending.is_none() => {
-                let (order, due) = match over {
-                    FaultKind::Restart => (ToInit::Start, life.doing.restart_at.take()),
-                    _ => (ToInit::Resume, life.doing.resume_at.take()),
+                let due = match over {
+                    FaultKind::Restart => {
+                        self.start_again().await;
+                        life.doing.restart_at.take()
+                    }
+                    _ => {
+                        self.tell_init(&ToInit::Resume).await;
+                        life.doing.resume_at.take()
+                    }
                 };
-                self.tell_init(&order).await;
                 if let Some((_, due_us)) = due {
                     self.fault_is_over(over, due_us).await;
                 }
@@ -456,7 +465,7 @@ impl Instance {
             }
             // Who has crashed is started when it is time.
             protocol::Phase::Held if life.doing.restart_at.is_some() => {}
-            protocol::Phase::Held => self.tell_init(&ToInit::Start).await,
+            protocol::Phase::Held => self.start_again().await,
             // What an earlier life of the lablet has paused, nobody else lets go on.
             protocol::Phase::Running if life.doing.resume_at.is_none() => self.tell_init(&ToInit::Resume).await,
             protocol::Phase::Running | protocol::Phase::Over => {}
@@ -561,6 +570,15 @@ impl Instance {
         life.kill_at = None;
         life.engine_kill_at = Some(Deadline::now() + KILL);
         self.tell_init(&ToInit::Kill).await;
+    }
+
+    /// Starts a workload that was crashed, with the addresses that it has now.
+    async fn start_again(&mut self) {
+        let moved = self.cell.network.upgrade().and_then(|network| network.moved(&self.id));
+        if let Some(addrs) = moved {
+            self.tell_init(&ToInit::Set(self.wanted.variables_at(addrs))).await;
+        }
+        self.tell_init(&ToInit::Start).await;
     }
 
     /// Says something to init; a connection that does not take it is given up.

@@ -46,5 +46,19 @@ pub use config::{Devices, DockerConfig, OwnerLimits, Unusable};
 pub use images::{Images, ImagesError};
 pub use runner::DockerRunner;
 
+/// Finds out who would make the devices of containers for a lablet of this user, for people.
+///
+/// Blocks for some milliseconds: it makes one, in a namespace of its own.
+///
+/// # Errors
+///
+/// Fails with what is wrong and what helps where nobody can: then containers have no network, and none is run.
+pub fn device_maker() -> Result<&'static str, Unusable> {
+    Ok(match network::maker(Devices::WhoeverMay)? {
+        network::Maker::Lablet => "this user makes the devices of containers",
+        network::Maker::Engine => "the engine makes the devices of containers, which takes a container for each",
+    })
+}
+
 /// The init program, as the build made it.
 const INIT: &[u8] = include_bytes!(env!("IPTL_INIT"));

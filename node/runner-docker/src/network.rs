@@ -26,11 +26,11 @@ use iptl_labnet_tun::{
 };
 use iptl_runner::capture::{self, Captures};
 use iptl_runner::files::CellFiles;
-use iptl_runner::{CellEvent, CellSpec, PrepareError};
+use iptl_runner::{CellEvent, CellSpec, InstanceSpec, PrepareError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::config::Devices;
+use crate::config::{Devices, Unusable};
 use crate::egress::{Carrier, Egress, Sockets};
 use crate::faults::Told;
 use crate::link::Door;
@@ -66,6 +66,8 @@ pub(crate) struct CellNetwork {
     described: bool,
     /// The addresses under which instances are known now.
     known: Mutex<BTreeMap<InstanceId, Addrs>>,
+    /// Addresses for themselves of those that have others than at the start.
+    moved: Mutex<BTreeMap<InstanceId, Addrs>>,
     /// What is to happen to it, until it begins.
     faults: Mutex<Option<Faults>>,
     /// Packets for other cells that found too many waiting.
@@ -112,7 +114,7 @@ pub(crate) struct Seat {
 impl Seat {
     /// Returns the network that the first of the addresses is part of: `10.0.0.0/8`.
     pub(crate) fn subnet(&self) -> String {
-        self.addrs.first().map(subnet).unwrap_or_default()
+        subnet_of(self.addrs)
     }
 
     fn interface(&self) -> Interface {
@@ -141,6 +143,11 @@ impl CellNetwork {
         let faults = faults.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
         if let Some(group) = stepped(spec) {
             let reason = format!("the clock of group `{group}` is to jump, and containers have that of their machine");
+            return Err(PrepareError::BadNetwork { reason });
+        }
+        if let Some(group) = unlosable(spec) {
+            let reason =
+                format!("files of group `{group}` are to be lost, and its containers write below a root that stays");
             return Err(PrepareError::BadNetwork { reason });
         }
         let egress = Egress::of(spec).map_err(|reason| PrepareError::BadNetwork { reason })?;
@@ -217,7 +224,7 @@ impl CellNetwork {
         for (node, id) in captured {
             network.capture(NodeId::from_index(node), capture::room(&files, &id), capture::ahead_of(now_ns()));
         }
-        let faults = Mutex::new(faults);
+        let (faults, moved) = (Mutex::new(faults), Mutex::default());
         let network = CellNetwork {
             network,
             maker,
@@ -225,6 +232,7 @@ impl CellNetwork {
             broken,
             described,
             known,
+            moved,
             faults,
             crowded_out,
             captures,
@@ -276,6 +284,13 @@ impl CellNetwork {
     pub(crate) fn note_moved(&self, moved: &[Moved]) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.extend(moved.iter().map(|moved| (moved.id.clone(), moved.public)));
+        let mut own = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        own.extend(moved.iter().map(|moved| (moved.id.clone(), moved.now)));
+    }
+
+    /// Returns the addresses that an instance has for itself, where they are others than at the start.
+    pub(crate) fn moved(&self, id: &InstanceId) -> Option<Addrs> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
     }
 
     /// Returns where programs look for servers of names, for `/etc/resolv.conf`: the lab's own, of the families that the
@@ -439,23 +454,23 @@ async fn beside(seat: Seat, at: &Place<'_>) -> Result<Device, String> {
 
 /// Returns a group of this cell whose clocks a fault wants to set.
 fn stepped(spec: &CellSpec) -> Option<&String> {
+    concerned(spec, |fault| matches!(fault, Fault::Clock { .. }), |_| true)
+}
+
+/// Returns a group of this cell whose containers are to lose files that are part of what they are made of.
+fn unlosable(spec: &CellSpec) -> Option<&String> {
+    let writable = |instance: &InstanceSpec| instance.container.as_ref().is_some_and(|c| c.settings.writable);
+    concerned(spec, |fault| matches!(fault, Fault::Crash { files_lost: true, .. }), writable)
+}
+
+/// Returns the group of an instance of this cell that a fault of some kind may hit.
+fn concerned(spec: &CellSpec, is_it: fn(&Fault) -> bool, may: fn(&InstanceSpec) -> bool) -> Option<&String> {
     let faults = spec.faults.iter().flat_map(|schedule| &schedule.faults);
-    let mut targets = faults.filter_map(|scheduled| match &scheduled.fault {
-        Fault::Clock { who, .. } => Some(&who.group),
-        Fault::Partition { .. }
-        | Fault::Heal {}
-        | Fault::Link { .. }
-        | Fault::Delay { .. }
-        | Fault::Rebind { .. }
-        | Fault::Address { .. }
-        | Fault::Crash { .. }
-        | Fault::Pause { .. } => None,
-    });
-    let of_cell = |group: &String| spec.instances.iter().any(|instance| instance.id.group == *group);
-    targets.find_map(|group| match group {
-        Some(group) => Some(group).filter(|group| of_cell(group)),
-        None => spec.instances.first().map(|instance| &instance.id.group),
-    })
+    let groups: Vec<_> = faults.filter(|scheduled| is_it(&scheduled.fault)).filter_map(|s| s.fault.who()).collect();
+    let hit = |instance: &&InstanceSpec| {
+        groups.iter().any(|who| who.group.as_ref().is_none_or(|group| *group == instance.id.group))
+    };
+    spec.instances.iter().filter(hit).find(|instance| may(instance)).map(|instance| &instance.id.group)
 }
 
 /// Tells packets for other cells, as long as there is somebody to be told.
@@ -490,6 +505,11 @@ fn hosts<'a>(instances: impl Iterator<Item = (&'a InstanceId, Addrs)>) -> String
     hosts
 }
 
+/// Returns the network that the first of some addresses is part of: `10.0.0.0/8`.
+pub(crate) fn subnet_of(addrs: Addrs) -> String {
+    addrs.first().map(subnet).unwrap_or_default()
+}
+
 /// Returns the network that an instance's address is part of.
 fn subnet(addr: IpAddr) -> String {
     let prefix = prefix_of(addr);
@@ -508,19 +528,32 @@ fn said(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Finds out who makes devices: this process where it may, and the engine otherwise.
-pub(crate) fn maker(devices: Devices) -> Maker {
+/// The device behind which the kernel makes others.
+const TUN: &str = "/dev/net/tun";
+
+/// Finds out who makes devices: this process where it may, and otherwise the engine.
+///
+/// # Errors
+///
+/// Fails where nobody can: then no container has a network.
+pub(crate) fn maker(devices: Devices) -> Result<Maker, Unusable> {
     let addrs = vec![(PRIVATE_ADDR.into(), prefix_of(PRIVATE_ADDR.into()))];
     let interface = Interface { name: DEVICE_NAME.to_owned(), addrs, mtu: 1500 };
     let may = || Namespace::empty().map_err(OpenError::Enter)?.open(&interface).map(drop);
-    match devices {
-        Devices::Engine => Maker::Engine,
-        Devices::WhoeverMay => match may() {
-            Ok(()) => Maker::Lablet,
-            Err(e) => {
-                tracing::info!(reason = said(&e), "the engine makes the devices of the lab network");
-                Maker::Engine
-            }
-        },
+    if devices == Devices::WhoeverMay {
+        match may() {
+            Ok(()) => return Ok(Maker::Lablet),
+            Err(e) => tracing::info!(reason = said(&e), "the engine makes the devices of the lab network"),
+        }
+    }
+    match std::fs::File::options().read(true).write(true).open(TUN) {
+        Ok(_) => Ok(Maker::Engine),
+        // Not for this user, which the engine is not.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(Maker::Engine),
+        Err(e) => Err(Unusable {
+            reason: format!("containers would have no network: {TUN}: {e}"),
+            fix: "load the kernel's driver: sudo modprobe tun    (at each boot: a line `tun` in /etc/modules-load.d/iptl.conf)"
+                .to_owned(),
+        }),
     }
 }

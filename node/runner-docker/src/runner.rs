@@ -89,7 +89,7 @@ impl DockerRunner {
             fix: format!("make {} writable for this user", config.dir.display()),
         })?;
         let devices = config.devices;
-        let maker = tokio::task::spawn_blocking(move || network::maker(devices)).await.unwrap_or(Maker::Engine);
+        let maker = tokio::task::spawn_blocking(move || network::maker(devices)).await.unwrap_or(Ok(Maker::Engine))?;
         let capacity = capacity::read(&config.limits);
         let inner = Inner {
             engine,

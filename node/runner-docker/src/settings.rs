@@ -13,12 +13,13 @@ use bollard::models::{
     ImageConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits,
 };
 use iptl_dag::model::{Container, Health};
+use iptl_labnet::Addrs;
 use iptl_labnet_tun::V6_SETTINGS;
 use iptl_runner::{CellSpec, InstanceSpec};
 use iptl_testground::Setting;
 
 use crate::config::OwnerLimits;
-use crate::network::Seat;
+use crate::network::{Seat, subnet_of};
 use crate::protocol::{EGRESS_VERB, HealthOrder, INIT_PATH, LAB_DIR, Order, Token};
 
 /// Weight of a container at the processors: the least that engines take, where everything else on a machine has 1024. A
@@ -31,6 +32,9 @@ const OUTPUTS: &str = "/outputs";
 
 /// Directory for what is thrown away, as a workload sees it.
 const TEMP: &str = "/tmp";
+
+/// Where shared memory has names, as every container has it.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Where programs look up names, and where they look for servers of names.
 const HOSTS: &str = "/etc/hosts";
@@ -75,6 +79,23 @@ pub(crate) struct Wanted {
     /// Bytes that it may write below its root, where it may at all.
     pub(crate) disk_bytes: Option<u64>,
     pub(crate) exec: bool,
+}
+
+impl Wanted {
+    /// Returns the directories in memory in which the workload keeps its files. What it leaves for the lab is none of them.
+    pub(crate) fn scratch(&self) -> Vec<String> {
+        let in_memory = self.body.host_config.iter().flat_map(|host| host.tmpfs.iter().flat_map(HashMap::keys));
+        let own = in_memory.filter(|path| *path != OUTPUTS).cloned();
+        own.chain([SHARED_MEMORY.to_owned()]).collect()
+    }
+
+    /// Returns the variables that tell a program its addresses, as `NAME=value`.
+    pub(crate) fn variables_at(&self, addrs: Addrs) -> Vec<String> {
+        let first = addrs.first().map(|addr| format!("IPTL_ADDR={addr}"));
+        let v6 = addrs.v6.map(|addr| format!("IPTL_ADDR6={addr}"));
+        let subnet = format!("TEST_SUBNET={}", subnet_of(addrs));
+        first.into_iter().chain(v6).chain([subnet]).collect()
+    }
 }
 
 /// What the runner decides about one container.

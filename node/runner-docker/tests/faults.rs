@@ -3,16 +3,22 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, Container, Exit, Fault, FaultSchedule, FaultTarget, IpModel, LinkModel, NetworkModel, ScheduledFault,
+    AccessClass, Container, DependenceModel, Exit, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork,
+    IpModel, LinkModel, NetworkModel, PortsModel, ScheduledFault, SiteShare,
 };
-use iptl_runner::contract::{Lab, instance};
-use iptl_runner::{CellSpec, Runner};
+use iptl_runner::contract::{Lab, Outcome, instance};
+use iptl_runner::{CellSpec, OutputStream, Runner};
 
 use crate::engine;
 use crate::support::{Bench, until, wrote};
 
 /// A cell with faults that happen once to all instances, or to a part of them.
 fn cell(bench: &Bench, args: &[&[&str]], faults: &[(u64, Fault)]) -> CellSpec {
+    cell_of(bench, &Container::usual(), args, faults)
+}
+
+/// The same of containers with these settings.
+fn cell_of(bench: &Bench, container: &Container, args: &[&[&str]], faults: &[(u64, Fault)]) -> CellSpec {
     let class = AccessClass { up: LinkModel::default(), down: LinkModel::default(), mtu: 1500 };
     let network = NetworkModel {
         ip: IpModel::default(),
@@ -24,11 +30,42 @@ fn cell(bench: &Bench, args: &[&[&str]], faults: &[(u64, Fault)]) -> CellSpec {
     let faults =
         faults.iter().map(|(at_ms, fault)| ScheduledFault { at_ms: *at_ms, every_ms: 0, fault: fault.clone() });
     let faults = vec![FaultSchedule { faults: faults.collect() }];
-    CellSpec { network: Some(network), faults, ..bench.cell(&Container::usual(), args) }
+    CellSpec { network: Some(network), faults, ..bench.cell(container, args) }
 }
 
 fn all() -> FaultTarget {
     FaultTarget { group: None, region: None, share_ppm: 1_000_000 }
+}
+
+fn crash(restart_ms: u64, files_lost: bool, new_address: bool) -> Fault {
+    Fault::Crash { who: all(), restart_ms, files_lost, new_address }
+}
+
+/// The same network with one of every two instances of the group behind a NAT, whose ports are drawn.
+fn one_behind_a_nat(network: NetworkModel) -> NetworkModel {
+    let nat = GatewayModel {
+        translates: true,
+        mapping: DependenceModel::Endpoint,
+        filtering: DependenceModel::AddressPort,
+        ports: PortsModel::Random,
+        hairpin: true,
+        inbound_refresh: false,
+        udp_timeout_ms: 300_000,
+        tcp_timeout_ms: 7_440_000,
+    };
+    let sites = [Vec::new(), vec![nat]].map(|gateways| SiteShare { weight: 1, gateways });
+    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into() };
+    NetworkModel { groups: BTreeMap::from([("g".to_owned(), group)]), ..network }
+}
+
+/// Checks what the instance behind a NAT has said whose mappings were forgotten.
+fn check_rebound(outcome: &Outcome) {
+    let lines = [0, 1].map(|index| outcome.lines(index, OutputStream::Out)).concat();
+    let [first, then, old, new] = lines.as_slice() else { panic!("{outcome:?}") };
+    let port = |line: &String| line.strip_prefix("seen as 172.16.0.1:").map(str::to_owned);
+    // The address of the NAT is what it was, and its ports are others.
+    assert!(port(first).is_some() && port(then).is_some() && port(first) != port(then), "{lines:?}");
+    assert_eq!((old.as_str(), new.as_str()), ("old mapping: nothing", "new mapping: heard"));
 }
 
 /// Returns the faults that an instance was told of, in their order.
@@ -42,7 +79,7 @@ fn told(left: &iptl_runner::files::LeftFiles) -> Vec<String> {
 #[tokio::test]
 async fn crashed_containers_start_again_with_their_address_and_their_files() {
     let bench = engine!();
-    let crash = |restart_ms| Fault::Crash { who: all(), restart_ms };
+    let crash = |restart_ms| crash(restart_ms, false, false);
     let cell = cell(&bench, &[&["lives"], &["lives"]], &[(500, crash(100)), (1_500, crash(0))]);
     let mut lab = Lab::prepare(&bench.runner, cell).await;
     lab.control.start().await;
@@ -62,9 +99,70 @@ async fn crashed_containers_start_again_with_their_address_and_their_files() {
 }
 
 #[tokio::test]
+async fn crashed_containers_lose_their_files_or_their_address_where_that_is_asked_for() {
+    let bench = engine!();
+    let mut container = Container::usual();
+    container.tmpfs.insert("/data".to_owned(), 1 << 20);
+    // What is written outlasts the first crash, not the second, and each further crash changes the address.
+    let moves = [3_000, 4_000, 5_000].map(|at_ms| (at_ms, crash(100, false, true)));
+    let faults = [&[(1_000, crash(100, false, false)), (2_000, crash(100, true, false))], &moves[..]].concat();
+    let mut cell = cell_of(&bench, &container, &[&["stores", "/data", "/tmp", "/dev/shm"]], &faults);
+    cell.network = cell.network.map(|network| NetworkModel { ip: IpModel::Both, ..network });
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "it has moved", |o| {
+        o.lines(0, OutputStream::Out).iter().any(|line| line.starts_with("198.18.0.3"))
+    })
+    .await;
+    lab.control.stop("seen".to_owned()).await;
+    let outcome = lab.finish().await;
+    let old = "10.0.0.1 fd69:7074:6c00::a00:1 10.0.0.0/8";
+    let moved = [1, 2, 3].map(|n| format!("198.18.0.{n} fd69:7074:6c00:1::c612:{n} 198.0.0.0/8"));
+    let lives = [
+        (old, "1 1 1", 1),
+        (old, "2 2 2", 2),
+        (old, "1 1 1", 3),
+        (&moved[0], "2 2 2", 4),
+        (&moved[1], "3 3 3", 5),
+        (&moved[2], "4 4 4", 6),
+    ];
+    let lives = lives.map(|(at, stored, outputs)| format!("{at} has {stored}, and {outputs} for the lab"));
+    assert_eq!(outcome.lines(0, OutputStream::Out), lives);
+    let ended = &outcome.ended[&instance(0)];
+    assert_eq!(told(&ended.left), ["crash", "restart"].repeat(5));
+    assert_eq!(ended.network.as_ref().unwrap().spoofed, 0);
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn files_of_a_writable_root_cannot_be_lost_and_that_is_said_before_anything_starts() {
+    let bench = engine!();
+    let container = Container { writable: true, ..Container::usual() };
+    let cell = cell_of(&bench, &container, &[&["succeed"]], &[(100, crash(100, true, false))]);
+    let refused = bench.runner.prepare(cell).await.err().expect("it was let through").to_string();
+    assert!(refused.contains("files of group `g` are to be lost"), "{refused}");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn mappings_of_a_nat_that_forgets_are_others_and_the_old_ones_lead_nowhere() {
+    let bench = engine!();
+    let faults = [(1_000, Fault::Rebind { who: all() })];
+    let mut cell = cell(&bench, &[&["mirror", "g-1"], &["mirror", "g-0"]], &faults);
+    cell.network = cell.network.map(one_behind_a_nat);
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "it is seen elsewhere", |o| !o.ended.is_empty()).await;
+    lab.control.stop("seen".to_owned()).await;
+    let outcome = lab.finish().await;
+    check_rebound(&outcome);
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn cell_that_is_stopped_while_its_containers_are_crashed_ends_at_once() {
     let bench = engine!();
-    let crash = Fault::Crash { who: all(), restart_ms: 50_000 };
+    let crash = crash(50_000, false, false);
     let cell = cell(&bench, &[&["lives"]], &[(300, crash)]);
     let events = cell.scratch.join("g/0/events.jsonl");
     let mut lab = Lab::prepare(&bench.runner, cell).await;
@@ -125,7 +223,7 @@ async fn container_that_gets_another_address_is_found_there_by_its_name() {
     until(&mut lab, "the other is done", |o| o.ended.contains_key(&instance(1))).await;
     lab.control.stop("seen".to_owned()).await;
     let outcome = lab.finish().await;
-    let lines = outcome.lines(1, iptl_runner::OutputStream::Out);
+    let lines = outcome.lines(1, OutputStream::Out);
     assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 }, "{lines:?}");
     // By the file of names and by the server of names, over IPv4 and over IPv6.
     assert_eq!(

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use iptl_dag::model::{
-    AccessClass, Exit, Fault, FaultKind, FaultSchedule, FaultTarget, InstanceId, IpModel, LinkModel, NetworkModel,
-    ScheduledFault,
+    AccessClass, DependenceModel, Exit, Fault, FaultKind, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork,
+    InstanceId, IpModel, LinkModel, NetworkModel, PortsModel, ScheduledFault, SiteShare,
 };
 use iptl_runner::contract::{Behaviour, Lab, Outcome, instance};
 use iptl_runner::{CellEvent, CellInput, CellSpec, OutputStream, PreparedCell};
@@ -289,14 +289,25 @@ async fn run_split(args: &[&str]) -> BTreeMap<u32, Vec<String>> {
 
 /// A cell with a fault in a network of both families, run until the given instance has ended.
 async fn with_faults(size: usize, args: &[&str], faults: Vec<ScheduledFault>, of: u32) -> (Outcome, Vec<FaultKind>) {
+    let network = NetworkModel { ip: IpModel::Both, ..apart(1_000) };
+    with_faults_in(network, size, args, faults, |outcome| outcome.ended.contains_key(&instance(of))).await
+}
+
+async fn with_faults_in(
+    network: NetworkModel,
+    size: usize,
+    args: &[&str],
+    faults: Vec<ScheduledFault>,
+    until: impl FnMut(&Outcome) -> bool,
+) -> (Outcome, Vec<FaultKind>) {
     let fixture = fixture();
     let dir = tempfile::tempdir().unwrap();
     let mut cell = cell(&fixture, dir.path(), size, args);
-    cell.network = Some(NetworkModel { ip: IpModel::Both, ..apart(1_000) });
+    cell.network = Some(network);
     cell.faults = vec![FaultSchedule { faults }];
     let mut lab = Lab::prepare(&*fixture.runner, cell).await;
     lab.control.start().await;
-    lab.until(|outcome| outcome.ended.contains_key(&instance(of))).await;
+    lab.until(until).await;
     lab.control.stop("it has ended".to_owned()).await;
     let outcome = lab.finish().await;
     fixture.runner.shutdown().await;
@@ -324,4 +335,56 @@ async fn wall_clock_jumps_and_time_goes_on() {
     let (outcome, kinds) = with_faults(1, &["clock"], vec![at(100, 2 * hour), at(600, -3 * hour)], 0).await;
     assert_eq!(outcome.lines(0, OutputStream::Out), ["120", "-60"], "{outcome:?}");
     assert_eq!(kinds, [FaultKind::Clock, FaultKind::Clock]);
+}
+
+#[tokio::test]
+async fn mappings_of_a_nat_that_forgets_are_others_and_the_old_ones_lead_nowhere() {
+    let fault = ScheduledFault { at_ms: 500, every_ms: 0, fault: Fault::Rebind { who: first() } };
+    let network = one_behind_a_nat(apart(1_000));
+    let (outcome, kinds) = with_faults_in(network, 2, &["mirror"], vec![fault], |o| !o.ended.is_empty()).await;
+    check_rebound(&outcome);
+    assert_eq!(kinds, [FaultKind::Rebind]);
+}
+
+#[tokio::test]
+async fn crashed_components_have_the_address_that_they_had_or_another_where_that_is_asked_for() {
+    let crash = |at_ms, new_address| {
+        let fault = Fault::Crash { who: first(), restart_ms: 100, files_lost: true, new_address };
+        ScheduledFault { at_ms, every_ms: 0, fault }
+    };
+    let faults = vec![crash(300, false), crash(800, true), crash(1_300, false)];
+    let network = NetworkModel { ip: IpModel::Both, ..apart(1_000) };
+    let lives = |outcome: &Outcome| outcome.lines(0, OutputStream::Out).len();
+    let (outcome, kinds) = with_faults_in(network, 1, &["where"], faults, |outcome| lives(outcome) == 4).await;
+    let old = "10.0.0.1 fd69:7074:6c00::a00:1, found at 10.0.0.1";
+    let new = "198.18.0.1 fd69:7074:6c00:1::c612:1, found at 198.18.0.1";
+    assert_eq!(outcome.lines(0, OutputStream::Out), [old, old, new, new]);
+    assert_eq!(kinds, [FaultKind::Crash, FaultKind::Restart].repeat(3));
+}
+
+/// The same network with one of every two instances of the group behind a NAT, whose ports are drawn.
+fn one_behind_a_nat(network: NetworkModel) -> NetworkModel {
+    let nat = GatewayModel {
+        translates: true,
+        mapping: DependenceModel::Endpoint,
+        filtering: DependenceModel::AddressPort,
+        ports: PortsModel::Random,
+        hairpin: true,
+        inbound_refresh: false,
+        udp_timeout_ms: 300_000,
+        tcp_timeout_ms: 7_440_000,
+    };
+    let sites = [Vec::new(), vec![nat]].map(|gateways| SiteShare { weight: 1, gateways });
+    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into() };
+    NetworkModel { groups: BTreeMap::from([("g".to_owned(), group)]), ..network }
+}
+
+/// Checks what the instance behind a NAT has said whose mappings were forgotten.
+fn check_rebound(outcome: &Outcome) {
+    let lines = [0, 1].map(|index| outcome.lines(index, OutputStream::Out)).concat();
+    let [first, then, old, new] = lines.as_slice() else { panic!("{outcome:?}") };
+    let port = |line: &String| line.strip_prefix("seen as 172.16.0.1:").map(str::to_owned);
+    // The address of the NAT is what it was, and its ports are others.
+    assert!(port(first).is_some() && port(then).is_some() && port(first) != port(then), "{lines:?}");
+    assert_eq!((old.as_str(), new.as_str()), ("old mapping: nothing", "new mapping: heard"));
 }

@@ -8,7 +8,7 @@ use toml::de::DeValue;
 
 use super::{access, duration_us, unknown, unknown_group};
 use crate::codes;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, quote};
 use crate::section::{Node, Section, Sink, quantity, wrong_type};
 use crate::units;
 
@@ -38,6 +38,19 @@ pub(crate) struct Stage<'a> {
     pub(crate) groups: &'a BTreeMap<String, GroupSpec>,
     /// Names of workloads that are images.
     pub(crate) images: BTreeSet<&'a str>,
+}
+
+impl<'a> Stage<'a> {
+    /// Returns whether a group has containers.
+    fn has_containers(&self, group: &GroupSpec) -> bool {
+        self.images.contains(group.workload.as_str())
+    }
+
+    /// Returns the groups of which a target may mean instances.
+    fn concerned(&self, who: &FaultTarget) -> impl Iterator<Item = (&'a String, &'a GroupSpec)> {
+        let wanted = who.group.clone();
+        self.groups.iter().filter(move |(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == *name))
+    }
 }
 
 /// Reads an array of faults.
@@ -133,10 +146,7 @@ fn read(sink: &mut Sink, section: &Section<'_>, stage: &Stage<'_>) -> Vec<Schedu
             pause.into_iter().map(|fault| (0, fault)).collect()
         }
         _ => {
-            let crash = target(sink, &path, node, stage, &["restart"]).map(|(who, section)| {
-                let restart = section.duration_ms(sink, "restart", 0, MAX_TIME_MS);
-                Fault::Crash { who, restart_ms: restart.map_or(DEFAULT_RESTART_MS, |restart| restart.value) }
-            });
+            let crash = crash(sink, &path, node, stage);
             crash.into_iter().map(|fault| (0, fault)).collect()
         }
     };
@@ -209,10 +219,7 @@ fn target<'a>(
 /// Reads a jump of clocks, which components have and containers do not: theirs is that of their machine.
 fn clock(sink: &mut Sink, path: &str, node: &Node<'_>, stage: &Stage<'_>) -> Option<Fault> {
     let (who, section) = target(sink, path, node, stage, &["forward", "back"])?;
-    let image = stage.groups.iter().find(|(name, group)| {
-        who.group.as_ref().is_none_or(|wanted| wanted == *name) && stage.images.contains(group.workload.as_str())
-    });
-    if let Some((name, _)) = image {
+    if let Some((name, _)) = stage.concerned(&who).find(|(_, group)| stage.has_containers(group)) {
         let span = section.get("group").map_or_else(|| node.span(), |group| group.span());
         sink.push(
             shape(span, path, "wants to set the clocks of containers")
@@ -236,6 +243,32 @@ fn clock(sink: &mut Sink, path: &str, node: &Node<'_>, stage: &Stage<'_>) -> Opt
             None
         }
     }
+}
+
+/// Reads a crash, after which instances are what they were but for their memory, unless it says otherwise.
+fn crash(sink: &mut Sink, path: &str, node: &Node<'_>, stage: &Stage<'_>) -> Option<Fault> {
+    let (who, section) = target(sink, path, node, stage, &["restart", "files", "address"])?;
+    let restart = section.duration_ms(sink, "restart", 0, MAX_TIME_MS);
+    let files_lost = section.word(sink, "files", &[("kept", false), ("lost", true)]);
+    let new_address = section.word(sink, "address", &[("kept", false), ("new", true)]);
+    let is_writable = |group: &GroupSpec| {
+        stage.has_containers(group) && group.container.as_ref().is_some_and(|container| container.writable)
+    };
+    if let Some(lost) = files_lost.as_ref().filter(|lost| lost.value)
+        && let Some((name, _)) = stage.concerned(&who).find(|(_, group)| is_writable(group))
+    {
+        sink.push(
+            shape(lost.span.clone(), path, "cannot lose the files of a writable root")
+                .label(format!("containers of `{name}` have `writable = true`"))
+                .help("have them write below `tmpfs`, which is emptied, or name a group whose root is read-only"),
+        );
+    }
+    Some(Fault::Crash {
+        who,
+        restart_ms: restart.map_or(DEFAULT_RESTART_MS, |restart| restart.value),
+        files_lost: files_lost.is_some_and(|lost| lost.value),
+        new_address: new_address.is_some_and(|new| new.value),
+    })
 }
 
 fn check_region(sink: &mut Sink, name: &str, span: Range<usize>, stage: &Stage<'_>) {
@@ -285,6 +318,49 @@ fn delay(sink: &mut Sink, path: &str, node: &Node<'_>, stage: &Stage<'_>) -> Vec
     std::iter::once(there).chain(back).collect()
 }
 
+/// Notes regions, access classes and groups that faults name and a run does not have.
+pub(crate) fn no_fit<'a>(
+    faults: impl IntoIterator<Item = &'a ScheduledFault>,
+    network: &NetworkModel,
+    groups: &BTreeMap<String, GroupSpec>,
+) -> Vec<Diagnostic> {
+    let mut named: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for ScheduledFault { fault, .. } in faults {
+        let mut targets: Vec<&FaultTarget> = fault.who().into_iter().collect();
+        match fault {
+            Fault::Partition { sides } => targets.extend(sides.iter().flatten()),
+            Fault::Link { access, .. } => named.extend([("access class", access.as_str())]),
+            Fault::Delay { from, to, .. } => named.extend([("region", from.as_str()), ("region", to.as_str())]),
+            Fault::Heal {}
+            | Fault::Rebind { .. }
+            | Fault::Address { .. }
+            | Fault::Clock { .. }
+            | Fault::Crash { .. }
+            | Fault::Pause { .. } => {}
+        }
+        for target in targets {
+            named.extend(target.region.as_deref().map(|region| ("region", region)));
+            named.extend(target.group.as_deref().map(|group| ("group", group)));
+        }
+    }
+    let mut sink = Sink::default();
+    for (what, name) in named {
+        let known: Vec<&str> = match what {
+            "region" => network.regions.iter().map(String::as_str).collect(),
+            "group" => groups.keys().map(String::as_str).collect(),
+            _ => network.access.keys().map(String::as_str).collect(),
+        };
+        if !known.contains(&name) {
+            let message = format!("a fault names {what} {}, which the run does not have", quote(name));
+            sink.push(
+                Diagnostic::new(codes::UNKNOWN_PLACE, 0..0, message)
+                    .help("take a network that has it, or other faults: `--faults FILE`, `--faults none`"),
+            );
+        }
+    }
+    sink.found
+}
+
 /// Says in a line for people what happens and when: `at 10s: partition of 2 sides`.
 pub fn summary(scheduled: &ScheduledFault) -> String {
     let ScheduledFault { at_ms, every_ms, fault } = scheduled;
@@ -312,8 +388,10 @@ pub fn summary(scheduled: &ScheduledFault) -> String {
             let way = if *by_ms < 0 { "back" } else { "forward" };
             format!("clocks of {} jump {way} by {}", who(target), units::show_ms(by_ms.unsigned_abs()))
         }
-        Fault::Crash { who: target, restart_ms } => {
-            format!("crash of {}, restart after {}", who(target), units::show_ms(*restart_ms))
+        Fault::Crash { who: target, restart_ms, files_lost, new_address } => {
+            let files = if *files_lost { " without files" } else { "" };
+            let address = if *new_address { " at another address" } else { "" };
+            format!("crash of {}, restart after {}{files}{address}", who(target), units::show_ms(*restart_ms))
         }
         Fault::Pause { who: target, for_ms } => format!("pause of {} for {}", who(target), units::show_ms(*for_ms)),
     };

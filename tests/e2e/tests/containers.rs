@@ -24,6 +24,7 @@ macro_rules! engine {
 
 mod busy;
 mod egress;
+mod faults;
 mod network;
 mod random_deaths;
 mod restarts;

@@ -7,7 +7,7 @@ use iptl_e2e::{Home, Lab, Output, repository};
 use serde_json::{Value, json};
 
 /// Writes a plan that runs `ping` over a network, and returns its folder.
-fn ping_over(dir: &Path, network: &str) -> PathBuf {
+pub(super) fn ping_over(dir: &Path, network: &str) -> PathBuf {
     let dir = dir.join("plan");
     std::fs::create_dir_all(&dir).unwrap();
     let program = repository().join("plans/ping/target/wasm32-wasip2/release/ping.wasm");
@@ -47,7 +47,7 @@ stat = "p50"
 below = "140ms"
 "#;
 
-fn run_local(home: &Home, plan: &Path, more: &[&str]) -> Output {
+pub(super) fn run_local(home: &Home, plan: &Path, more: &[&str]) -> Output {
     let plan = plan.display().to_string();
     home.run(&[&["run", &plan, "--no-build", "--local"], more].concat())
 }
@@ -57,7 +57,7 @@ fn run_local(home: &Home, plan: &Path, more: &[&str]) -> Output {
 pub(super) const SILENCE: &str = "silence=2500ms";
 
 /// Fetches the files of a result and returns the events of its instances.
-fn events(home: &Home, result: &str, instances: u32) -> Vec<String> {
+pub(super) fn events(home: &Home, result: &str, instances: u32) -> Vec<String> {
     let out = home.path().join("out");
     let local = home.path().join("local").display().to_string();
     home.run(&["get", &format!("{result}/files"), "-o", &out.display().to_string(), "--home", &local]).exits(0);
@@ -66,7 +66,7 @@ fn events(home: &Home, result: &str, instances: u32) -> Vec<String> {
 }
 
 /// Verifies a result and returns the bodies of its receipts, and on how many lablets they were.
-fn receipts(lab: &Lab, result: &Value) -> (Vec<Value>, usize) {
+pub(super) fn receipts(lab: &Lab, result: &Value) -> (Vec<Value>, usize) {
     let result = result.as_str().expect("a result");
     assert_eq!(lab.run(&["show", result, "--json"]).exits(0).json()["verified"], true);
     let shards = lab.run(&["dag", "get", &format!("{result}/attestation/body/receipts")]).exits(0).json();
@@ -112,20 +112,6 @@ fn a_partition_is_seen_by_instances_and_told_in_their_events() {
     assert_eq!(faults, ["partition", "heal"]);
     // Half of four are in the other region.
     assert_eq!((named("lost").len(), named("found").len()), (2, 2));
-}
-
-#[test]
-fn crashed_instances_start_again_with_their_address() {
-    let home = Home::new();
-    let crash = "[[faults]]\nat = \"1s\"\ncrash = { group = \"node\", share = \"50%\", restart = \"500ms\" }\n";
-    let plan = ping_over(home.path(), crash);
-    let options = ["-g", "node=2", "-p", "rounds=100", "-p", "interval=100ms", "-p", "patience=3s", "--json"];
-    let last = run_local(&home, &plan, &options).last_json();
-    let events = events(&home, last["result"].as_str().unwrap(), 2);
-    let crashed: Vec<&String> = events.iter().filter(|events| events.contains("iptl.fault")).collect();
-    let [crashed] = crashed.as_slice() else { panic!("one of two crashes: {events:?}") };
-    assert_eq!(crashed.matches("\"listening\"").count(), 2, "it listens again: {crashed}");
-    assert!(crashed.contains("\"fault\":\"restart\",\"due_us\":1500000"), "when it was due: {crashed}");
 }
 
 #[test]
@@ -214,6 +200,118 @@ at_least = "1s"
     let events = events(&home, last["result"].as_str().unwrap(), 2);
     let paused = events.iter().filter(|events| events.contains("\"fault\":\"pause\"")).count();
     assert_eq!(paused, 1, "{events:?}");
+}
+
+#[test]
+fn what_every_link_did_is_shown_of_a_result() {
+    let home = Home::new();
+    let plan = ping_over(home.path(), APART);
+    let last = run_local(&home, &plan, &["-g", "node=2", "-p", "rounds=5", "--json"]).exits(0).last_json();
+    let local = home.path().join("local").display().to_string();
+    let show =
+        |more: &[&str]| home.run(&[&["show", last["result"].as_str().unwrap(), "--home", &local], more].concat());
+    let shown = show(&["--json"]).exits(0).json();
+    let instances = shown["links"]["instances"].as_array().unwrap();
+    assert_eq!(instances.len(), 2, "{shown}");
+    for of in instances {
+        let names: Vec<_> = of["links"].as_array().unwrap().iter().map(|link| link["link"].clone()).collect();
+        assert_eq!(names, ["up", "down"], "{of}");
+        let did = &of["links"][0]["did"];
+        assert!(did["offered"].as_u64() > Some(10) && did["delivered"] == did["offered"], "{of}");
+        assert_eq!((&of["lost_by_lab"], &did["lost"]), (&json!(0), &json!(0)));
+    }
+    let [cell] = shown["links"]["cells"].as_array().unwrap().as_slice() else { panic!("one cell: {shown}") };
+    let across = &cell["across"];
+    assert_eq!(across["asked_ns"].as_u64().unwrap(), across["delivered"].as_u64().unwrap() * 50_000_000, "{cell}");
+    let timed: u64 = cell["lateness"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).sum();
+    assert!(timed > 0 && cell["late_ns"]["max"].as_u64() >= cell["late_ns"]["p50"].as_u64(), "{cell}");
+
+    // Few links are shown unasked, as the table that `--links` shows of many.
+    for more in [&[][..], &["--links"]] {
+        let text = show(more).exits(0).stdout;
+        let row =
+            |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        assert!(row("LINK").contains("DELIVERED") && row("node/1 down").contains(" 0 "), "{text}");
+        assert!(text.contains("between regions") && text.contains("50.000 ms"), "{text}");
+        assert!(row("late ").contains("99% by"), "{text}");
+    }
+    let clean =
+        run_local(&home, &plan, &["-g", "node=2", "--network", "clean", "-p", "rounds=5", "--json"]).last_json();
+    let text = home.run(&["show", clean["result"].as_str().unwrap(), "--links", "--home", &local]).exits(0).stdout;
+    assert!(text.contains("no packets were carried as such"), "{text}");
+}
+
+#[test]
+fn network_and_faults_of_a_run_are_those_of_a_file() {
+    let home = Home::new();
+    let plan = ping_over(home.path(), "");
+    let write = |name: &str, text: &str| {
+        let path = home.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let network =
+        "[network]\nregions = [\"here\", \"there\"]\ndelay = \"30ms\"\n\n[network.groups.node]\nnat = \"50%\"\n";
+    let faults = "[[faults]]\nat = \"300ms\"\ncrash = { group = \"node\", restart = \"100ms\", address = \"new\" }\n\n\
+                  [[faults]]\nevery = \"1s\"\ndelay = { from = \"here\", to = \"there\", is = \"90ms\" }\n";
+    let (both, network) = (write("both.toml", &format!("{network}\n{faults}")), write("network.toml", network));
+    let faults = write("faults.toml", faults);
+
+    // Shown before anything runs; equal choices are an equal run, however they are written.
+    let dry = |more: &[&str]| run_local(&home, &plan, &[&["-g", "node=2", "--dry-run", "--json"], more].concat());
+    let first = dry(&["--network", &network, "--faults", &faults]).exits(0).last_json();
+    assert!(first["network"]["says"].as_str().unwrap().contains("2 regions, 0ms to 30ms one way"), "{first}");
+    let says = first["faults"][0]["says"].as_array().unwrap();
+    assert_eq!(says.len(), 3, "a delay changes both ways: {first}");
+    assert_eq!(says[0], "at 300ms: crash of 100% of node, restart after 100ms at another address");
+    let again = dry(&["--network", &both, "--faults", &both]).exits(0).last_json();
+    assert_eq!(again["run"], first["run"]);
+    let by_cid = [first["network"]["cid"].as_str().unwrap(), first["faults"][0]["cid"].as_str().unwrap()];
+    let again = dry(&["--network", by_cid[0], "--faults", by_cid[1]]).exits(0).last_json();
+    assert_eq!(again["run"], first["run"]);
+    let none = dry(&["--network", &both, "--faults", "none"]).exits(0).last_json();
+    assert_eq!(none["faults"], json!([]));
+    assert_ne!(none["run"], first["run"]);
+    let text =
+        run_local(&home, &plan, &["-g", "node=2", "--dry-run", "--faults", &faults]).fails(2, "run.invalid").stderr;
+    assert!(text.contains("E0317") && text.contains("faults.toml") && text.contains("there is `everywhere`"), "{text}");
+
+    // And it happens.
+    let options =
+        ["-g", "node=2", "-p", "rounds=10", "-p", "patience=3s", "--network", &both, "--faults", &both, "--json"];
+    let last = run_local(&home, &plan, &options).last_json();
+    let events = events(&home, last["result"].as_str().unwrap(), 2);
+    assert!(events.iter().all(|events| events.contains("\"crash\"") && events.contains("\"restart\"")), "{events:?}");
+    let probed = home.run(&["net", "probe", &network, "--local", "--json"]).exits(0).json();
+    assert!(probed["links"].as_array().is_some_and(|links| links.len() >= 4), "{probed}");
+}
+
+#[test]
+fn files_with_a_network_or_faults_that_are_none_are_refused_with_their_place() {
+    let home = Home::new();
+    let plan = ping_over(home.path(), "");
+    let refused = |flag: &str, text: &str| {
+        let path = home.path().join("odd.toml");
+        std::fs::write(&path, text).unwrap();
+        let path = path.display().to_string();
+        run_local(&home, &plan, &["-g", "node=2", "--dry-run", flag, &path]).fails(2, "run.invalid").stderr
+    };
+    for (flag, text, code, says) in [
+        ("--network", "[network]\nregions = [\"a\", \"b\"]\ndelays = [[\"1ms\"]]\n", "E0315", "not square"),
+        ("--network", "[network]\n[network.groups.nod]\nnat = \"5%\"\n", "E0322", "did you mean `node`?"),
+        ("--network", "[[faults]]\nat = \"1s\"\nheal = true\n", "E0202", "the file has no `[network]`"),
+        ("--faults", "[network]\n", "E0202", "the file has no `[[faults]]`"),
+        ("--faults", "[[faults]]\nat = \"1s\"\ncrash = { files = \"gone\" }\n", "E0205", "`lost`"),
+        ("--faults", "[plan]\nname = \"x\"\n[[faults]]\nat = \"1s\"\nheal = true\n", "E0201", "no key `plan`"),
+        ("--faults", "[[faults]\n", "E0101", "not TOML"),
+    ] {
+        let shown = refused(flag, text);
+        assert!(shown.contains(code) && shown.contains(says) && shown.contains("odd.toml"), "{text}: {shown}");
+    }
+    let missing = run_local(&home, &plan, &["--faults", "./nowhere.toml"]).fails(2, "run.no-file");
+    assert!(missing.stderr.contains("nowhere.toml"), "{}", missing.stderr);
+    let named = run_local(&home, &plan, &["--faults", "storm"]).fails(2, "run.not-faults");
+    assert!(named.stderr.contains("write them into a file"), "{}", named.stderr);
 }
 
 #[test]
@@ -338,7 +436,7 @@ fn addresses_and_clocks_that_change_are_facts_of_the_log_and_events_of_instances
 }
 
 /// Counts what was done, each kind by its lablets, in the order in which it comes first.
-fn by_kind(done: &[Value]) -> Vec<(&str, usize)> {
+pub(super) fn by_kind(done: &[Value]) -> Vec<(&str, usize)> {
     let mut kinds: Vec<(&str, usize)> = Vec::new();
     for kind in done.iter().map(|done| done["fault"].as_str().unwrap()) {
         match kinds.iter_mut().find(|(known, _)| *known == kind) {

@@ -41,7 +41,7 @@ pub enum Command {
     after_help = "Examples:\n  iptl net probe --local\n  iptl net probe ./plans/split\n  iptl net probe bafyrei… --json"
 )]
 pub struct Args {
-    /// Name of a network that everybody has, folder with a plan.toml, or CID of a network or run
+    /// Name of a network that everybody has, folder with a plan.toml, file with `[network]`, or CID of a network or run
     #[arg(default_value = DEFAULT, value_name = "NETWORK|RUN")]
     network: String,
     /// Case of the plan, where it is a folder; else the first that has a network
@@ -106,6 +106,10 @@ async fn network(ctx: &Context, client: &Client, args: &Args) -> Result<NetworkM
     let clean = |what: &str| {
         Error::usage("net.clean", format!("{what} has a clean network: nothing is asked of it"), "name another network")
     };
+    if Path::new(&args.network).extension().is_some_and(|end| end == "toml") && !args.network.ends_with(plan::MANIFEST)
+    {
+        return super::run::network_in(&args.network, None)?.ok_or_else(|| clean("the file"));
+    }
     if Path::new(&args.network).exists() {
         let source = plan::load(Path::new(&args.network))?;
         let case = args.case.as_deref();

@@ -1,13 +1,17 @@
 //! `iptl run`: makes a run of a plan, has it executed and tells what happens.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use iptl_dag::model::{self, FaultSchedule, InstanceId, Network, NetworkModel, Node, Plan, Run, Workload};
+use iptl_dag::model::{self, InstanceId, Node, Plan, Run, Workload};
 use iptl_dag::{Block, Cid};
 use iptl_plans::{Diagnostic, Manifest, RunOptions};
 use iptl_wire::control::{MAX_PRIORITY, Reply, Request};
-use serde_json::json;
+use serde_json::{Value, json};
+
+pub(super) use network::network_in;
 
 use super::{check, publish};
 use crate::client::{Client, unexpected};
@@ -48,9 +52,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, allow_hyphen_values = true,
           value_parser = clap::value_parser!(i32).range(-i64::from(MAX_PRIORITY)..=i64::from(MAX_PRIORITY)))]
     priority: i32,
-    /// Network in place of the case's: `clean`, one of the plan's, one that everybody has, or the CID of one
-    #[arg(long, value_name = "NETWORK")]
+    /// Network in place of the case's: `clean`, one of the plan's, one that everybody has, the CID of one, or a file with
+    /// `[network]` as a plan.toml has it
+    #[arg(long, value_name = "NETWORK|FILE.toml")]
     network: Option<String>,
+    /// Faults in place of the case's: a file with `[[faults]]` as a plan.toml has them, the CID of a schedule, or `none`
+    #[arg(long, value_name = "FILE.toml|CID|none")]
+    faults: Option<String>,
     /// Capture the link of an instance into its artifacts, as `lab-link.pcap`; may be repeated
     #[arg(long, value_name = "GROUP/N", value_parser = instance)]
     pcap: Vec<InstanceId>,
@@ -111,13 +119,17 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
     };
     let combinations = series::combinations(&args.matrix, args.repeat)?;
     let mut runs = Vec::with_capacity(combinations.len());
+    let mut of_first = Value::Null;
     for (n, choices) in combinations.into_iter().enumerate() {
-        let run = made.run(ctx, &client, &args, &choices, n == 0).await?;
+        let (run, told) = made.run(ctx, &client, &args, &choices, n == 0).await?;
+        if n == 0 {
+            of_first = told;
+        }
         runs.push((choices, run));
     }
     if args.dry_run {
         // The first stands for all: a series waits where it does not fit beside itself.
-        return dry_run(ctx, &client, runs[0].1).await;
+        return dry_run(ctx, &client, runs[0].1, of_first).await;
     }
     if args.repeat > 1 || !args.matrix.is_empty() {
         return series::run(ctx, &client, runs, args.repeat, args.priority, args.detach).await;
@@ -152,16 +164,25 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
 /// What runs are made of.
 enum Made {
     /// A run as it is.
-    Run(Cid),
+    Run(Cid, Value),
     /// A plan, of which choices make runs.
     Plan { manifest: Option<Box<Manifest>>, plan: Box<Plan>, cid: Cid, workloads: BTreeMap<String, (Cid, Workload)> },
 }
 
 impl Made {
     /// Returns the run of some choices beside those of the command, and gives it to the node.
-    async fn run(&self, ctx: &Context, client: &Client, args: &Args, choices: &Choices, tell: bool) -> Result<Cid> {
+    ///
+    /// Returns its CID, and where it is to be told what lies between its instances, that as data.
+    async fn run(
+        &self,
+        ctx: &Context,
+        client: &Client,
+        args: &Args,
+        choices: &Choices,
+        tell: bool,
+    ) -> Result<(Cid, Value)> {
         match self {
-            Made::Run(cid) => Ok(*cid),
+            Made::Run(cid, told) => Ok((*cid, told.clone())),
             Made::Plan { manifest, plan, cid, workloads } => {
                 make(ctx, client, args, manifest.as_deref(), plan, *cid, workloads, choices, tell).await
             }
@@ -196,7 +217,7 @@ async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Made> {
     let block = fetch::block(ctx, client, &cid, &args.sources).await?;
     match decode(&block)? {
         Node::Run(run) => {
-            let chosen = [args.case.is_some(), args.network.is_some()];
+            let chosen = [args.case.is_some(), args.network.is_some(), args.faults.is_some()];
             let chosen = chosen.contains(&true)
                 || !args.pcap.is_empty()
                 || args.slow_ways
@@ -207,14 +228,14 @@ async fn from_cid(ctx: &Context, client: &Client, args: &Args) -> Result<Made> {
                     "run.fixed",
                     format!("{} is a run: its choices are made", ui::short(&cid)),
                     format!(
-                        "leave -g, -p, --case, --network, --pcap, --slow-ways and --matrix out, or run its plan {}",
+                        "leave -g, -p, --case, --network, --faults, --pcap, --slow-ways and --matrix out, or run its plan {}",
                         run.plan
                     ),
                 ));
             }
             fetch::fetch(ctx, client, cid, &args.sources, false).await?;
-            tell_network(ctx, client, args, &run).await?;
-            Ok(Made::Run(cid))
+            let told = network::tell(ctx, client, args, &run).await?;
+            Ok(Made::Run(cid, told))
         }
         Node::Plan(plan) => {
             fetch::fetch(ctx, client, cid, &args.sources, false).await?;
@@ -257,7 +278,7 @@ async fn make(
     workloads: &BTreeMap<String, (Cid, Workload)>,
     choices: &Choices,
     tell: bool,
-) -> Result<Cid> {
+) -> Result<(Cid, Value)> {
     let case = iptl_plans::chosen_case(plan, args.case.as_deref()).ok().and_then(|case| plan.cases.get(case));
     let is_group = |name: &str| case.is_some_and(|c| c.groups.contains_key(name) && !c.params.contains_key(name));
     let mut groups: BTreeMap<String, u32> = args.group.iter().cloned().collect();
@@ -273,26 +294,23 @@ async fn make(
             params.insert(name.clone(), value.clone());
         }
     }
+    let chosen = network::choose(ctx, client, args, manifest, plan, workloads).await?;
     let options = RunOptions {
         case: args.case.clone(),
         groups,
         params,
         seed: args.seed,
-        network: match &args.network {
-            Some(name) => Some(network(ctx, client, args, manifest, plan, name).await?),
-            None => None,
-        },
+        network: chosen.network,
+        faults: chosen.faults,
         captures: args.pcap.iter().cloned().collect(),
         slow_ways: args.slow_ways,
     };
     let run: Run =
         iptl_plans::make_run(plan, cid, workloads, &options).map_err(|found| no_run(plan, &cid.to_string(), found))?;
-    if tell {
-        tell_network(ctx, client, args, &run).await?;
-    }
+    let told = if tell { network::tell(ctx, client, args, &run).await? } else { Value::Null };
     let block = model::to_block(run);
     client.put(std::slice::from_ref(&block)).await?;
-    Ok(*block.cid())
+    Ok((*block.cid(), told))
 }
 
 fn no_run(plan: &Plan, cid: &str, found: Vec<Diagnostic>) -> Error {
@@ -303,78 +321,7 @@ fn no_run(plan: &Plan, cid: &str, found: Vec<Diagnostic>) -> Error {
     error
 }
 
-/// Finds the network that `--network` names and gives its node to the store.
-async fn network(
-    ctx: &Context,
-    client: &Client,
-    args: &Args,
-    manifest: Option<&Manifest>,
-    plan: &Plan,
-    name: &str,
-) -> Result<Network> {
-    if let Ok(cid) = name.parse::<Cid>() {
-        let block = fetch::block(ctx, client, &cid, &args.sources).await?;
-        return match Node::from_bytes(block.data()) {
-            Ok(Node::Network(_)) => Ok(Network::Model(cid)),
-            _ => Err(Error::usage(
-                "run.not-a-network",
-                format!("{} is no network", ui::short(&cid)),
-                "see it with `iptl show`",
-            )),
-        };
-    }
-    let invalid = |mistake: Box<Diagnostic>| no_run(plan, &plan.name, vec![*mistake]);
-    let case = iptl_plans::chosen_case(plan, args.case.as_deref()).map_err(invalid)?;
-    let chosen = match manifest {
-        Some(manifest) => manifest.network(name, case),
-        None => {
-            let case = &plan.cases[case];
-            iptl_plans::network_preset(name, case.groups.keys().map(String::as_str), !case.faults.is_empty())
-        }
-    };
-    match chosen.map_err(invalid)? {
-        None => Ok(Network::Clean),
-        Some(model) => {
-            let block = model::to_block(model);
-            client.put(std::slice::from_ref(&block)).await?;
-            Ok(Network::Model(*block.cid()))
-        }
-    }
-}
-
-/// Says what lies between the instances of a run, where that is not nothing.
-async fn tell_network(ctx: &Context, client: &Client, args: &Args, run: &Run) -> Result<()> {
-    tell_egress(ctx, run);
-    let Network::Model(cid) = &run.network else { return Ok(()) };
-    let block = fetch::block(ctx, client, cid, &args.sources).await?;
-    let network: NetworkModel = model::from_bytes(block.data()).map_err(|e| {
-        Error::usage("run.not-a-network", format!("the run's network {cid}: {e}"), "publish its plan again")
-    })?;
-    ctx.say(format!("network   {}  {}", ui::short(cid), iptl_plans::network_summary(&network)));
-    for cid in &run.faults {
-        let block = fetch::block(ctx, client, cid, &args.sources).await?;
-        let schedule: FaultSchedule = model::from_bytes(block.data()).map_err(|e| {
-            Error::usage("run.not-faults", format!("the run's faults {cid}: {e}"), "publish its plan again")
-        })?;
-        for fault in &schedule.faults {
-            ctx.say(format!("fault     {}", iptl_plans::fault_summary(fault)));
-        }
-    }
-    Ok(())
-}
-
-/// Says what instances must reach outside of the lab, where that is anything.
-fn tell_egress(ctx: &Context, run: &Run) {
-    for (name, group) in &run.groups {
-        let places = group.container.iter().flat_map(|container| &container.egress);
-        let places: Vec<String> = places.map(ToString::to_string).collect();
-        if !places.is_empty() {
-            ctx.say(format!("leaves    {name}: {}    where a lablet's owner grants it", places.join(", ")));
-        }
-    }
-}
-
-async fn dry_run(ctx: &Context, client: &Client, run: Cid) -> Result {
+async fn dry_run(ctx: &Context, client: &Client, run: Cid, told: Value) -> Result {
     let reply = ctx.waiting("asking the scheduler", client.call_one(Request::DryRun { run })).await?;
     let Reply::Placement { rows, refused, unplaced } = reply else {
         return Err(unexpected(&format!("{reply:?}")));
@@ -392,7 +339,10 @@ async fn dry_run(ctx: &Context, client: &Client, run: Cid) -> Result {
         let refused: Vec<_> = refused.iter().map(|(l, r)| json!({"lablet": l, "reason": r})).collect();
         ctx.answer_json(
             "placement",
-            json!({"run": run.to_string(), "rows": placed, "refused": refused, "unplaced": unplaced}),
+            json!({
+                "run": run.to_string(), "rows": placed, "refused": refused, "unplaced": unplaced,
+                "network": told["network"], "faults": told["faults"],
+            }),
         );
     } else {
         let mut cells = vec![["LABLET", "PEER", "GROUP", "INSTANCES"].map(str::to_owned).to_vec()];

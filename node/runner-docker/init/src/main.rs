@@ -10,7 +10,7 @@
 //! dumpable, so that they cannot look into it. If its lablet goes away it keeps all it was given and connects again.
 //!
 //! [`protocol`] is what the two say to each other, [`link`] the connection, [`child`] the workload's process,
-//! [`usage`] the readings, [`outputs`] the artifacts. Start reading at [`Init::run`]. The same program is executed in a
+//! [`usage`] the readings, [`outputs`] the artifacts, [`empty`] what a crash may take with it. Start reading at [`Init::run`]. The same program is executed in a
 //! running container to end what a person left there: [`abandoned`], and in one of its own to make a device: [`network`].
 
 mod abandoned;
@@ -18,6 +18,7 @@ mod child;
 #[path = "../../../labnet/tun/src/device.rs"]
 #[expect(dead_code, reason = "the lablet asks for counters, this does not")]
 mod device;
+mod empty;
 mod link;
 mod network;
 mod outputs;
@@ -92,6 +93,8 @@ struct Init {
     next_sample: Instant,
     unwell: Option<String>,
     crash: Crash,
+    /// Directories that are to be empty before the workload is started again.
+    to_empty: Vec<String>,
     /// Whether the workload is stopped on purpose.
     paused: bool,
     /// What of limits in files was met at any time.
@@ -147,6 +150,7 @@ impl Init {
             next_sample: now,
             unwell: None,
             crash: Crash::None,
+            to_empty: Vec::new(),
             paused: false,
             met: 0,
         })
@@ -301,6 +305,12 @@ impl Init {
                 }
                 ToInit::Pause => self.pause(true),
                 ToInit::Resume => self.pause(false),
+                ToInit::Empty(directories) => self.to_empty = directories,
+                ToInit::Set(variables) => {
+                    for (name, value) in variables.iter().filter_map(|variable| variable.split_once('=')) {
+                        sys::set_variable(name, value);
+                    }
+                }
             }
         }
     }
@@ -314,7 +324,10 @@ impl Init {
         }
         let (Some(order), Some((out, err))) = (&self.order, &self.handed.writers) else { return };
         let now = Instant::now();
-        match Running::start(order, out, err, now) {
+        // A program that found a part of what it is to find nothing of would show what no disk does.
+        let emptied =
+            empty::all(&std::mem::take(&mut self.to_empty)).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO));
+        match emptied.and_then(|()| Running::start(order, out, err, now)) {
             Ok(running) => {
                 self.running = Some(running);
                 self.started_at.get_or_insert(now);

@@ -119,6 +119,10 @@ pub enum ToInit {
     Pause,
     /// Let them go on.
     Resume,
+    /// Empty these directories before the workload is started again: after [`ToInit::Crash`].
+    Empty(Vec<String>),
+    /// Give these variables, `NAME=value`, to all that is started from now on.
+    Set(Vec<String>),
 }
 
 /// What the workload has used and met so far.
@@ -254,6 +258,14 @@ impl ToInit {
             ToInit::Crash => w.byte(7),
             ToInit::Pause => w.byte(8),
             ToInit::Resume => w.byte(9),
+            ToInit::Empty(directories) => {
+                w.byte(10);
+                w.list(directories);
+            }
+            ToInit::Set(variables) => {
+                w.byte(11);
+                w.list(variables);
+            }
         });
     }
 
@@ -300,6 +312,8 @@ impl ToInit {
             7 => ToInit::Crash,
             8 => ToInit::Pause,
             9 => ToInit::Resume,
+            10 => ToInit::Empty(r.list()?),
+            11 => ToInit::Set(r.list()?),
             _ => return None,
         };
         r.0.is_empty().then_some(message)
@@ -535,6 +549,8 @@ mod tests {
             ToInit::Crash,
             ToInit::Pause,
             ToInit::Resume,
+            ToInit::Empty(vec!["/tmp".into()]),
+            ToInit::Set(vec!["A=b".into(), String::new()]),
         ];
         for message in to {
             let mut bytes = Vec::new();

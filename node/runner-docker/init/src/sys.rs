@@ -207,6 +207,15 @@ pub(crate) fn spawn(argv: &[String], out: BorrowedFd<'_>, err: BorrowedFd<'_>) -
     }
 }
 
+/// Sets a variable that all programs get which are started from now on; one without a name, or with a zero byte, is none.
+pub(crate) fn set_variable(name: &str, value: &str) {
+    if name.is_empty() || name.contains('\0') || value.contains('\0') {
+        return;
+    }
+    // SAFETY: this process has one thread.
+    unsafe { std::env::set_var(name, value) };
+}
+
 /// # Safety
 ///
 /// Only in a child right after a fork: it changes descriptors and signals of the process.

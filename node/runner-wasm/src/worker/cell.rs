@@ -189,7 +189,8 @@ impl Cell {
                     tracing::warn!(%id, %error, "a fault is not among the events");
                 }
                 match act {
-                    Some(Act::Crash { restart_ns }) => instance.crash(Spell::of(restart_ns, due_us)),
+                    // A component has no files that it could lose.
+                    Some(Act::Crash { restart_ns, files_lost: _ }) => instance.crash(Spell::of(restart_ns, due_us)),
                     Some(Act::Pause { for_ns }) => instance.pause(Spell::of(for_ns, due_us)),
                     Some(Act::Clock { by_ms }) => instance.step_clock(by_ms),
                     None => {}

@@ -1,6 +1,8 @@
 //! Behaves as its first argument says: as the contract of runners asks, or worse.
 
 mod hostile;
+#[path = "../../../../runner-wasm/tests/guests/src/mirror.rs"]
+mod mirror;
 mod network;
 mod sync;
 
@@ -65,6 +67,8 @@ fn main() -> ExitCode {
         "bytes" => bytes(args[1].parse().unwrap()),
         "steps" => steps(&args[1]),
         "lives" => lives(),
+        "stores" => stores(&args[1..]),
+        "mirror" => mirror::run(std::env::var("IPTL_ADDR").unwrap().parse().unwrap(), &args[1]),
         "well-until" => return well_until(&args[1]),
         "catch-term" => hostile::catch_term(),
         "kill-self" => hostile::kill_self(args[1].parse().unwrap()),
@@ -244,6 +248,23 @@ fn lives() {
         }
         last = std::time::Instant::now();
     }
+}
+
+/// Says where it is and how often it was started, as a file in each of some directories knows, and one of its outputs.
+fn stores(directories: &[String]) {
+    let count = |path: String| {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        file.write_all(b".").unwrap();
+        std::fs::metadata(&path).unwrap().len()
+    };
+    let deep = |directory: &String| {
+        std::fs::create_dir_all(format!("{directory}/a/b")).unwrap();
+        count(format!("{directory}/a/b/lives")).to_string()
+    };
+    let stored: Vec<String> = directories.iter().map(deep).collect();
+    let at = ["IPTL_ADDR", "IPTL_ADDR6", "TEST_SUBNET"].map(|name| std::env::var(name).unwrap());
+    println!("{} has {}, and {} for the lab", at.join(" "), stored.join(" "), count(outputs("lives")));
+    park();
 }
 
 /// The look of a health check: well until a file is there.

@@ -1,5 +1,6 @@
 //! Behaves as its first argument says.
 
+mod mirror;
 mod net;
 
 use std::time::Duration;

@@ -17,6 +17,11 @@ pub fn behave(what: &str, args: &[String]) {
         "v6" => v6(),
         "moves" => moves(),
         "clock" => clock(),
+        "where" => say_where(),
+        "mirror" => {
+            let other = format!("g-{}", 1 - variable("IPTL_INDEX"));
+            crate::mirror::run(std::env::var("IPTL_ADDR").unwrap().parse().unwrap(), &other);
+        }
         "bulk" => bulk(args[0].parse().unwrap()),
         "names" => names(),
         "refused" => refused(),
@@ -236,6 +241,20 @@ fn moves() {
     println!("{text}");
     let dead = TcpStream::connect(first).map(|_| ()).unwrap_err();
     println!("{:?}", dead.kind());
+}
+
+/// Says which addresses it was told that it has, and at which it is found by its name, and waits for ever.
+fn say_where() {
+    use std::net::ToSocketAddrs;
+    let told = ["IPTL_ADDR", "IPTL_ADDR6"].map(|name| std::env::var(name).unwrap()).join(" ");
+    let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+    let found = ("g-0", PORT).to_socket_addrs().unwrap().next().unwrap();
+    TcpStream::connect(found).unwrap();
+    listener.accept().unwrap();
+    println!("{told}, found at {}", found.ip());
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
 }
 
 /// Waits until its wall clock has jumped, and says by how many minutes; what time has passed goes on as it does.
