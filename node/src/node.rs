@@ -16,6 +16,7 @@ use iptl_trust::Keypair;
 use iptl_wire::control::Failure;
 use iptl_wire::lab::Role;
 use iptl_wire::offer::Offer;
+use iptl_wire::session::WITHOUT_DOCKER;
 use iptl_wire::takeover::Orchestrators;
 use tokio::io::DuplexStream;
 use tokio::net::UnixListener;
@@ -458,7 +459,10 @@ impl Node {
             max_memory_bytes: config.limits.memory_bytes,
         }));
         let mut runners = vec![wasm];
-        runners.extend(self.containers(&config).await);
+        match self.containers(&config).await {
+            Ok(runner) => runners.push(runner),
+            Err(why) => drop(config.labels.insert(WITHOUT_DOCKER.to_owned(), why)),
+        }
         let runners = Runners::new(runners);
         {
             let runners = runners.clone();
@@ -486,17 +490,17 @@ impl Node {
         Ok(())
     }
 
-    /// Makes the runner of containers, where their engine can be used.
-    async fn containers(&self, config: &Config) -> Option<Arc<dyn Runner>> {
+    /// Makes the runner of containers; returns why there is none where their engine cannot be used.
+    async fn containers(&self, config: &Config) -> Result<Arc<dyn Runner>, String> {
         if !config.docker.enabled {
-            return None;
+            return Err("its owner runs none".to_owned());
         }
         let wanted = config.docker.runner(self.home.path("docker"), config.limits, &config.network);
         match DockerRunner::connect(wanted).await {
-            Ok(runner) => Some(Arc::new(runner)),
+            Ok(runner) => Ok(Arc::new(runner)),
             Err(unusable) => {
                 tracing::info!(reason = unusable.reason, fix = unusable.fix, "containers are not run here");
-                None
+                Err(unusable.reason)
             }
         }
     }

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{Affinity, Assignment, Destination, GroupRun, Refusal, Run, WorkloadKind};
-use iptl_wire::session::Inventory;
+use iptl_wire::session::{Inventory, WITHOUT_DOCKER};
+
+/// Characters of what a lablet says of itself that are told on.
+const MAX_WHY: usize = 200;
 
 /// What [`placement()`] decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -297,7 +300,7 @@ fn mismatch(group: &GroupRun, inventory: &Inventory) -> Option<String> {
         return Some("draining: its owner lets it take no new work".into());
     }
     if !inventory.runs(group.kind) {
-        return Some(no_runner(group.kind));
+        return Some(lacks_runner(group.kind, inventory));
     }
     let other_label = group.requires.labels.iter().find_map(|(key, want)| match inventory.labels.get(key) {
         Some(have) if have == want => None,
@@ -320,6 +323,18 @@ pub(crate) fn no_runner(kind: WorkloadKind) -> String {
     format!("has no {} runner", kind.name())
 }
 
+/// Says that a lablet has no runner for a kind, and why, where it says that itself.
+fn lacks_runner(kind: WorkloadKind, inventory: &Inventory) -> String {
+    let missing = no_runner(kind);
+    match (kind, inventory.labels.get(WITHOUT_DOCKER)) {
+        (WorkloadKind::Docker, Some(why)) => {
+            let why: String = why.chars().filter(|c| !c.is_control()).take(MAX_WHY).collect();
+            format!("{missing}: {why}")
+        }
+        (WorkloadKind::Docker, None) | (WorkloadKind::Wasm, _) => missing,
+    }
+}
+
 /// Names a slot of one of so many kinds: where only Wasm is spoken of, a slot is a slot.
 pub(crate) fn slot_name(kind: WorkloadKind, kinds: usize) -> &'static str {
     match kind {
@@ -337,7 +352,7 @@ pub(crate) fn unmatched(run: &Run, plan: &Plan, rooms: &[Room<'_>]) -> Option<St
         let reasons: Option<Vec<String>> = rooms.iter().map(|room| mismatch(group, room.inventory)).collect();
         let reasons = reasons?;
         let missing = no_runner(group.kind);
-        reasons.iter().find(|why| **why != missing).or(reasons.first()).cloned()
+        reasons.iter().find(|why| !why.starts_with(&missing)).or(reasons.first()).cloned()
     })
 }
 

@@ -381,8 +381,14 @@ fn a_lablet_is_refused_by_kind() {
         }
         has
     };
+    let saying = |why: &str| {
+        let mut has = both(8, 0);
+        has.labels.insert(iptl_wire::session::WITHOUT_DOCKER.to_owned(), why.to_owned());
+        has
+    };
     let rows = [
         (mixed(0, 4), both(8, 0), "has no docker runner"),
+        (mixed(0, 4), saying("it has\u{1b} no devices"), "has no docker runner: it has no devices"),
         (mixed(4, 0), both(0, 8), "has no wasm runner"),
         (mixed(4, 0), taken(both(8, 3)), "no free slot of 8"),
         (mixed(0, 4), taken(both(8, 3)), "no free slot of 3"),

@@ -173,6 +173,9 @@ pub struct Hello {
     pub finished: Vec<Finished>,
 }
 
+/// Label under which a lablet says why it has no runner of containers, for people; it is no owner's to give.
+pub const WITHOUT_DOCKER: &str = "iptl.without-docker";
+
 /// What a lablet can do and has free.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -421,17 +421,15 @@ impl Foreground {
     /// Starts a node as [`again`](Foreground::again) does, in a network namespace of this name.
     #[track_caller]
     pub fn within(network: &str, home: &Path, args: &[&str]) -> Foreground {
+        let network = format!("--net=/run/netns/{network}");
         let node = iptl(home, &[&["up"], args].concat());
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{network}")).arg("--").arg(node.get_program()).args(node.get_args());
-        for (name, value) in node.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command.stdin(Stdio::null());
-        Foreground::wait_for(home, command)
+        Foreground::wait_for(home, behind("nsenter", &[&network, "--"], &node))
+    }
+
+    /// Starts a node as [`start`](Foreground::start) does, that sees no `/dev/net`; only root may.
+    #[track_caller]
+    pub fn without_tun(home: &Path, args: &[&str]) -> Foreground {
+        Foreground::wait_for(home, without_tun(iptl(home, &[&["up"], args].concat())))
     }
 
     #[track_caller]
@@ -507,4 +505,24 @@ mod tests {
         let ci = tried(Command::new(&exe).env("CI", "true"));
         assert!(ci.code != 0 && ci.stdout.contains("nobody has that"), "{ci:?}");
     }
+}
+
+/// Has a command see no `/dev/net`, as on a machine whose kernel makes no devices.
+pub fn without_tun(command: Command) -> Command {
+    let hide = "mount -t tmpfs none /dev/net && exec \"$@\"";
+    behind("unshare", &["--mount", "--", "sh", "-c", hide, "sh"], &command)
+}
+
+/// Has a command started by another program, with the same environment.
+fn behind(program: &str, args: &[&str], wanted: &Command) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).arg(wanted.get_program()).args(wanted.get_args());
+    for (name, value) in wanted.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    command
 }

@@ -62,6 +62,7 @@ pub async fn run(ctx: &Context, _: Args) -> Result {
     let mut findings =
         vec![home_writable(&home), disk_space(&home), mappings(), memory(), clock(), cargo(), wasm_target()];
     findings.push(docker(&home).await);
+    findings.extend(devices(&home));
     findings.extend(ports(&home).await);
     findings.push(daemon(&home).await);
     let wrong = findings.iter().any(|f| f.state == State::Wrong);
@@ -197,13 +198,29 @@ fn wasm_target() -> Finding {
     }
 }
 
-/// Asks for the container engine, as a lablet of this home would.
-async fn docker(home: &Path) -> Finding {
-    let config = match home.join("node.toml").exists() {
+/// Returns what the owner of a home has set for containers.
+fn docker_config(home: &Path) -> std::result::Result<iptl_node::home::Docker, iptl_node::HomeError> {
+    match home.join("node.toml").exists() {
         true => iptl_node::Home::open(home).and_then(|home| home.config()).map(|config| config.docker),
         false => Ok(iptl_node::home::Docker::default()),
-    };
-    let socket = match config {
+    }
+}
+
+/// Finds out whether containers could have a network, where they are wanted.
+fn devices(home: &Path) -> Option<Finding> {
+    // What is wrong with the settings is said of the ports.
+    if !docker_config(home).map_or(true, |docker| docker.enabled) {
+        return None;
+    }
+    Some(match iptl_runner_docker::device_maker() {
+        Ok(who) => Finding::ok("network", who),
+        Err(unusable) => Finding::note("network", format!("{}: none is run", unusable.reason), unusable.fix),
+    })
+}
+
+/// Asks for the container engine, as a lablet of this home would.
+async fn docker(home: &Path) -> Finding {
+    let socket = match docker_config(home) {
         Ok(docker) if !docker.enabled => {
             return Finding::note("docker", "switched off in node.toml", "set `enabled = true` below [docker]");
         }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use iptl_dag::model::{self, AccessClass, IpModel, LinkModel, Network, NetworkModel, Node, Run};
 use iptl_dag::{Block, car, codec};
-use iptl_e2e::{Foreground, Home, Lab, Output, docker_is_required, repository, until};
+use iptl_e2e::{Foreground, Home, Lab, Output, docker_is_required, repository, run, until, without_tun};
 use iptl_labnet::{Access, Engine, EngineConfig, RealmId, Topology};
 use iptl_labnet_tun::{DEVICE_NAME, Interface, Namespace, Options, Outlets};
 use serde_json::Value;
@@ -300,4 +300,32 @@ fn way_between_two_lablets_is_part_of_the_delay_that_a_run_asks_for() {
     let text = format!("{}{}", shown.stdout, shown.stderr);
     assert!(text.contains("packets from other lablets took longer than the network's delay"), "{text}");
     drop(nodes);
+}
+
+#[test]
+fn lablet_that_can_make_no_devices_takes_no_containers_and_says_why() {
+    engine!();
+    let root = run(Command::new("id").arg("-u")).stdout.trim() == "0";
+    if !root {
+        return iptl_e2e::not_run("only root may hide devices");
+    }
+    let (owner, lender) = (Home::new(), Home::new());
+    let _orchestrator = Foreground::start(owner.path(), &[]);
+    owner.run(&["lab", "init", "--name", "deviceless"]).exits(0);
+    let _lablet = Foreground::without_tun(lender.path(), &["--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns"]);
+    let ticket = owner.run(&["invite", "-q"]).exits(0).word();
+    lender.run(&["join", &ticket, "--name", "lender"]).exits(0);
+    until("a lablet", || {
+        let status = owner.run(&["status", "--json"]).json();
+        (status["lablets_ready"].as_u64() == Some(1)).then_some(())
+    });
+    let why = "lender: has no docker runner: containers would have no network: /dev/net/tun";
+    let refused = owner.run(&["run", &plan(&owner), "--dry-run"]).fails(5, "lab.no-room");
+    assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    let looked = run(&mut without_tun(lender.iptl(&["doctor"]))).stdout;
+    let line = looked.lines().position(|line| line.contains("containers would have no network")).expect("a finding");
+    assert!(looked.lines().nth(line + 1).is_some_and(|fix| fix.contains("modprobe tun")), "{looked}");
+    // What needs no container runs.
+    let ping = crate::network::ping_over(owner.path(), "").display().to_string();
+    owner.run(&["run", &ping, "--no-build", "-g", "node=2", "-p", "rounds=2"]).exits(0);
 }
