@@ -3,7 +3,8 @@
 //! commands in running instances, [`exec_members`] those of members, [`faults`] what a lab does on purpose, [`feeding`] many
 //! that want the same, [`imports`] those that are killed, [`interop`] other people's software, [`lifecycle`] what dies, waits,
 //! joins and leaves while a lab works, [`manuals`] the documents that are executed, [`pins`] what is kept, [`ranges`] parts of
-//! files, [`resuming`] fetches that are cut, [`stacks`] plans on libp2p, [`top`] the live view.
+//! files, [`relayed`] lablets that only a third machine joins, [`resuming`] fetches that are cut, [`stacks`] plans on libp2p,
+//! [`top`] the live view.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where an unwrap does")]
 
@@ -26,6 +27,7 @@ mod manuals;
 mod network;
 mod pins;
 mod ranges;
+mod relayed;
 mod resuming;
 mod sharing;
 mod stacks;
