@@ -184,8 +184,8 @@ async fn iperf3_receives_10_mbit_per_second_of_packets_over_a_link_of_that_rate(
     let Some(tools) = tools() else { return };
     let up = LinkModel { rate_bps: RATE as u64, queue_bytes: 64 << 10, ..delay(1_000) };
     // Twice of what goes through; bits of payload are what iperf3 counts.
-    let over_udp: &[&str] = &["-u", "-b", "20M", "-l", "1472", "-t", "10"];
-    let over_tcp: &[&str] = &["-t", "10"];
+    let over_udp: &[&str] = &["-u", "-b", "20M", "-l", "1472", "-t", "5"];
+    let over_tcp: &[&str] = &["-t", "5"];
     // Payload of a packet of 1500 bytes: behind heads of IP and UDP; of IP and TCP with its times.
     for (how, payload) in [(over_udp, 1472.0), (over_tcp, 1448.0)] {
         let client = format!("until iperf3 -c g-0 {}; do :; done", how.join(" "));
