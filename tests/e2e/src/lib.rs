@@ -483,6 +483,26 @@ impl Drop for Foreground {
     }
 }
 
+/// Has a command see no `/dev/net`, as on a machine whose kernel makes no devices.
+pub fn without_tun(command: Command) -> Command {
+    let hide = "mount -t tmpfs none /dev/net && exec \"$@\"";
+    behind("unshare", &["--mount", "--", "sh", "-c", hide, "sh"], &command)
+}
+
+/// Has a command started by another program, with the same environment.
+fn behind(program: &str, args: &[&str], wanted: &Command) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).arg(wanted.get_program()).args(wanted.get_args());
+    for (name, value) in wanted.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -505,24 +525,4 @@ mod tests {
         let ci = tried(Command::new(&exe).env("CI", "true"));
         assert!(ci.code != 0 && ci.stdout.contains("nobody has that"), "{ci:?}");
     }
-}
-
-/// Has a command see no `/dev/net`, as on a machine whose kernel makes no devices.
-pub fn without_tun(command: Command) -> Command {
-    let hide = "mount -t tmpfs none /dev/net && exec \"$@\"";
-    behind("unshare", &["--mount", "--", "sh", "-c", hide, "sh"], &command)
-}
-
-/// Has a command started by another program, with the same environment.
-fn behind(program: &str, args: &[&str], wanted: &Command) -> Command {
-    let mut command = Command::new(program);
-    command.args(args).arg(wanted.get_program()).args(wanted.get_args());
-    for (name, value) in wanted.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command.stdin(Stdio::null());
-    command
 }
