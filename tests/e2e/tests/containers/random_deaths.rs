@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use iptl_e2e::beside::Beside;
-use iptl_e2e::marks::{BEFORE_MARKS, Marks, said};
+use iptl_e2e::marks::{BEFORE_MARKS, Marks, Words, said};
 use iptl_e2e::{Home, Lab, docker_is_required, until_within};
 
 use super::restarts::containers;
@@ -114,18 +114,19 @@ fn survives(deaths: &Deaths, seed: u64) {
     let mut orchestrator = Mortal::new(&lab.orchestrator, &[]);
     let mut lablets: Vec<Mortal> = lab.lablets.iter().map(|node| Mortal::new(node, &[])).collect();
     let (mut draw, seed) = Draw::new(seed);
+    let mut given_up = 0;
     for number in 0..deaths.executions {
         let execution = lab.run(&["run", &plan, "--no-build", "--detach"]).exits(0).word();
         // Some die while containers are made, the others while they run; in every other execution all do.
         let early = if number % 2 == 0 { deaths.early } else { 0 };
-        let (mut victims, mut story, mut now) = (BTreeSet::new(), Vec::new(), 0);
+        let (mut victims, mut story, mut now, mut is_given_up) = (BTreeSet::new(), Vec::new(), 0, false);
         for death in 0..deaths.each {
             if death == early {
-                until_within(FOR_ALL, "the start", || {
-                    let rows = lab.run(&["ls", "runs", "--json"]).stdout;
-                    let row = rows.lines().find(|line| line.contains(&execution))?;
-                    (row.contains("\"running") || row.contains("\"sealed\"")).then_some(())
-                });
+                if !starts(&lab, &execution) {
+                    story.push("it was given up before it started".to_owned());
+                    is_given_up = true;
+                    break;
+                }
                 story.push("it started".to_owned());
                 now = 0;
                 if deaths.rerun > 0 {
@@ -158,6 +159,10 @@ fn survives(deaths: &Deaths, seed: u64) {
         let story = format!("seed {seed}, execution {number}: {}", story.join(", then "));
         eprintln!("{story}");
         match deaths.rerun {
+            _ if is_given_up => {
+                given_up += 1;
+                began_nowhere(&lab, &execution, &marks, &story);
+            }
             0 => holds(&lab, &execution, &events, &lablets, &marks, deaths.instances, &victims, &story),
             rerun => {
                 // What runs on where nobody waits for it counts too.
@@ -168,6 +173,30 @@ fn survives(deaths: &Deaths, seed: u64) {
             }
         }
     }
+    assert!(given_up < deaths.executions, "seed {seed}: none of {given_up} executions ever started");
+}
+
+/// Waits until an execution starts; false where the lab gives it up since whoever was to prepare it died too often.
+fn starts(lab: &Lab, execution: &str) -> bool {
+    until_within(FOR_ALL, "the start", || {
+        let rows = lab.run(&["ls", "runs", "--json"]).stdout;
+        let mut rows = rows.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let row = rows.find(|row| row["execution"] == execution)?;
+        match row["state"].as_str()?.split_whitespace().next()? {
+            "running" | "sealed" => Some(true),
+            "failed" => Some(false),
+            _ => None,
+        }
+    })
+}
+
+/// Asserts that an execution which was given up began nowhere, and says so.
+#[track_caller]
+fn began_nowhere(lab: &Lab, execution: &str, marks: &Marks, story: &str) {
+    let last = lab.run(&["watch", execution, "--json"]).exits(5).last_json();
+    assert_eq!(last["code"], "execution.no-result", "{story}: {last}");
+    until_within(FOR_ALL, "the end of all containers", || (!has_containers(execution)).then_some(()));
+    assert_eq!(marks.take(execution), Words::new(), "{story}: it has no result, and yet something began");
 }
 
 /// Asserts that an execution ended in a result that tells the truth, and that nothing began twice.
