@@ -62,7 +62,7 @@ async fn a_request_without_end_is_hung_up_on() {
 const GREED: usize = 200;
 
 /// How much more of the node a peer may get by asking on more streams: as many as are answered at a time, three times over,
-/// since the streams of others end and begin anew meanwhile.
+/// since streams end and begin anew meanwhile. Where all waited in one row, it would be as many as it has.
 const MOST_OF_ANOTHER: u64 = 24;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,11 +80,13 @@ async fn who_asks_on_many_streams_gets_a_few_times_what_another_gets_and_no_more
         let (peer, addrs) = (peer.clone(), addrs.clone());
         asking.spawn(async move {
             loop {
-                let stream = greedy.links.open(&peer, &addrs, iptl_artifacts_iroh::PROTOCOL).await.unwrap();
+                // The node may refuse it one, which is no harm to others.
+                let opened = greedy.links.open(&peer, &addrs, iptl_artifacts_iroh::PROTOCOL).await;
+                let Ok(stream) = opened else { continue };
                 let mut take = |_, block: Block| {
                     taken.fetch_add(block.data().len() as u64, Ordering::Relaxed);
                 };
-                get_many(stream, &hashes, &mut take).await.unwrap();
+                let _refused = get_many(stream, &hashes, &mut take).await;
             }
         });
     }
@@ -102,7 +104,6 @@ async fn who_asks_on_many_streams_gets_a_few_times_what_another_gets_and_no_more
         assert_eq!(within("an answer to who asks for little", asked).await.unwrap().received, hashes.len());
     }
     let others = taken.load(Ordering::Relaxed) - before;
-    assert!(asking.try_join_next().is_none(), "the greedy asks to the end");
     assert!(others < MOST_OF_ANOTHER * got, "{others} bytes went to one peer while {got} went to another");
 }
 
