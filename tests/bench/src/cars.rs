@@ -79,7 +79,8 @@ fn watch(home: &Path, args: &[&str], what: &str, doing: &str, bytes: u64) -> Res
         ratio: "–".into(),
         goal: format!("< {GOAL_MB} MB"),
         reached: Some(peak < GOAL_MB),
-        bound: "resident pages, the program's own and its node's included; 16 bytes of each CID, and the index".into(),
+        bound: "resident pages, the node's own included; written: CIDs of the widest level, which is looked for first"
+            .into(),
     })
 }
 
