@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iptl_artifacts::{BlobStore, PinKind, read_block};
-use iptl_dag::model::{self, ByLab, ExecutionId, Exit, InstanceId, Outcome, OutcomeShard, ReceiptShard, Termination};
+use iptl_dag::model::{
+    self, ByLab, ExecutionId, Exit, InstanceId, Outcome, OutcomeShard, Receipt, ReceiptShard, Signed, Termination,
+};
 use iptl_dag::walk::{self, Limits};
 use iptl_dag::{Block, Cid, PeerId};
 use iptl_result::{Assembled, Assembly, AttestationRecord};
@@ -120,12 +122,10 @@ impl Work {
         for (_, shard) in &order.shards {
             let block = self.block(shard).await?;
             let shard: ReceiptShard = model::from_bytes(block.data())?;
-            receipts.extend(shard.receipts.into_iter().filter(|signed| {
-                order
-                    .accepted
-                    .get(&signed.body.instance)
-                    .is_some_and(|(lablet, attempt)| *lablet == signed.signer && *attempt == signed.body.attempt)
-            }));
+            // Of an instance that ended in two attempts all receipts are there, as they are for whoever verifies the result:
+            // which of them counts is chosen by one rule, and not by which came first.
+            let is_here = |signed: &Signed<Receipt>| order.accepted.contains_key(&signed.body.instance);
+            receipts.extend(shard.receipts.into_iter().filter(is_here));
         }
         let mut assembly = Assembly {
             run_cid: order.run.cid,
@@ -252,7 +252,8 @@ fn failures(assembly: &Assembly, assembled: &Assembled) -> Vec<(String, String)>
     let lost_by = |id: &InstanceId| match assembled.missing.get(id) {
         Some(reason) => reason.clone(),
         None => {
-            let receipt = assembly.receipts.iter().find(|signed| signed.body.instance == *id);
+            let receipts = assembly.receipts.iter().filter(|signed| signed.body.instance == *id);
+            let receipt = receipts.max_by_key(|signed| signed.body.attempt);
             receipt.map_or_else(|| "stopped".to_owned(), |signed| ended_by(&signed.body.exit))
         }
     };
@@ -288,7 +289,7 @@ fn failures(assembly: &Assembly, assembled: &Assembled) -> Vec<(String, String)>
 mod tests {
     use iptl_artifacts::MemStore;
     use iptl_dag::Codec;
-    use iptl_dag::model::{Engine, Epoch, Execution, Exit, LossPolicy, Network, Placing, Receipt, Run, Signed, Usage};
+    use iptl_dag::model::{Engine, Epoch, Execution, LossPolicy, Network, Placing, Run, Usage};
 
     use super::*;
 

@@ -372,7 +372,8 @@ pub struct AssemblyOrder {
     pub run: KnownRun,
     /// Chunks of receipts that were pinned, with the lablet that each came from.
     pub shards: Vec<(PeerId, Cid)>,
-    /// The receipt that counts for each instance: lablet and attempt. Other receipts in `shards` are evidence only.
+    /// The receipt that came first for each instance that ended: lablet and attempt. Where `shards` hold more of it, the rule
+    /// of results says which counts.
     pub accepted: BTreeMap<InstanceId, (PeerId, u32)>,
     /// Instances without a receipt that counts, with the reason.
     pub missing: BTreeMap<InstanceId, String>,
