@@ -4,6 +4,7 @@ mod bad_input;
 mod cores;
 mod faults;
 mod lablet;
+mod leases;
 mod log;
 mod losses;
 mod placement;
