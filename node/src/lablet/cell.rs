@@ -158,6 +158,7 @@ pub(super) struct CellTask {
     pub(super) carrier: Carrier,
     pub(super) routes: Arc<Routes>,
     pub(super) instances: Vec<InstanceId>,
+    pub(super) attempt: u32,
     /// Where its sync remembers what it must, with what is there from an earlier life of the lablet; none where no
     /// instance can outlive the lablet.
     pub(super) memory: Option<(Memory, Vec<Record>)>,
@@ -173,6 +174,7 @@ impl CellTask {
             Some((memory, records)) => (Some(memory), CellSync::remembering(instances, records)),
             None => (None, CellSync::new(instances)),
         };
+        sync = sync.of_attempt(self.attempt);
         for id in &self.gone {
             sync.end_instance(id);
         }

@@ -180,6 +180,7 @@ impl Driver {
             carrier: self.carrier.clone(),
             routes,
             instances: held.grant.assignments.iter().flat_map(Assignment::instances).collect(),
+            attempt: held.grant.attempt,
             memory: adopt::memory(&self.parts, &held.grant),
             gone,
         };

@@ -102,6 +102,7 @@ impl SyncBook {
                 } else {
                     sync.add_cell(lablet.clone(), instances);
                 }
+                sync.of_attempt(lablet, *attempt);
             }
             FactKind::Refused { lablet, .. } => {
                 self.lablets.remove(lablet);
@@ -179,6 +180,9 @@ impl SyncBook {
         let cells = self.lablets.iter().map(|(lablet, instances)| (lablet.clone(), *instances));
         let mut sync = RunSync::recovering(cells);
         sync.on_loss(self.barriers);
+        for lablet in self.lablets.keys() {
+            sync.of_attempt(lablet, self.attempt.get(lablet).copied().unwrap_or(1));
+        }
         for (instance, (lablet, for_good)) in &self.lost_before {
             let one = std::slice::from_ref(instance);
             let (again, for_good) = if *for_good { (&[][..], one) } else { (one, &[][..]) };

@@ -52,6 +52,8 @@ pub struct CellSync {
     waiting: usize,
     /// The lab stops the cell.
     is_stopped: bool,
+    /// Attempts that came before that of its instances.
+    attempts_before: u32,
     names: usize,
     states: BTreeMap<String, State>,
     topics: BTreeMap<String, Topic>,
@@ -184,6 +186,7 @@ impl CellSync {
             alive: 0,
             waiting: 0,
             is_stopped: false,
+            attempts_before: 0,
             names: 0,
             states: BTreeMap::new(),
             topics: BTreeMap::new(),
@@ -199,6 +202,11 @@ impl CellSync {
             cell.add_instance(id);
         }
         cell
+    }
+
+    /// Makes it that of a cell of this attempt, which counts from one; without it, of the first.
+    pub fn of_attempt(self, attempt: u32) -> CellSync {
+        CellSync { attempts_before: attempt.saturating_sub(1), ..self }
     }
 
     /// Adds an instance, or a further attempt of one that has ended; its calls are counted from nothing again.
@@ -281,6 +289,7 @@ impl CellSync {
         self.link.heard_told = self.link.heard;
         let mut up =
             SyncUp { session: self.link.session, number: self.link.said, heard: self.link.heard, ..SyncUp::default() };
+        up.attempts_before = self.attempts_before;
         up.rest = self.link.rest;
         self.say_names(&mut up);
         self.say_publications(&mut up);

@@ -78,6 +78,8 @@ pub struct RunSync {
 #[derive(Debug, Default)]
 struct Cell {
     instances: u64,
+    /// Attempts that came before that of its instances.
+    attempts_before: u32,
     up: bool,
     session: u64,
     /// Last message taken in this session.
@@ -272,6 +274,14 @@ impl RunSync {
         cell.instances = instances;
     }
 
+    /// Says of which attempt the cell of a lablet is; without it, of the first. What the lablet says of another cell of the
+    /// execution is not heard.
+    pub fn of_attempt(&mut self, lablet: &PeerId, attempt: u32) {
+        if let Some(cell) = self.cells.get_mut(lablet) {
+            cell.attempts_before = attempt.saturating_sub(1);
+        }
+    }
+
     /// A cell was given back before the start: its signals are taken back, for they will come again. Barriers that were
     /// open stay open; what it published stays.
     pub fn replace_cell(&mut self, lablet: &PeerId) {
@@ -292,12 +302,15 @@ impl RunSync {
         }
     }
 
-    /// Takes what a cell says. Repetitions and messages of an earlier session are ignored.
+    /// Takes what a cell says. Repetitions and messages of an earlier session or cell are ignored.
     ///
     /// An error tells of a part that was not taken; the rest was.
     pub fn handle(&mut self, lablet: &PeerId, up: SyncUp) -> Result<(), UpError> {
         let unknown = UpError::UnknownCell { lablet: lablet.clone() };
         let Some(cell) = self.cells.get_mut(lablet) else { return Err(unknown) };
+        if up.attempts_before != cell.attempts_before {
+            return Ok(());
+        }
         if up.session < cell.session || (up.session == cell.session && up.number <= cell.heard) {
             return Ok(());
         }

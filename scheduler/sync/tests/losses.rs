@@ -2,8 +2,9 @@
 
 use iptl_dag::model::BarrierLoss;
 use iptl_sync::{Reply, SyncError};
+use iptl_wire::session::{BarrierAsk, SyncUp};
 
-use crate::world::{World, barrier, instance, peer, signal, signal_and_wait};
+use crate::world::{World, barrier, instance, peer, signal, signal_and_wait, signalled};
 
 /// Three cells of two instances; cells 0 and 1 wait for all six, and cell 2 is lost before its second has signalled.
 fn parted(barriers: BarrierLoss) -> World {
@@ -223,4 +224,28 @@ fn who_signalled_is_said_again_to_an_orchestrator_that_has_lost_it() {
     let again: Vec<_> = (10..40).map(|index| instance(1, index)).collect();
     world.run.lose_cell(&peer(1), &again, &[]);
     assert_eq!(world.run.waiting()[0].count, 11);
+}
+
+#[test]
+fn what_a_cell_says_after_another_has_followed_it_is_nothing_of_that_one() {
+    let mut world = World::new(&[3, 1]);
+    world.run.on_loss(BarrierLoss::Wait);
+    for index in 0..3 {
+        world.call(0, index, 1, signal("all"));
+    }
+    world.settle();
+    // The first cell has ended, and its lablet takes what another lost.
+    world.run.lose_cell(&peer(1), &[instance(1, 0)], &[]);
+    world.run.add_cell_again(peer(0), &[instance(1, 0)]);
+    world.run.of_attempt(&peer(0), 2);
+    world.connect(0);
+    world.settle();
+    let again = SyncUp { session: 9, number: 1, signals: signalled("all", 0, 1, 1), ..SyncUp::default() };
+    let of_second = SyncUp { attempts_before: 1, session: 1, ..again.clone() };
+    let barriers = vec![BarrierAsk { state: "all".to_owned(), target: 9 }];
+    for (up, count) in [(again, 3), (SyncUp { barriers, ..of_second }, 4)] {
+        world.run.handle(&peer(0), up).unwrap();
+        let waiting = world.run.waiting();
+        assert!(count == 3 && waiting.is_empty() || waiting[0].count == count, "{waiting:?}");
+    }
 }

@@ -529,6 +529,10 @@ pub struct OutputLine {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncUp {
+    /// Attempts that came before that of the cell's instances: a lablet may hold another cell of the execution once one has
+    /// ended, and what the first says late is nothing of the second.
+    #[serde(default, skip_serializing_if = "is_none_before")]
+    pub attempts_before: u32,
     /// Session of the cell, rising from one: with a new one, what was not heard in the last is said again.
     pub session: u64,
     /// Number of this message within its session, from one.
@@ -554,6 +558,10 @@ pub struct SyncUp {
     /// It says how many have ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<u64>,
+}
+
+fn is_none_before(attempts: &u32) -> bool {
+    *attempts == 0
 }
 
 /// Instances of a group that signalled a state equally often.

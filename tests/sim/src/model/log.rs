@@ -32,7 +32,7 @@ pub(super) struct Log {
     /// Place among all submissions.
     order: u64,
     started: bool,
-    /// Virtual time at which that was durable.
+    /// Virtual time at which that was decided: a run's time counts from then, however long it takes to be durable.
     started_at: u64,
     over: bool,
     stopped: bool,
@@ -131,6 +131,13 @@ impl Log {
 }
 
 impl Model {
+    /// The start of an execution is decided.
+    pub fn decides_start(&mut self, now: u64, id: &ExecutionId) {
+        if let Some(truth) = self.truths.get_mut(id) {
+            truth.log.started_at = now;
+        }
+    }
+
     /// A fact becomes durable at a virtual time.
     pub fn fact(&mut self, now: u64, node: &OrchestratorNode, fact: &Fact) {
         let id = fact.execution;
@@ -199,7 +206,6 @@ impl Model {
                     wrong.push("starts twice, or without all instances granted".to_owned());
                 }
                 log.started = true;
-                log.started_at = now;
                 let order = log.order;
                 let waits = |log: &Log| log.begun && !log.over && log.order < order && log.grants.is_empty();
                 if self.truths.values().any(|truth| waits(&truth.log)) {

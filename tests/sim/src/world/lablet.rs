@@ -181,7 +181,7 @@ impl World {
         fake.started = true;
         let all = fake.instances();
         fake.running = all.iter().cloned().collect();
-        fake.sync = CellSync::new(all.iter().cloned());
+        fake.sync = CellSync::new(all.iter().cloned()).of_attempt(fake.grant.attempt);
         if node.session.is_some() {
             fake.sync.session_up();
         }

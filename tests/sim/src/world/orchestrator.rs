@@ -33,6 +33,9 @@ impl World {
             {
                 lost.push((*execution, instances.clone()));
             }
+            if let Effect::Persist { execution, kind: FactKind::Started {}, .. } = &effect {
+                self.model.decides_start(self.now, execution);
+            }
             self.orchestrator.queue.push_back(effect);
         }
         for (execution, instances) in lost {

@@ -245,6 +245,7 @@ impl World {
         self.truth.at(Point::Forged);
         let own: BTreeSet<CellRef> = self.nodes[l].records.keys().cloned().collect();
         for cell in cells.into_iter().filter(|cell| !own.contains(cell)) {
+            self.truth.lied(&cell.execution);
             let shard = codec::cid_of(&"forged");
             let high = CellRef { epoch: Epoch { counter: u64::MAX, ..cell.epoch.clone() }, ..cell.clone() };
             for message in [

@@ -29,13 +29,18 @@ impl World {
             return;
         }
         let from = self.orchs[o].peer.clone();
-        if let ToLablet::Lease(renewal) = &message {
-            if u64::from(renewal.lease_ms) > SILENCE_MS {
+        let renewed = match &message {
+            ToLablet::Lease(renewal) => Some((renewal.seq, renewal.lease_ms)),
+            _ => None,
+        };
+        self.tell_lablet(l, LabletInput::Message { from: from.clone(), message: Verified::vouch(message) });
+        // A lablet that stood still looks at its leases first: what ran out meanwhile is not saved by what waited for it.
+        if let Some((seq, lease_ms)) = renewed {
+            if u64::from(lease_ms) > SILENCE_MS {
                 self.truth.at(Point::LeaseDoubled);
             }
-            self.truth.renewed(l, &from, renewal.seq, renewal.lease_ms);
+            self.truth.renewed(l, &from, seq, lease_ms);
         }
-        self.tell_lablet(l, LabletInput::Message { from, message: Verified::vouch(message) });
     }
 
     pub(super) fn hello(&mut self, o: usize, l: usize, session: u64, hello: Hello) {
@@ -70,13 +75,16 @@ impl World {
             self.truth.at(Point::RanOn);
         }
         let orchestrator = self.orchs[o].peer.clone();
-        if self.nodes[l].core.as_ref().is_some_and(|core| core.promised_term().map(|claim| &claim.body.term) == term) {
-            self.truth.welcomed(l, &orchestrator, welcome.lease_ms);
-        }
+        let core = self.nodes[l].core.as_ref();
+        let serves = core.is_some_and(|core| core.promised_term().map(|claim| &claim.body.term) == term);
+        let lease_ms = welcome.lease_ms;
         self.nodes[l].greeting = None;
         self.nodes[l].session = Some((o, greeted));
         let welcome = Verified::vouch(welcome);
-        self.tell_lablet(l, LabletInput::SessionUp { orchestrator, hello_at, welcome });
+        self.tell_lablet(l, LabletInput::SessionUp { orchestrator: orchestrator.clone(), hello_at, welcome });
+        if serves {
+            self.truth.welcomed(l, &orchestrator, lease_ms);
+        }
     }
 
     /// Who was dialled does not lead, or does not answer: the next one is.
