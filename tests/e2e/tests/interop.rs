@@ -249,15 +249,20 @@ fn give_metadata(folder: &Path, next: &mut impl FnMut(usize) -> usize) {
         if kind.is_dir() {
             give_metadata(&path, next);
         } else if kind.is_file() {
-            change(&path, [0o644, 0o600, 0o755, 0o444][next(4)], next);
+            change(&path, [0o644, 0o600, 0o755, 0o444][next(4)], TIMES, next);
         }
     }
-    change(folder, [0o755, 0o700, 0o1777][next(3)], next);
+    change(folder, [0o755, 0o700, 0o1777][next(3)], TIMES, next);
 }
 
+/// Seconds within which times are drawn, before and after 1970; those from which on npm's importer writes other times than
+/// it is given.
+const TIMES: usize = 4_000_000_000;
+const TIMES_OF_NPM: usize = 1 << 31;
+
 /// Sets mode and time, which may have no fraction of a second, and may lie before 1970.
-fn change(path: &Path, mode: u32, next: &mut impl FnMut(usize) -> usize) {
-    let seconds = Duration::from_secs(next(4_000_000_000) as u64);
+fn change(path: &Path, mode: u32, times: usize, next: &mut impl FnMut(usize) -> usize) {
+    let seconds = Duration::from_secs(next(times) as u64);
     let at = if next(8) == 0 { UNIX_EPOCH - seconds } else { UNIX_EPOCH + seconds };
     let at = at + Duration::from_nanos([0, 1, 999_999_999][next(3)]);
     File::open(path).unwrap().set_modified(at).unwrap();
@@ -282,9 +287,9 @@ fn modes_times_and_links_get_the_cids_that_boxo_and_npm_give_them() {
     for (number, size) in [(1 << 20) + 1, 5 << 20, (5 << 20) + 1].into_iter().enumerate() {
         let file = large.join(format!("file {number}"));
         std::fs::write(&file, noise(size)).unwrap();
-        change(&file, MODES[next(4)], &mut next);
+        change(&file, MODES[next(4)], TIMES_OF_NPM, &mut next);
     }
-    change(&large, MODES[next(4)], &mut next);
+    change(&large, MODES[next(4)], TIMES_OF_NPM, &mut next);
     let path = large.display().to_string();
     for profile in PROFILES {
         let whole = ours(&path, profile, &["--metadata"]);

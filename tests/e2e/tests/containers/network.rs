@@ -190,11 +190,11 @@ fn containers_on_two_lablets_reach_each_other_through_the_delays_of_their_run() 
         })
         .expect("the way between the two is shorter than what is asked for");
     for what in ["datagram", "echo"] {
-        // Each knows the other's clock to within a part of the round trip between them. What a busy machine adds to one
-        // of them is no part of the way.
+        // Each knows the other's clock to within a part of the round trip of 20 ms between them: a twentieth is allowed.
+        // What a busy machine adds to one of them is no part of the way.
         let times = took(&lab, &result, what);
         let fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
-        assert!((99.5..150.0).contains(&fastest), "{what}: {times:?} ms there and back");
+        assert!((99.0..150.0).contains(&fastest), "{what}: {times:?} ms there and back");
     }
 }
 
