@@ -23,6 +23,7 @@ mod first_light;
 mod imports;
 mod interop;
 mod lifecycle;
+mod machines;
 mod manuals;
 mod network;
 mod pins;

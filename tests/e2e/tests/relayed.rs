@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use iptl_e2e::{Foreground, Home, docker_is_required, not_run, until};
-use iptl_labnet::{Access, Dependence, Engine, EngineConfig, NatConfig, Ports, RealmId, Topology};
-use iptl_labnet_tun::{DEVICE_NAME, Interface, Namespace, Network, Options, Outlets};
+use iptl_labnet::{Access, Dependence, NatConfig, Ports, RealmId, Topology};
+use iptl_labnet_tun::{Namespace, Network};
 use serde_json::Value;
 
+use crate::machines;
 use crate::network::ping_over;
 
 /// One way between any two machines, in nanoseconds.
@@ -31,22 +32,7 @@ fn machines() -> (Network, Vec<(Namespace, Ipv4Addr)>) {
         let addr = Ipv4Addr::new(192, 168, number, 2);
         nodes.push((topology.add_node(inside, addr, None, Access::default()).unwrap(), addr));
     }
-    let outlets = Outlets {
-        away: Box::new(|_| {}),
-        captured: Box::new(|_| {}),
-        happened: Box::new(|_| {}),
-        ended: Box::new(|_| {}),
-    };
-    let engine = Engine::new(topology, EngineConfig::default());
-    let network = Network::start(engine, Options::default(), outlets).unwrap();
-    let machine = |(node, addr): (iptl_labnet::NodeId, Ipv4Addr)| {
-        let namespace = Namespace::empty().unwrap();
-        let interface = Interface { name: DEVICE_NAME.to_owned(), addrs: vec![(addr.into(), 24)], mtu: 1500 };
-        network.attach(node, namespace.open(&interface).unwrap());
-        (namespace, addr)
-    };
-    let machines = nodes.into_iter().map(machine).collect();
-    (network, machines)
+    machines::machines(topology, nodes, 24)
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::process::Command;
 use iptl_dag::model::{self, AccessClass, IpModel, LinkModel, Network, NetworkModel, Node, Run};
 use iptl_dag::{Block, car, codec};
 use iptl_e2e::{Foreground, Home, Lab, Output, docker_is_required, repository, run, until, without_tun};
-use iptl_labnet::{Access, Engine, EngineConfig, RealmId, Topology};
-use iptl_labnet_tun::{DEVICE_NAME, Interface, Namespace, Options, Outlets};
+use iptl_labnet::{Access, RealmId, Topology};
+use iptl_labnet_tun::Namespace;
 use serde_json::Value;
 
 /// Instances that reach the one that answers.
@@ -206,22 +206,7 @@ fn machines(count: u8, delay_ns: u64) -> (iptl_labnet_tun::Network, Vec<(Namespa
         let addr = Ipv4Addr::new(10, 77, 0, number);
         nodes.push((topology.add_node(RealmId::PUBLIC, addr, None, Access::default()).unwrap(), addr));
     }
-    let outlets = Outlets {
-        away: Box::new(|_| {}),
-        captured: Box::new(|_| {}),
-        happened: Box::new(|_| {}),
-        ended: Box::new(|_| {}),
-    };
-    let engine = Engine::new(topology, EngineConfig::default());
-    let network = iptl_labnet_tun::Network::start(engine, Options::default(), outlets).unwrap();
-    let machine = |(node, addr): (iptl_labnet::NodeId, Ipv4Addr)| {
-        let namespace = Namespace::empty().unwrap();
-        let interface = Interface { name: DEVICE_NAME.to_owned(), addrs: vec![(addr.into(), 16)], mtu: 1500 };
-        network.attach(node, namespace.open(&interface).unwrap());
-        (namespace, addr)
-    };
-    let machines = nodes.into_iter().map(machine).collect();
-    (network, machines)
+    crate::machines::machines(topology, nodes, 16)
 }
 
 #[test]
