@@ -111,6 +111,11 @@ impl Lablet {
         beat.into_iter().chain(leases).chain(seals).min()
     }
 
+    /// Returns whom the lablet is in session with.
+    pub fn in_session_with(&self) -> Option<&PeerId> {
+        self.session.as_ref().map(|session| &session.orchestrator)
+    }
+
     /// Returns what a hello says that the lablet has.
     pub fn inventory(&self) -> Inventory {
         self.inventory_without(None)

@@ -280,6 +280,7 @@ impl Model {
                 let unknown = end.result.is_none() && !node.log.contains_key(id);
                 self.check("end-fact", known || unknown, || format!("{} called finished too early", id.alias()));
             }
+            Effect::StorePlacement(placement) => self.placed(placement),
             Effect::Assemble(order) => {
                 self.assembling(node, order);
                 self.fetched(now, node, lablets, order);
@@ -289,7 +290,6 @@ impl Model {
             | Effect::Welcome { .. }
             | Effect::Turn { .. }
             | Effect::PublishOffer(_)
-            | Effect::StorePlacement(_)
             | Effect::Pull { .. }
             | Effect::Notify { .. }
             | Effect::Adopt(_)

@@ -199,8 +199,10 @@ fn holds(lab: &Lab, execution: &str, lablets: &[Mortal], marks: &Marks, victims:
     let left = marks.take(execution);
     for instance in left.keys() {
         let (began, rested) = (said(&left, instance, "began"), said(&left, instance, "rested"));
-        assert!(began == 1 && rested <= 1, "{story}: {instance} began {began} times and rested {rested} times");
-        assert!(started.contains_key(instance), "{story}: {instance} began, and nobody says that it was started");
+        // A place is there before its instance has said a word, and a death may come between the two.
+        assert!(rested <= began && began <= 1, "{story}: {instance} began {began} times and rested {rested} times");
+        let is_told = began == 0 || started.contains_key(instance);
+        assert!(is_told, "{story}: {instance} began, and nobody says that it was started");
     }
     let out = lab.path().join(format!("out-{execution}"));
     let result = last["result"].as_str().unwrap();

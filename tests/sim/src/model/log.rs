@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Assignment, ExecutionId, Exit, Fact, FactKind, InstanceId, Run};
+use iptl_dag::model::{Assignment, ExecutionId, Exit, Fact, FactKind, InstanceId, Placement, Run};
 use iptl_scheduler::placement;
 use iptl_wire::session::Inventory;
 
@@ -124,6 +124,12 @@ impl Log {
         self.lost.keys().chain(self.halted.keys()).any(|i| !self.finished.contains(i) && self.may_not_go_again(run, i))
     }
 
+    /// Whether a lablet was granted an instance.
+    fn was_granted(&self, lablet: &PeerId, instance: &InstanceId) -> bool {
+        let holds = |grant: &Granted| grant.assignments.iter().any(|a| a.holds(instance));
+        self.grants.iter().any(|((holder, _), grant)| holder == lablet && holds(grant))
+    }
+
     fn holds_all(&self, all: u64) -> bool {
         let live = self.grants.values().filter(|g| g.live);
         live.flat_map(|g| &g.assignments).map(|a| u64::from(a.count)).sum::<u64>() == all
@@ -136,6 +142,21 @@ impl Model {
         if let Some(truth) = self.truths.get_mut(id) {
             truth.log.started_at = now;
         }
+    }
+
+    /// A placement is stored: what has finished keeps a place where it was. What counted as lost before its receipt came
+    /// may have none.
+    pub(super) fn placed(&mut self, placement: &Placement) {
+        let Some(truth) = self.truths.get(&placement.execution) else { return };
+        let log = &truth.log;
+        let keeps = |i: &InstanceId| match placement.assignments.iter().find(|a| a.holds(i)) {
+            Some(assignment) => log.was_granted(&assignment.lablet, i),
+            None => log.lost.contains_key(i),
+        };
+        let moved: Vec<_> = log.finished.iter().filter(|i| !keeps(i)).map(ToString::to_string).collect();
+        self.check("finished-moved", moved.is_empty(), || {
+            format!("{}: has finished and is placed elsewhere: {moved:?}", placement.execution.alias())
+        });
     }
 
     /// A fact becomes durable at a virtual time.

@@ -72,6 +72,14 @@ impl Truth {
         });
     }
 
+    /// A lablet hears an orchestrator: it must lead in the term that the lablet is about to promise, or has.
+    pub(super) fn in_session(&mut self, lablet: &PeerId, orchestrator: &PeerId, promised: Option<&Epoch>) {
+        let leads = promised.is_some_and(|term| term.peer == *orchestrator);
+        self.check("old-heard", leads, || {
+            format!("{} hears {} and promises {promised:?}", lablet.short(), orchestrator.short())
+        });
+    }
+
     /// A cell reported that it is prepared.
     pub(super) fn prepared(&mut self, id: &ExecutionId, instances: Vec<InstanceId>) {
         self.ready.entry(*id).or_default().extend(instances);

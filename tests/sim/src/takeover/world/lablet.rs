@@ -79,6 +79,7 @@ impl World {
         let now = self.nodes[l].clock.stamp(self.now);
         let Some(core) = &mut self.nodes[l].core else { return };
         core.handle(now, input);
+        self.check_session(l);
         self.drain_lablet(l);
         self.check_lease(l);
     }
@@ -104,6 +105,15 @@ impl World {
         while self.nodes[l].syncing.is_none() {
             let Some(effect) = self.nodes[l].queue.pop_front() else { return };
             self.lablet_effect(l, effect);
+        }
+    }
+
+    fn check_session(&mut self, l: usize) {
+        let node = &self.nodes[l];
+        let Some(core) = &node.core else { return };
+        if let Some(orchestrator) = core.in_session_with() {
+            let promised = core.promised_term().map(|claim| &claim.body.term);
+            self.truth.in_session(&node.peer, orchestrator, promised);
         }
     }
 
@@ -244,15 +254,16 @@ impl World {
         self.truth.check("slots", taken <= has, || format!("{name} holds {taken} in {has} slots with {cell:?}"));
     }
 
-    /// A lablet drops a cell: what it sealed is kept by somebody, or of no use any more.
+    /// A lablet drops a cell: what it sealed is kept by who leads, or of no use any more.
     fn check_forgotten(&mut self, l: usize, cell: &CellRef) {
         let node = &self.nodes[l];
         let Some((_, shards)) = node.records.get(cell).filter(|_| !self.truth.is_over(&cell.execution)) else { return };
-        let has = |shard| self.orchs.iter().any(|orch| orch.store.contains_key(shard));
+        let leads = node.term().and_then(|term| self.orch_of(&term.peer));
+        let has = |shard| leads.is_some_and(|o| self.orchs[o].store.contains_key(shard));
         let dropped: Vec<String> = shards.iter().filter(|(s, _)| !has(s)).map(|(s, _)| s.to_string()).collect();
         let name = node.peer.short();
         self.truth.check("receipts-dropped", dropped.is_empty(), || {
-            format!("{name} drops receipts of {} that nobody has: {dropped:?}", cell.execution.alias())
+            format!("{name} drops receipts of {} that who leads has not: {dropped:?}", cell.execution.alias())
         });
     }
 
