@@ -16,6 +16,7 @@ points! {
     OldReturns => "an orchestrator that led was told that another one does, by its claim",
     ToldByLablet => "an orchestrator that led was told so by a lablet",
     OldRefused => "a lablet refused an orchestrator of an older term",
+    WelcomedLate => "an orchestrator answered a lablet that had turned to another one",
     Doubted => "a lablet was not heard after a takeover",
     Resumed => "an orchestrator led on in its term after it died",
     ResumedAsking => "it died before it had asked every lablet, and asked again",

@@ -212,14 +212,18 @@ impl World {
             && self.nodes.iter().all(|n| !n.records.keys().any(|cell| over(&cell.execution)))
     }
 
-    /// Returns an end that somebody tells although one of a later term is known, of whom that is not settled yet.
+    /// Returns an end that somebody tells although one of a later term is known. Of what nobody told who leads each tells
+    /// what it knows.
     fn told_otherwise(&self) -> Option<(PeerId, &Finished, &Finished)> {
+        let leader = self.leader();
+        let is_known = |end: &&Finished| leader.is_none_or(|l| self.orchs[l].ends.contains_key(&end.execution));
         self.orchs.iter().find_map(|o| {
             let by_core = |end: &Finished| match &o.core {
                 Some(core) => core.result(&end.execution).is_none_or(|result| result == end.result),
                 None => true,
             };
-            let told = o.ends.values().map(|told| (told, self.truth.end(&told.execution).unwrap_or(told)));
+            let told =
+                o.ends.values().filter(is_known).map(|told| (told, self.truth.end(&told.execution).unwrap_or(told)));
             let mut wrong = told.filter(|(told, counts)| told != counts || !by_core(counts));
             wrong.next().map(|(told, counts)| (o.peer.clone(), told, counts))
         })

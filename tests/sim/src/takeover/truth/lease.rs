@@ -52,7 +52,11 @@ impl Truth {
     pub(in crate::takeover) fn welcomed(&mut self, l: usize, orchestrator: &PeerId, lease_ms: u32) {
         let lease = self.leases.entry(l).or_default();
         lease.extend(orchestrator, lease.greeted_at, lease_ms);
-        lease.beats.clear();
+    }
+
+    /// A session of a lablet begins, and with it the numbers of its heartbeats.
+    pub(in crate::takeover) fn begins(&mut self, l: usize) {
+        self.leases.entry(l).or_default().beats.clear();
     }
 
     /// A lablet sends a heartbeat.

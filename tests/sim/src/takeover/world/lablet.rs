@@ -229,7 +229,7 @@ impl World {
             }
             LabletEffect::Turn { to } => {
                 self.nodes[l].session = None;
-                self.nodes[l].greeting = None;
+                self.nodes[l].turned_from = self.nodes[l].greeting.take();
                 if let Some(o) = self.orch_of(&to) {
                     self.nodes[l].target = o;
                 }
@@ -362,6 +362,7 @@ impl World {
         let named: Vec<(String, u32)> = receipts.iter().map(|r| (r.instance.to_string(), r.attempt)).collect();
         let shard = codec::cid_of(&(&cell, &node.peer, named));
         node.store.insert(shard, receipts);
+        node.sealed_at.insert(shard, self.now);
         if let Some((_, shards)) = node.records.get_mut(&cell) {
             shards.push((shard, count));
         }

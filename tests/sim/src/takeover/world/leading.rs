@@ -6,7 +6,7 @@ use std::rc::Rc;
 use iptl_dag::model::signed::Signed;
 use iptl_dag::model::{Counts, Epoch, ExecutionId, Exit, Fact, FactKind, InstanceId, ResultVerdict};
 use iptl_dag::{Cid, PeerId, codec};
-use iptl_scheduler::{AssembledResult, CandidateInput, Effect, Input};
+use iptl_scheduler::{AssembledResult, AssemblyOrder, CandidateInput, Effect, Input};
 use iptl_wire::session::{ToLablet, Welcome};
 
 use super::World;
@@ -15,6 +15,9 @@ use super::following::end_of;
 use super::node::Node;
 use crate::takeover::Point;
 use crate::world::{MILLI, SECOND};
+
+/// Virtual time in which receipts are fetched from a lablet that is heard, in nanoseconds.
+const FETCHED_WITHIN: u64 = 20 * SECOND;
 
 impl World {
     pub(super) fn tell_core(&mut self, o: usize, input: Input) {
@@ -187,7 +190,8 @@ impl World {
                 let offers =
                     offers.into_iter().map(|body| Signed { body, signer: signer.clone(), signature: Vec::new() });
                 let welcome = Welcome { certificate, heartbeat_ms, lease_ms, offers: offers.collect(), claim };
-                self.after(5 * MILLI, Event::Welcome { l, o, session, welcome: Box::new(welcome) });
+                let takes = (5 + session % 40) * MILLI;
+                self.after(takes, Event::Welcome { l, o, session, welcome: Box::new(welcome) });
             }
             Effect::Turn { to, session, .. } => {
                 if let Some(l) = self.lablet_of(&to) {
@@ -212,6 +216,7 @@ impl World {
             Effect::Assemble(order) => {
                 let received = self.received(o, &order.execution);
                 self.truth.assembles(&order, &received);
+                self.check_fetched(o, &order);
                 let (accepted, missing) = (order.accepted.len() as u64, order.missing.len() as u64);
                 let takes = self.work.between(1, 200) * MILLI;
                 self.after(takes, Event::Assemble { o, life, execution: order.execution, accepted, missing });
@@ -265,6 +270,32 @@ impl World {
             _ => None,
         });
         shards.flatten().filter(|r| !matches!(r.exit, Exit::Stopped { .. })).map(|r| r.instance.clone()).collect()
+    }
+
+    /// What lies sealed on a lablet that could be asked for long is not missing from a result.
+    fn check_fetched(&mut self, o: usize, order: &AssemblyOrder) {
+        let orch = &self.orchs[o];
+        for (l, node) in
+            self.nodes.iter().enumerate().filter(|(_, node)| node.session.is_some_and(|(with, _)| with == o))
+        {
+            let cut = |from, to| self.cuts.get(&(from, to)).copied().unwrap_or(0);
+            let machines = [&orch.machine, &node.machine].map(|machine| machine.frozen_until.max(machine.full_until));
+            let ways = [cut(o, self.node(l)), cut(self.node(l), o)];
+            let calm_since = machines.into_iter().chain(ways).fold(node.session_since, u64::max);
+            let shards = node.records.iter().filter(|(cell, _)| cell.execution == order.execution);
+            let shards = shards.flat_map(|(_, (_, shards))| shards).map(|(shard, _)| shard);
+            let long_ago = |at: u64| self.now.saturating_sub(at.max(calm_since)) >= FETCHED_WITHIN;
+            let sealed = shards.filter(|shard| node.sealed_at.get(shard).is_some_and(|at| long_ago(*at)));
+            let missing: Vec<String> = sealed
+                .filter_map(|shard| node.store.get(shard))
+                .flatten()
+                .filter(|receipt| order.missing.contains_key(&receipt.instance))
+                .map(|receipt| receipt.instance.to_string())
+                .collect();
+            self.truth.check("unfetched", missing.is_empty(), || {
+                format!("{}: {} has had receipts of {missing:?} for long", order.execution.alias(), node.peer.short())
+            });
+        }
     }
 
     pub(super) fn post_down(&mut self, o: usize, to: &PeerId, message: ToLablet) {

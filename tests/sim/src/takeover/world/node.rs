@@ -107,7 +107,11 @@ pub(super) struct Node {
     pub timer: Option<u64>,
     pub target: usize,
     pub session: Option<(usize, u64)>,
+    /// Virtual time at which that began.
+    pub session_since: u64,
     pub greeting: Option<(usize, u64, iptl_wire::Timestamp)>,
+    /// The hello that waited for an answer when it turned to somebody else.
+    pub turned_from: Option<(usize, u64, iptl_wire::Timestamp)>,
     /// Effects that wait for a write to be durable, or for their turn.
     pub queue: VecDeque<LabletEffect>,
     pub syncing: Option<Write>,
@@ -119,6 +123,8 @@ pub(super) struct Node {
     pub promised: BTreeMap<ExecutionId, Epoch>,
     pub records: BTreeMap<CellRef, (CellRecord, Vec<(Cid, u32)>)>,
     pub store: BTreeMap<Cid, Vec<ReceiptSummary>>,
+    /// Virtual time at which each chunk of receipts was sealed.
+    pub sealed_at: BTreeMap<Cid, u64>,
     pub term: Option<Signed<Claim>>,
     pub finished: Vec<Finished>,
 }
@@ -197,7 +203,9 @@ impl Node {
             timer: None,
             target: 0,
             session: None,
+            session_since: 0,
             greeting: None,
+            turned_from: None,
             queue: VecDeque::new(),
             syncing: None,
             blocked_until: 0,
@@ -206,6 +214,7 @@ impl Node {
             promised: BTreeMap::new(),
             records: BTreeMap::new(),
             store: BTreeMap::new(),
+            sealed_at: BTreeMap::new(),
             term: None,
             finished: Vec::new(),
         }

@@ -63,7 +63,7 @@ impl World {
 
     pub(super) fn welcomed(&mut self, l: usize, o: usize, session: u64, welcome: Welcome) {
         let greeted = self.nodes[l].greeting.filter(|(at, s, _)| (*at, *s) == (o, session));
-        let Some((_, greeted, hello_at)) = greeted else { return };
+        let Some((_, greeted, hello_at)) = greeted else { return self.welcomed_late(l, o, session, welcome) };
         if self.is_cut(o, self.node(l)) {
             return;
         }
@@ -80,11 +80,22 @@ impl World {
         let lease_ms = welcome.lease_ms;
         self.nodes[l].greeting = None;
         self.nodes[l].session = Some((o, greeted));
+        self.nodes[l].session_since = self.now;
         let welcome = Verified::vouch(welcome);
+        self.truth.begins(l);
         self.tell_lablet(l, LabletInput::SessionUp { orchestrator: orchestrator.clone(), hello_at, welcome });
         if serves {
             self.truth.welcomed(l, &orchestrator, lease_ms);
         }
+    }
+
+    /// An answer that was on its way to the driver when the lablet turned to somebody else, and did not say hello since.
+    fn welcomed_late(&mut self, l: usize, o: usize, session: u64, welcome: Welcome) {
+        let turned = self.nodes[l].turned_from.take_if(|(at, s, _)| (*at, *s) == (o, session));
+        let Some((_, _, hello_at)) = turned.filter(|_| self.nodes[l].greeting.is_none()) else { return };
+        self.truth.at(Point::WelcomedLate);
+        let (orchestrator, welcome) = (self.orchs[o].peer.clone(), Verified::vouch(welcome));
+        self.tell_lablet(l, LabletInput::SessionUp { orchestrator, hello_at, welcome });
     }
 
     /// Who was dialled does not lead, or does not answer: the next one is.
