@@ -256,6 +256,11 @@ impl Carrier {
         addrs: &[String],
         enough_ns: Option<u64>,
     ) -> std::io::Result<Way> {
+        if let Some(net) = self.links.net() {
+            // Where nobody answers, opening the stream says so.
+            let _connected = net.connect(peer, addrs).await;
+            net.settle(peer).await;
+        }
         let (stream, _) = self.open(peer, addrs).await.map_err(std::io::Error::other)?;
         let (mut answers, mut stream) = tokio::io::split(stream);
         let mut one_ways = Vec::with_capacity(MEASURED_LOOKS);
@@ -440,8 +445,12 @@ impl Delivery {
         let (answers, stream) = tokio::io::split(stream);
         let mut stream = BufWriter::with_capacity(MAX_FRAME_SIZE, stream);
         let looks = Arc::new(Looks::default());
-        let _listening = AbortOnDrop(tokio::spawn(listen(answers, Arc::clone(&looks))).abort_handle());
-        let mut relayed = false;
+        let mut listening = tokio::spawn(listen(answers, Arc::clone(&looks)));
+        let _listening = AbortOnDrop(listening.abort_handle());
+        // A stream stays on the connection on which it was opened, whatever comes later.
+        let relayed = self.is_relayed().await;
+        let mut looked = Instant::now();
+        let mut is_left = false;
         let mut asked: Option<Instant> = None;
         let mut next = Some(first);
         while let Some(queued) = next {
@@ -451,7 +460,6 @@ impl Delivery {
             };
             if timed {
                 if asked.is_none() {
-                    relayed = self.is_relayed().await;
                     for _ in 0..FIRST_LOOKS {
                         framed::write(&mut stream, &Letter::Ask { at_ns: now_ns() }).await?;
                         tokio::time::timeout(ANSWER, looks.seen.notified()).await?;
@@ -459,7 +467,6 @@ impl Delivery {
                     asked = Some(Instant::now());
                 } else if asked.is_some_and(|asked| asked.elapsed() >= ASK) {
                     framed::write(&mut stream, &Letter::Ask { at_ns: now_ns() }).await?;
-                    relayed = self.is_relayed().await;
                     asked = Some(Instant::now());
                 }
             }
@@ -478,6 +485,13 @@ impl Delivery {
                     stream.write_all(&frame::encode(&Letter::Packets(Together { execution, packets }))).await?;
                 }
             }
+            if relayed && looked.elapsed() >= ASK {
+                looked = Instant::now();
+                is_left = !self.is_relayed().await;
+            }
+            if is_left {
+                break;
+            }
             next = match self.queue.try_recv() {
                 Ok(queued) => {
                     self.taken(&queued);
@@ -490,7 +504,13 @@ impl Delivery {
             };
         }
         stream.write_all(&frame::encode(&Letter::End {})).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        if is_left {
+            // There is a direct connection by now, and the next stream takes it. What went by way of the relay is to be there
+            // first: the receiver closes once it has it.
+            tokio::time::timeout(ANSWER, &mut listening).await?.map_err(std::io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Tells whether there is no direct connection to the lablet.

@@ -94,6 +94,33 @@ pub struct Config {
     pub store: Store,
     /// How an orchestrator looks after its lab.
     pub health: Health,
+    /// Reaching nodes that nobody can dial.
+    pub relay: Relay,
+}
+
+/// How nodes are reached that nobody can dial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Relay {
+    /// Whether members of the lab that nobody can dial are reached through this node; orchestrators do it where it is absent.
+    pub serve: Option<bool>,
+    /// Whether this node asks for a place at a relay while nobody can dial it.
+    pub ask: bool,
+    /// Relays beside the lab's orchestrators, as multiaddrs with `/p2p/…`.
+    pub at: Vec<String>,
+}
+
+impl Default for Relay {
+    fn default() -> Relay {
+        Relay { serve: None, ask: true, at: Vec::new() }
+    }
+}
+
+impl Relay {
+    /// Says whether a node of this role relays connections for others.
+    pub fn serves(&self, role: Role) -> bool {
+        self.serve.unwrap_or(role == Role::Orchestrator)
+    }
 }
 
 /// How an orchestrator looks after its lab.

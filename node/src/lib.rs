@@ -34,6 +34,7 @@ mod orchestrator;
 mod probe;
 pub mod rate;
 pub mod readers;
+mod relaying;
 mod serving;
 pub mod traffic;
 

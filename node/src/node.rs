@@ -9,6 +9,7 @@ use iptl_artifacts::{BlobStore, Collectable, Pins, PinsError, PublicError, Publi
 use iptl_artifacts_pack::{OpenError, PackStore};
 use iptl_dag::Block;
 use iptl_dag::model::Signed;
+use iptl_net::NetEvent;
 use iptl_runner::{Runner, Runners};
 use iptl_runner_docker::DockerRunner;
 use iptl_runner_wasm::{WasmConfig, WasmRunner};
@@ -23,7 +24,6 @@ use tokio::net::UnixListener;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 use crate::admission::Admission;
 use crate::control;
@@ -35,6 +35,7 @@ use crate::links::Links;
 use crate::members::Members;
 use crate::orchestrator::{self, OrchestratorError, OrchestratorHandle};
 use crate::readers::Readers;
+use crate::relaying;
 use crate::serving;
 use crate::traffic::Traffic;
 
@@ -230,6 +231,8 @@ pub(crate) struct Node {
     options: Options,
     offers: broadcast::Sender<Signed<Offer>>,
     pub(crate) waiting: Arc<watch::Sender<String>>,
+    /// Told whenever this node listens on another address, or has another place at a relay.
+    addrs_changed: Arc<watch::Sender<()>>,
     owns_socket: bool,
     roles: RwLock<Roles>,
 }
@@ -256,12 +259,13 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
     let pins = Pins::open(home.path("pins.cbor"))?;
     let membership = home.membership()?;
     let stop = CancellationToken::new();
+    let members = Members::open(&home)?;
+    let addrs_changed = Arc::new(watch::Sender::new(()));
     let net = match options.offline {
         true => None,
-        false => Some(swarm(&home, &config, &home.seed()?, membership.as_ref(), &stop).await?),
+        false => Some(swarm(&home, &config, &members, &addrs_changed, &stop).await?),
     };
     let links = Links::new(key.peer().clone(), net);
-    let members = Members::open(&home)?;
     let (public, lacking) = PublicIndex::open(home.path("public"), &pins.public_roots())?;
     let public = Arc::new(public);
     let readers = Readers::new(members.clone(), public.clone());
@@ -309,6 +313,7 @@ pub async fn start(home: Home, options: Options) -> Result<Running, StartError> 
         key,
         offers: broadcast::Sender::new(OFFER_QUEUE),
         waiting: Arc::new(watch::Sender::new(String::new())),
+        addrs_changed,
         owns_socket: options.socket,
         options,
         roles: RwLock::default(),
@@ -421,6 +426,7 @@ impl Node {
             self.write_roles(|roles| roles.admission = Some(admission.clone()));
             tokio::spawn(admission.serve(self.links.clone()));
         }
+        relaying::start(&self.home.config()?.relay, role, &self.members, &self.links, &self.stop).await;
         if role == Role::Orchestrator {
             let handle = orchestrator::start(orchestrator::Parts {
                 home: self.home.clone(),
@@ -484,6 +490,7 @@ impl Node {
             stop: self.stop.clone(),
             leave: self.leave.clone(),
             waiting: self.waiting.clone(),
+            addrs_changed: self.addrs_changed.subscribe(),
         })
         .await?;
         self.write_roles(|roles| roles.lablet = Some(handle));
@@ -522,21 +529,24 @@ impl Node {
 async fn swarm(
     home: &Home,
     config: &Config,
-    seed: &Zeroizing<[u8; 32]>,
-    membership: Option<&Membership>,
+    members: &Members,
+    addrs_changed: &Arc<watch::Sender<()>>,
     stop: &CancellationToken,
 ) -> Result<iptl_net::Net, StartError> {
+    let (seed, membership) = (home.seed()?, home.membership()?);
     let remembered = home.read::<Remembered>(STATE)?.unwrap_or_default();
-    let orchestrates = membership.is_some_and(|m| m.role() == Role::Orchestrator);
+    let orchestrates = membership.as_ref().is_some_and(|m| m.role() == Role::Orchestrator);
     let mut known = config.known.clone();
-    if let Some(membership) = membership {
+    if let Some(membership) = &membership {
         known.extend(membership.addrs.iter().cloned());
     }
     let base = iptl_net::Config {
-        seed: **seed,
+        seed: *seed,
         mdns: config.mdns.unwrap_or(true),
         agent: format!("iptl/{}", env!("CARGO_PKG_VERSION")),
-        relay_server: orchestrates,
+        // Once it plays its role; only members are to be reached through it.
+        relay_server: false,
+        relay_for: Some(relaying::for_members(members)),
         kad: if orchestrates { iptl_net::KadMode::Server } else { iptl_net::KadMode::Auto },
         known,
         ..iptl_net::Config::default()
@@ -564,13 +574,18 @@ async fn swarm(
             home.write(STATE, &iptl_dag::encode(&Remembered { listen }))?;
         }
     }
-    let stop = stop.clone();
+    let (stop, addrs_changed) = (stop.clone(), addrs_changed.clone());
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 event = events.recv() => match event {
-                    Some(event) => tracing::debug!(?event, "swarm"),
+                    Some(event) => {
+                        tracing::debug!(?event, "swarm");
+                        if let NetEvent::Listening { .. } | NetEvent::External { .. } = event {
+                            addrs_changed.send_replace(());
+                        }
+                    }
                     None => return,
                 }
             }

@@ -1,7 +1,7 @@
 //! Translation of peer IDs and addresses, and the book of addresses learned.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use iptl_dag::PeerId;
 use libp2p::Multiaddr;
@@ -46,6 +46,15 @@ pub(crate) fn peer_of(addr: &Multiaddr) -> Option<libp2p::PeerId> {
     }
 }
 
+/// Returns the IP address that an address begins with.
+pub(crate) fn ip_of(addr: &Multiaddr) -> Option<IpAddr> {
+    match addr.iter().next() {
+        Some(Protocol::Ip4(ip)) => Some(IpAddr::V4(ip)),
+        Some(Protocol::Ip6(ip)) => Some(IpAddr::V6(ip)),
+        _ => None,
+    }
+}
+
 /// Returns whether an address leads through a relay.
 pub(crate) fn is_relayed(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| matches!(part, Protocol::P2pCircuit))
@@ -53,11 +62,7 @@ pub(crate) fn is_relayed(addr: &Multiaddr) -> bool {
 
 /// Returns whether an address leads to the machine that uses it.
 pub(crate) fn is_loopback(addr: &Multiaddr) -> bool {
-    match addr.iter().next() {
-        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
-        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
-        _ => false,
-    }
+    ip_of(addr).is_some_and(|ip| ip.is_loopback())
 }
 
 /// Returns an address without the `/p2p/<peer>` at its end.

@@ -49,8 +49,39 @@ pub struct PeerInfo {
     pub addrs: Vec<String>,
     /// All connections run through relays.
     pub relayed: bool,
+    /// They are so new that hole punching may still make a direct one.
+    pub unsettled: bool,
     /// Name and version that the peer told, once it has.
     pub agent: Option<String>,
+}
+
+/// How a node is reached from outside, as far as its relays can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// A relay has dialled it.
+    Directly,
+    /// Nobody can dial it: it is behind a NAT or a firewall, and is reached by way of relays alone.
+    Relayed,
+}
+
+/// A place that a relay gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The relay.
+    pub relay: PeerId,
+    /// How often it was renewed.
+    pub renewed: u64,
+}
+
+/// How a node is reached, and whether others are reached through it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// How it is reached; nothing while that is not known, or where no relays are named.
+    pub reached: Option<Reached>,
+    /// Places that relays gave when the node asked by itself; best first.
+    pub places: Vec<Place>,
+    /// It relays connections for others.
+    pub relays: bool,
 }
 
 /// What a validator says about a message.

@@ -25,10 +25,10 @@ mod swarm;
 mod task;
 
 pub use bitswap::{Bitswap, BitswapSession, SessionEvent};
-pub use config::{Config, KadMode};
+pub use config::{Config, KadMode, RelayFor, RelayLimits};
 pub use error::{
     AcceptError, AddrError, DialError, ListenError, OpenError, ProvideError, PublishError, StartError, SubscribeError,
 };
-pub use event::{GossipMessage, GossipVerdict, NetEvent, PeerInfo, Validate};
+pub use event::{GossipMessage, GossipVerdict, NetEvent, PeerInfo, Place, Reach, Reached, Validate};
 pub use net::{Net, start};
 pub use stream::{Incoming, Stream};

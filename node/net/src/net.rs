@@ -12,9 +12,10 @@ use tokio::time::timeout;
 use crate::addr::{self, from_peer, to_peer};
 use crate::config::Config;
 use crate::error::{
+    AddrError,
     AcceptError, DialError, ListenError, OpenError, ProvideError, PublishError, StartError, SubscribeError,
 };
-use crate::event::{GossipMessage, NetEvent, PeerInfo, Validate};
+use crate::event::{GossipMessage, NetEvent, PeerInfo, Reach, Validate};
 use crate::stream::{Incoming, Stream};
 use crate::streams::{ADMITTED, NoStream, NotRegistered, Opened, Protocols, REFUSED, is_admitted};
 use crate::task::{Command, Task};
@@ -31,6 +32,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for looking up the addresses of a peer that is to be connected.
 const FIND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two looks at whether a direct connection came.
+const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 /// ADD_PROVIDER is not acknowledged, so a record may be on its way while it is looked up.
 const EMPTY_LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 /// Longest key in bytes: a 64-byte digest with its multihash head, doubled.
@@ -81,7 +84,7 @@ impl Net {
     }
 
     /// Returns the addresses that others can try, each with `/p2p/<self>`: those confirmed from outside first, then
-    /// those listened on.
+    /// those listened on; and last those at relays.
     pub async fn addrs(&self) -> Vec<String> {
         self.ask(Command::Addrs).await.unwrap_or_default()
     }
@@ -96,8 +99,9 @@ impl Net {
     /// Makes a connection to a peer, unless there is one.
     ///
     /// Tries `addrs` with whatever is known here (mDNS, identify, earlier lookups); when that fails, the addresses in
-    /// the peer's own provider record. Where there is a relayed connection only, a direct one is tried at those of
-    /// `addrs` that are direct; the relayed one is enough when that fails.
+    /// the peer's own provider record. Direct addresses come first; those at relays are dialled once the others have failed,
+    /// or have not answered for a second. Where there is a relayed connection only, a direct one is tried at those of
+    /// `addrs` that are direct, once in a while; the relayed one is enough when that fails, or takes over a second.
     pub async fn connect(&self, peer: &PeerId, addrs: &[String]) -> Result<(), DialError> {
         let addrs = addrs.iter().map(|addr| addr::parse(addr)).collect::<Result<Vec<_>, _>>()?;
         let error = match self.dial(peer, addrs).await {
@@ -305,6 +309,38 @@ impl Net {
             }
         }
         Vec::new()
+    }
+
+    /// Names relays, each with its addresses, that this node asks for a place while nobody can dial it; the best first. It
+    /// asks by itself, two at a time at most, renews, asks others when one goes, and gives the places back once one of
+    /// these relays has reached it. They replace those named before; whoever is in both keeps its place.
+    ///
+    /// Cancel safe: dropped half-way, they may be named or not.
+    ///
+    /// # Errors
+    ///
+    /// An address that is none; those named before it count.
+    pub async fn set_relays(&self, relays: Vec<(PeerId, Vec<String>)>) -> Result<(), AddrError> {
+        // A node that was shut down asks nobody.
+        self.ask(|reply| Command::SetRelays { relays, reply }).await.unwrap_or(Ok(()))
+    }
+
+    /// Relays connections for others from now on, or not; those that are there end by themselves.
+    pub async fn serve_relay(&self, serve: bool) {
+        self.ask(|reply| Command::ServeRelay { serve, reply }).await;
+    }
+
+    /// Returns how this node is reached; nothing once it was shut down.
+    pub async fn reach(&self) -> Option<Reach> {
+        self.ask(Command::Reach).await
+    }
+
+    /// Waits while the only way to a peer leads through a relay and is so new that hole punching may still make a direct
+    /// one: some seconds at most. Returns at once where there is no connection.
+    pub async fn settle(&self, peer: &PeerId) {
+        while self.peers().await.iter().any(|info| info.peer == *peer && info.unsettled) {
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
     }
 
     /// Closes all connections to a peer. Nothing keeps either side from connecting again.

@@ -1,6 +1,6 @@
 //! Transports and behaviours put together. Every limit of the swarm stands here, with its reason.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::upgrade::Version;
@@ -8,11 +8,12 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{NetworkBehaviour, Swarm};
 use libp2p::{
-    PeerId, StreamProtocol, Transport as _, autonat, connection_limits, dcutr, dns, gossipsub, identify, kad, mdns,
+    Multiaddr, PeerId, StreamProtocol, Transport as _, autonat, connection_limits, dcutr, dns, gossipsub, identify, kad, mdns,
     noise, ping, quic, relay, tcp, yamux,
 };
 
-use crate::config::{Config, KadMode};
+use crate::addr::to_peer;
+use crate::config::{Config, KadMode, RelayFor};
 use crate::error::StartError;
 use crate::streams::{self, MAX_INBOUND_STREAMS_PER_PEER, MAX_OUTBOUND_STREAMS_PER_CONNECTION, Protocols};
 
@@ -49,8 +50,6 @@ const QUIC_IDLE_TIMEOUT_MS: u32 = 30_000;
 const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections are closed by their users, or when the peer is gone: a lab's peers come back to each other.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
-/// A relay's word for "unlimited": the lab's own relays carry what the lab needs.
-const RELAY_UNLIMITED_BYTES: u64 = 0;
 
 const _: () = assert!(MAX_INBOUND_STREAMS_PER_PEER + MAX_OUTBOUND_STREAMS_PER_CONNECTION < MAX_YAMUX_STREAMS);
 
@@ -64,10 +63,10 @@ pub(crate) struct Behaviour {
     pub(crate) kad: kad::Behaviour<kad::store::MemoryStore>,
     pub(crate) gossip: gossipsub::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
-    relay_server: Toggle<relay::Behaviour>,
+    pub(crate) relay_server: relay::Behaviour,
     relay_client: relay::client::Behaviour,
-    dcutr: dcutr::Behaviour,
-    autonat_client: autonat::v2::client::Behaviour,
+    pub(crate) dcutr: dcutr::Behaviour,
+    pub(crate) autonat_client: autonat::v2::client::Behaviour,
     autonat_server: autonat::v2::server::Behaviour,
 }
 
@@ -103,7 +102,7 @@ pub(crate) fn build(config: &Config, protocols: Protocols) -> Result<Swarm<Behav
             }
             false => None,
         }),
-        relay_server: Toggle::from(config.relay_server.then(|| relay::Behaviour::new(peer, relay_limits()))),
+        relay_server: relay_server(config, peer),
         relay_client,
         dcutr: dcutr::Behaviour::new(peer),
         autonat_client: autonat::v2::client::Behaviour::default(),
@@ -224,18 +223,41 @@ fn message_id(message: &gossipsub::Message) -> gossipsub::MessageId {
     gossipsub::MessageId::from(hasher.finalize().as_bytes().to_vec())
 }
 
-/// Limits of the lab's own relays: many lablets share one NAT, and their circuits carry whole runs.
-fn relay_limits() -> relay::Config {
-    relay::Config {
-        max_reservations: 1_024,
-        max_reservations_per_peer: 8,
-        reservation_rate_limiters: Vec::new(),
-        max_circuits: 1_024,
-        max_circuits_per_peer: 64,
-        max_circuit_duration: Duration::from_secs(24 * 3_600),
-        max_circuit_bytes: RELAY_UNLIMITED_BYTES,
+/// The relay of a node: it serves once it is told to (see [`serve_relay`]).
+fn relay_server(config: &Config, peer: PeerId) -> relay::Behaviour {
+    let limits = &config.relay_limits;
+    let reservation_rate_limiters: Vec<Box<dyn relay::RateLimiter>> = match config.relay_for.clone() {
+        Some(relay_for) => vec![Box::new(Admitted(relay_for))],
+        None => Vec::new(),
+    };
+    let limits = relay::Config {
+        max_reservations: limits.reservations,
+        max_reservations_per_peer: MAX_CONNECTIONS_PER_PEER,
+        reservation_duration: limits.reservation_time,
+        reservation_rate_limiters,
+        max_circuits: limits.circuits,
+        max_circuits_per_peer: limits.circuits_per_peer,
+        max_circuit_duration: limits.circuit_time,
+        max_circuit_bytes: limits.circuit_bytes,
         circuit_src_rate_limiters: Vec::new(),
-        ..Default::default()
+    };
+    let mut server = relay::Behaviour::new(peer, limits);
+    serve_relay(&mut server, config.relay_server);
+    server
+}
+
+/// Has a relay serve or not. One that serves does so while it has an address to give to others: a place without one leads
+/// nowhere.
+pub(crate) fn serve_relay(server: &mut relay::Behaviour, serve: bool) {
+    server.set_status(if serve { None } else { Some(relay::Status::Disable) });
+}
+
+/// Lets only some peers have a place: what libp2p asks before each, beside its limits.
+struct Admitted(RelayFor);
+
+impl relay::RateLimiter for Admitted {
+    fn try_next(&mut self, peer: PeerId, _: &Multiaddr, _: Instant) -> bool {
+        (self.0)(&to_peer(&peer))
     }
 }
 

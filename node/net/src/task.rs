@@ -2,7 +2,7 @@
 //!
 //! Commands from handles come in, events go out; in between each family of swarm events has a file: `dial` (connections
 //! and those who wait for them), `listen` (listeners, reservations, own addresses), `known` (peers to stay connected
-//! to), `identify`, `kad`, `gossip`, `mdns`, `relay`.
+//! to), `reserve` (places at relays), `identify`, `kad`, `gossip`, `mdns`, `relay`.
 
 mod dial;
 mod gossip;
@@ -12,6 +12,7 @@ mod known;
 mod listen;
 mod mdns;
 mod relay;
+mod reserve;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,13 +25,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::addr::{AddressBook, to_peer};
 use crate::config::Config;
-use crate::error::{DialError, ListenError, ProvideError, PublishError, StartError, SubscribeError};
-use crate::event::{GossipMessage, NetEvent, PeerInfo, Validate};
+use crate::error::{AddrError, DialError, ListenError, ProvideError, PublishError, StartError, SubscribeError};
+use crate::event::{GossipMessage, NetEvent, PeerInfo, Reach, Validate};
 use crate::streams::{NoStream, Opened, Protocols};
 use crate::swarm::{self, Behaviour, BehaviourEvent};
 
 /// Unread events; what comes beyond them is dropped with an error in the log, as the swarm waits for nobody.
 const EVENT_QUEUE: usize = 4_096;
+/// Time after a relayed connection in which hole punching mostly makes a direct one: some round trips by way of the relay.
+const PUNCHING: Duration = Duration::from_secs(3);
 /// Time for saying goodbye to peers; they notice a dead connection anyway, only later.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -91,6 +94,15 @@ pub(crate) enum Command {
         peer: PeerId,
         reply: oneshot::Sender<()>,
     },
+    SetRelays {
+        relays: Vec<(iptl_dag::PeerId, Vec<String>)>,
+        reply: oneshot::Sender<Result<(), AddrError>>,
+    },
+    ServeRelay {
+        serve: bool,
+        reply: oneshot::Sender<()>,
+    },
+    Reach(oneshot::Sender<Reach>),
     Peers(oneshot::Sender<Vec<PeerInfo>>),
     IsKadServer(oneshot::Sender<bool>),
     Shutdown(oneshot::Sender<()>),
@@ -101,12 +113,17 @@ pub(crate) enum Command {
 struct Peer {
     connections: BTreeMap<ConnectionId, Connection>,
     agent: Option<String>,
+    /// At which address it sees this node.
+    observed: Option<Multiaddr>,
 }
 
 #[derive(Debug)]
 struct Connection {
     addr: Multiaddr,
     relayed: bool,
+    /// This node made it.
+    dialled: bool,
+    since: Instant,
 }
 
 /// The owner of the swarm.
@@ -116,11 +133,13 @@ pub(crate) struct Task {
     events: mpsc::Sender<NetEvent>,
     protocols: Protocols,
     private_addrs_ok: bool,
+    serves_as_relay: bool,
     book: AddressBook,
     peers: BTreeMap<PeerId, Peer>,
     dials: dial::Dials,
     listeners: listen::Listeners,
     known: known::Known,
+    reserve: reserve::Reserve,
     kad: kad::Kad,
     gossip: gossip::Gossip,
 }
@@ -136,6 +155,8 @@ impl Task {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let mut task = Task {
             private_addrs_ok: config.private_addrs_ok,
+            serves_as_relay: config.relay_server,
+            reserve: reserve::Reserve::default(),
             known: known::Known::new(&config.known)?,
             swarm,
             commands,
@@ -205,6 +226,8 @@ impl Task {
             self.gossip.next_deadline(),
             self.known.next_deadline(),
             self.listeners.next_deadline(),
+            self.reserve.next_deadline(),
+            self.dials.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -216,6 +239,8 @@ impl Task {
         self.on_gossip_deadline(now);
         self.on_known_deadline(now);
         self.on_listen_deadline(now);
+        self.on_reserve_deadline(now);
+        self.on_dial_deadline(now);
     }
 
     /// Carries a command out. A caller that is gone does not want its reply, so failures to send one are ignored.
@@ -246,6 +271,13 @@ impl Task {
                 let _ = self.swarm.disconnect_peer_id(peer);
                 let _ = reply.send(());
             }
+            Command::SetRelays { relays, reply } => drop(reply.send(self.set_relays(relays))),
+            Command::ServeRelay { serve, reply } => {
+                self.serves_as_relay = serve;
+                swarm::serve_relay(&mut self.swarm.behaviour_mut().relay_server, serve);
+                let _ = reply.send(());
+            }
+            Command::Reach(reply) => drop(reply.send(self.reach())),
             Command::Peers(reply) => drop(reply.send(self.peer_infos())),
             Command::IsKadServer(reply) => drop(reply.send(self.is_kad_server())),
             Command::Shutdown(_) => unreachable!("`run` takes it"),
@@ -293,9 +325,9 @@ impl Task {
             BehaviourEvent::Gossip(event) => self.on_gossip(event),
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
             BehaviourEvent::RelayServer(event) => relay::on_server(&event),
-            BehaviourEvent::RelayClient(event) => relay::on_client(&event),
+            BehaviourEvent::RelayClient(event) => self.on_relay_client(&event),
             BehaviourEvent::Dcutr(event) => relay::on_dcutr(&event),
-            BehaviourEvent::AutonatClient(event) => relay::on_autonat_client(&event),
+            BehaviourEvent::AutonatClient(event) => self.on_autonat_client(&event),
             BehaviourEvent::AutonatServer(event) => relay::on_autonat_server(&event),
         }
     }
@@ -329,6 +361,7 @@ impl Peer {
             peer: to_peer(peer),
             addrs: connections.iter().map(|connection| connection.addr.to_string()).collect(),
             relayed: self.is_relayed(),
+            unsettled: self.is_relayed() && self.connections.values().all(|one| one.since.elapsed() < PUNCHING),
             agent: self.agent.clone(),
         }
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_dag::PeerId;
-use iptl_wire::control::{Failure, FailureKind, FollowerRow, Leads, Moved, Reply, RunningRow, Status};
+use iptl_net::Reached;
+use iptl_wire::control::{Failure, FailureKind, FollowerRow, Leads, Moved, Reach, Reply, RunningRow, Status};
 use iptl_wire::lab::Role;
 use iptl_wire::takeover::MAX_ORCHESTRATORS;
 
@@ -27,7 +28,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         Some(net) => (net.addrs().await, u32::try_from(net.peers().await.len()).unwrap_or(u32::MAX)),
         None => (Vec::new(), 0),
     };
-    let leads = leads(node).await;
+    let (leads, reach) = (leads(node).await, reach(node).await);
     let (sent, received) = node.moved();
     let mut status = Status {
         peer: node.links.peer().clone(),
@@ -48,6 +49,7 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         leads,
         health: None,
         moved: Some(Moved { sent, received }),
+        reach,
     };
     if let Some(lablet) = node.lablet()
         && let Some(own) = lablet.status().await
@@ -101,6 +103,16 @@ pub(super) async fn status(node: &Node, talk: &mut Talk) -> Result<(), Failure> 
         }
     }
     talk.say(Reply::Status(status)).await
+}
+
+/// Returns how this node is reached, and whether others are reached through it.
+async fn reach(node: &Node) -> Option<Reach> {
+    let reach = node.links.net()?.reach().await?;
+    Some(Reach {
+        directly: reach.reached.map(|reached| reached == Reached::Directly),
+        through: reach.places.into_iter().map(|place| place.relay).collect(),
+        relays: reach.relays,
+    })
 }
 
 /// Returns who leads the lab as far as this node knows, and who follows.

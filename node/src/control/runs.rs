@@ -351,6 +351,7 @@ fn lablet_row(lablet: &LabletRow) -> BTreeMap<String, String> {
         ("cpus", lablet.inventory.cpus.to_string()),
         ("memory_bytes", lablet.inventory.memory_bytes.to_string()),
         ("slots", slots.total.to_string()),
+        ("addrs", lablet.inventory.addrs.join(" ")),
         ("free_slots", slots.free.to_string()),
         ("slots_by_kind", by_kind.join(",")),
         ("labels", labels.join(",")),

@@ -60,6 +60,8 @@ pub(crate) struct Parts {
     pub(crate) leave: CancellationToken,
     /// Why there is no session; empty where there is one.
     pub(crate) waiting: Arc<watch::Sender<String>>,
+    /// Told whenever this node can be reached at other addresses.
+    pub(crate) addrs_changed: watch::Receiver<()>,
 }
 
 /// Starts the lablet of a node.
@@ -162,6 +164,7 @@ impl Driver {
         let mut inventory = tokio::time::interval(INVENTORY_TICK);
         inventory.reset();
         let mut learned = self.parts.members.learned();
+        let mut addrs_changed = self.parts.addrs_changed.clone();
         self.hear_claim();
         let mut batch = Vec::with_capacity(MAX_COMMANDS_AT_ONCE);
         loop {
@@ -170,6 +173,7 @@ impl Driver {
                 taken = queue.recv_many(&mut batch, MAX_COMMANDS_AT_ONCE) => if taken == 0 { break },
                 () = clock::sleep_until(self.core.poll_timeout()) => self.input(LabletInput::Timeout),
                 _ = learned.changed() => self.hear_claim(),
+                Ok(()) = addrs_changed.changed() => self.take_inventory().await,
                 _ = inventory.tick() => {
                     self.take_inventory().await;
                     self.input(LabletInput::Wall { unix_us: clock::wall_us() });

@@ -528,6 +528,21 @@ pub struct Status {
     /// Blocks that moved since it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<Moved>,
+    /// How it is reached; none without a swarm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Reach>,
+}
+
+/// How a node is reached from outside, as the relays of its lab see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reach {
+    /// Whether it can be dialled; none while that is not known, and where nobody is asked.
+    pub directly: Option<bool>,
+    /// Relays that gave it a place, through which it is reached where it cannot be dialled.
+    pub through: Vec<PeerId>,
+    /// Whether others are reached through it.
+    pub relays: bool,
 }
 
 /// Blocks that moved between a node and its peers, in bytes.

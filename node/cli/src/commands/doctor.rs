@@ -293,6 +293,17 @@ async fn daemon(home: &Path) -> Finding {
                         format!("{text}; the lab is offline"),
                         "the orchestrator cannot be reached: check that it runs, and the network between",
                     )
+                } else if let Some((reach, line)) = status.reach.as_ref().and_then(|r| Some((r, status::reach_line(r)?))) {
+                    let text = format!("{text}; {line}");
+                    match reach.through.is_empty() {
+                        false => Finding::ok("node", text),
+                        true => Finding::note(
+                            "node",
+                            text,
+                            "the lab's owner can let an orchestrator relay (`[relay] serve` in node.toml, on by itself), and \
+                             this node asks unless `[relay] ask` is off; or open its ports in your router",
+                        ),
+                    }
                 } else {
                     Finding::ok("node", text)
                 }

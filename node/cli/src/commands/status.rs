@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use iptl_dag::PeerId;
 use iptl_dag::model::WorkloadKind;
-use iptl_wire::control::{Health, Reply, Request, Sign, Status};
+use iptl_wire::control::{Health, Reach, Reply, Request, Sign, Status};
 use iptl_wire::lab::Role;
 use iptl_wire::session::Slots;
 use serde_json::{Map, Value, json};
@@ -103,6 +104,7 @@ pub fn lines(status: &Status) -> Vec<String> {
         ui::count(u64::from(status.peers), "peer"),
         ui::duration(status.uptime_ms)
     ));
+    lines.extend(status.reach.as_ref().and_then(reach_line).map(|reach| format!("reach   {reach}")));
     if let Some(moved) = status.moved.filter(|moved| moved.sent + moved.received > 0) {
         lines.push(format!("blocks  {} sent, {} received", ui::bytes(moved.sent), ui::bytes(moved.received)));
     }
@@ -110,6 +112,18 @@ pub fn lines(status: &Status) -> Vec<String> {
         lines.push(format!("address {addr}"));
     }
     lines
+}
+
+/// Writes how a node is reached that cannot be dialled; whoever can be has nothing to say of it.
+pub fn reach_line(reach: &Reach) -> Option<String> {
+    if reach.directly != Some(false) {
+        return None;
+    }
+    let through: Vec<String> = reach.through.iter().map(PeerId::short).collect();
+    Some(match through.is_empty() {
+        true => "nobody can dial this node, and no relay has a place for it yet".to_owned(),
+        false => format!("nobody can dial this node; relayed through {}", through.join(" and ")),
+    })
 }
 
 /// Writes what works, and when it was seen.
@@ -171,18 +185,33 @@ pub fn to_json(status: &Status) -> Value {
         .map(|(kind, slots)| (kind.name().to_owned(), json!({"total": slots.total, "free": slots.free})))
         .collect();
     let moved = status.moved.map(|moved| json!({"sent_bytes": moved.sent, "received_bytes": moved.received}));
+    let reach = status.reach.as_ref().map(|reach| {
+        let through: Vec<String> = reach.through.iter().map(ToString::to_string).collect();
+        json!({"directly": reach.directly, "through": through, "relays": reach.relays})
+    });
     json!({
         "peer": status.peer.to_string(), "addrs": status.addrs, "version": status.version,
         "uptime_ms": status.uptime_ms, "role": status.role.map(|r| role_word(Some(r))),
         "lab": status.lab.as_ref().map(ToString::to_string), "lab_name": status.lab_name, "online": status.online, "offline_reason": status.offline_reason,
         "peers": status.peers, "lablets": status.lablets, "lablets_ready": status.lablets_ready,
-        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking, "leads": leads, "health": health, "blocks": moved,
+        "free_slots": sum.free, "slots": sum.total, "slots_by_kind": by_kind, "running": running, "asking": asking, "leads": leads, "health": health, "blocks": moved, "reach": reach,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_cannot_be_dialled_is_told_so_with_the_relays() {
+        let relay: PeerId = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN".parse().unwrap();
+        let line = |directly, through| reach_line(&Reach { directly, through, relays: false });
+        assert_eq!(line(None, Vec::new()), None);
+        assert_eq!(line(Some(true), Vec::new()), None);
+        let told = line(Some(false), vec![relay.clone()]).unwrap();
+        assert_eq!(told, format!("nobody can dial this node; relayed through {}", relay.short()));
+        assert!(line(Some(false), Vec::new()).unwrap().contains("no relay has a place"));
+    }
 
     #[test]
     fn slots_are_told_by_kind_where_there_is_more_than_wasm() {

@@ -3,7 +3,7 @@
 use libp2p::{PeerId, identify};
 
 use super::Task;
-use crate::addr::{is_loopback, is_worth_telling};
+use crate::addr::{is_loopback, is_relayed, is_worth_telling};
 use crate::swarm::KAD_PROTOCOL;
 
 /// Longest name and version that is kept of a peer, in characters.
@@ -28,6 +28,7 @@ impl Task {
             }
             None => false,
         };
+        self.on_observed(peer, info.observed_addr);
         // Only servers speak the DHT's protocol; a client's addresses would make others ask it in vain.
         let serves_kad = info.protocols.contains(&KAD_PROTOCOL);
         let told = info.listen_addrs.into_iter().filter(|addr| {
@@ -36,7 +37,7 @@ impl Task {
         });
         for addr in told.take(MAX_ADDRS) {
             self.book.add(peer, addr.clone());
-            if serves_kad {
+            if serves_kad && !is_relayed(&addr) {
                 self.swarm.behaviour_mut().kad.add_address(&peer, addr);
             }
         }

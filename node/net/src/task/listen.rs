@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
-use libp2p::Multiaddr;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
@@ -24,6 +24,9 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between requests for a reservation.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
+/// What an address has in it that leads through a relay.
+const CIRCUIT: &str = "/p2p-circuit";
+
 type Reply = oneshot::Sender<Result<Vec<String>, ListenError>>;
 
 /// The listeners of the node, and the reservations to ask for again.
@@ -36,15 +39,32 @@ pub(super) struct Listeners {
     told: BTreeSet<Multiaddr>,
 }
 
-struct Listener {
+pub(super) struct Listener {
     asked: Multiaddr,
     addrs: Vec<Multiaddr>,
     waiting: Option<Reply>,
     /// Pause before a reservation that fails is asked for again; none for listeners that are not.
     pause: Option<Duration>,
+    /// The relay that was asked for a place without anybody's saying so; `reserve` asks it again.
+    relay: Option<PeerId>,
+}
+
+impl Listener {
+    fn new(asked: Multiaddr, waiting: Option<Reply>, pause: Option<Duration>) -> Listener {
+        Listener { asked, addrs: Vec::new(), waiting, pause, relay: None }
+    }
+
+    /// Returns the listener of a place that the node asks for by itself.
+    pub(super) fn at_relay(asked: Multiaddr, relay: PeerId) -> Listener {
+        Listener { relay: Some(relay), ..Listener::new(asked, None, None) }
+    }
 }
 
 impl Listeners {
+    pub(super) fn insert(&mut self, id: ListenerId, listener: Listener) {
+        self.active.insert(id, listener);
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.missing.values().map(|(at, _)| *at).min()
     }
@@ -63,7 +83,7 @@ impl Task {
             probe(&asked).map_err(|error| refused(text, &error))?;
             match self.swarm.listen_on(asked.clone()) {
                 Ok(id) => {
-                    self.listeners.active.insert(id, Listener { asked, addrs: Vec::new(), waiting: None, pause: None });
+                    self.listeners.insert(id, Listener::new(asked, None, None));
                     waiting.push((id, text));
                 }
                 Err(error) => return Err(StartError::Listen { addr: text.clone(), reason: error.to_string() }),
@@ -93,9 +113,7 @@ impl Task {
         };
         match started.and_then(|()| self.swarm.listen_on(asked.clone()).map_err(|error| error.to_string())) {
             Ok(id) => {
-                let pause = circuit.then_some(MIN_PAUSE);
-                let listener = Listener { asked, addrs: Vec::new(), waiting: Some(reply), pause };
-                self.listeners.active.insert(id, listener);
+                self.listeners.insert(id, Listener::new(asked, Some(reply), circuit.then_some(MIN_PAUSE)));
             }
             // A caller that is gone does not want to know.
             Err(reason) => drop(reply.send(Err(ListenError::Refused { addr: asked.to_string(), reason }))),
@@ -109,8 +127,7 @@ impl Task {
             match self.swarm.listen_on(asked.clone()) {
                 Ok(id) => {
                     self.listeners.missing.remove(&asked);
-                    let listener = Listener { asked, addrs: Vec::new(), waiting: None, pause: Some(pause) };
-                    self.listeners.active.insert(id, listener);
+                    self.listeners.insert(id, Listener::new(asked, None, Some(pause)));
                 }
                 Err(error) => {
                     tracing::warn!(addr = %asked, %error, "no reservation at the relay");
@@ -164,6 +181,7 @@ impl Task {
         }
         self.listeners.told = chosen;
         self.on_own_addrs_changed();
+        self.on_told_addrs_changed();
     }
 
     /// Returns whether the node listens on an address that others are told.
@@ -185,7 +203,21 @@ impl Task {
         } else if let Some(pause) = listener.pause {
             let next = (Instant::now() + pause, MAX_PAUSE.min(pause * 2));
             self.listeners.missing.insert(listener.asked, next);
+        } else if let Some(relay) = listener.relay {
+            self.on_place_gone(relay, id);
         }
+    }
+
+    /// Returns the addresses listened on that are told to others.
+    pub(super) fn told_addrs(&self) -> impl Iterator<Item = &Multiaddr> {
+        self.listeners.told.iter()
+    }
+
+    /// Returns the relays that somebody said are to be asked for a place.
+    pub(super) fn relays_by_hand(&self) -> BTreeSet<PeerId> {
+        let active = self.listeners.active.values().filter(|listener| listener.relay.is_none());
+        let asked = active.map(|listener| &listener.asked).chain(self.listeners.missing.keys());
+        asked.filter(|addr| is_circuit_listener(addr)).filter_map(relay_of).collect()
     }
 
     pub(super) fn on_external_addr(&mut self, address: &Multiaddr) {
@@ -204,7 +236,7 @@ impl Task {
         self.on_own_addrs_changed();
     }
 
-    /// Own addresses, confirmed ones first, in a stable order.
+    /// Own addresses, confirmed ones first and those at relays last, in a stable order.
     pub(super) fn own_addrs(&self) -> Vec<String> {
         let local = *self.local_peer();
         let text = |addr: &Multiaddr| with_peer(addr.clone(), local).to_string();
@@ -214,8 +246,18 @@ impl Task {
         listening.sort();
         listening.dedup();
         addrs.extend(listening);
+        // Those at relays are the last resort.
+        addrs.sort_by_key(|addr| addr.contains(CIRCUIT));
         addrs
     }
+}
+
+/// Returns the relay that a circuit leads through.
+fn relay_of(addr: &Multiaddr) -> Option<PeerId> {
+    addr.iter().find_map(|part| match part {
+        Protocol::P2p(peer) => Some(peer),
+        _ => None,
+    })
 }
 
 fn refused(addr: &str, error: &io::Error) -> StartError {
