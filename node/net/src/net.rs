@@ -12,8 +12,7 @@ use tokio::time::timeout;
 use crate::addr::{self, from_peer, to_peer};
 use crate::config::Config;
 use crate::error::{
-    AddrError,
-    AcceptError, DialError, ListenError, OpenError, ProvideError, PublishError, StartError, SubscribeError,
+    AcceptError, AddrError, DialError, ListenError, OpenError, ProvideError, PublishError, StartError, SubscribeError,
 };
 use crate::event::{GossipMessage, NetEvent, PeerInfo, Reach, Validate};
 use crate::stream::{Incoming, Stream};

@@ -8,8 +8,8 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{NetworkBehaviour, Swarm};
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Transport as _, autonat, connection_limits, dcutr, dns, gossipsub, identify, kad, mdns,
-    noise, ping, quic, relay, tcp, yamux,
+    Multiaddr, PeerId, StreamProtocol, Transport as _, autonat, connection_limits, dcutr, dns, gossipsub, identify,
+    kad, mdns, noise, ping, quic, relay, tcp, yamux,
 };
 
 use crate::addr::to_peer;
@@ -236,7 +236,8 @@ fn relay_server(config: &Config, peer: PeerId) -> relay::Behaviour {
         reservation_duration: limits.reservation_time,
         reservation_rate_limiters,
         max_circuits: limits.circuits,
-        max_circuits_per_peer: limits.circuits_per_peer,
+        // libp2p refuses what comes when there are more than so many already.
+        max_circuits_per_peer: limits.circuits_per_peer.saturating_sub(1),
         max_circuit_duration: limits.circuit_time,
         max_circuit_bytes: limits.circuit_bytes,
         circuit_src_rate_limiters: Vec::new(),

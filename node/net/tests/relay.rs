@@ -190,9 +190,8 @@ async fn another_relay_is_asked_when_one_goes_and_there_are_never_more_than_two_
     assert_eq!(at, [relays[0].net.peer(), relays[1].net.peer()], "in the order of their naming");
     relays[0].net.shutdown().await;
     let gone = relays[0].net.peer();
-    let next = places(&hidden, "the third", |places| {
-        places.len() == 2 && places.iter().all(|place| place.relay != *gone)
-    });
+    let next =
+        places(&hidden, "the third", |places| places.len() == 2 && places.iter().all(|place| place.relay != *gone));
     assert_eq!(next.await[1].relay, *third.net.peer());
 }
 
@@ -224,7 +223,8 @@ async fn relay_gives_places_only_to_whom_it_is_for_and_only_while_it_serves() {
     let hidden = node(config(&[])).await;
     name(&hidden, &[&relay]).await;
     hidden.net.connect(relay.net.peer(), &relay.net.addrs().await).await.unwrap();
-    until("its lot", || async { hidden.net.reach().await.filter(|reach| reach.reached == Some(Reached::Relayed)) }).await;
+    until("its lot", || async { hidden.net.reach().await.filter(|reach| reach.reached == Some(Reached::Relayed)) })
+        .await;
     assert!(!asked.load(Ordering::SeqCst), "a node that does not serve asks nobody whether it may");
     relay.net.serve_relay(true).await;
     assert!(relay.net.reach().await.unwrap().relays);

@@ -103,7 +103,10 @@ impl Lab {
             assert_eq!(status["reach"]["through"], serde_json::json!([owner["peer"]]), "{status}");
             let addrs: Vec<&str> = status["addrs"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
             let first_relayed = addrs.iter().position(|addr| addr.contains("/p2p-circuit")).expect("it is told");
-            assert!(first_relayed > 0 && addrs[first_relayed..].iter().all(|a| a.contains("/p2p-circuit")), "{addrs:?}");
+            assert!(
+                first_relayed > 0 && addrs[first_relayed..].iter().all(|a| a.contains("/p2p-circuit")),
+                "{addrs:?}"
+            );
             let shown = home.run(&["status"]).exits(0).stdout;
             assert!(shown.contains("nobody can dial this node; relayed through 12D3"), "{shown}");
             let checked = home.run(&["doctor"]).stdout;

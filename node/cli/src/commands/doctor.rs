@@ -293,7 +293,9 @@ async fn daemon(home: &Path) -> Finding {
                         format!("{text}; the lab is offline"),
                         "the orchestrator cannot be reached: check that it runs, and the network between",
                     )
-                } else if let Some((reach, line)) = status.reach.as_ref().and_then(|r| Some((r, status::reach_line(r)?))) {
+                } else if let Some((reach, line)) =
+                    status.reach.as_ref().and_then(|r| Some((r, status::reach_line(r)?)))
+                {
                     let text = format!("{text}; {line}");
                     match reach.through.is_empty() {
                         false => Finding::ok("node", text),

@@ -216,7 +216,10 @@ impl Task {
         }
         let state = self.peers.entry(peer).or_default();
         let news = state.connections.is_empty() || (state.is_relayed() && !relayed);
-        state.connections.insert(id, Connection { addr: addr.clone(), relayed, dialled: endpoint.is_dialer(), since: Instant::now() });
+        state.connections.insert(
+            id,
+            Connection { addr: addr.clone(), relayed, dialled: endpoint.is_dialer(), since: Instant::now() },
+        );
         let too_many = state.connections.len().saturating_sub(MAX_CONNECTIONS_PER_PEER);
         for oldest in state.connections.keys().take(too_many) {
             self.swarm.close_connection(*oldest);
