@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::{
-    AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, Case, CellNetworkUse, Comparison, Container,
+    AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, BetweenRegions, Case, CellNetworkUse, Comparison, Container,
     Count, Counts, DependenceModel, Distortion, EgressUse, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind,
     Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, FormerResult, GatewayModel, GroupLoss, GroupNetwork,
     GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, IpModel, JitterModel,
@@ -59,6 +59,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("plan-with-faults".into(), plan_with_faults().into()),
         ("receipts-of-networked-components".into(), networked_components().into()),
         ("receipts-of-shaped-components".into(), shaped_components().into()),
+        ("receipts-of-components-in-regions".into(), components_in_regions().into()),
         ("plan-with-losses".into(), lossy_plan().into()),
         ("run-with-losses".into(), lossy_run(BarrierLoss::Release).into()),
         ("run-that-waits".into(), lossy_run(BarrierLoss::Wait).into()),
@@ -667,6 +668,19 @@ fn networked_components() -> ReceiptShard {
             },
             ..NetworkUse::default()
         });
+    }
+    shard
+}
+
+/// Components of a network with several regions: what each link between two of them did.
+fn components_in_regions() -> ReceiptShard {
+    let mut shard = networked_components();
+    for network in shard.receipts.iter_mut().filter_map(|signed| signed.body.network.as_mut()) {
+        let did = LinkUse { lost: 0, overflowed: 0, ..network.cell.across };
+        network.cell.between = vec![
+            BetweenRegions { from: 0, to: 2, did, lost_by_lab: 0 },
+            BetweenRegions { from: 2, to: 2, did, lost_by_lab: 1 },
+        ];
     }
     shard
 }

@@ -49,6 +49,8 @@ enum Type {
 enum Definition {
     /// Fields: key, optional, nullable, type.
     Struct(Vec<(String, bool, bool, Type)>),
+    /// Fields that stand in a list, in this order: name, type.
+    Tuple(Vec<(String, Type)>),
     /// Tag to type.
     Keyed(BTreeMap<String, Type>),
     /// Kind to type.
@@ -104,6 +106,7 @@ impl Schemas {
                         add(&format!("{field} absent"));
                     }
                 }),
+                Definition::Tuple(fields) => fields.iter().for_each(|(field, _)| add(field)),
                 Definition::Keyed(types) | Definition::Kinded(types) => types.keys().for_each(|tag| add(tag)),
                 Definition::Enum(values) => values.iter().for_each(|value| add(value)),
                 Definition::Alias(_) => {}
@@ -160,6 +163,13 @@ impl Schemas {
                 }
                 assert!(rest.is_empty(), "{at}: {name} does not have {rest:?}");
             }
+            (Definition::Tuple(fields), Ipld::List(items)) => {
+                assert_eq!(items.len(), fields.len(), "{at} has an item for each field of {name}");
+                for ((field, expected), value) in fields.iter().zip(items) {
+                    used.insert(format!("{name}.{field}"));
+                    self.check(value, expected, &format!("{at}/{field}"), used);
+                }
+            }
             (Definition::Keyed(types), Ipld::Map(entries)) => {
                 assert_eq!(entries.len(), 1, "{at} has one tag");
                 let (tag, value) = entries.first_key_value().expect("one entry");
@@ -213,10 +223,14 @@ fn definition(tokens: &mut Tokens) -> Definition {
                 }
                 fields.push((key, optional, nullable, expected));
             }
-            if tokens.accept("representation") {
-                tokens.expect("map");
+            if !tokens.accept("representation") {
+                return Definition::Struct(fields);
             }
-            Definition::Struct(fields)
+            match tokens.next().as_deref() {
+                Some("map") => Definition::Struct(fields),
+                Some("tuple") => Definition::Tuple(fields.into_iter().map(|(name, _, _, of)| (name, of)).collect()),
+                other => panic!("representation {other:?}"),
+            }
         }
         Some("union") => {
             tokens.expect("union");

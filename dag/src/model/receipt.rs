@@ -1,5 +1,7 @@
 //! Receipts: a lablet's signed statement about one attempt of one instance.
 
+mod between;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,8 @@ use crate::model::destination::Destination;
 use crate::model::execution::{Epoch, ExecutionId, InstanceId};
 use crate::model::signed::{Signable, Signed};
 use crate::{Cid, PeerId};
+
+pub use between::BetweenRegions;
 
 /// One attempt of one instance, as the lablet that ran it saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +172,9 @@ pub struct CellNetworkUse {
     /// What the links between regions, and within one, did together; nothing where no packet met one.
     #[serde(default, skip_serializing_if = "LinkUse::is_none")]
     pub across: LinkUse,
+    /// What each of them did; at most [`BetweenRegions::MAX`]. Nothing where the network has one region.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<BetweenRegions>,
     /// CPU time that the network took, in microseconds; none where it has no thread of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<u64>,
@@ -178,6 +185,37 @@ pub struct CellNetworkUse {
 }
 
 impl LinkUse {
+    /// Adds what another link did.
+    pub fn add(&mut self, other: &LinkUse) {
+        let LinkUse {
+            offered,
+            offered_bytes,
+            delivered,
+            delivered_bytes,
+            lost,
+            overflowed,
+            duplicated,
+            corrupted,
+            asked_ns,
+            measured_ns,
+        } = other;
+        for (sum, more) in [
+            (&mut self.offered, offered),
+            (&mut self.offered_bytes, offered_bytes),
+            (&mut self.delivered, delivered),
+            (&mut self.delivered_bytes, delivered_bytes),
+            (&mut self.lost, lost),
+            (&mut self.overflowed, overflowed),
+            (&mut self.duplicated, duplicated),
+            (&mut self.corrupted, corrupted),
+            (&mut self.asked_ns, asked_ns),
+            (&mut self.measured_ns, measured_ns),
+        ] {
+            // What a stranger's receipt says may be anything.
+            *sum = sum.saturating_add(*more);
+        }
+    }
+
     fn is_none(&self) -> bool {
         *self == LinkUse::default()
     }
@@ -372,5 +410,8 @@ pub struct ReceiptShard {
     pub receipts: Vec<Signed<Receipt>>,
 }
 
-/// Most receipts in one chunk: at some 700 bytes each, and as much again for a network, well under the size of a block.
+/// Most receipts in one chunk.
 pub const MAX_RECEIPTS_PER_SHARD: usize = 512;
+
+/// Bytes of receipts from which on a chunk takes no further one: half a block, so that the last one has as much.
+pub const RECEIPT_SHARD_BYTES: usize = 1 << 20;

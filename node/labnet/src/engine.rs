@@ -42,7 +42,7 @@ pub use doors::{Door, Doors};
 use line::{Flight, Held, Line};
 use names::Served;
 use own::Own;
-pub use stats::{EngineStats, Lateness, LinkStats};
+pub use stats::{Between, EngineStats, Lateness, LinkStats, between_regions};
 
 /// Bytes of a small buffer: a packet of Ethernet with room for what it grows by. Large ones would waste memory on the
 /// small packets that are under way.
@@ -426,16 +426,6 @@ impl Engine {
     /// Returns what a link did; none where there is no such link.
     pub fn link_stats(&self, link: LinkId) -> Option<LinkStats> {
         self.line(link).map(|line| self.lines[line].stats)
-    }
-
-    /// Returns what all links between regions, and within one, did together.
-    pub fn across(&self) -> LinkStats {
-        let first = 2 * (self.topology.nodes.len() + self.topology.gateways.len());
-        let mut sum = LinkStats::default();
-        for line in &self.lines[first..self.first_own()] {
-            sum.add(&line.stats);
-        }
-        sum
     }
 
     /// Returns what the links of a node and of the gateways before it did, up and down, its own first.

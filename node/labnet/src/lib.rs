@@ -49,7 +49,10 @@ pub use batch::{BATCH_SIZE, Batch, Batching};
 pub use capture::{Captured, PCAP_HEADER};
 pub use compile::{CompileError, Compiled, MAX_GATEWAYS, PRIVATE_ADDR, clean, compile};
 pub use directory::{Directory, DirectoryError, prefix_of, v4_of, v6_of};
-pub use engine::{Away, Door, Doors, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, NAMES, Output};
+pub use engine::{
+    Away, Between, Door, Doors, Engine, EngineConfig, EngineStats, Lateness, LinkId, LinkStats, NAMES, Output,
+    between_regions,
+};
 pub use faults::{Act, FaultError, Faults, Happened, Moved};
 pub use hosts::Hosts;
 pub use ip::{

@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use iptl_labnet::{
-    Access, Engine, EngineConfig, IcmpError, LinkConfig, LinkId, NatConfig, NodeId, Output, RealmId, Topology,
+    Access, Engine, EngineConfig, IcmpError, LinkConfig, LinkId, LinkStats, NatConfig, NodeId, Output, RealmId, Topology,
+    between_regions,
 };
 
 use crate::bytes::{TCP, UDP, assert_sound, at, ends, packet, parts, seal, udp};
@@ -50,6 +51,46 @@ fn double_nat(nat: NatConfig) -> (Engine, NodeId, NodeId) {
     let (_, home) = topology.add_gateway(carrier, Some(v4("100.64.0.2")), nat, access).unwrap();
     let inner = topology.add_node(home, v4("192.168.1.2"), None, Access::default()).unwrap();
     (engine(topology), public, inner)
+}
+
+#[test]
+fn what_each_link_between_regions_did_is_told_apart() {
+    let (mut engine, a, b) = two_regions();
+    assert_eq!(engine.regions(), []);
+    for _ in 0..3 {
+        engine.handle_packet(0, a, udp("10.0.0.1:5", "10.0.0.2:6"));
+    }
+    engine.handle_packet(0, b, udp("10.0.0.2:6", "10.0.0.1:5"));
+    run(&mut engine);
+    let did: Vec<_> = engine
+        .regions()
+        .iter()
+        .map(|(from, to, stats)| (*from, *to, stats.delivered, stats.asked_ns, stats.measured_ns))
+        .collect();
+    assert_eq!(did, [(0, 1, 3, 90 * MS, 90 * MS), (1, 0, 1, 40 * MS, 40 * MS)]);
+    assert_eq!(engine.across().delivered, 4);
+    // As receipts have it; of one region all is said by the sum.
+    let in_receipt: Vec<_> =
+        between_regions(&engine.regions()).iter().map(|link| (link.from, link.to, link.did.offered)).collect();
+    assert_eq!(in_receipt, [(0, 1, 3), (1, 0, 1)]);
+    let (mut engine, public, inner) = double_nat(NatConfig::default());
+    let to = engine.addr(public).unwrap();
+    engine.handle_packet(0, inner, udp("192.168.1.2:5", &format!("{to}:6")));
+    run(&mut engine);
+    assert_eq!((engine.across().delivered, engine.regions()), (1, Vec::new()));
+}
+
+#[test]
+fn of_many_regions_receipts_have_the_links_with_most_packets() {
+    let link = |from: u16, to: u16| {
+        let offered = u64::from(from) * 100 + u64::from(to);
+        (from, to, LinkStats { offered, delivered: offered, ..LinkStats::default() })
+    };
+    let links = (0..20).flat_map(|from| (0..20).map(move |to| link(from, to))).collect();
+    let kept = between_regions(&links);
+    assert_eq!(kept.len(), 64);
+    let expected = (16..20).flat_map(|from| (0..20).map(move |to| (from, to))).skip(16);
+    assert!(kept.iter().map(|link| (link.from, link.to)).eq(expected), "{kept:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use bollard::models::ContainerCreateBody;
 use iptl_dag::model::{CellNetworkUse, Destination, Fault, InstanceId, LinkUse, NetworkUse};
 use iptl_labnet::{
     Addrs, Away, Batching, Compiled, Directory, Engine, EngineConfig, Faults, LinkStats, Moved, NAMES, NodeId,
-    PRIVATE_ADDR, Wish, WishError, clean, compile, prefix_of,
+    PRIVATE_ADDR, Wish, WishError, between_regions, clean, compile, prefix_of,
 };
 use iptl_labnet_tun::{
     DEVICE_NAME, Device, End, Interface, Namespace, Network, OpenError, Options, Outlets, Report, now_ns,
@@ -370,6 +370,7 @@ impl CellNetwork {
                 max_overdue_ns: if self.described { engine.max_overdue_ns } else { 0 },
                 lost_by_lab: report.across.dropped_by_lab + lab.crowded_out + self.crowded_out.load(Ordering::Relaxed),
                 across: report.across.into(),
+                between: between_regions(&report.regions),
                 cpu_us: Some(lab.cpu_us),
                 wall_us: lab.wall_us,
                 realtime: lab.realtime,

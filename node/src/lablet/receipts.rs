@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use iptl_artifacts::{BlobStore, import, read_block};
-use iptl_dag::model::receipt::MAX_RECEIPTS_PER_SHARD;
-use iptl_dag::model::{self, InstanceId, Receipt, ReceiptShard, Run};
-use iptl_dag::{Cid, PeerId};
+use iptl_dag::model::receipt::{MAX_RECEIPTS_PER_SHARD, RECEIPT_SHARD_BYTES};
+use iptl_dag::model::{self, InstanceId, Receipt, ReceiptShard, Run, Signed};
+use iptl_dag::{Cid, PeerId, codec};
 use iptl_runner::{Ended, Runners};
 use iptl_trust::Keypair;
 use iptl_wire::session::Grant;
@@ -41,21 +41,31 @@ impl Sealer {
             .await
             .map_err(|source| import::ImportError::Read { path: interventions.path().to_owned(), source })?;
         let mut shards = Vec::new();
-        for part in ended.chunks(MAX_RECEIPTS_PER_SHARD) {
-            let mut receipts = Vec::with_capacity(part.len());
-            for (instance, how) in part {
-                let receipt = self.receipt(grant, run, instance, how).await?;
-                let receipt = Receipt { interventions: touched.remove(instance).unwrap_or_default(), ..receipt };
-                receipts.push(iptl_trust::sign(&self.key, receipt));
+        let (mut receipts, mut bytes) = (Vec::new(), 0);
+        for (instance, how) in &ended {
+            let receipt = self.receipt(grant, run, instance, how).await?;
+            let receipt = Receipt { interventions: touched.remove(instance).unwrap_or_default(), ..receipt };
+            let signed = iptl_trust::sign(&self.key, receipt);
+            bytes += codec::encode(&signed).len();
+            receipts.push(signed);
+            if receipts.len() == MAX_RECEIPTS_PER_SHARD || bytes >= RECEIPT_SHARD_BYTES {
+                shards.push(self.put(std::mem::take(&mut receipts)).await?);
+                bytes = 0;
             }
-            let count = u32::try_from(receipts.len()).expect("a chunk is small");
-            let block = model::to_block(ReceiptShard { receipts });
-            let shard = *block.cid();
-            self.store.put(vec![block]).await?;
-            shards.push((shard, count));
+        }
+        if !receipts.is_empty() {
+            shards.push(self.put(receipts).await?);
         }
         self.store.flush().await?;
         Ok(shards)
+    }
+
+    async fn put(&self, receipts: Vec<Signed<Receipt>>) -> Result<(Cid, u32), import::ImportError> {
+        let count = u32::try_from(receipts.len()).expect("a chunk is small");
+        let block = model::to_block(ReceiptShard { receipts });
+        let shard = *block.cid();
+        self.store.put(vec![block]).await?;
+        Ok((shard, count))
     }
 
     /// Reads the run of a cell from before a crash, which was fetched when the cell was prepared; none where it was not

@@ -223,6 +223,17 @@ fn what_every_link_did_is_shown_of_a_result() {
     let [cell] = shown["links"]["cells"].as_array().unwrap().as_slice() else { panic!("one cell: {shown}") };
     let across = &cell["across"];
     assert_eq!(across["asked_ns"].as_u64().unwrap(), across["delivered"].as_u64().unwrap() * 50_000_000, "{cell}");
+    // Each way by itself, and together what the sum says.
+    let between = shown["links"]["between"].as_array().unwrap();
+    let ways: Vec<_> = between.iter().map(|way| (way["from"].as_str().unwrap(), way["to"].as_str().unwrap())).collect();
+    assert_eq!(ways, [("east", "west"), ("west", "east")], "{shown}");
+    for way in between {
+        let did = |what: &str| way["did"][what].as_u64().unwrap();
+        assert!(did("delivered") > 5 && did("asked_ns") == did("delivered") * 50_000_000, "{way}");
+        assert!(did("measured_ns") >= did("asked_ns") && way["lost_by_lab"] == 0, "{way}");
+    }
+    let all: u64 = between.iter().map(|way| way["did"]["offered"].as_u64().unwrap()).sum();
+    assert_eq!(all, across["offered"].as_u64().unwrap(), "{cell}");
     let timed: u64 = cell["lateness"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).sum();
     assert!(timed > 0 && cell["late_ns"]["max"].as_u64() >= cell["late_ns"]["p50"].as_u64(), "{cell}");
 
@@ -232,6 +243,7 @@ fn what_every_link_did_is_shown_of_a_result() {
         let row =
             |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
         assert!(row("LINK").contains("DELIVERED") && row("node/1 down").contains(" 0 "), "{text}");
+        assert!(row("east → west").contains("50.000 ms") && row("west → east").contains("50.000 ms"), "{text}");
         assert!(text.contains("between regions") && text.contains("50.000 ms"), "{text}");
         assert!(row("late ").contains("99% by"), "{text}");
     }
@@ -341,6 +353,26 @@ fn components_on_three_lablets_are_as_far_apart_as_the_network_asks() {
         assert!(across["delivered"].as_u64() > Some(0), "{receipt}");
         // Held where they arrive, and never let go early.
         assert!(across["measured_ns"].as_u64() >= across["asked_ns"].as_u64(), "{receipt}");
+    }
+    // Each lablet counts what came to its own instances; shown is what a link did in all.
+    let shown = lab.run(&["show", last["result"].as_str().unwrap(), "--json"]).exits(0).json();
+    let sum = |links: &serde_json::Value, of: &dyn Fn(&serde_json::Value) -> u64| -> u64 {
+        links.as_array().unwrap().iter().map(of).sum()
+    };
+    let links = &shown["links"];
+    let in_all = sum(&links["between"], &|way| way["did"]["delivered"].as_u64().unwrap());
+    let by_cells = sum(&links["cells"], &|cell| cell["across"]["delivered"].as_u64().unwrap());
+    assert!(in_all > 0 && in_all == by_cells, "{links}");
+    let ways = links["between"].as_array().unwrap();
+    let between = |from: &str, to: &str| ways.iter().find(|way| way["from"] == from && way["to"] == to).unwrap();
+    for (from, to) in [("east", "west"), ("west", "east")] {
+        let did = &between(from, to)["did"];
+        // More is asked of a packet that another lablet's clock says came before one that is under way.
+        assert!(did["asked_ns"].as_u64().unwrap() >= did["delivered"].as_u64().unwrap() * 50_000_000, "{did}");
+        let seen = sum(&links["cells"], &|cell| {
+            sum(&cell["between"], &|way| u64::from(way["from"] == from && way["to"] == to))
+        });
+        assert!(seen > 0, "{links}");
     }
 }
 

@@ -1,7 +1,9 @@
 //! What links and the engine really did.
 
-use iptl_dag::model::LinkUse;
+use iptl_dag::model::{BetweenRegions, LinkUse};
 use serde::{Deserialize, Serialize};
+
+use super::{Engine, LinkId};
 
 /// What one direction of one link did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,43 @@ impl From<LinkStats> for LinkUse {
             asked_ns,
             measured_ns,
         }
+    }
+}
+
+/// What links between regions did, and within one, each by itself: those that were used, by sending and receiving region.
+pub type Between = Vec<(u16, u16, LinkStats)>;
+
+/// Returns them as receipts have them, at most [`BetweenRegions::MAX`].
+pub fn between_regions(links: &Between) -> Vec<BetweenRegions> {
+    BetweenRegions::bounded(links.iter().map(|(from, to, stats)| BetweenRegions {
+        from: *from,
+        to: *to,
+        did: LinkUse::from(*stats),
+        lost_by_lab: stats.dropped_by_lab,
+    }))
+}
+
+impl Engine {
+    /// Returns what all links between regions, and within one, did together.
+    pub fn across(&self) -> LinkStats {
+        self.each_between().fold(LinkStats::default(), |mut sum, (_, _, stats)| {
+            sum.add(&stats);
+            sum
+        })
+    }
+
+    /// Returns what each of them did that was used; nothing where there is one region, and so one link.
+    pub fn regions(&self) -> Between {
+        if self.topology.regions() == 1 {
+            return Vec::new();
+        }
+        self.each_between().filter(|(_, _, stats)| stats.offered > 0).collect()
+    }
+
+    fn each_between(&self) -> impl Iterator<Item = (u16, u16, LinkStats)> {
+        let regions = u16::try_from(self.topology.regions()).unwrap_or(u16::MAX);
+        let pairs = (0..regions).flat_map(move |from| (0..regions).map(move |to| (from, to)));
+        pairs.filter_map(|(from, to)| Some((from, to, self.link_stats(LinkId::Region { from, to })?)))
     }
 }
 

@@ -13,7 +13,7 @@ use super::{Host, Hosts, Kind};
 use crate::capture::Captured;
 use crate::directory::v6_of;
 use crate::draw::mix;
-use crate::engine::LinkStats;
+use crate::engine::{LinkStats, between_regions};
 use crate::faults::{Faults, Happened};
 use crate::ports::PortTable;
 use crate::sockets::Sockets;
@@ -99,6 +99,7 @@ impl Sockets for Hosts {
                 max_overdue_ns: if self.described { stats.max_overdue_ns } else { 0 },
                 lost_by_lab: across.dropped_by_lab + self.leaving.crowded_out,
                 across: across.into(),
+                between: between_regions(&self.engine.regions()),
                 // Whoever calls does its work.
                 cpu_us: None,
                 wall_us: (self.now_ns - self.begun_ns.unwrap_or(self.now_ns)) / 1_000,

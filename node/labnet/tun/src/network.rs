@@ -451,7 +451,6 @@ impl Runner {
     }
 
     fn report(&self) -> Report {
-        let topology = self.engine.topology();
         let mut nodes = BTreeMap::new();
         let seen: std::collections::BTreeSet<usize> = self.devices.keys().chain(self.gone.keys()).copied().collect();
         for node in seen {
@@ -466,15 +465,9 @@ impl Runner {
             let own = self.engine.own_use(id);
             nodes.insert(node, NodeReport { up, down, own, spoofed, overrun, refused });
         }
-        let count = u16::try_from(topology.regions()).unwrap_or(u16::MAX);
-        let pairs = (0..count).flat_map(|from| (0..count).map(move |to| (from, to)));
-        let regions = pairs.filter_map(|(from, to)| {
-            let stats = self.engine.link_stats(LinkId::Region { from, to })?;
-            (stats.offered > 0).then_some((from, to, stats))
-        });
         Report {
             nodes,
-            regions: regions.collect(),
+            regions: self.engine.regions(),
             across: self.engine.across(),
             engine: self.engine.stats(),
             lateness: self.engine.lateness().clone(),

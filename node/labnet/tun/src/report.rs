@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iptl_labnet::{EngineStats, Lateness, LinkStats};
+use iptl_labnet::{Between, EngineStats, Lateness, LinkStats};
 use serde::{Deserialize, Serialize};
 
 /// What a network did so far.
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Report {
     /// By node of the topology: those that have had a device.
     pub nodes: BTreeMap<usize, NodeReport>,
-    /// Links between regions that were used, by sending and receiving region.
-    pub regions: Vec<(u16, u16, LinkStats)>,
+    /// Links between regions that were used, and within one; nothing where there is one region.
+    pub regions: Between,
     /// All links between regions, and within one, together.
     pub across: LinkStats,
     /// What happened to packets elsewhere than in links.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{CellNetworkUse, LinkUse};
+use iptl_dag::model::{BetweenRegions, CellNetworkUse, LinkUse};
 use iptl_result::Networked;
 use serde_json::{Value, json};
 
@@ -14,6 +14,9 @@ const MAX_ROWS: usize = 200;
 
 /// Links up to which they are shown unasked.
 const FEW: usize = 8;
+
+/// Links between two regions by these, over all cells: each cell counts what came to its own instances.
+type Between = BTreeMap<(u16, u16), BetweenRegions>;
 
 const HEAD: [&str; 9] = ["LINK", "OFFERED", "DELIVERED", "LOST", "QUEUE", "COPIES", "TURNED", "ASKED", "MEASURED"];
 
@@ -36,6 +39,23 @@ pub(super) fn cells(networked: &[Networked]) -> Vec<Cell<'_>> {
     last.into_iter().map(|((lablet, runner), used)| Cell { lablet, runner, used }).collect()
 }
 
+/// Returns what each link between regions did, over all cells; where receipts have no room for all, those with most packets.
+fn between(cells: &[Cell<'_>]) -> Between {
+    let mut sums = Between::new();
+    for link in cells.iter().flat_map(|cell| &cell.used.between) {
+        let (from, to) = (link.from, link.to);
+        let sum = sums.entry((from, to)).or_insert(BetweenRegions { from, to, ..BetweenRegions::default() });
+        sum.did.add(&link.did);
+        sum.lost_by_lab = sum.lost_by_lab.saturating_add(link.lost_by_lab);
+    }
+    sums
+}
+
+/// Names a region by its place in the network.
+fn region(regions: &[String], place: u16) -> String {
+    regions.get(usize::from(place)).map_or_else(|| format!("region {place}"), |name| ui::harmless(name))
+}
+
 /// Returns every link of an instance with its name, its own first.
 fn links(of: &Networked) -> impl Iterator<Item = (String, &LinkUse)> {
     let way = |way: &'static str, links| {
@@ -48,7 +68,12 @@ fn links(of: &Networked) -> impl Iterator<Item = (String, &LinkUse)> {
 
 /// Returns the lines for people: tables of links, and how late packets were; none where nothing is known of links, or where
 /// there are many and nobody asked for them.
-pub(super) fn lines(networked: &[Networked], asked: bool, name_of: &dyn Fn(&PeerId) -> String) -> Vec<String> {
+pub(super) fn lines(
+    networked: &[Networked],
+    regions: &[String],
+    asked: bool,
+    name_of: &dyn Fn(&PeerId) -> String,
+) -> Vec<String> {
     let count: usize = networked.iter().map(|of| links(of).count()).sum();
     if count == 0 {
         return if asked { vec!["links     nothing: no packets were carried as such".to_owned()] } else { Vec::new() };
@@ -63,11 +88,15 @@ pub(super) fn lines(networked: &[Networked], asked: bool, name_of: &dyn Fn(&Peer
     });
     rows.extend(all.take(MAX_ROWS).map(|(name, link)| row(name, link)));
     let cells = cells(networked);
+    let between = between(&cells);
+    let way = |link: &BetweenRegions| format!("{} → {}", region(regions, link.from), region(regions, link.to));
+    rows.extend(between.values().take(MAX_ROWS).map(|link| row(way(link), &link.did)));
     let across = cells.iter().filter(|cell| cell.used.across != LinkUse::default());
     rows.extend(across.map(|cell| row(format!("{} between regions", cell_name(cell, name_of)), &cell.used.across)));
     let mut lines: Vec<String> = ui::table(&rows).trim_end().lines().map(str::to_owned).collect();
-    if count > MAX_ROWS {
-        lines.push(format!("and {} more: `--json` has all", count - MAX_ROWS));
+    let more = count.saturating_sub(MAX_ROWS) + between.len().saturating_sub(MAX_ROWS);
+    if more > 0 {
+        lines.push(format!("and {more} more: `--json` has all"));
     }
     let by_lab: Vec<String> = networked
         .iter()
@@ -81,6 +110,8 @@ pub(super) fn lines(networked: &[Networked], asked: bool, name_of: &dyn Fn(&Peer
         .take(MAX_ROWS)
         .collect();
     lines.extend(by_lab);
+    let at_regions = between.values().filter(|link| link.lost_by_lab > 0).take(MAX_ROWS);
+    lines.extend(at_regions.map(|link| format!("{}: the lab lost {} packets", way(link), link.lost_by_lab)));
     lines.extend(cells.iter().map(|cell| late_line(cell, name_of)));
     lines
 }
@@ -123,7 +154,7 @@ fn late_line(cell: &Cell<'_>, name_of: &dyn Fn(&PeerId) -> String) -> String {
 }
 
 /// Returns all of it as data.
-pub(super) fn to_json(networked: &[Networked]) -> Value {
+pub(super) fn to_json(networked: &[Networked], regions: &[String]) -> Value {
     let instances: Vec<Value> = networked
         .iter()
         .map(|of| {
@@ -135,13 +166,22 @@ pub(super) fn to_json(networked: &[Networked]) -> Value {
             })
         })
         .collect();
-    let cells: Vec<Value> = cells(networked)
+    let cells = cells(networked);
+    let to_json = |link: &BetweenRegions| {
+        json!({
+            "from": region(regions, link.from), "to": region(regions, link.to), "did": link.did,
+            "lost_by_lab": link.lost_by_lab,
+        })
+    };
+    let between: Vec<Value> = between(&cells).values().map(to_json).collect();
+    let cells: Vec<Value> = cells
         .iter()
         .map(|cell| {
             let used = cell.used;
             let [p50, p99, p999] = [500, 990, 999].map(|permille| used.late_ns(permille));
             json!({
                 "lablet": cell.lablet.to_string(), "runner": cell.runner, "across": used.across,
+                "between": used.between.iter().map(to_json).collect::<Vec<_>>(),
                 "lateness": used.lateness, "late_ns": {"p50": p50, "p99": p99, "p999": p999, "max": used.max_late_ns},
                 "relayed": used.relayed, "overdue": used.overdue, "max_overdue_ns": used.max_overdue_ns,
                 "lost_by_lab": used.lost_by_lab, "cpu_us": used.cpu_us, "wall_us": used.wall_us,
@@ -149,5 +189,5 @@ pub(super) fn to_json(networked: &[Networked]) -> Value {
             })
         })
         .collect();
-    json!({"instances": instances, "cells": cells})
+    json!({"instances": instances, "between": between, "cells": cells})
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{self, Adopted, Intervention, Node, Plan, ResultNode, ResultVerdict, Run, Way};
+use iptl_dag::model::{self, Adopted, Intervention, Network, NetworkModel, Node, Plan, ResultNode, ResultVerdict, Run, Way};
 use iptl_dag::{Cid, PeerId};
 use iptl_result::Verification;
 use serde_json::{Value, json};
@@ -71,6 +71,10 @@ pub async fn show(
     let Looked { verified, plan, report } = look(ctx, &client, cid, result, sources).await?;
     let (run, outcome, attestation) = (&verified.run, &verified.outcome, &verified.attestation);
     let sound = verified.is_good();
+    let regions = match run.network {
+        Network::Clean => Vec::new(),
+        Network::Model(cid) => read::<NetworkModel>(ctx, &client, &cid).await?.regions,
+    };
     if ctx.json {
         let thresholds: Vec<Value> = outcome
             .thresholds
@@ -129,7 +133,7 @@ pub async fn show(
                 "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
                 "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
                 "files_equal": verified.files_equal, "interventions": interventions, "faults": faults, "ways": ways,
-                "adopted": adopted, "links": super::links::to_json(&verified.networked),
+                "adopted": adopted, "links": super::links::to_json(&verified.networked, &regions),
                 "attempts": attestation.body.attempts, "ended_early": attestation.body.ended_early,
                 "fail_fast": outcome.fail_fast, "losses": outcome.losses,
                 "fetch": fetch::report_json(&report),
@@ -212,7 +216,7 @@ pub async fn show(
         if verified.adopted.len() > MAX_TOUCHED {
             ctx.answer(format!("adopted   and {} more instances", verified.adopted.len() - MAX_TOUCHED));
         }
-        super::links::lines(&verified.networked, links, &name_of).into_iter().for_each(|line| ctx.answer(line));
+        super::links::lines(&verified.networked, &regions, links, &name_of).into_iter().for_each(|line| ctx.answer(line));
         for reason in &body.inconclusive {
             ctx.answer(format!("unclear   {reason}"));
         }
