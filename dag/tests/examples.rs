@@ -59,6 +59,8 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("plan-with-faults".into(), plan_with_faults().into()),
         ("receipts-of-networked-components".into(), networked_components().into()),
         ("receipts-of-shaped-components".into(), shaped_components().into()),
+        ("network-of-homes".into(), network_of_homes().into()),
+        ("run-of-homes".into(), run_of_homes().into()),
         ("receipts-of-components-in-regions".into(), components_in_regions().into()),
         ("plan-with-losses".into(), lossy_plan().into()),
         ("run-with-losses".into(), lossy_run(BarrierLoss::Release).into()),
@@ -169,7 +171,7 @@ fn plan() -> Plan {
         args: vec!["--verbose".into()],
         env: map([("RUST_LOG", "info".to_owned())]),
         resources: Resources::default(),
-        requires: Requirements { labels: map([("zone", "home".to_owned())]), affinity, max_per_lablet: 5 },
+        requires: Requirements { labels: map([("zone", "home".to_owned())]), affinity, max_per_lablet: 5, together: None },
         container: None,
         loss: None,
         start: None,
@@ -685,6 +687,20 @@ fn components_in_regions() -> ReceiptShard {
     shard
 }
 
+/// A network in which three of a group are in each place.
+fn network_of_homes() -> NetworkModel {
+    let mut network = network();
+    network.groups.values_mut().for_each(|group| group.per = 3);
+    network
+}
+
+/// A run of it.
+fn run_of_homes() -> Run {
+    let mut run = Run { network: Network::Model(cid(network_of_homes())), ..run() };
+    run.groups.values_mut().for_each(|group| group.requires.together = Some(3));
+    run
+}
+
 fn outcome(verdict: Verdict) -> Outcome {
     let group = GroupOutcome {
         counts: Counts { ok: 1, failed: 2, lost: 3 },
@@ -856,6 +872,7 @@ fn network() -> NetworkModel {
             site(5, vec![firewall]),
             site(10, vec![]),
         ],
+        per: 1,
     };
     NetworkModel {
         ip: IpModel::default(),

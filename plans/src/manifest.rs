@@ -387,6 +387,12 @@ impl Manifest {
 
     fn cases_with(&self, files: &BTreeMap<String, Cid>) -> Result<BTreeMap<String, Case>, ToPlanError> {
         let mut cases = self.cases.clone();
+        for (case, network) in &self.networks {
+            for (group, together) in network.together() {
+                let spec = cases.get_mut(case).and_then(|case| case.groups.get_mut(&group));
+                spec.into_iter().for_each(|spec| spec.requires.together = Some(together));
+            }
+        }
         for (case, groups) in &self.files {
             for (group, wanted) in groups {
                 let spec = cases.get_mut(case).and_then(|case| case.groups.get_mut(group));

@@ -147,6 +147,9 @@ pub fn summary(network: &NetworkModel) -> String {
         if closed > 0.0 {
             parts.push(format!("{name} {closed}% behind firewalls"));
         }
+        if group.per > 1 {
+            parts.push(format!("{name} {} to a LAN", group.per));
+        }
     }
     parts.join("; ")
 }

@@ -35,6 +35,9 @@ pub struct RunOptions {
     pub seed: u64,
     /// Network; none means that of the case.
     pub network: Option<Network>,
+    /// Of that network, how many neighbours of a group are to be on one lablet
+    /// ([`NetworkModel::together`](iptl_dag::model::NetworkModel::together)); counts where there is one.
+    pub together: BTreeMap<String, u32>,
     /// Faults, as schedules; none means those of the case.
     pub faults: Option<Vec<Cid>>,
     /// Instances whose links are captured.
@@ -51,6 +54,7 @@ impl Default for RunOptions {
             params: BTreeMap::new(),
             seed: DEFAULT_SEED,
             network: None,
+            together: BTreeMap::new(),
             faults: None,
             captures: BTreeSet::new(),
             slow_ways: false,
@@ -73,7 +77,12 @@ pub fn make_run(
 ) -> Result<Run, Vec<Diagnostic>> {
     let (case_name, case) = choose_case(plan, options.case.as_deref()).map_err(|mistake| vec![*mistake])?;
     let mut mistakes = Vec::new();
-    let groups = groups(plan, case_name, case, workloads, &options.groups, &mut mistakes);
+    let mut groups = groups(plan, case_name, case, workloads, &options.groups, &mut mistakes);
+    if options.network.is_some() {
+        for (name, group) in &mut groups {
+            group.requires.together = options.together.get(name).copied();
+        }
+    }
     let params = params(case_name, case, &options.params, &mut mistakes);
     if !mistakes.is_empty() {
         return Err(mistakes);

@@ -211,6 +211,36 @@ fn sites_nest_and_gateways_are_as_they_say() {
 }
 
 #[test]
+fn several_share_a_place() {
+    let said = model("[network.groups.peer]\nnat = \"80%\"\nper = 3");
+    assert_eq!((said.groups["peer"].per, said.groups["boot"].per), (3, 1));
+    assert_eq!(said.together(), BTreeMap::from([("peer".to_owned(), 3)]));
+    assert!(iptl_plans::network_summary(&said).contains("peer 80% behind NAT; peer 3 to a LAN"));
+    let said = model("[network.groups.peer]\nsites = { firewall = 1, public = 2 }\nper = 253");
+    assert_eq!(said.groups["peer"].per, 253);
+    // One in each is what is not said.
+    let (one, none) = (model("[network.groups.peer]\nnat = \"80%\"\nper = 1"), model("[network.groups.peer]\nnat = \"80%\""));
+    assert_eq!(one, none);
+    // The plan has those who share a place on one lablet.
+    let manifest = read("[network.groups.peer]\nnat = \"80%\"\nper = 3").unwrap();
+    let workloads = manifest.workloads.keys().map(|name| (name.clone(), iptl_dag::codec::cid_of(&"workload"))).collect();
+    let plan = manifest.to_plan(&workloads, &BTreeMap::new(), None).unwrap();
+    let together = |group: &str| plan.cases["default"].groups[group].requires.together;
+    assert_eq!((together("peer"), together("boot")), (Some(3), None));
+}
+
+#[test]
+fn places_that_nobody_or_too_many_share_are_refused() {
+    let peer = "[network.groups.peer]\n";
+    refuses(&format!("{peer}nat = \"80%\"\nper = 0"), "E0207", "0", "must be from 1 to 253");
+    refuses(&format!("{peer}nat = \"80%\"\nper = 254"), "E0207", "254", "must be from 1 to 253");
+    refuses(&format!("{peer}nat = \"80%\"\nper = -1"), "E0207", "-1", "must be from 1 to 253");
+    refuses(&format!("{peer}nat = \"80%\"\nper = \"3\""), "E0203", "\"3\"", "an integer");
+    refuses(&format!("{peer}per = 3"), "E0321", "3", "what would they share?");
+    refuses(&format!("{peer}sites = \"public\"\nper = 3"), "E0321", "3", "what would they share?");
+}
+
+#[test]
 fn a_network_says_its_families_and_its_largest_packets() {
     let said = model(
         "[network]\nip = \"ipv6\"\nmtu = 9000\n[network.access.home]\ndelay = \"1ms\"\n[network.groups.peer]\naccess = { home = 1, clean = 1, dsl = 1 }",

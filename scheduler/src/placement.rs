@@ -188,8 +188,12 @@ pub(crate) fn plan(run: &Run, rooms: &[Room<'_>], kept: &[Assignment], excluded:
         for at in &matching {
             matches[*at] = true;
         }
-        let mut open = open_ranges(name, group.count, kept);
-        let wanted: u32 = open.iter().map(|(_, count)| count).sum();
+        // Those that are to be together go as one.
+        let unit = group.requires.together.unwrap_or(1).max(1);
+        let open = open_ranges(name, group.count, kept);
+        let mut open = if unit > 1 { cut(&open, unit) } else { open };
+        let instances: u32 = open.iter().map(|(_, count)| count).sum();
+        let wanted = if unit > 1 { open.len() as u32 } else { instances };
         let mut caps: Vec<Cap> = matching
             .into_iter()
             .filter(|at| excluded.is_empty() || !excluded.contains_key(rooms[*at].peer))
@@ -199,32 +203,53 @@ pub(crate) fn plan(run: &Run, rooms: &[Room<'_>], kept: &[Assignment], excluded:
                     false => of_group.get(&(name.as_str(), rooms[at].peer)).copied().unwrap_or(0),
                 };
                 let is_far = !rooms[at].inventory.has_ready(&group.workload);
-                Cap { room: at, free: room_for(group, left[at], held), held, is_far }
+                Cap { room: at, free: room_for(group, left[at], held) / unit, held: held / unit, is_far }
             })
-            .filter(|cap| cap.free > 0)
+            .filter(|cap| unit > 1 || cap.free > 0)
             .collect();
         if group.requires.affinity == Affinity::Spread {
             // The odd instances of a group go where this run has the fewest: not all groups' to the same lablet.
             caps.sort_by_key(|cap| (of_run[cap.room], cap.is_far, cap.room));
         }
         let shares = distribute(group.requires.affinity, wanted, &caps, rooms);
+        let before = if unit > 1 { left.clone() } else { Vec::new() };
         let mut placed = 0;
-        for (cap, share) in caps.iter().zip(shares) {
-            if share == 0 {
-                continue;
-            }
-            placed += share;
-            of_run[cap.room] += share;
+        let mut place = |cap: &Cap, start, count| {
+            placed += count;
+            of_run[cap.room] += count;
             let (free, memory_bytes) = &mut left[cap.room];
-            free.take(group.kind, share);
-            *memory_bytes -= u64::from(share) * group.resources.memory_bytes;
-            let lablet = rooms[cap.room].peer;
-            take(&mut open, share, |start, count| {
-                assignments.push(Assignment { group: name.clone(), start, count, lablet: lablet.clone() });
+            free.take(group.kind, count);
+            *memory_bytes -= u64::from(count) * group.resources.memory_bytes;
+            let lablet = rooms[cap.room].peer.clone();
+            assignments.push(Assignment { group: name.clone(), start, count, lablet });
+        };
+        let mut taken: Vec<u32> = vec![0; caps.len()];
+        for ((cap, share), taken) in caps.iter().zip(shares).zip(&mut taken) {
+            let mut take_it = |start, count| {
+                *taken += count;
+                place(cap, start, count);
+            };
+            match unit {
+                1 => take(&mut open, share, take_it),
+                _ => open.split_off(open.len() - share as usize).into_iter().rev().for_each(|(start, count)| take_it(start, count)),
+            }
+        }
+        if unit > 1 {
+            // The last may be fewer than others, and have room where no others do.
+            open.retain(|(start, count)| {
+                let room = |at: &usize| {
+                    let cap = &caps[*at];
+                    let held = of_group.get(&(name.as_str(), rooms[cap.room].peer)).copied().unwrap_or(0);
+                    room_for(group, before[cap.room], held).saturating_sub(taken[*at]) >= *count
+                };
+                let Some(at) = (0..caps.len()).find(room) else { return true };
+                taken[at] += count;
+                place(&caps[at], *start, *count);
+                false
             });
         }
-        if placed < wanted {
-            unplaced.insert(name.clone(), wanted - placed);
+        if placed < instances {
+            unplaced.insert(name.clone(), instances - placed);
         }
     }
     let matching = matches.into_iter().filter(|matches| *matches).count();
@@ -443,6 +468,21 @@ fn open_ranges(group: &str, count: u32, kept: &[Assignment]) -> Vec<(u32, u32)> 
     }
     open.reverse();
     open
+}
+
+/// Cuts ranges at multiples of `unit`, in their order.
+fn cut(open: &[(u32, u32)], unit: u32) -> Vec<(u32, u32)> {
+    let mut pieces = Vec::new();
+    for (start, count) in open.iter().rev() {
+        let (mut at, end) = (*start, start + count);
+        while at < end {
+            let next = (at - at % unit).saturating_add(unit).min(end);
+            pieces.push((at, next - at));
+            at = next;
+        }
+    }
+    pieces.reverse();
+    pieces
 }
 
 /// Takes `wanted` indexes off `open`, whose last range is the first.

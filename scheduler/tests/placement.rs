@@ -121,6 +121,52 @@ proptest! {
     }
 
     #[test]
+    fn those_that_are_to_be_together_are(
+        sizes in prop::collection::vec((0u32..40, 1u32..6, affinities(), kinds()), 1..4),
+        lab in labs(),
+        gone in 0u8..8,
+    ) {
+        let groups = sizes.iter().enumerate().map(|(n, (count, together, affinity, kind))| {
+            let mut group = group(*count);
+            group.requires.affinity = *affinity;
+            group.requires.together = Some(*together);
+            group.kind = *kind;
+            (format!("g{n}"), group)
+        });
+        let run = run_of(groups.collect());
+        let first = placement(&run, &lab, &[], &BTreeMap::new());
+        let kept: Vec<_> = first.assignments.iter().filter(|a| a.lablet != peer(gone)).cloned().collect();
+        let mut left = lab.clone();
+        for a in &kept {
+            left.get_mut(&a.lablet).expect("it is there").slots.get_mut(&run.groups[&a.group].kind).expect("a runner").free -=
+                a.count;
+        }
+        let child = placement(&run, &left, &kept, &BTreeMap::from([(peer(gone), "gone".to_owned())]));
+        for placed in [first, child] {
+            check_indexes(&run, &placed.assignments, &placed.unplaced);
+            for (name, group) in &run.groups {
+                let together = group.requires.together.unwrap_or(1);
+                let mut places: BTreeMap<u32, BTreeMap<&PeerId, u32>> = BTreeMap::new();
+                for a in placed.assignments.iter().filter(|a| a.group == *name) {
+                    for index in a.start..a.start + a.count {
+                        *places.entry(index / together).or_default().entry(&a.lablet).or_default() += 1;
+                    }
+                }
+                for (place, by_lablet) in places {
+                    let whole = together.min(group.count - place * together);
+                    prop_assert!(by_lablet.len() == 1 && by_lablet.values().all(|n| *n == whole), "{} {}", name, place);
+                }
+            }
+            for kind in [WorkloadKind::Wasm, WorkloadKind::Docker] {
+                for (lablet, has) in &lab {
+                    let mine = placed.assignments.iter().filter(|a| a.lablet == *lablet && run.groups[&a.group].kind == kind);
+                    prop_assert!(mine.map(|a| a.count).sum::<u32>() <= has.free(kind));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn ranges_are_sorted_and_merged(groups in groups(), lab in labs()) {
         let placed = placement(&run_of(groups), &lab, &[], &BTreeMap::new());
         for pair in placed.assignments.windows(2) {
@@ -506,4 +552,20 @@ fn a_network_changes_nothing_about_where_a_run_is_placed() {
         let run = Run { network: Network::Model(run.plan), ..run };
         assert_eq!(placement(&run, &lab, &[], &BTreeMap::new()), clean);
     }
+}
+
+#[test]
+fn those_that_are_to_be_together_fill_the_last_slot() {
+    // Three, three, three and one in ten slots; then one less, and a lablet beside it that has none to spare.
+    let mut members = group(10);
+    members.requires.together = Some(3);
+    let run = run_of(BTreeMap::from([("g".to_owned(), members)]));
+    let placed = placement(&run, &BTreeMap::from([(peer(1), inventory(10))]), &[], &BTreeMap::new());
+    assert_eq!((placed.assignments.len(), placed.missing()), (1, 0));
+    let lab = BTreeMap::from([(peer(1), inventory(9)), (peer(2), inventory(1))]);
+    let placed = placement(&run, &lab, &[], &BTreeMap::new());
+    assert_eq!(placed.missing(), 0);
+    let lab = BTreeMap::from([(peer(1), inventory(8)), (peer(2), inventory(2))]);
+    let placed = placement(&run, &lab, &[], &BTreeMap::new());
+    assert_eq!(placed.missing(), 3, "two slots each are no place for three");
 }

@@ -110,6 +110,39 @@ pub struct GroupNetwork {
     pub access: BTreeMap<String, u32>,
     /// What instances are behind; none is nothing.
     pub sites: Vec<SiteShare>,
+    /// How many instances with neighbouring indices share what they are behind, and so a LAN: `per`, where they are behind
+    /// anything, beginning at multiples of it; one where nothing is said. The last place may have fewer.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub per: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_one(per: &u32) -> bool {
+    *per == 1
+}
+
+impl Default for GroupNetwork {
+    /// Spread evenly over everything, and behind nothing.
+    fn default() -> GroupNetwork {
+        GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: Vec::new(), per: 1 }
+    }
+}
+
+impl GroupNetwork {
+    /// Most instances that share a place: 192.168.1.2 and on, up to 192.168.1.254.
+    pub const MAX_PER: u32 = 253;
+}
+
+impl NetworkModel {
+    /// Returns of each group whose instances share places how many are to be on one lablet.
+    pub fn together(&self) -> BTreeMap<String, u32> {
+        let shared = self.groups.iter().filter(|(_, group)| group.per > 1);
+        shared.map(|(name, group)| (name.clone(), group.per)).collect()
+    }
 }
 
 /// A kind of place, and how many instances are in one.

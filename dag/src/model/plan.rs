@@ -182,6 +182,10 @@ pub struct Requirements {
     pub affinity: Affinity,
     /// Most instances of the group on one lablet; zero means no bound.
     pub max_per_lablet: u32,
+    /// How many instances with neighbouring indices are on one lablet, beginning at multiples of it: those that share a LAN;
+    /// none is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<u32>,
 }
 
 /// How the instances of a group are distributed over lablets.

@@ -6,13 +6,13 @@
 //!
 //! Addresses: instances that are reachable as themselves, which are those behind nothing or behind firewalls alone,
 //! have the address of the [`Directory`]. Those behind a NAT have the private address 192.168.1.2, each in a realm of
-//! its own; gateways in the public realm have addresses of 172.16.0.0/12, those inside of another 100.64.0.2. Over IPv6
+//! its own, or where several share a place the next ones, in one realm; gateways in the public realm have addresses of 172.16.0.0/12, those inside of another 100.64.0.2. Over IPv6
 //! every instance has its address of the directory, whatever it is behind: nothing translates it, and each gateway is a
 //! firewall with the filter that it has as a NAT.
 
 mod share;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use iptl_dag::model::{
@@ -23,11 +23,11 @@ use iptl_dag::model::{
 use crate::directory::{Directory, DirectoryError, v6_of};
 use crate::link::{Jitter, LinkConfig};
 use crate::nat::{Dependence, NatConfig, Ports};
-use crate::topology::{Access, NodeId, RealmId, Topology, TopologyError};
+use crate::topology::{Access, GatewayId, NodeId, RealmId, Topology, TopologyError};
 
 use share::{deal, seed_of};
 
-/// Address of an instance behind a NAT, in its own realm.
+/// Address of an instance behind a NAT, in its own realm; whoever shares it has one of the next.
 pub const PRIVATE_ADDR: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 2);
 
 /// Address of a NAT inside another, in the realm between them.
@@ -51,6 +51,29 @@ pub struct Compiled {
     pub classes: BTreeMap<InstanceId, String>,
     /// Whether somebody described it: only then is a delay promised, so that a packet can be late.
     pub described: bool,
+}
+
+impl Compiled {
+    /// Checks that every LAN is in a cell of these instances with all of its own, or with none: what its gateways know of
+    /// connections is in one engine.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error that names one that is here, and one that is not.
+    pub fn check_cell(&self, cell: &BTreeSet<InstanceId>) -> Result<(), CompileError> {
+        let mut here: BTreeMap<GatewayId, &InstanceId> = BTreeMap::new();
+        let gateway = |node: &NodeId| self.topology.gateways(*node).first().copied();
+        for id in cell {
+            let Some((id, node)) = self.nodes.get_key_value(id) else { continue };
+            here.extend(gateway(node).map(|gateway| (gateway, id)));
+        }
+        for (id, node) in self.nodes.iter().filter(|(id, _)| !cell.contains(*id)) {
+            if let Some(neighbour) = gateway(node).and_then(|gateway| here.get(&gateway)) {
+                return Err(CompileError::PartedLan { here: (*neighbour).clone(), elsewhere: id.clone() });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why a description is no network.
@@ -99,6 +122,22 @@ pub enum CompileError {
         /// The access class; empty for regions.
         access: String,
     },
+    /// No instance would be in a place, or more than it has addresses for.
+    #[error("{per} instances of group `{group}` in each place; there may be from 1 to {}", GroupNetwork::MAX_PER)]
+    Per {
+        /// The group.
+        group: String,
+        /// Instances.
+        per: u32,
+    },
+    /// Instances of one LAN are not in one cell.
+    #[error("{here} and {elsewhere} share a LAN, and are not on one lablet")]
+    PartedLan {
+        /// One that is.
+        here: InstanceId,
+        /// One that is not.
+        elsewhere: InstanceId,
+    },
     /// Too many gateways stand before an instance.
     #[error("{gateways} gateways before an instance of group `{group}`; there may be {MAX_GATEWAYS}")]
     TooDeep {
@@ -145,7 +184,7 @@ pub fn compile(network: &NetworkModel, groups: &BTreeMap<String, u32>, seed: u64
     let delays = network.delays_us.iter().map(|row| row.iter().map(|us| us * 1_000).collect()).collect();
     let mut world = World { topology: Topology::new(delays)?, externals: 0, network };
     let (mut nodes, mut classes) = (BTreeMap::new(), BTreeMap::new());
-    let nowhere = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: Vec::new() };
+    let nowhere = GroupNetwork::default();
     for (name, size) in groups {
         let group = network.groups.get(name).unwrap_or(&nowhere);
         let no_weight = || CompileError::NoWeight { group: name.clone() };
@@ -155,15 +194,33 @@ pub fn compile(network: &NetworkModel, groups: &BTreeMap<String, u32>, seed: u64
         let choice = |what, weights: &[u32]| deal(seed_of(seed, name, what), *size, weights).ok_or_else(no_weight);
         let regions = choice(0, &region_weights)?;
         let accesses = choice(1, &access_weights)?;
-        let sites = if group.sites.is_empty() { vec![0; *size as usize] } else { choice(2, &site_weights)? };
+        // A place is dealt as one, to all that share it.
+        let places = size.div_ceil(group.per);
+        let sites = match group.sites.is_empty() {
+            true => vec![0; places as usize],
+            false => deal(seed_of(seed, name, 2), places, &site_weights).ok_or_else(no_weight)?,
+        };
+        let mut lan: Option<Lan> = None;
         for index in 0..*size {
-            let i = index as usize;
-            let (class_name, class) = network.access.iter().nth(accesses[i]).ok_or(CompileError::NoAccess)?;
-            let gateways = group.sites.get(sites[i]).map_or(&[][..], |site| &site.gateways);
+            let place = (index / group.per) as usize;
+            let gateways = group.sites.get(sites[place]).map_or(&[][..], |site| &site.gateways);
+            if index % group.per == 0 {
+                lan = None;
+            }
+            // Who shares a place is where the first of it is.
+            let first = if gateways.is_empty() { index as usize } else { place * group.per as usize };
+            let (class_name, class) = network.access.iter().nth(accesses[first]).ok_or(CompileError::NoAccess)?;
             let instance = InstanceId { group: name.clone(), index };
             let Some(addr) = directory.addr(&instance) else { continue };
-            let region = u16::try_from(regions[i]).unwrap_or(u16::MAX);
-            let node = world.place(region, class, gateways, addr)?;
+            let region = u16::try_from(regions[first]).unwrap_or(u16::MAX);
+            let node = match (&mut lan, gateways) {
+                (_, []) => world.place(region, class, addr)?,
+                (Some(lan), _) => world.join(lan, addr)?,
+                (None, _) => {
+                    let lan = lan.insert(world.lan(region, class, gateways)?);
+                    world.join(lan, addr)?
+                }
+            };
             classes.insert(instance.clone(), class_name.clone());
             nodes.insert(instance, node);
         }
@@ -202,6 +259,9 @@ pub(crate) fn check(network: &NetworkModel, groups: &BTreeMap<String, u32>) -> R
         if let Some(unknown) = unknown {
             return Err(CompileError::UnknownName { group: name.clone(), name: unknown.clone() });
         }
+        if !(1..=GroupNetwork::MAX_PER).contains(&group.per) {
+            return Err(CompileError::Per { group: name.clone(), per: group.per });
+        }
         let gateways = group.sites.iter().map(|site| site.gateways.len()).max().unwrap_or(0);
         if gateways > MAX_GATEWAYS {
             return Err(CompileError::TooDeep { group: name.clone(), gateways });
@@ -223,34 +283,58 @@ struct World<'a> {
     network: &'a NetworkModel,
 }
 
+/// The realm inside the gateways of a place, and who is in it so far.
+struct Lan {
+    realm: RealmId,
+    /// The link of each inside it.
+    access: Access,
+    /// Whether a gateway translates IPv4.
+    translated: bool,
+    members: u8,
+}
+
 impl World<'_> {
-    /// Adds an instance with what stands before it.
-    fn place(
-        &mut self,
-        region: u16,
-        class: &AccessClass,
-        gateways: &[GatewayModel],
-        addr: Ipv4Addr,
-    ) -> Result<NodeId, CompileError> {
-        debug_assert!(usize::from(region) < self.network.regions.len(), "regions are dealt from those there are");
+    /// Adds an instance with a public address.
+    fn place(&mut self, region: u16, class: &AccessClass, addr: Ipv4Addr) -> Result<NodeId, CompileError> {
+        let (v4, v6) = (self.network.ip.has_v4().then_some(addr), self.network.ip.has_v6().then_some(v6_of(addr)));
+        Ok(self.topology.add_node(RealmId::PUBLIC, v4, v6, self.access(region, class))?)
+    }
+
+    /// Adds gateways, and returns what is inside them.
+    fn lan(&mut self, region: u16, class: &AccessClass, gateways: &[GatewayModel]) -> Result<Lan, CompileError> {
         // The link is that of whoever stands in the public realm; inside it everything is at once.
-        let mut access = Access { region, up: link(&class.up), down: link(&class.down), mtu: class.mtu };
-        let mut realm = RealmId::PUBLIC;
-        let mut translated = false;
+        let inside = Access { mtu: class.mtu, region, ..Access::default() };
+        let mut lan =
+            Lan { realm: RealmId::PUBLIC, access: self.access(region, class), translated: false, members: 0 };
         for gateway in gateways {
             let translates = gateway.translates && self.network.ip.has_v4();
-            let external = match (translates, translated) {
+            let external = match (translates, lan.translated) {
                 (false, _) => None,
                 (true, false) => Some(self.external()?),
                 (true, true) => Some(BETWEEN_ADDR),
             };
-            translated |= translates;
-            (_, realm) = self.topology.add_gateway(realm, external, nat(gateway), access)?;
-            access = Access { mtu: class.mtu, region, ..Access::default() };
+            lan.translated |= translates;
+            (_, lan.realm) = self.topology.add_gateway(lan.realm, external, nat(gateway), lan.access)?;
+            lan.access = inside;
         }
-        let v4 = if translated { PRIVATE_ADDR } else { addr };
+        Ok(lan)
+    }
+
+    /// Adds an instance to a LAN.
+    fn join(&mut self, lan: &mut Lan, addr: Ipv4Addr) -> Result<NodeId, CompileError> {
+        let [a, b, c, first] = PRIVATE_ADDR.octets();
+        // No more than have an address there are in one.
+        let private = Ipv4Addr::new(a, b, c, first.saturating_add(lan.members));
+        lan.members = lan.members.saturating_add(1);
+        let v4 = if lan.translated { private } else { addr };
         let (v4, v6) = (self.network.ip.has_v4().then_some(v4), self.network.ip.has_v6().then_some(v6_of(addr)));
-        Ok(self.topology.add_node(realm, v4, v6, access)?)
+        Ok(self.topology.add_node(lan.realm, v4, v6, lan.access)?)
+    }
+
+    /// Returns the link of a class from a region into the public realm.
+    fn access(&self, region: u16, class: &AccessClass) -> Access {
+        debug_assert!(usize::from(region) < self.network.regions.len(), "regions are dealt from those there are");
+        Access { region, up: link(&class.up), down: link(&class.down), mtu: class.mtu }
     }
 
     fn external(&mut self) -> Result<Ipv4Addr, CompileError> {

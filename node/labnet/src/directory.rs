@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use iptl_dag::model::InstanceId;
 
-use crate::compile::PRIVATE_ADDR;
-
 /// Host numbers used in each /24: `.0` and `.255` look like network and broadcast addresses to software under test.
 const HOSTS_PER_BLOCK: u64 = 254;
+
+/// The network of a home: 192.168.1.0/24.
+const PRIVATE_NET: [u8; 3] = [192, 168, 1];
 
 /// /24 blocks of 10.0.0.0/8.
 const BLOCKS: u64 = 1 << 16;
@@ -23,7 +24,7 @@ const NET_V6: [u16; 6] = [0xfd69, 0x7074, 0x6c00, 0, 0, 0];
 /// Returns how long the prefix of the network is that an instance sees around one of its addresses, in bits.
 pub fn prefix_of(addr: IpAddr) -> u8 {
     match addr {
-        IpAddr::V4(PRIVATE_ADDR) => 24,
+        IpAddr::V4(addr) if addr.octets().starts_with(&PRIVATE_NET) => 24,
         IpAddr::V4(_) => 8,
         IpAddr::V6(_) => 96,
     }

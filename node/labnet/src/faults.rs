@@ -248,8 +248,8 @@ impl Faults {
                 happened(FaultKind::Rebind, hit)
             }
             Fault::Address { who } => {
+                let hit = self.chosen(&who, seed).into_iter().map(|(id, _)| id.clone()).collect();
                 let moved = self.readdress(&who, seed, engine);
-                let hit = moved.iter().map(|moved| moved.id.clone()).collect();
                 Happened { moved, ..happened(FaultKind::Address, hit) }
             }
             Fault::Clock { who, by_ms } => {
@@ -279,6 +279,16 @@ impl Faults {
             let Some((before, now)) = engine.readdress(node) else { continue };
             let public = engine.topology().public_addrs(node).unwrap_or(now);
             moved.push(Moved { id: id.clone(), node, before, now, public });
+            // Whoever shares its NAT is found at the new address too, and stays the same for itself.
+            let outermost = |node| engine.topology().gateways(node).last().copied();
+            let Some(shared) = outermost(node) else { continue };
+            let others = self.places.iter().filter(|(_, other)| other.node != node);
+            for (id, place) in others.filter(|(_, other)| outermost(other.node) == Some(shared)) {
+                let node = place.node;
+                let Some(same) = engine.topology().addrs(node) else { continue };
+                let public = engine.topology().public_addrs(node).unwrap_or(same);
+                moved.push(Moved { id: id.clone(), node, before: same, now: same, public });
+            }
         }
         moved
     }

@@ -10,7 +10,7 @@ use iptl_labnet::{
     CompileError, Compiled, Directory, Engine, EngineConfig, MAX_GATEWAYS, NodeId, PRIVATE_ADDR, TopologyError, compile,
 };
 
-use crate::bytes::{ends, udp};
+use crate::bytes::{at, ends, udp};
 
 const MS: u64 = 1_000_000;
 
@@ -44,6 +44,7 @@ fn network() -> NetworkModel {
         regions: map(&[("east", 3), ("west", 1)]),
         access: map(&[("dsl", 1)]),
         sites: vec![site(70, vec![cone()]), site(10, vec![cone(); 2]), site(5, vec![firewall]), site(15, vec![])],
+        per: 1,
     };
     NetworkModel {
         ip: IpModel::default(),
@@ -129,6 +130,116 @@ fn a_compiled_network_carries_packets_with_its_delays_through_its_nats() {
     assert_eq!(ends(&output.bytes).0.ip().to_string().split('.').next(), Some("172"));
 }
 
+/// The network in which three of the peers are in each place.
+fn homes() -> NetworkModel {
+    let mut network = network();
+    network.groups.get_mut("peers").unwrap().per = 3;
+    network
+}
+
+#[test]
+fn neighbours_share_what_they_are_behind() {
+    let compiled = compile(&homes(), &groups(), 1).unwrap();
+    let topology = &compiled.topology;
+    let node = |index| compiled.nodes[&instance("peers", index)];
+    // 67 places, the last of which has two: 47 behind a NAT, 7 behind two, 3 behind a firewall, 10 behind nothing.
+    let behind = |from: u32| (from..(from + 3).min(200)).map(|index| topology.gateways(node(index))).collect::<Vec<_>>();
+    let places: Vec<_> = (0..200).step_by(3).map(behind).collect();
+    assert!(places.iter().all(|place| place.iter().all(|gateways| *gateways == place[0])), "{places:?}");
+    let mut gateways: Vec<_> = places.iter().filter_map(|place| place[0].first()).collect();
+    gateways.sort();
+    gateways.dedup();
+    assert_eq!(gateways.len(), 57, "each place with any has its own");
+    for from in (0..198).step_by(3) {
+        let all = [node(from), node(from + 1), node(from + 2)];
+        let addrs = all.map(|node| topology.addr(node).unwrap());
+        let public = all.map(|node| topology.public_addr(node).unwrap());
+        let regions = all.map(|node| topology.public_region(node).unwrap());
+        if topology.gateways(all[0]).is_empty() {
+            assert_eq!(addrs, public);
+        } else if addrs[0] == PRIVATE_ADDR {
+            assert_eq!(addrs.map(|addr| addr.octets()[3]), [2, 3, 4]);
+            assert!(public.iter().all(|addr| *addr == public[0] && addr.octets()[0] == 172), "{public:?}");
+            assert!(regions.iter().all(|region| *region == regions[0]));
+        } else {
+            assert_eq!(addrs, public, "a firewall translates nothing");
+        }
+    }
+    // With one in each place all is as it was without a word about it.
+    let mut alone = homes();
+    alone.groups.get_mut("peers").unwrap().per = 1;
+    assert_eq!(places_of(&alone), places_of(&network()));
+}
+
+fn places_of(network: &NetworkModel) -> Vec<(u16, bool, usize)> {
+    places(&compile(network, &groups(), 1).unwrap())
+}
+
+#[test]
+fn neighbours_reach_each_other_inside_all_at_once_and_others_by_one_address() {
+    let compiled = compile(&homes(), &groups(), 1).unwrap();
+    let topology = &compiled.topology;
+    let node = |index| compiled.nodes[&instance("peers", index)];
+    let is_home = |from: &u32| topology.addr(node(*from)) == Some(PRIVATE_ADDR) && topology.gateways(node(*from)).len() == 1;
+    let first = (0..198).step_by(3).find(is_home).unwrap();
+    let [a, b, c] = [node(first), node(first + 1), node(first + 2)];
+    let boot = compiled.nodes[&instance("boot", 0)];
+    let (outside, home) = (topology.addr(boot).unwrap(), topology.public_addr(a).unwrap());
+    let mut engine = Engine::new(compiled.topology, EngineConfig::default());
+    let mut send = |from, packet| {
+        let start = engine.poll_timeout().unwrap_or(0);
+        engine.handle_packet(start, from, packet);
+        while let Some(at_ns) = engine.poll_timeout() {
+            engine.handle_timeout(at_ns);
+        }
+        std::iter::from_fn(|| engine.poll_output()).collect::<Vec<_>>()
+    };
+    let got = send(b, udp("192.168.1.3:5", "192.168.1.4:6"));
+    assert_eq!(got.iter().map(|output| (output.node, ends(&output.bytes).0)).collect::<Vec<_>>(), [(c, at("192.168.1.3:5"))]);
+    // What is to all of them is to all others of this LAN, and to nobody elsewhere.
+    let got = send(b, udp("192.168.1.3:5353", "224.0.0.251:5353"));
+    assert_eq!(got.iter().map(|output| output.node).collect::<Vec<_>>(), [a, c]);
+    // Outside all of them are one address, each with ports of its own.
+    let seen: Vec<_> = [(a, "192.168.1.2:5"), (b, "192.168.1.3:5"), (c, "192.168.1.4:5")]
+        .into_iter()
+        .map(|(node, from)| {
+            let got = send(node, udp(from, &format!("{outside}:6")));
+            assert_eq!(got.len(), 1);
+            let seen = ends(&got[0].bytes).0;
+            // The answer comes to who asked.
+            let back = send(boot, udp(&format!("{outside}:6"), &seen.to_string()));
+            assert_eq!(back.iter().map(|output| output.node).collect::<Vec<_>>(), [node]);
+            seen
+        })
+        .collect();
+    assert!(seen.iter().all(|seen| seen.ip() == home), "{seen:?}");
+    let mut ports: Vec<u16> = seen.iter().map(|seen| seen.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), 3);
+}
+
+#[test]
+fn a_cell_has_all_of_a_lan_or_nobody() {
+    let compiled = compile(&homes(), &groups(), 1).unwrap();
+    let home = |index: &u32| {
+        let gateways = compiled.topology.gateways(compiled.nodes[&instance("peers", *index)]);
+        (!gateways.is_empty()).then_some(*index)
+    };
+    let first = (0..198).step_by(3).find_map(|index| home(&index)).unwrap();
+    let cell = |indices: &[u32]| indices.iter().map(|index| instance("peers", *index)).collect();
+    compiled.check_cell(&cell(&[first, first + 1, first + 2])).unwrap();
+    compiled.check_cell(&cell(&[])).unwrap();
+    let error = compiled.check_cell(&cell(&[first, first + 2])).unwrap_err();
+    assert_eq!(
+        error,
+        CompileError::PartedLan { here: instance("peers", first + 2), elsewhere: instance("peers", first + 1) }
+    );
+    assert_eq!(error.to_string(), format!("peers/{} and peers/{} share a LAN, and are not on one lablet", first + 2, first + 1));
+    let alone = compile(&network(), &groups(), 1).unwrap();
+    alone.check_cell(&cell(&[first])).unwrap();
+}
+
 #[test]
 fn descriptions_that_are_no_network_are_refused() {
     let changed = |change: &dyn Fn(&mut NetworkModel)| {
@@ -176,6 +287,10 @@ fn descriptions_that_are_no_network_are_refused() {
         changed(&|network| peers(network, &|group| group.access = map(&[("dsl", 0)]))),
         CompileError::NoWeight { group: group() }
     );
+    for per in [0, GroupNetwork::MAX_PER + 1, u32::MAX] {
+        let error = changed(&|network| peers(network, &|group| group.per = per));
+        assert_eq!(error, CompileError::Per { group: group(), per });
+    }
     assert_eq!(
         changed(&|network| peers(network, &|group| group.sites[0].gateways = vec![cone(); MAX_GATEWAYS + 1])),
         CompileError::TooDeep { group: group(), gateways: MAX_GATEWAYS + 1 }

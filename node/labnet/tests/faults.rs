@@ -34,6 +34,7 @@ fn network() -> NetworkModel {
         regions: BTreeMap::new(),
         access: BTreeMap::from([(access.to_owned(), 1)]),
         sites: vec![SiteShare { weight: 1, gateways }],
+        per: 1,
     };
     NetworkModel {
         ip: IpModel::default(),
@@ -187,6 +188,29 @@ fn of_both(scheduled: Vec<ScheduledFault>) -> World {
     let engine = Engine::new(compiled.topology.clone(), EngineConfig::default());
     let faults = Faults::new(&[FaultSchedule { faults: scheduled }], &network, &compiled, &groups(), 7).unwrap();
     World { faults, engine, compiled }
+}
+
+#[test]
+fn who_shares_a_nat_is_found_at_its_new_address_too() {
+    let mut network = NetworkModel { ip: IpModel::Both, ..network() };
+    network.groups.get_mut("peers").unwrap().per = 4;
+    let compiled = compile(&network, &groups(), 7).unwrap();
+    let mut engine = Engine::new(compiled.topology.clone(), EngineConfig::default());
+    // One of the hundred.
+    let address = Fault::Address { who: target(Some("peers"), None, 10_000) };
+    let schedule = [FaultSchedule { faults: vec![scheduled(10, 0, address)] }];
+    let mut faults = Faults::new(&schedule, &network, &compiled, &groups(), 7).unwrap();
+    let happened = faults.advance(0, 10 * MS, &mut engine).unwrap();
+    let [hit] = happened.hit.as_slice() else { panic!("{happened:?}") };
+    assert_eq!(happened.moved.len(), 4);
+    let place = hit.index / 4;
+    for moved in &happened.moved {
+        assert_eq!(moved.id.index / 4, place);
+        assert_eq!(moved.public.v4, Some([198, 18, 0, 1].into()));
+        assert_eq!(moved.before.v4, moved.now.v4, "inside all stays");
+        assert_eq!(moved.before.v6 != moved.now.v6, moved.id == *hit, "over IPv6 each has its own");
+        assert_eq!(engine.topology().public_addrs(moved.node), Some(moved.public));
+    }
 }
 
 #[test]

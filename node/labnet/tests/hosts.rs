@@ -52,6 +52,7 @@ pub(crate) fn network(delay_us: u64, link: LinkModel) -> NetworkModel {
         regions: BTreeMap::new(),
         access: BTreeMap::new(),
         sites: vec![SiteShare { weight: 1, gateways: vec![port_restricted()] }],
+        per: 1,
     };
     NetworkModel {
         ip: IpModel::default(),

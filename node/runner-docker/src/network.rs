@@ -136,6 +136,8 @@ impl CellNetwork {
             None => clean(&spec.groups),
             Some(model) => compile(model, &spec.groups, spec.seed),
         };
+        let here = spec.instances.iter().map(|instance| instance.id.clone()).collect();
+        let compiled = compiled.and_then(|compiled| compiled.check_cell(&here).map(|()| compiled));
         let compiled = compiled.map_err(|e| PrepareError::BadNetwork { reason: e.to_string() })?;
         let faults = spec.network.as_ref().filter(|_| !spec.faults.is_empty());
         let faults =

@@ -54,7 +54,7 @@ fn one_behind_a_nat(network: NetworkModel) -> NetworkModel {
         tcp_timeout_ms: 7_440_000,
     };
     let sites = [Vec::new(), vec![nat]].map(|gateways| SiteShare { weight: 1, gateways });
-    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into() };
+    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into(), per: 1 };
     NetworkModel { groups: BTreeMap::from([("g".to_owned(), group)]), ..network }
 }
 

@@ -213,7 +213,7 @@ async fn container_behind_a_nat_has_a_private_address_and_is_answered() {
         tcp_timeout_ms: 7_200_000,
     };
     let home = SiteShare { weight: 1, gateways: vec![nat] };
-    let of_h = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: vec![home] };
+    let of_h = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: vec![home], per: 1 };
     described.groups.insert("h".to_owned(), of_h);
     let mut cell = reaching(&bench, 1, Some(described));
     cell.groups = BTreeMap::from([("g".to_owned(), 1), ("h".to_owned(), 1)]);
@@ -229,6 +229,46 @@ async fn container_behind_a_nat_has_a_private_address_and_is_answered() {
     assert_eq!(outcome.ended[&inner].exit, Exit::Exited { code: 0 }, "{said:?}");
     assert_eq!((said[0].as_str(), said[1].as_str()), ("g-0 is 10.0.0.1", "from 192.168.1.2"));
     assert_eq!(outcome.ended[&inner].network.as_ref().unwrap().up.len(), 2, "its own link and its gateway's");
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn containers_in_one_home_find_each_other_by_multicast_too_and_have_one_address_outside() {
+    let bench = engine!();
+    let mut described = network(1_000, LinkModel::default(), LinkModel::default());
+    let nat = GatewayModel {
+        translates: true,
+        mapping: DependenceModel::Endpoint,
+        filtering: DependenceModel::AddressPort,
+        ports: PortsModel::Preserve,
+        hairpin: true,
+        inbound_refresh: false,
+        udp_timeout_ms: 300_000,
+        tcp_timeout_ms: 7_440_000,
+    };
+    let sites = vec![SiteShare { weight: 1, gateways: vec![nat] }];
+    described.groups.insert("h".to_owned(), GroupNetwork { sites, per: 3, ..GroupNetwork::default() });
+    let lan = ["lan", "g-0"];
+    let mut cell = bench.cell(&Container::usual(), &[&["mirror", "h-0"], &lan, &lan, &lan]);
+    cell.network = Some(described);
+    cell.groups = BTreeMap::from([("g".to_owned(), 1), ("h".to_owned(), 3)]);
+    let home = [0, 1, 2].map(|index| iptl_dag::model::InstanceId { group: "h".to_owned(), index });
+    for (id, instance) in home.iter().zip(&mut cell.instances[1..]) {
+        instance.id = id.clone();
+    }
+    let mut lab = Lab::prepare(&bench.runner, cell).await;
+    lab.control.start().await;
+    until(&mut lab, "all is said", |o| home.iter().all(|id| o.ended.contains_key(id))).await;
+    lab.control.stop("all is said".to_owned()).await;
+    let outcome = lab.finish().await;
+    for (id, [own, one, other]) in home.iter().zip([[2, 3, 4], [3, 2, 4], [4, 2, 3]]) {
+        let said: Vec<&str> = outcome.output.iter().filter(|(of, ..)| of == id).map(|(_, _, line)| line.as_str()).collect();
+        let found = format!("192.168.1.{one} 192.168.1.{other}");
+        assert_eq!(
+            said,
+            [format!("192.168.1.{own} finds {found}"), format!("by multicast {found}"), "seen as 172.16.0.1".to_owned()],
+        );
+    }
     bench.close().await;
 }
 

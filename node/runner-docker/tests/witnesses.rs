@@ -239,7 +239,7 @@ async fn stun_client_sees_the_public_address_of_its_nat_and_whether_it_depends_o
     let mut described = network(1_000, LinkModel::default(), LinkModel::default());
     for (group, mapping) in [("home", DependenceModel::Endpoint), ("mobile", DependenceModel::AddressPort)] {
         let sites = vec![SiteShare { weight: 1, gateways: vec![nat(mapping)] }];
-        let model = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites };
+        let model = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites, per: 1 };
         described.groups.insert(group.to_owned(), model);
     }
     // From one port to two servers. Each is asked until it listens: the client sends once, and waits for ever.

@@ -375,8 +375,66 @@ fn one_behind_a_nat(network: NetworkModel) -> NetworkModel {
         tcp_timeout_ms: 7_440_000,
     };
     let sites = [Vec::new(), vec![nat]].map(|gateways| SiteShare { weight: 1, gateways });
-    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into() };
+    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into(), per: 1 };
     NetworkModel { groups: BTreeMap::from([("g".to_owned(), group)]), ..network }
+}
+
+/// The same network with three of a group `h` in one home.
+fn a_home(network: NetworkModel) -> NetworkModel {
+    let nat = GatewayModel {
+        translates: true,
+        mapping: DependenceModel::Endpoint,
+        filtering: DependenceModel::AddressPort,
+        ports: PortsModel::Preserve,
+        hairpin: true,
+        inbound_refresh: false,
+        udp_timeout_ms: 300_000,
+        tcp_timeout_ms: 7_440_000,
+    };
+    let sites = vec![SiteShare { weight: 1, gateways: vec![nat] }];
+    let group = GroupNetwork { sites, per: 3, ..GroupNetwork::default() };
+    NetworkModel { groups: BTreeMap::from([("h".to_owned(), group)]), ..network }
+}
+
+/// A cell of an instance outside and three in that home.
+fn with_a_home(fixture: &iptl_runner::contract::Fixture, dir: &std::path::Path) -> CellSpec {
+    let mut cell = cell(fixture, dir, 4, &["lan", "g-0"]);
+    cell.network = Some(a_home(apart(1_000)));
+    cell.groups = BTreeMap::from([("g".to_owned(), 1), ("h".to_owned(), 3)]);
+    for (index, instance) in (0..).zip(&mut cell.instances[1..]) {
+        instance.id = InstanceId { group: "h".to_owned(), index };
+    }
+    cell.instances[0].args = ["mirror", "h-0"].map(str::to_owned).to_vec();
+    cell
+}
+
+#[tokio::test]
+async fn components_in_one_home_find_each_other_there_and_have_one_address_outside() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let mut lab = Lab::prepare(&*fixture.runner, with_a_home(&fixture, dir.path())).await;
+    lab.control.start().await;
+    lab.until(|outcome| outcome.ended.len() == 3).await;
+    lab.control.stop("all is said".to_owned()).await;
+    let outcome = lab.finish().await;
+    for (index, line) in [
+        (0, "192.168.1.2 finds 192.168.1.3 192.168.1.4"),
+        (1, "192.168.1.3 finds 192.168.1.2 192.168.1.4"),
+        (2, "192.168.1.4 finds 192.168.1.2 192.168.1.3"),
+    ] {
+        let id = InstanceId { group: "h".to_owned(), index };
+        let said: Vec<_> = outcome.output.iter().filter(|(of, ..)| *of == id).map(|(_, _, line)| line.as_str()).collect();
+        assert_eq!(said, [line, "seen as 172.16.0.1"], "{outcome:?}");
+        assert_eq!(outcome.ended[&id].network.as_ref().unwrap().up.len(), 2, "its own link and its gateway's");
+    }
+    // Two of the three are no home.
+    let dir = tempfile::tempdir().unwrap();
+    let mut parted = with_a_home(&fixture, dir.path());
+    parted.instances.pop();
+    let error = fixture.runner.prepare(parted).await.err().unwrap();
+    let error = std::error::Error::source(&error).unwrap().to_string();
+    assert!(error.contains("h/1 and h/2 share a LAN, and are not on one lablet"), "{error}");
+    fixture.runner.shutdown().await;
 }
 
 /// Checks what the instance behind a NAT has said whose mappings were forgotten.

@@ -71,6 +71,7 @@ mod tests {
             regions: BTreeMap::from([(region.to_owned(), 1)]),
             access: BTreeMap::new(),
             sites: Vec::new(),
+            per: 1,
         };
         let network = NetworkModel {
             ip: IpModel::default(),

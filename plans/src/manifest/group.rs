@@ -45,6 +45,8 @@ pub(super) fn read(
                 .map(|word| word.value)
                 .unwrap_or_default(),
             max_per_lablet: narrow(section.integer(sink, "max_per_lablet", 0, i64::from(MAX_INSTANCES)), 0),
+            // The network says it.
+            together: None,
         },
         container: container.settings.filter(|_| kind == Some(WorkloadKind::Docker)),
         loss: loss::of_group(sink, section),

@@ -52,7 +52,7 @@ pub(super) fn anywhere() -> GroupNetwork {
     GroupNetwork {
         regions: BTreeMap::new(),
         access: BTreeMap::from([(access::CLEAN.to_owned(), 1)]),
-        sites: Vec::new(),
+        ..GroupNetwork::default()
     }
 }
 
@@ -234,7 +234,7 @@ pub(super) fn groups(
     for (name, span, node) in all.entries() {
         names::check(sink, "group", name, &span);
         let Some(section) = Section::open(sink, all.path_of(name), node) else { continue };
-        section.only(sink, &["regions", "access", "sites", "nat", "symmetric", "undialable"]);
+        section.only(sink, &["regions", "access", "sites", "nat", "symmetric", "undialable", "per"]);
         let access = shares(sink, &section, "access", "access class", Some(&classes));
         let value = GroupNetwork {
             regions: shares(sink, &section, "regions", "region", regions.as_deref()).unwrap_or_default(),
@@ -258,10 +258,26 @@ pub(super) fn groups(
                 }
                 None => short(sink, &section),
             },
+            per: 1,
         };
+        let per = per(sink, &section, &value);
+        let value = GroupNetwork { per, ..value };
         groups.insert(name.to_owned(), Located { value, span });
     }
     groups
+}
+
+/// Reads `per = 3`: how many share what they are behind.
+fn per(sink: &mut Sink, section: &Section<'_>, group: &GroupNetwork) -> u32 {
+    let Some(per) = section.integer(sink, "per", 1, i64::from(GroupNetwork::MAX_PER)) else { return 1 };
+    if group.sites.iter().all(|site| site.gateways.is_empty()) {
+        sink.push(
+            shape(per.span.clone(), &section.path, "has `per`, and its instances are behind nothing")
+                .label("what would they share?")
+                .help("add `nat = \"80%\"`, or `sites` with more than `public`"),
+        );
+    }
+    u32::try_from(per.value).unwrap_or(1)
 }
 
 /// Reads `nat = "80%"`, `symmetric = "10%"` (of those behind a NAT) and `undialable = "5%"`.

@@ -301,6 +301,7 @@ async fn make(
         params,
         seed: args.seed,
         network: chosen.network,
+        together: chosen.together,
         faults: chosen.faults,
         captures: args.pcap.iter().cloned().collect(),
         slow_ways: args.slow_ways,

@@ -353,7 +353,7 @@ impl Runner {
         while let Some((faults, start_ns)) = &mut self.faults
             && let Some(happened) = faults.advance(*start_ns, now_ns, &mut self.engine)
         {
-            for moved in &happened.moved {
+            for moved in happened.moved.iter().filter(|moved| moved.before != moved.now) {
                 let Some(port) = self.devices.get(&moved.node.index()) else { continue };
                 let with_prefixes = |addrs: Addrs| addrs.iter().map(|addr| (addr, prefix_of(addr))).collect::<Vec<_>>();
                 let (before, now) = (with_prefixes(moved.before), with_prefixes(moved.now));

@@ -122,6 +122,7 @@ impl Net {
             None => Box::new(Switch::new(directory, limits)),
             Some(network) => {
                 let compiled = compile(network, &order.groups, order.seed)?;
+                compiled.check_cell(&specs.iter().map(|spec| spec.id.clone()).collect())?;
                 let faults = Faults::new(&order.faults, network, &compiled, &order.groups, order.seed)?;
                 let mut hosts = Hosts::new(directory, compiled, limits, config);
                 hosts.set_faults(faults);

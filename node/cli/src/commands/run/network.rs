@@ -21,6 +21,8 @@ const NONE: &str = "none";
 #[derive(Default)]
 pub(super) struct Chosen {
     pub(super) network: Option<Network>,
+    /// Of that network, how many neighbours of a group are to be on one lablet.
+    pub(super) together: BTreeMap<String, u32>,
     pub(super) faults: Option<Vec<Cid>>,
 }
 
@@ -69,8 +71,10 @@ pub(super) async fn choose(
     }
     let schedules: Vec<_> = faults.into_iter().map(model::to_block).collect();
     let chosen_faults = args.faults.as_ref().map(|_| schedules.iter().map(|block| *block.cid()).collect());
+    let together = network.as_ref().map(NetworkModel::together).unwrap_or_default();
     let model = network.map(model::to_block);
     let chosen = Chosen {
+        together,
         network: Some(model.as_ref().map_or(Network::Clean, |block| Network::Model(*block.cid()))),
         faults: chosen_faults,
     };

@@ -1,6 +1,8 @@
 //! Behaves as its first argument says: as the contract of runners asks, or worse.
 
 mod hostile;
+#[path = "../../../../runner-wasm/tests/guests/src/lan.rs"]
+mod lan;
 #[path = "../../../../runner-wasm/tests/guests/src/mirror.rs"]
 mod mirror;
 mod network;
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         "lives" => lives(),
         "stores" => stores(&args[1..]),
         "mirror" => mirror::run(std::env::var("IPTL_ADDR").unwrap().parse().unwrap(), &args[1]),
+        "lan" => lan::run(std::env::var("IPTL_ADDR").unwrap().parse().unwrap(), &args[1], true),
         "well-until" => return well_until(&args[1]),
         "catch-term" => hostile::catch_term(),
         "kill-self" => hostile::kill_self(args[1].parse().unwrap()),

@@ -1,5 +1,6 @@
 //! Behaves as its first argument says.
 
+mod lan;
 mod mirror;
 mod net;
 

@@ -6,10 +6,10 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::time::{Duration, Instant};
 
-const PORT: u16 = 4100;
+pub(crate) const PORT: u16 = 4100;
 
 /// Address of whoever is behind a NAT.
-const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 2);
+pub(crate) const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 2);
 
 /// Time in which an answer comes, where one comes at all.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ fn mirrored(socket: &UdpSocket, other: &str) {
 }
 
 /// Returns the next datagram as text; none where none comes until then.
-fn receive(socket: &UdpSocket, until: Instant) -> Option<(String, SocketAddr)> {
+pub(crate) fn receive(socket: &UdpSocket, until: Instant) -> Option<(String, SocketAddr)> {
     let mut bytes = [0; 64];
     loop {
         match socket.recv_from(&mut bytes) {

@@ -22,6 +22,7 @@ pub fn behave(what: &str, args: &[String]) {
             let other = format!("g-{}", 1 - variable("IPTL_INDEX"));
             crate::mirror::run(std::env::var("IPTL_ADDR").unwrap().parse().unwrap(), &other);
         }
+        "lan" => crate::lan::run(std::env::var("IPTL_ADDR").unwrap().parse().unwrap(), &args[0], false),
         "bulk" => bulk(args[0].parse().unwrap()),
         "names" => names(),
         "refused" => refused(),
