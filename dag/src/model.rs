@@ -50,7 +50,8 @@ pub use plan::{
     Statistic, Subject, Threshold, Value, Workload, WorkloadKind,
 };
 pub use receipt::{
-    Adopted, BetweenRegions, ByLab, CellNetworkUse, EgressUse, Exit, Intervention, LinkUse, NetworkUse, Receipt, ReceiptShard, Usage,
+    Adopted, BetweenRegions, ByLab, CellNetworkUse, EgressUse, Exit, Intervention, LinkUse, NetworkUse, Receipt,
+    ReceiptShard, Usage,
 };
 pub use result::{Attestation, Distortion, FormerResult, LabletRecord, ResultNode, ResultVerdict};
 pub use rolling::Rolling;

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::{
-    AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, BetweenRegions, Case, CellNetworkUse, Comparison, Container,
-    Count, Counts, DependenceModel, Distortion, EgressUse, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind,
-    Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, FormerResult, GatewayModel, GroupLoss, GroupNetwork,
-    GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId, InstanceOutcome, Intervention, IpModel, JitterModel,
-    LabletRecord, Layer, LayerPage, LinkModel, LinkUse, LossOutcome, LossPolicy, MaxLost, Network, NetworkModel,
-    NetworkUse, Node, Outcome, OutcomeShard, ParamKind, ParamSpec, Placement, Placing, Plan, PortsModel, Receipt,
-    ReceiptShard, Recorded, Refusal, Requirements, Resources, ResultNode, ResultVerdict, Rolling, Run, ScheduledFault,
-    Series, SeriesExecution, Signed, SiteShare, Statistic, Subject, Termination, Threshold, ThresholdOutcome, Usage,
-    Value, Verdict, Way, Workload, WorkloadKind,
+    AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, BetweenRegions, Case, CellNetworkUse,
+    Comparison, Container, Count, Counts, DependenceModel, Distortion, EgressUse, Engine, Epoch, Execution,
+    ExecutionId, Exit, Fact, FactKind, Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, FormerResult,
+    GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId,
+    InstanceOutcome, Intervention, IpModel, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse,
+    LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind,
+    ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources,
+    ResultNode, ResultVerdict, Rolling, Run, ScheduledFault, Series, SeriesExecution, Signed, SiteShare, Statistic,
+    Subject, Termination, Threshold, ThresholdOutcome, Usage, Value, Verdict, Way, Workload, WorkloadKind,
 };
 use iptl_dag::{Block, Cid, Codec, PeerId};
 
@@ -171,7 +171,12 @@ fn plan() -> Plan {
         args: vec!["--verbose".into()],
         env: map([("RUST_LOG", "info".to_owned())]),
         resources: Resources::default(),
-        requires: Requirements { labels: map([("zone", "home".to_owned())]), affinity, max_per_lablet: 5, together: None },
+        requires: Requirements {
+            labels: map([("zone", "home".to_owned())]),
+            affinity,
+            max_per_lablet: 5,
+            together: None,
+        },
         container: None,
         loss: None,
         start: None,

@@ -219,11 +219,13 @@ fn several_share_a_place() {
     let said = model("[network.groups.peer]\nsites = { firewall = 1, public = 2 }\nper = 253");
     assert_eq!(said.groups["peer"].per, 253);
     // One in each is what is not said.
-    let (one, none) = (model("[network.groups.peer]\nnat = \"80%\"\nper = 1"), model("[network.groups.peer]\nnat = \"80%\""));
+    let (one, none) =
+        (model("[network.groups.peer]\nnat = \"80%\"\nper = 1"), model("[network.groups.peer]\nnat = \"80%\""));
     assert_eq!(one, none);
     // The plan has those who share a place on one lablet.
     let manifest = read("[network.groups.peer]\nnat = \"80%\"\nper = 3").unwrap();
-    let workloads = manifest.workloads.keys().map(|name| (name.clone(), iptl_dag::codec::cid_of(&"workload"))).collect();
+    let workloads =
+        manifest.workloads.keys().map(|name| (name.clone(), iptl_dag::codec::cid_of(&"workload"))).collect();
     let plan = manifest.to_plan(&workloads, &BTreeMap::new(), None).unwrap();
     let together = |group: &str| plan.cases["default"].groups[group].requires.together;
     assert_eq!((together("peer"), together("boot")), (Some(3), None));

@@ -231,7 +231,11 @@ pub(crate) fn plan(run: &Run, rooms: &[Room<'_>], kept: &[Assignment], excluded:
             };
             match unit {
                 1 => take(&mut open, share, take_it),
-                _ => open.split_off(open.len() - share as usize).into_iter().rev().for_each(|(start, count)| take_it(start, count)),
+                _ => open
+                    .split_off(open.len() - share as usize)
+                    .into_iter()
+                    .rev()
+                    .for_each(|(start, count)| take_it(start, count)),
             }
         }
         if unit > 1 {

@@ -30,6 +30,7 @@ mod judge;
 mod metrics;
 mod seal;
 mod source;
+mod used;
 mod verify;
 
 pub use assemble::{AssembleError, Assembled, Assembly, MAX_INSTANCES, assemble, give_up_unreadable};
@@ -38,4 +39,5 @@ pub use judge::inconclusive;
 pub use metrics::{MAX_METRICS, MAX_METRICS_PER_GROUP, MAX_TRACKABLE, MetricSummary, MetricValue, parse_line};
 pub use seal::{AttestationRecord, SealError, attestation, seal};
 pub use source::SourceError;
+pub use used::{GroupUse, Spread};
 pub use verify::{CheckSignature, LabletCount, Networked, Verification, VerifyError, verify};

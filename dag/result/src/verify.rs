@@ -19,6 +19,7 @@ use crate::files::Summary;
 use crate::judge;
 use crate::seal::{parse_range, ranges};
 use crate::source::{Source, SourceError};
+use crate::used::{GroupUse, used};
 
 /// Checks an ed25519 signature: signer, signed bytes, signature.
 ///
@@ -70,6 +71,8 @@ pub struct Verification {
     pub interventions: Vec<(InstanceId, Intervention)>,
     /// Instances whose lablet was started again while they ran, as the receipts that count say, by instance.
     pub adopted: Vec<(InstanceId, Adopted)>,
+    /// What instances used, by group, as the receipts that count say.
+    pub used: BTreeMap<String, GroupUse>,
     /// What the lab network did to the packets of instances, as the receipts that count say, by instance.
     pub networked: Vec<Networked>,
     /// What was done to it on purpose, by the lablets that say so, in the order in which it was due.
@@ -183,6 +186,7 @@ pub fn verify(
     adopted.sort_by(|a, b| a.0.cmp(&b.0));
     let mut networked: Vec<_> = receipts.iter().filter_map(|signed| Networked::of(&signed.body)).collect();
     networked.sort_by(|a, b| (&a.instance, a.attempt).cmp(&(&b.instance, b.attempt)));
+    let used = used(receipts.iter().map(|signed| &signed.body));
     let Told { facts, successors, faults, mut ways } = check.log();
     ways.sort();
     check.leader(&receipts, &successors);
@@ -209,6 +213,7 @@ pub fn verify(
         lablets,
         interventions,
         adopted,
+        used,
         networked,
         faults,
         ways,

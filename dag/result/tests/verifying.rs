@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use iptl_dag::model::{
     self, CellNetworkUse, Epoch, Exit, FormerResult, GroupLoss, NetworkUse, Node, Receipt, ResultNode, ResultVerdict,
-    Signed,
+    Signed, Usage,
 };
 use iptl_dag::{Block, Cid, Codec};
 use iptl_result::{
-    AssembleError, AttestationRecord, SealError, SourceError, VerifyError, attestation, give_up_unreadable, seal,
-    verify,
+    AssembleError, AttestationRecord, SealError, SourceError, Spread, VerifyError, attestation, give_up_unreadable,
+    seal, verify,
 };
 use proptest::prelude::*;
 
@@ -27,6 +27,29 @@ fn sealed_result_is_what_it_says() {
     assert_eq!(found.lablets[&peer(1)].receipts, 3);
     assert_eq!(found.lablets[&peer(1)].counts.failed, 1);
     assert_eq!(found.result.verdict, ResultVerdict::Fail);
+}
+
+#[test]
+fn what_instances_used_is_told_by_group() {
+    let mut world = World::new(&[("a", 4), ("b", 1)], Vec::new());
+    for index in 0..4 {
+        world.end("a", index, Exit::Exited { code: 0 });
+    }
+    world.end("b", 0, Exit::NotStarted { reason: "no room".into() });
+    for signed in &mut world.receipts {
+        let n = u64::from(signed.body.instance.index);
+        let usage = Usage { cpu_us: 10 * n, memory_bytes: 400 - n, sent_bytes: 1, ..Usage::default() };
+        let started_ms = if signed.body.instance.group == "a" { 1 } else { 0 };
+        *signed = sign(signed.signer.clone(), Receipt { usage, started_ms, ..signed.body.clone() });
+    }
+    let root = world.seal(|_| {});
+    let found = world.verify(&root);
+    assert_eq!(found.problems, [""; 0]);
+    let a = &found.used["a"];
+    assert_eq!((a.instances, a.cpu_us), (4, Spread { p50: 10, max: 30, sum: 60 }));
+    assert_eq!((a.memory_bytes.p50, a.memory_bytes.max), (398, 400));
+    assert_eq!((a.sent_bytes.sum, a.received_bytes.max), (4, 0));
+    assert!(!found.used.contains_key("b"), "who never started used nothing");
 }
 
 #[test]

@@ -304,8 +304,7 @@ impl World<'_> {
     fn lan(&mut self, region: u16, class: &AccessClass, gateways: &[GatewayModel]) -> Result<Lan, CompileError> {
         // The link is that of whoever stands in the public realm; inside it everything is at once.
         let inside = Access { mtu: class.mtu, region, ..Access::default() };
-        let mut lan =
-            Lan { realm: RealmId::PUBLIC, access: self.access(region, class), translated: false, members: 0 };
+        let mut lan = Lan { realm: RealmId::PUBLIC, access: self.access(region, class), translated: false, members: 0 };
         for gateway in gateways {
             let translates = gateway.translates && self.network.ip.has_v4();
             let external = match (translates, lan.translated) {

@@ -143,7 +143,8 @@ fn neighbours_share_what_they_are_behind() {
     let topology = &compiled.topology;
     let node = |index| compiled.nodes[&instance("peers", index)];
     // 67 places, the last of which has two: 47 behind a NAT, 7 behind two, 3 behind a firewall, 10 behind nothing.
-    let behind = |from: u32| (from..(from + 3).min(200)).map(|index| topology.gateways(node(index))).collect::<Vec<_>>();
+    let behind =
+        |from: u32| (from..(from + 3).min(200)).map(|index| topology.gateways(node(index))).collect::<Vec<_>>();
     let places: Vec<_> = (0..200).step_by(3).map(behind).collect();
     assert!(places.iter().all(|place| place.iter().all(|gateways| *gateways == place[0])), "{places:?}");
     let mut gateways: Vec<_> = places.iter().filter_map(|place| place[0].first()).collect();
@@ -180,7 +181,8 @@ fn neighbours_reach_each_other_inside_all_at_once_and_others_by_one_address() {
     let compiled = compile(&homes(), &groups(), 1).unwrap();
     let topology = &compiled.topology;
     let node = |index| compiled.nodes[&instance("peers", index)];
-    let is_home = |from: &u32| topology.addr(node(*from)) == Some(PRIVATE_ADDR) && topology.gateways(node(*from)).len() == 1;
+    let is_home =
+        |from: &u32| topology.addr(node(*from)) == Some(PRIVATE_ADDR) && topology.gateways(node(*from)).len() == 1;
     let first = (0..198).step_by(3).find(is_home).unwrap();
     let [a, b, c] = [node(first), node(first + 1), node(first + 2)];
     let boot = compiled.nodes[&instance("boot", 0)];
@@ -195,7 +197,10 @@ fn neighbours_reach_each_other_inside_all_at_once_and_others_by_one_address() {
         std::iter::from_fn(|| engine.poll_output()).collect::<Vec<_>>()
     };
     let got = send(b, udp("192.168.1.3:5", "192.168.1.4:6"));
-    assert_eq!(got.iter().map(|output| (output.node, ends(&output.bytes).0)).collect::<Vec<_>>(), [(c, at("192.168.1.3:5"))]);
+    assert_eq!(
+        got.iter().map(|output| (output.node, ends(&output.bytes).0)).collect::<Vec<_>>(),
+        [(c, at("192.168.1.3:5"))]
+    );
     // What is to all of them is to all others of this LAN, and to nobody elsewhere.
     let got = send(b, udp("192.168.1.3:5353", "224.0.0.251:5353"));
     assert_eq!(got.iter().map(|output| output.node).collect::<Vec<_>>(), [a, c]);
@@ -235,7 +240,10 @@ fn a_cell_has_all_of_a_lan_or_nobody() {
         error,
         CompileError::PartedLan { here: instance("peers", first + 2), elsewhere: instance("peers", first + 1) }
     );
-    assert_eq!(error.to_string(), format!("peers/{} and peers/{} share a LAN, and are not on one lablet", first + 2, first + 1));
+    assert_eq!(
+        error.to_string(),
+        format!("peers/{} and peers/{} share a LAN, and are not on one lablet", first + 2, first + 1)
+    );
     let alone = compile(&network(), &groups(), 1).unwrap();
     alone.check_cell(&cell(&[first])).unwrap();
 }

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use iptl_labnet::{
-    Access, Engine, EngineConfig, IcmpError, LinkConfig, LinkId, LinkStats, NatConfig, NodeId, Output, RealmId, Topology,
-    between_regions,
+    Access, Engine, EngineConfig, IcmpError, LinkConfig, LinkId, LinkStats, NatConfig, NodeId, Output, RealmId,
+    Topology, between_regions,
 };
 
 use crate::bytes::{TCP, UDP, assert_sound, at, ends, packet, parts, seal, udp};

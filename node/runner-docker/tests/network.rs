@@ -262,11 +262,16 @@ async fn containers_in_one_home_find_each_other_by_multicast_too_and_have_one_ad
     lab.control.stop("all is said".to_owned()).await;
     let outcome = lab.finish().await;
     for (id, [own, one, other]) in home.iter().zip([[2, 3, 4], [3, 2, 4], [4, 2, 3]]) {
-        let said: Vec<&str> = outcome.output.iter().filter(|(of, ..)| of == id).map(|(_, _, line)| line.as_str()).collect();
+        let said: Vec<&str> =
+            outcome.output.iter().filter(|(of, ..)| of == id).map(|(_, _, line)| line.as_str()).collect();
         let found = format!("192.168.1.{one} 192.168.1.{other}");
         assert_eq!(
             said,
-            [format!("192.168.1.{own} finds {found}"), format!("by multicast {found}"), "seen as 172.16.0.1".to_owned()],
+            [
+                format!("192.168.1.{own} finds {found}"),
+                format!("by multicast {found}"),
+                "seen as 172.16.0.1".to_owned()
+            ],
         );
     }
     bench.close().await;

@@ -423,7 +423,8 @@ async fn components_in_one_home_find_each_other_there_and_have_one_address_outsi
         (2, "192.168.1.4 finds 192.168.1.2 192.168.1.3"),
     ] {
         let id = InstanceId { group: "h".to_owned(), index };
-        let said: Vec<_> = outcome.output.iter().filter(|(of, ..)| *of == id).map(|(_, _, line)| line.as_str()).collect();
+        let said: Vec<_> =
+            outcome.output.iter().filter(|(of, ..)| *of == id).map(|(_, _, line)| line.as_str()).collect();
         assert_eq!(said, [line, "seen as 172.16.0.1"], "{outcome:?}");
         assert_eq!(outcome.ended[&id].network.as_ref().unwrap().up.len(), 2, "its own link and its gateway's");
     }

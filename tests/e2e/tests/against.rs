@@ -30,7 +30,7 @@ fn two_versions_of_a_workload_are_shown_side_by_side() {
     let show = |more: &[&str]| home.run(&[&["show", &first, "--home", &local], more].concat());
 
     let text = show(&["--against", &second]).exits(0).stdout;
-    for part in ["workload of node", "param rounds", "ping.tcp.rtt", "p99", "B / A"] {
+    for part in ["workload of node", "param rounds", "ping.tcp.rtt", "p99", "B / A", "node   cpu", "memory"] {
         assert!(text.contains(part), "no {part} in:\n{text}");
     }
     assert!(!text.contains("seed"), "what is the same is not said:\n{text}");

@@ -237,6 +237,11 @@ fn what_every_link_did_is_shown_of_a_result() {
     let timed: u64 = cell["lateness"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).sum();
     assert!(timed > 0 && cell["late_ns"]["max"].as_u64() >= cell["late_ns"]["p50"].as_u64(), "{cell}");
 
+    // What each used is told by group.
+    let used = &shown["used"]["node"];
+    assert!(used["cpu_us"]["p50"].as_u64() > Some(0) && used["memory_bytes"]["max"].as_u64() > Some(1 << 16), "{used}");
+    assert_eq!(used["instances"], 2);
+
     // Few links are shown unasked, as the table that `--links` shows of many.
     for more in [&[][..], &["--links"]] {
         let text = show(more).exits(0).stdout;
@@ -246,6 +251,7 @@ fn what_every_link_did_is_shown_of_a_result() {
         assert!(row("east → west").contains("50.000 ms") && row("west → east").contains("50.000 ms"), "{text}");
         assert!(text.contains("between regions") && text.contains("50.000 ms"), "{text}");
         assert!(row("late ").contains("99% by"), "{text}");
+        assert!(row("used ").contains("node: each cpu ") && row("used ").contains("of 2 cpu "), "{text}");
     }
     let clean =
         run_local(&home, &plan, &["-g", "node=2", "--network", "clean", "-p", "rounds=5", "--json"]).last_json();
@@ -374,6 +380,27 @@ fn components_on_three_lablets_are_as_far_apart_as_the_network_asks() {
         });
         assert!(seen > 0, "{links}");
     }
+}
+
+#[test]
+fn neighbours_in_a_home_are_placed_on_one_lablet() {
+    let lab = Lab::start(3);
+    let plan = ping_over(lab.path(), "[network.groups.node]\nnat = \"100%\"\nper = 4\n").display().to_string();
+    let dry = |more: &[&str]| {
+        let args = [&["run", &plan, "--no-build", "-g", "node=10", "--dry-run", "--json"], more].concat();
+        let placed = lab.run(&args).exits(0).json();
+        let rows = placed["rows"].as_array().unwrap().clone();
+        let number = |row: &serde_json::Value, what: &str| row[what].as_u64().unwrap();
+        rows.iter().map(|row| (number(row, "start"), number(row, "count"))).collect::<Vec<_>>()
+    };
+    let mut placed = dry(&[]);
+    placed.sort_unstable();
+    assert!(placed.iter().all(|(start, _)| start % 4 == 0), "{placed:?}");
+    assert_eq!(placed.iter().map(|(_, count)| count).sum::<u64>(), 10);
+    assert!(placed.len() > 1, "on several lablets: {placed:?}");
+    // Another network has nobody together.
+    let placed = dry(&["--network", "clean"]);
+    assert!(placed.iter().any(|(start, _)| start % 4 != 0), "{placed:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod against;
 mod links;
 mod objects;
 mod result;
+mod used;
 
 use iptl_dag::model::{FormerResult, Node, Outcome};
 use iptl_dag::path::Target;

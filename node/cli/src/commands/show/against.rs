@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iptl_dag::Cid;
 use iptl_dag::model::{self, Network, ResultNode};
 use iptl_dag::path::Target;
-use iptl_result::MetricSummary;
+use iptl_result::{GroupUse, MetricSummary, Spread};
 use serde_json::json;
 
 use super::result::{self, Looked};
@@ -22,12 +22,26 @@ type Statistic = (&'static str, fn(&MetricSummary) -> f64);
 const STATISTICS: [Statistic; 4] =
     [("mean", |m| m.mean.unwrap_or(f64::NAN)), ("p50", |m| m.p50), ("p95", |m| m.p95), ("p99", |m| m.p99)];
 
+/// A number that instances used, with its unit, and what that is in the receipts' own.
+struct Used {
+    name: &'static str,
+    unit: &'static str,
+    scale: f64,
+    read: fn(&GroupUse) -> Spread,
+}
+
+/// What is compared of what instances used.
+const USED: [Used; 2] = [
+    Used { name: "cpu", unit: "ms", scale: 1e3, read: |used| used.cpu_us },
+    Used { name: "memory", unit: "MiB", scale: (1u64 << 20) as f64, read: |used| used.memory_bytes },
+];
+
 /// Fetches and verifies both, and shows what they have in common and what not; exits 1 where one does not verify.
 pub async fn show(ctx: &Context, client: &Client, targets: [&String; 2], sources: &Sources) -> Result {
     let (cid_a, a) = one(ctx, client, targets[0], sources).await?;
     let (cid_b, b) = one(ctx, client, targets[1], sources).await?;
     let settings: Vec<[String; 3]> = settings(&a, &b);
-    let metrics = metrics(&a, &b);
+    let metrics: Vec<Row> = metrics(&a, &b).into_iter().chain(used(&a, &b)).collect();
     if ctx.json {
         let settings: Vec<_> = settings.iter().map(|[what, a, b]| json!({"what": what, "a": a, "b": b})).collect();
         let metrics: Vec<_> = metrics
@@ -149,6 +163,26 @@ fn metrics(a: &Looked, b: &Looked) -> Vec<Row> {
             let (a, b) = (value(of_a), value(of_b));
             let (group, metric) = name.clone();
             rows.push(Row { group, metric, unit: unit.clone(), statistic, a, b });
+        }
+    }
+    rows
+}
+
+/// Returns what the instances of each group used, of one of the two at least.
+fn used(a: &Looked, b: &Looked) -> Vec<Row> {
+    let (a, b) = (&a.verified.used, &b.verified.used);
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let mut rows = Vec::new();
+    for name in names {
+        for Used { name: metric, unit, scale, read } in USED {
+            let [of_a, of_b] = [a, b].map(|used| used.get(name).map(read));
+            let mut row = |statistic, of: fn(Spread) -> u64| {
+                let value = |spread: Option<Spread>| spread.map(|spread| of(spread) as f64 / scale);
+                let (group, metric, unit) = (name.clone(), metric.to_owned(), unit.to_owned());
+                rows.push(Row { group, metric, unit, statistic, a: value(of_a), b: value(of_b) });
+            };
+            row("p50", |spread| spread.p50);
+            row("max", |spread| spread.max);
         }
     }
     rows

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{self, Adopted, Intervention, Network, NetworkModel, Node, Plan, ResultNode, ResultVerdict, Run, Way};
+use iptl_dag::model::{
+    self, Adopted, Intervention, Network, NetworkModel, Node, Plan, ResultNode, ResultVerdict, Run, Way,
+};
 use iptl_dag::{Cid, PeerId};
 use iptl_result::Verification;
 use serde_json::{Value, json};
@@ -133,7 +135,8 @@ pub async fn show(
                 "signatures_bad": verified.signatures_bad, "receipts": verified.receipts,
                 "instances": run.instances(), "facts": verified.facts, "outcome_equal": verified.outcome_equal,
                 "files_equal": verified.files_equal, "interventions": interventions, "faults": faults, "ways": ways,
-                "adopted": adopted, "links": super::links::to_json(&verified.networked, &regions),
+                "adopted": adopted, "used": super::used::to_json(&verified.used),
+                "links": super::links::to_json(&verified.networked, &regions),
                 "attempts": attestation.body.attempts, "ended_early": attestation.body.ended_early,
                 "fail_fast": outcome.fail_fast, "losses": outcome.losses,
                 "fetch": fetch::report_json(&report),
@@ -172,6 +175,7 @@ pub async fn show(
             let measured = t.measured.map_or("nothing measured".to_owned(), narrative::number);
             ctx.answer(format!("threshold {glyph} {}   ({measured})", t.threshold));
         }
+        super::used::lines(&verified.used).into_iter().for_each(|line| ctx.answer(line));
         for lablet in &body.lablets {
             let offset = lablet.clock_offset_us;
             ctx.answer(format!(
@@ -216,7 +220,9 @@ pub async fn show(
         if verified.adopted.len() > MAX_TOUCHED {
             ctx.answer(format!("adopted   and {} more instances", verified.adopted.len() - MAX_TOUCHED));
         }
-        super::links::lines(&verified.networked, &regions, links, &name_of).into_iter().for_each(|line| ctx.answer(line));
+        super::links::lines(&verified.networked, &regions, links, &name_of)
+            .into_iter()
+            .for_each(|line| ctx.answer(line));
         for reason in &body.inconclusive {
             ctx.answer(format!("unclear   {reason}"));
         }
