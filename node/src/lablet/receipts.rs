@@ -22,6 +22,23 @@ pub(super) struct Sealer {
     pub(super) runners: Runners,
 }
 
+/// Receipts that are to be one block.
+#[derive(Default)]
+struct Chunk {
+    receipts: Vec<Signed<Receipt>>,
+    bytes: usize,
+}
+
+impl Chunk {
+    /// Adds a receipt; returns all of them once there is room for no more, and begins anew.
+    fn add(&mut self, receipt: Signed<Receipt>) -> Option<Vec<Signed<Receipt>>> {
+        self.bytes += codec::encode(&receipt).len();
+        self.receipts.push(receipt);
+        let is_full = self.receipts.len() == MAX_RECEIPTS_PER_SHARD || self.bytes >= RECEIPT_SHARD_BYTES;
+        is_full.then(|| std::mem::take(self).receipts)
+    }
+}
+
 impl Sealer {
     /// Writes receipts of ended instances and returns the chunks with the number of receipts in each; the store is
     /// flushed when this returns.
@@ -41,20 +58,16 @@ impl Sealer {
             .await
             .map_err(|source| import::ImportError::Read { path: interventions.path().to_owned(), source })?;
         let mut shards = Vec::new();
-        let (mut receipts, mut bytes) = (Vec::new(), 0);
+        let mut chunk = Chunk::default();
         for (instance, how) in &ended {
             let receipt = self.receipt(grant, run, instance, how).await?;
             let receipt = Receipt { interventions: touched.remove(instance).unwrap_or_default(), ..receipt };
-            let signed = iptl_trust::sign(&self.key, receipt);
-            bytes += codec::encode(&signed).len();
-            receipts.push(signed);
-            if receipts.len() == MAX_RECEIPTS_PER_SHARD || bytes >= RECEIPT_SHARD_BYTES {
-                shards.push(self.put(std::mem::take(&mut receipts)).await?);
-                bytes = 0;
+            if let Some(full) = chunk.add(iptl_trust::sign(&self.key, receipt)) {
+                shards.push(self.put(full).await?);
             }
         }
-        if !receipts.is_empty() {
-            shards.push(self.put(receipts).await?);
+        if !chunk.receipts.is_empty() {
+            shards.push(self.put(chunk.receipts).await?);
         }
         self.store.flush().await?;
         Ok(shards)
@@ -118,5 +131,74 @@ impl Sealer {
             }
             None => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iptl_dag::MAX_BLOCK_SIZE;
+    use iptl_dag::model::{BetweenRegions, CellNetworkUse, Epoch, ExecutionId, Exit, LinkUse, NetworkUse, Usage};
+
+    use super::*;
+
+    /// A receipt of an instance that ended well, with as many links between regions as there may be.
+    fn receipt(key: &Keypair, index: u32, regions: u16) -> Signed<Receipt> {
+        let many = u64::MAX / 2;
+        let did = LinkUse { offered: many, delivered: many, asked_ns: many, measured_ns: many, ..LinkUse::default() };
+        let pairs = (0..regions).flat_map(|from| (0..regions).map(move |to| (from, to)));
+        let between = pairs.map(|(from, to)| BetweenRegions { from, to, did, lost_by_lab: 0 });
+        let network = NetworkUse {
+            cell: CellNetworkUse { between: BetweenRegions::bounded(between), ..CellNetworkUse::default() },
+            ..NetworkUse::default()
+        };
+        let lablet = key.peer().clone();
+        let receipt = Receipt {
+            execution: ExecutionId(codec::cid_of(&"execution")),
+            instance: InstanceId { group: "g".to_owned(), index },
+            attempt: 1,
+            epoch: Epoch { counter: 1, peer: lablet.clone() },
+            workload: codec::cid_of(&"workload"),
+            lablet,
+            runner: "fake".to_owned(),
+            started_ms: 1,
+            ended_ms: 2,
+            exit: Exit::Exited { code: 0 },
+            usage: Usage::default(),
+            logs: None,
+            events: None,
+            metrics: None,
+            artifacts: None,
+            samples: None,
+            limits_met: Vec::new(),
+            interventions: Vec::new(),
+            network: Some(network),
+            adopted: None,
+        };
+        iptl_trust::sign(key, receipt)
+    }
+
+    /// Returns how many receipts are in each chunk; each of them is a block.
+    fn sizes(regions: u16) -> Vec<usize> {
+        let key = Keypair::from_seed(&[1; 32]);
+        let mut chunk = Chunk::default();
+        let mut chunks: Vec<_> = (0..1_100).filter_map(|index| chunk.add(receipt(&key, index, regions))).collect();
+        chunks.push(chunk.receipts);
+        chunks
+            .into_iter()
+            .map(|receipts| {
+                let size = receipts.len();
+                let block = model::to_block(ReceiptShard { receipts });
+                assert!(block.data().len() <= MAX_BLOCK_SIZE);
+                size
+            })
+            .collect()
+    }
+
+    #[test]
+    fn receipts_with_much_in_them_are_fewer_to_a_chunk() {
+        assert_eq!(sizes(1), [512, 512, 76]);
+        let of_many = sizes(9);
+        assert_eq!(of_many.iter().sum::<usize>(), 1_100);
+        assert!(of_many.len() > 3 && of_many[0] < 512, "{of_many:?}");
     }
 }
