@@ -280,6 +280,59 @@ fn file_from_a_reader_is_the_file_of_its_bytes() {
     }
 }
 
+#[test]
+fn leaves_are_hashed_while_the_next_bytes_are_read() {
+    /// Counts what is read, by whether leaves can be hashed meanwhile.
+    struct Counted<'a>(&'a [u8], [usize; 2]);
+    impl std::io::Read for Counted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let read = self.0.read(buffer)?;
+            self.1[usize::from(IS_BESIDE.get())] += read;
+            Ok(read)
+        }
+    }
+    let bytes = keystream("beside", 10 << 20);
+    for profile in Profile::ALL {
+        let (mut file, mut blocks) = (FileBuilder::with_profile(profile).at_once(noted), Vec::new());
+        let mut from = Counted(&bytes, [0; 2]);
+        while file.push_from(&mut from, bytes.len() as u64, &mut blocks).expect("memory can be read") > 0 {}
+        assert_eq!(from.1, [4 << 20, 6 << 20], "nothing is cut before the first buffer is full: {profile}");
+        assert_eq!(file.finish(&mut blocks), build(profile, &[&bytes]).0, "{profile}");
+    }
+}
+
+#[test]
+fn leaves_that_were_cut_before_reading_failed_become_blocks() {
+    struct Broken;
+    impl std::io::Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        }
+    }
+    let bytes = keystream("broken", (4 << 20) + 7);
+    let (whole, _) = build(Profile::UnixFsV1, &[&bytes]);
+    let (mut file, mut blocks) = (FileBuilder::with_profile(Profile::UnixFsV1), Vec::new());
+    let (head, tail) = bytes.split_at(4 << 20);
+    file.push_from(head, bytes.len() as u64, &mut blocks).expect("memory can be read");
+    let error = file.push_from(Broken, bytes.len() as u64, &mut blocks).expect_err("it is broken");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(blocks.len(), 4);
+    file.push_from(tail, tail.len() as u64, &mut blocks).expect("memory can be read");
+    assert_eq!(file.finish(&mut blocks), whole);
+}
+
+thread_local! {
+    static IS_BESIDE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Does two things, and notes meanwhile what is done here.
+fn noted(beside: &(dyn Fn() + Sync), here: &mut dyn FnMut()) {
+    IS_BESIDE.set(true);
+    here();
+    IS_BESIDE.set(false);
+    beside();
+}
+
 /// Does two things in the order that a builder does not by itself.
 fn beside_first(beside: &(dyn Fn() + Sync), here: &mut dyn FnMut()) {
     beside();

@@ -50,8 +50,8 @@ impl Entry {
 /// Builds a file from bytes that arrive in pieces.
 ///
 /// Holds at most 8 MiB of content, up to 32 MiB of memory that blocks left and one node's links per level of the tree. The pieces' sizes leave no trace: cut
-/// points depend on the content alone. Of a file of more than 4 MiB, leaves can be hashed while the next ones are cut:
-/// [`FileBuilder::at_once`].
+/// points depend on the content alone. Of a file of more than 4 MiB, leaves can be hashed while the next ones are read and
+/// cut: [`FileBuilder::at_once`].
 ///
 /// ```
 /// use iptl_dag::unixfs::FileBuilder;
@@ -123,7 +123,7 @@ impl FileBuilder {
         self
     }
 
-    /// Hashes leaves while others are cut, by a caller that can do both at once.
+    /// Hashes leaves while others are read and cut, by a caller that can do both at once.
     pub fn at_once(mut self, both: Both) -> FileBuilder {
         self.both = both;
         self
@@ -151,17 +151,22 @@ impl FileBuilder {
 
     /// Takes the next bytes that `from` has, without a copy between; returns how many, none at its end.
     ///
-    /// `expected` is how many there may be: room is made for them at once.
+    /// `expected` is how many there may be: room is made for them at once. Leaves that were cut before are hashed while
+    /// the bytes are read, and become blocks even where reading fails.
     pub fn push_from(&mut self, from: impl Read, expected: u64, blocks: &mut Vec<Block>) -> io::Result<usize> {
         let room = BUFFER_SIZE - self.buffer.len();
         // One more, so that the end is met without a second buffer.
         let expected = usize::try_from(expected.saturating_add(1)).unwrap_or(room);
-        self.buffer.reserve_exact(expected.min(room));
-        let read = from.take(room as u64).read_to_end(&mut self.buffer)?;
-        if self.buffer.len() == BUFFER_SIZE {
-            self.cut_leaves(LEAF_MAX, blocks);
-        }
-        Ok(read)
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let cutter = self.cutter(LEAF_MAX);
+        let (read, cut) = self.hash_beside(blocks, || {
+            buffer.reserve_exact(expected.min(room));
+            let read = from.take(room as u64).read_to_end(&mut buffer);
+            let cut = if buffer.len() < BUFFER_SIZE { Cut::none(buffer) } else { cutter.cut(buffer) };
+            (read, cut)
+        });
+        self.keep(cut);
+        read
     }
 
     /// Ends the file and appends its last blocks, the root at the end.
@@ -194,25 +199,25 @@ impl FileBuilder {
     ///
     /// Those that were cut before are hashed meanwhile, and become blocks.
     fn cut_leaves(&mut self, enough: usize, blocks: &mut Vec<Block>) {
-        let (profile, masks) = (self.profile, self.masks);
-        let buffer = self.spare.lend(std::mem::take(&mut self.buffer));
-        let cut = || {
-            let (mut leaves, mut start) = (Vec::new(), 0);
-            while buffer.len() - start >= enough {
-                let length = profile.leaf_length(&buffer[start..], masks);
-                leaves.push(buffer.slice(start..start + length));
-                start += length;
-            }
-            (leaves, start)
-        };
+        let (buffer, cutter) = (std::mem::take(&mut self.buffer), self.cutter(enough));
+        let cut = self.hash_beside(blocks, || cutter.cut(buffer));
+        self.keep(cut);
+    }
+
+    fn cutter(&self, enough: usize) -> Cutter {
+        Cutter { profile: self.profile, masks: self.masks, spare: self.spare.clone(), enough }
+    }
+
+    fn keep(&mut self, cut: Cut) {
+        (self.cut, self.buffer) = (cut.leaves, cut.rest);
+    }
+
+    /// Hashes the leaves that are cut while `work` is done, and makes them blocks.
+    fn hash_beside<T>(&mut self, blocks: &mut Vec<Block>, work: impl FnOnce() -> T) -> T {
         let before = std::mem::take(&mut self.cut);
-        let (hashed, (leaves, start)) = hash_beside(profile, self.both, &before, cut);
+        let (hashed, done) = hash_beside(self.profile, self.both, &before, work);
         hashed.into_iter().for_each(|leaf| self.add_hashed(leaf, blocks));
-        self.cut = leaves;
-        if start < buffer.len() {
-            self.buffer = self.spare.take();
-            self.buffer.extend_from_slice(&buffer[start..]);
-        }
+        done
     }
 
     fn add_leaf(&mut self, data: Bytes, blocks: &mut Vec<Block>) {
@@ -290,6 +295,45 @@ impl FileBuilder {
         let part = Part { cid: *block.cid(), file_size: root.file_size, total_size };
         blocks.push(block);
         part
+    }
+}
+
+/// How bytes at hand become leaves.
+struct Cutter {
+    profile: Profile,
+    masks: (u64, u64),
+    spare: Arc<Spare>,
+    /// Bytes without which nothing is cut.
+    enough: usize,
+}
+
+/// What came of cutting.
+struct Cut {
+    leaves: Vec<Bytes>,
+    /// Bytes that are in no leaf yet.
+    rest: Vec<u8>,
+}
+
+impl Cut {
+    fn none(rest: Vec<u8>) -> Cut {
+        Cut { leaves: Vec::new(), rest }
+    }
+}
+
+impl Cutter {
+    fn cut(&self, buffer: Vec<u8>) -> Cut {
+        let buffer = self.spare.lend(buffer);
+        let (mut cut, mut start) = (Cut::none(Vec::new()), 0);
+        while buffer.len() - start >= self.enough {
+            let length = self.profile.leaf_length(&buffer[start..], self.masks);
+            cut.leaves.push(buffer.slice(start..start + length));
+            start += length;
+        }
+        if start < buffer.len() {
+            cut.rest = self.spare.take();
+            cut.rest.extend_from_slice(&buffer[start..]);
+        }
+        cut
     }
 }
 
