@@ -137,7 +137,8 @@ async fn import_profile(bytes: u64) -> Result<Row> {
         ratio: format!("{:.2} ×, {:.2} × of boxo's", npm / ours, boxo / ours),
         goal: "≥ 2.5 × (npm); report (boxo)".into(),
         reached: Some(npm / ours >= 2.5),
-        bound: "SHA2-256 by two threads, one of which reads as well, into memory that the kernel makes page by page".into(),
+        bound: "SHA2-256 by two threads, one of which reads as well, into memory that the kernel makes page by page"
+            .into(),
     })
 }
 
