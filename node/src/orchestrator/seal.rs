@@ -118,15 +118,7 @@ struct Work {
 
 impl Work {
     async fn seal(&self, order: AssemblyOrder, log: Vec<Block>) -> anyhow::Result<AssembledResult> {
-        let mut receipts = Vec::new();
-        for (_, shard) in &order.shards {
-            let block = self.block(shard).await?;
-            let shard: ReceiptShard = model::from_bytes(block.data())?;
-            // Of an instance that ended in two attempts all receipts are there, as they are for whoever verifies the result:
-            // which of them counts is chosen by one rule, and not by which came first.
-            let is_here = |signed: &Signed<Receipt>| order.accepted.contains_key(&signed.body.instance);
-            receipts.extend(shard.receipts.into_iter().filter(is_here));
-        }
+        let receipts = receipts(&*self.store, &order.shards, &order.accepted).await?;
         let mut assembly = Assembly {
             run_cid: order.run.cid,
             run: order.run.run.clone(),
@@ -172,10 +164,24 @@ impl Work {
         self.keeper.release(&order.execution, Holder::Orchestrator);
         Ok(told)
     }
+}
 
-    async fn block(&self, cid: &Cid) -> anyhow::Result<Block> {
-        read_block(&*self.store, cid).await?.ok_or_else(|| anyhow::anyhow!("{cid} is not in the store"))
+/// Reads the receipts of instances of which one was accepted.
+///
+/// Of an instance that ended in two attempts all receipts are there, as they are for whoever verifies the result: which of them
+/// counts is chosen by one rule, and not by which came first.
+async fn receipts(
+    store: &dyn BlobStore,
+    shards: &[(PeerId, Cid)],
+    accepted: &BTreeMap<InstanceId, (PeerId, u32)>,
+) -> anyhow::Result<Vec<Signed<Receipt>>> {
+    let mut receipts = Vec::new();
+    for (_, cid) in shards {
+        let block = read_block(store, cid).await?.ok_or_else(|| anyhow::anyhow!("{cid} is not in the store"))?;
+        let shard: ReceiptShard = model::from_bytes(block.data())?;
+        receipts.extend(shard.receipts.into_iter().filter(|signed| accepted.contains_key(&signed.body.instance)));
     }
+    Ok(receipts)
 }
 
 /// Reads what the pure half will ask for: metrics, up to `limit` bytes, and the roots of everything that receipts link.
@@ -289,7 +295,10 @@ fn failures(assembly: &Assembly, assembled: &Assembled) -> Vec<(String, String)>
 mod tests {
     use iptl_artifacts::MemStore;
     use iptl_dag::Codec;
-    use iptl_dag::model::{Engine, Epoch, Execution, LossPolicy, Network, Placing, Run, Usage};
+    use iptl_dag::model::{
+        Engine, Epoch, Execution, GroupRun, LossPolicy, Network, Placing, Requirements, Resources, Run, Usage,
+        WorkloadKind,
+    };
 
     use super::*;
 
@@ -373,5 +382,46 @@ mod tests {
         let top = bomb(&store, 20).await;
         let blocks = preload(&store, &assembly(top), 200).await.unwrap();
         assert!(blocks.len() < 10, "{}", blocks.len());
+    }
+
+    #[tokio::test]
+    async fn attempt_that_counts_is_not_the_one_whose_receipt_came_first() {
+        let store = MemStore::default();
+        let nothing = iptl_dag::codec::cid_of(&"nothing");
+        let mut assembly = assembly(nothing);
+        let mut first = assembly.receipts.remove(0);
+        first.body.metrics = None;
+        let other = PeerId::from_ed25519(&[2; 32]);
+        let mut second = Signed { signer: other.clone(), ..first.clone() };
+        second.body.lablet = other.clone();
+        second.body.attempt = 2;
+        second.body.epoch.counter = 2;
+        second.body.exit = Exit::Exited { code: 3 };
+        let instance = first.body.instance.clone();
+        let accepted = BTreeMap::from([(instance, (first.signer.clone(), 1))]);
+        let mut shards = Vec::new();
+        for receipt in [first, second] {
+            let signer = receipt.signer.clone();
+            let block = iptl_dag::model::to_block(ReceiptShard { receipts: vec![receipt] });
+            shards.push((signer, *block.cid()));
+            store.put(vec![block]).await.unwrap();
+        }
+        let group = GroupRun {
+            workload: nothing,
+            kind: WorkloadKind::Wasm,
+            count: 1,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            resources: Resources::default(),
+            requires: Requirements::default(),
+            container: None,
+            loss: None,
+            start: None,
+        };
+        assembly.run.groups.insert("g".into(), group);
+        assembly.receipts = receipts(&store, &shards, &accepted).await.unwrap();
+        let assembled = iptl_result::assemble(&assembly, &mut |_| None).unwrap();
+        let failed = failures(&assembly, &assembled);
+        assert!(failed.len() == 1 && failed[0].1.contains('3'), "the second attempt failed: {failed:?}");
     }
 }
