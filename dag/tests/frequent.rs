@@ -1,6 +1,6 @@
 //! The second way to read facts reads what the first one reads, and nothing that that one refuses.
 
-use iptl_dag::model::fact::{read_frequent, snapshot_part};
+use iptl_dag::model::fact::{read_frequent, read_frequent_body, snapshot_part};
 use iptl_dag::model::{self, Epoch, ExecutionId, Fact, FactKind, Recorded, Signed};
 use iptl_dag::{Codec, PeerId, codec};
 
@@ -9,6 +9,7 @@ fn frequent_facts_are_read_as_by_the_decoder_of_all_nodes() {
     for (name, fact) in frequent() {
         let bytes = bytes_of(&fact);
         assert_eq!(read_frequent(&bytes).as_ref(), Some(&fact), "{name}");
+        assert_eq!(read_frequent_body(&bytes), Some((fact.body, fact.signer)), "{name}");
     }
 }
 

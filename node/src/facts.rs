@@ -212,12 +212,12 @@ impl Logs {
                 let mut facts = Vec::with_capacity(window.records.len());
                 for (seq, entry) in (window.seq..).zip(window.records) {
                     let fits = entry.map_err(|e| damaged(path, seq, &e.to_string())).and_then(|entry| {
-                        let execution = entry.signed.body.execution;
+                        let execution = entry.fact.execution;
                         if opening.is_none() && execution.to_string() != name {
                             let what = format!("it belongs to {}, whose log has another name", execution.alias());
                             return Err(damaged(path, seq, &what));
                         }
-                        let new = || Opening::new(writers.iter().cloned(), &entry.signed.body, snapshot.is_some());
+                        let new = || Opening::new(writers.iter().cloned(), &entry.fact, snapshot.is_some());
                         let opening = opening.get_or_insert_with(new);
                         opening.take(entry, &mut facts).map_err(|e| damaged(path, seq, &e.to_string()))
                     });

@@ -160,8 +160,10 @@ pub fn outline(log: &[u8]) -> Vec<Range<usize>> {
 pub struct Entry {
     /// Its CID.
     pub cid: Cid,
+    /// Who signed it. The signature stays in the record: only the last one's is looked at.
+    pub signer: PeerId,
     /// The fact.
-    pub signed: Signed<Fact>,
+    pub fact: Fact,
 }
 
 /// Reads the record whose body stands at `body`; none where the bytes are not those that its header names.
@@ -172,11 +174,11 @@ pub struct Entry {
 pub fn read(log: &[u8], body: Range<usize>) -> Option<Result<Entry, DecodeError>> {
     let (data, hash) = checked(log, body)?;
     let cid = blake3_cid(Codec::DagCbor, hash.as_bytes());
-    let signed = match model::fact::read_frequent(data) {
-        Some(signed) => Ok(signed),
-        None => codec::decode::<model::Node>(data).and_then(Signed::<Fact>::try_from),
-    };
-    Some(signed.map(|signed| Entry { cid, signed }))
+    if let Some((fact, signer)) = model::fact::read_frequent_body(data) {
+        return Some(Ok(Entry { cid, signer, fact }));
+    }
+    let signed = codec::decode::<model::Node>(data).and_then(Signed::<Fact>::try_from);
+    Some(signed.map(|Signed { body, signer, .. }| Entry { cid, signer, fact: body }))
 }
 
 /// Whether the record whose body stands at `body` is what its header names.
@@ -361,15 +363,14 @@ impl Chain {
             return Err(no_fact("it is not DAG-CBOR".into()));
         }
         let signed: Signed<Fact> = model::from_bytes(block.data()).map_err(|e| no_fact(e.to_string()))?;
-        self.fit(block.cid(), &signed)?;
+        self.fit(block.cid(), &signed.signer, &signed.body)?;
         Ok(signed)
     }
 
     /// Takes in the next fact of a log of one's own, whose signature and form count only with those of a later fact, or
     /// with its own.
-    pub fn fit(&mut self, cid: &Cid, signed: &Signed<Fact>) -> Result<(), Misfit> {
+    pub fn fit(&mut self, cid: &Cid, signer: &PeerId, fact: &Fact) -> Result<(), Misfit> {
         let seq = self.next;
-        let fact = &signed.body;
         if fact.execution != self.execution {
             return Err(Misfit::OtherExecution { seq, found: fact.execution });
         }
@@ -379,8 +380,8 @@ impl Chain {
         if fact.prev != self.head {
             return Err(Misfit::Forked { seq });
         }
-        if signed.signer != fact.epoch.peer || !self.writers.contains(&signed.signer) {
-            return Err(Misfit::Stranger { seq, signer: signed.signer.clone() });
+        if *signer != fact.epoch.peer || !self.writers.contains(signer) {
+            return Err(Misfit::Stranger { seq, signer: signer.clone() });
         }
         self.check_term(fact)?;
         self.check_part(fact)?;

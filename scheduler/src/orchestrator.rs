@@ -33,6 +33,7 @@ mod seal;
 mod session;
 mod start;
 mod state;
+mod steps;
 mod takeover;
 mod view;
 mod waits;
@@ -156,7 +157,12 @@ impl Orchestrator {
             Input::Cancel { execution, by } => self.cancel(now, execution, by),
             Input::Wall { unix_us } => self.wall = (now, unix_us),
             // Nothing is decided while logs are read: time and other inputs come after `Replayed`.
-            Input::Replay { fact, submission } => return self.replay(now, *fact, submission.map(|s| *s)),
+            Input::Replay { facts, mut submission } => {
+                for fact in &facts {
+                    self.replay(now, fact, &mut submission);
+                }
+                return;
+            }
             Input::Aged { execution, submitted, started } => {
                 if let Some(exec) = self.executions.get_mut(&execution) {
                     exec.age = (submitted, started);

@@ -336,7 +336,7 @@ impl Bench {
         for fact in logs {
             let is_first = matches!(fact.kind, FactKind::Submitted { .. });
             let submission = self.submissions.get(&fact.execution).filter(|_| is_first).cloned().map(Box::new);
-            let effects = next.give(Input::Replay { fact: Box::new(fact.clone()), submission });
+            let effects = next.give(Input::Replay { facts: vec![fact.clone()], submission });
             assert!(effects.is_empty(), "a replayed fact is not acted on");
         }
         for (execution, submitted, started) in ages.iter().copied() {

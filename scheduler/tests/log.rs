@@ -97,20 +97,24 @@ fn read_by_outline(bytes: &[u8]) -> Option<Vec<log::Entry>> {
     bodies.into_iter().map(|body| log::read(bytes, body)?.ok()).collect::<Option<Vec<_>>>().filter(|_| whole)
 }
 
+fn fit(chain: &mut Chain, entry: &log::Entry) -> Result<(), Misfit> {
+    chain.fit(&entry.cid, &entry.signer, &entry.fact)
+}
+
 #[test]
 fn what_is_read_by_outline_is_what_was_written_and_fits() {
     let log = whole();
     let entries = read_by_outline(&log.bytes()).expect("it is whole");
     let mut chain = Chain::new(execution(), writers());
     for ((entry, block), fact) in entries.iter().zip(&log.blocks).zip(&log.facts) {
-        assert_eq!((&entry.cid, &entry.signed.body), (block.cid(), fact));
-        assert_eq!(chain.fit(&entry.cid, &entry.signed), Ok(()));
+        assert_eq!((&entry.cid, &entry.fact), (block.cid(), fact));
+        assert_eq!(fit(&mut chain, entry), Ok(()));
     }
     assert_eq!((entries.len(), chain.head()), (log.blocks.len(), log.blocks.last().map(|block| *block.cid())));
     // An entry that is left out is missed.
     let mut chain = Chain::new(execution(), writers());
-    assert_eq!(chain.fit(&entries[0].cid, &entries[0].signed), Ok(()));
-    assert_eq!(chain.fit(&entries[2].cid, &entries[2].signed), Err(Misfit::OutOfOrder { seq: 1, found: 2 }));
+    assert_eq!(fit(&mut chain, &entries[0]), Ok(()));
+    assert_eq!(fit(&mut chain, &entries[2]), Err(Misfit::OutOfOrder { seq: 1, found: 2 }));
 }
 
 #[test]

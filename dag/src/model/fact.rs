@@ -4,7 +4,7 @@ mod about;
 mod frequent;
 
 pub use about::{CellFact, End, FactLink};
-pub use frequent::{read_frequent, snapshot_part};
+pub use frequent::{read_frequent, read_frequent_body, snapshot_part};
 use serde::{Deserialize, Serialize};
 
 use crate::model::execution::{Epoch, ExecutionId, InstanceId};

@@ -59,14 +59,15 @@ pub(super) fn read_file<T: Send>(
     let ended = if many && threads > 1 {
         in_parallel(&source, threads, &decode, &mut take)
     } else {
+        let mut raw = Raw::default();
         loop {
-            let raw = source.lock().unwrap_or_else(PoisonError::into_inner).next();
-            match raw {
-                Ok(Some(raw)) => match take(raw.decode(&decode)) {
+            let read = source.lock().unwrap_or_else(PoisonError::into_inner).next(&mut raw);
+            match read {
+                Ok(true) => match take(raw.decode(&decode)) {
                     ControlFlow::Continue(()) => {}
                     ControlFlow::Break(result) => break Ok(ControlFlow::Break(result)),
                 },
-                Ok(None) => break Ok(ControlFlow::Continue(())),
+                Ok(false) => break Ok(ControlFlow::Continue(())),
                 Err(error) => break Err(error),
             }
         }
@@ -92,11 +93,12 @@ fn in_parallel<T: Send>(
         for _ in 0..threads {
             let done = done.clone();
             scope.spawn(move || {
+                let mut raw = Raw::default();
                 loop {
-                    let raw = source.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let (read, goes_on) = match raw {
-                        Ok(Some(raw)) => (Ok((raw.number, raw.decode(decode))), true),
-                        Ok(None) => return,
+                    let read = source.lock().unwrap_or_else(PoisonError::into_inner).next(&mut raw);
+                    let (read, goes_on) = match read {
+                        Ok(true) => (Ok((raw.number, raw.decode(decode))), true),
+                        Ok(false) => return,
                         Err(error) => (Err(error), false),
                     };
                     // Whoever takes may have enough.
@@ -152,7 +154,8 @@ struct Source {
     ended: bool,
 }
 
-/// A window as it is in the file.
+/// A window as it is in the file; its memory is used for one after the other.
+#[derive(Default)]
 struct Raw {
     number: usize,
     /// Where it begins.
@@ -172,33 +175,35 @@ struct Decoded<T> {
 }
 
 impl Source {
-    /// Returns the next window; none at the end of the file.
-    fn next(&mut self) -> io::Result<Option<Raw>> {
+    /// Reads the next window; returns whether there was one, which there is not at the end of the file.
+    fn next(&mut self, raw: &mut Raw) -> io::Result<bool> {
         if self.ended {
-            return Ok(None);
+            return Ok(false);
         }
-        let mut bytes = Vec::with_capacity(self.rest.len() + WINDOW);
+        let Raw { number, at, bytes, bodies, is_torn } = raw;
+        bytes.clear();
+        bodies.clear();
+        bytes.reserve(self.rest.len() + WINDOW);
         bytes.append(&mut self.rest);
-        let mut bodies = Vec::new();
         while bodies.is_empty() && !self.ended {
-            let read = (&mut self.file).take(WINDOW as u64).read_to_end(&mut bytes)?;
+            let read = (&mut self.file).take(WINDOW as u64).read_to_end(bytes)?;
             // A record that is not whole in so many bytes never will be.
             self.ended = read < WINDOW || bytes.len() > 2 * MAX_RECORD_SIZE;
-            bodies = log::outline(&bytes);
+            *bodies = log::outline(bytes);
         }
         let end = bodies.last().map_or(0, |body| body.end);
-        let is_torn = self.ended && end < bytes.len();
+        *is_torn = self.ended && end < bytes.len();
         self.rest.extend_from_slice(&bytes[end..]);
         bytes.truncate(end);
-        let raw = Raw { number: self.number, at: self.at, bytes, bodies, is_torn };
+        (*number, *at) = (self.number, self.at);
         self.at += end as u64;
         self.number += 1;
-        Ok(Some(raw))
+        Ok(true)
     }
 }
 
 impl Raw {
-    fn decode<T>(self, decode: &impl Fn(&[u8], Range<usize>) -> Option<T>) -> Decoded<T> {
+    fn decode<T>(&self, decode: &impl Fn(&[u8], Range<usize>) -> Option<T>) -> Decoded<T> {
         let mut records = Vec::with_capacity(self.bodies.len());
         let mut whole = 0..0;
         for body in &self.bodies {

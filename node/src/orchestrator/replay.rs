@@ -26,6 +26,8 @@ const READ_AHEAD: usize = 2;
 struct Replayed {
     /// Whose log is being read, and whether its end is recorded.
     current: Option<(ExecutionId, bool)>,
+    /// Facts that the core takes in next, all at once.
+    batch: Vec<Fact>,
     /// Facts of executions whose end is recorded.
     put_off: BTreeMap<ExecutionId, Vec<Fact>>,
     /// Executions whose end is recorded and in the log.
@@ -59,9 +61,11 @@ impl Driver {
         });
         let mut replayed = Replayed::default();
         while let Some(facts) = coming.recv().await {
+            replayed.batch.reserve(facts.len());
             for fact in facts {
                 self.replay_unless_over(fact, &mut replayed).await?;
             }
+            self.replay_batch(&mut replayed);
         }
         let (logs, broken) = reading.await.expect("reading logs does not panic, whatever the bytes")?;
         self.logs = logs;
@@ -77,6 +81,7 @@ impl Driver {
         for fact in std::mem::take(&mut replayed.put_off).into_values().flatten() {
             self.replay_fact(fact, &mut replayed).await?;
         }
+        self.replay_batch(&mut replayed);
         let mut given_up = Vec::new();
         for log in &broken {
             if let Some(execution) = log.execution.filter(|execution| self.registry.ended(execution).is_none()) {
@@ -164,7 +169,7 @@ impl Driver {
         let kind = FactKind::Failed { reason: String::new(), term: term.clone() };
         let epoch = Epoch { counter: 1, peer: self.parts.links.peer().clone() };
         let fact = Fact { execution, seq: 0, prev: None, epoch, at_ms: clock::wall().0, kind };
-        self.input(Input::Replay { fact: Box::new(fact), submission: None });
+        self.input(Input::Replay { facts: vec![fact], submission: None });
         if !self.registry.active.contains_key(&execution) {
             // Not even its first fact can be read: an execution is named by a block that says what it runs.
             let node: Result<Execution, _> = self.node(&execution.0).await;
@@ -214,9 +219,17 @@ impl Driver {
         }
     }
 
+    /// Has the core take in what was put together for it.
+    fn replay_batch(&mut self, replayed: &mut Replayed) {
+        let facts = std::mem::take(&mut replayed.batch);
+        if !facts.is_empty() {
+            self.input(Input::Replay { facts, submission: None });
+        }
+    }
+
     async fn replay_whole(&mut self, fact: Fact, replayed: &mut Replayed) -> Result<(), OrchestratorError> {
         name_blocks(&fact.kind, replayed.named.entry(fact.execution).or_default());
-        let submission = match &fact.kind {
+        match &fact.kind {
             FactKind::Submitted { execution, run, by, .. } => {
                 let submission = self.submission(execution, run).await?;
                 let run_node = &submission.run.run;
@@ -229,17 +242,17 @@ impl Driver {
                     groups: run_node.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect(),
                 };
                 self.registry.notify(fact.execution, event, fact.at_ms);
-                Some(Box::new(submission))
+                self.replay_batch(replayed);
+                self.input(Input::Replay { facts: vec![fact], submission: Some(Box::new(submission)) });
+                return Ok(());
             }
             FactKind::Sealed { result, term } => {
                 let end = Finished { execution: fact.execution, result: Some(*result), term: term.clone() };
                 replayed.unrecorded.push((end, None));
-                None
             }
             FactKind::Failed { reason, term } => {
                 let end = Finished { execution: fact.execution, result: None, term: term.clone() };
                 replayed.unrecorded.push((end, Some(reason.clone())));
-                None
             }
             kind => {
                 if let Some(active) = self.registry.active.get_mut(&fact.execution) {
@@ -249,10 +262,9 @@ impl Driver {
                     let event = Event::Started { after_ms: fact.at_ms.saturating_sub(active.submitted_ms) };
                     self.registry.notify(fact.execution, event, fact.at_ms);
                 }
-                None
             }
-        };
-        self.input(Input::Replay { fact: Box::new(fact), submission });
+        }
+        replayed.batch.push(fact);
         Ok(())
     }
 

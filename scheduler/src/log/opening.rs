@@ -66,15 +66,16 @@ impl Opening {
     /// Takes in the next record; what it says is appended to `facts`. Facts of a snapshot stand at the position of the
     /// part that holds them.
     pub fn take(&mut self, entry: Entry, facts: &mut Vec<Fact>) -> Result<(), Misfit> {
-        let Entry { cid, signed } = entry;
-        self.chain.fit(&cid, &signed)?;
-        let Fact { execution, seq, prev, epoch, at_ms, kind } = signed.body;
-        let FactKind::Snapshot { part, last, facts: repeated } = kind else {
+        let Entry { cid, signer, fact } = entry;
+        self.chain.fit(&cid, &signer, &fact)?;
+        if !matches!(fact.kind, FactKind::Snapshot { .. }) {
             self.fresh += 1;
             self.unfolds = false;
-            facts.push(Fact { execution, seq, prev, epoch, at_ms, kind });
+            facts.push(fact);
             return Ok(());
-        };
+        }
+        let Fact { execution, seq, prev, kind, .. } = fact;
+        let FactKind::Snapshot { part, last, facts: repeated } = kind else { return Ok(()) };
         self.fresh = if last { 0 } else { self.fresh + 1 };
         self.repeated = repeated.len() as u64 + if part == 0 { 0 } else { self.repeated };
         if self.unfolds {

@@ -190,11 +190,12 @@ pub enum Input {
         /// Microseconds since 1970.
         unix_us: u64,
     },
-    /// A fact of a log that was found at start, in the order of its log. Before anything but `Wall`.
+    /// Facts of logs that were found at start, each in the order of its log, as many at once as the driver likes. Before
+    /// anything but `Wall`.
     Replay {
-        /// The fact.
-        fact: Box<Fact>,
-        /// What a `Submitted` fact links; none with all others.
+        /// The facts.
+        facts: Vec<Fact>,
+        /// What a `Submitted` fact among them links, of which there is one at most; none where there is none.
         submission: Option<Box<Submission>>,
     },
     /// How long ago executions were submitted and started, by a clock that nobody sets: after their facts were replayed,

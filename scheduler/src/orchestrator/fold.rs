@@ -166,7 +166,7 @@ impl Exec {
 
     /// Takes in what the log says of receipts and losses, in its order, now that the receipts are here.
     pub(super) fn rebuild(&mut self) {
-        let steps = std::mem::take(&mut self.steps);
+        let steps = self.steps.take();
         let receipts: BTreeMap<(PeerId, Cid), Vec<ReceiptSummary>> = std::mem::take(&mut self.recalled);
         let mut cells: Vec<(PeerId, Cell)> = std::mem::take(&mut self.past);
         cells.extend(std::mem::take(&mut self.cells));

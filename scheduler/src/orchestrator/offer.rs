@@ -12,6 +12,7 @@ use iptl_wire::{Timestamp, WallTime};
 use super::grant::parts;
 use super::pulls::Pulls;
 use super::state::{Exec, Stage, kinds_of, slots_of};
+use super::steps::Steps;
 use super::{Effect, NOTICE_INTERVAL, Orchestrator, lab_unable, ms};
 use crate::placement::{Placed, plan};
 
@@ -99,7 +100,7 @@ impl Orchestrator {
                 records: BTreeMap::new(),
                 distortions: Vec::new(),
                 faults_told: 0,
-                steps: Vec::new(),
+                steps: Steps::default(),
                 recalled: BTreeMap::new(),
                 leader,
                 taken_over: false,

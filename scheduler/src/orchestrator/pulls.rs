@@ -6,6 +6,7 @@ use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 
 use super::state::{Cell, Exec, Pull, Shard};
+use super::steps::Name;
 
 /// What chunks of receipts wait for, so that nobody has to look at each of them to know.
 #[derive(Debug, Default)]
@@ -57,19 +58,22 @@ impl Exec {
         }
     }
 
-    /// Takes in a chunk of receipts that the log names; it counts once [`Exec::recall`] was called.
-    pub(super) fn name(&mut self, lablet: &PeerId, shard: Cid, count: u32) {
-        if let Some(cell) = self.cells.get_mut(lablet) {
-            cell.named.push((shard, count));
-        }
+    /// Takes in a chunk of receipts that the log names, as its next step; it counts once [`Exec::recall`] was called.
+    pub(super) fn name(&mut self, lablet: &PeerId, shard: &Cid, count: u32) {
+        // What nobody holds counts for nothing.
+        let Some(cell) = self.cells.get_mut(lablet) else { return };
+        cell.named.push((Name::of(shard), count));
+        self.steps.push_received(lablet, cell, shard, count);
     }
 
     /// Puts the chunks that the log named in their places; all of them are to be read again.
     pub(super) fn recall(&mut self) {
         let past = self.past.iter_mut().map(|(_, cell)| cell);
         for cell in self.cells.values_mut().chain(past).filter(|cell| !cell.named.is_empty()) {
-            let recalled = |(shard, count)| (shard, Shard { count, state: Pull::Recalled });
-            // There were none while the log was read, and a map that is made of many sorts them once.
+            let recalled = |(shard, count): (Name, u32)| (shard.cid(), Shard { count, state: Pull::Recalled });
+            // There were none while the log was read, and a map that is made of what is in order is made fast. Of those
+            // that were named twice the last counts.
+            cell.named.sort_by(|(a, _), (b, _)| a.digest().cmp(b.digest()));
             cell.shards = std::mem::take(&mut cell.named).into_iter().map(recalled).collect();
         }
         self.count_pulls();

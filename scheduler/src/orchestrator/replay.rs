@@ -23,73 +23,79 @@ use crate::placement::merge;
 pub(super) const GRACE_LEASES: u64 = 2;
 
 impl Orchestrator {
-    pub(super) fn replay(&mut self, now: Timestamp, fact: Fact, submission: Option<Submission>) {
+    /// Takes in a fact. Millions come one after the other: it is copied from, never moved.
+    pub(super) fn replay(&mut self, now: Timestamp, fact: &Fact, submission: &mut Option<Box<Submission>>) {
         let id = fact.execution;
-        if let FactKind::Submitted { by, priority, order, .. } = fact.kind {
-            if let Some(Submission { execution, run }) = submission.filter(|s| s.execution.id() == id) {
-                self.admit(now, execution, run, by, (priority, order), fact.at_ms);
+        if let FactKind::Submitted { by, priority, order, .. } = &fact.kind {
+            if let Some(submission) = submission.take_if(|s| s.execution.id() == id) {
+                let Submission { execution, run } = *submission;
+                self.admit(now, execution, run, by.clone(), (*priority, *order), fact.at_ms);
             }
             return;
         }
         let Some(exec) = self.executions.get_mut(&id) else { return };
         exec.epoch = exec.epoch.max(fact.epoch.counter);
-        exec.leader = fact.epoch.peer.clone();
-        exec.steps.push(fact.kind.clone());
-        match fact.kind {
+        if exec.leader != fact.epoch.peer {
+            exec.leader = fact.epoch.peer.clone();
+        }
+        if !matches!(fact.kind, FactKind::Received { .. }) {
+            exec.steps.push(fact.kind.clone());
+        }
+        match &fact.kind {
             FactKind::Submitted { .. } | FactKind::Snapshot { .. } => {}
-            FactKind::Placed { placement } => exec.placements.push(placement),
+            FactKind::Placed { placement } => exec.placements.push(*placement),
             FactKind::Granted { lablet, assignments, attempt } => {
                 exec.rounds += 1;
-                exec.hold(lablet, Cell::new(now, fact.epoch, assignments, attempt));
+                exec.hold(lablet.clone(), Cell::new(now, fact.epoch.clone(), assignments.clone(), *attempt));
             }
             FactKind::Recovered { lablet, granted, assignments, attempt } => {
                 exec.rounds += 1;
-                let mut cell = Cell::new(now, granted, assignments, attempt);
+                let mut cell = Cell::new(now, granted.clone(), assignments.clone(), *attempt);
                 cell.phase = Phase::Accepted;
-                exec.hold_recovered(lablet, cell);
+                exec.hold_recovered(lablet.clone(), cell);
             }
             FactKind::TakenOver { .. } => exec.taken_over = true,
             FactKind::Accepted { lablet } => {
-                if let Some(cell) = exec.cells.get_mut(&lablet) {
+                if let Some(cell) = exec.cells.get_mut(lablet) {
                     cell.phase = cell.phase.max(Phase::Accepted);
                 }
             }
             FactKind::Refused { lablet, .. } => {
                 exec.rounds = exec.rounds.max(1);
-                exec.drop_cell(&lablet);
-                exec.former.insert(lablet);
+                exec.drop_cell(lablet);
+                exec.former.insert(lablet.clone());
             }
             FactKind::Started {} => exec.started_ms = fact.at_ms.max(1),
             FactKind::Measured { lablet, .. } => {
-                if let Some(cell) = exec.cells.get_mut(&lablet) {
+                if let Some(cell) = exec.cells.get_mut(lablet) {
                     cell.measured = true;
                 }
             }
             FactKind::Faulted { lablet, faults } => {
-                if let Some(cell) = exec.cells.get_mut(&lablet) {
-                    cell.faults.extend(faults);
+                if let Some(cell) = exec.cells.get_mut(lablet) {
+                    cell.faults.extend(faults.iter().cloned());
                 }
             }
-            FactKind::Received { lablet, shard, count } => {
-                exec.name(&lablet, shard, count);
-            }
+            FactKind::Received { lablet, shard, count } => exec.name(lablet, shard, *count),
             // What these say of instances counts once the receipts are here.
             FactKind::Lost { lablet, reason, .. } => {
                 if lablet.is_none() && !exec.ending() {
                     exec.doubtful |= exec.taken_over;
-                    exec.note_unheard(&reason);
+                    exec.note_unheard(reason);
                 }
-                if let Some(cell) = lablet.and_then(|l| exec.cells.get_mut(&l)) {
+                if let Some(cell) = lablet.as_ref().and_then(|l| exec.cells.get_mut(l)) {
                     cell.over = true;
                 }
             }
-            FactKind::Cancelled { by } => exec.cancelled = Some(by),
+            FactKind::Cancelled { by } => exec.cancelled = Some(by.clone()),
             FactKind::TimedOut {} => exec.timed_out = true,
-            FactKind::EndedEarly { reason } => exec.ended_early = Some(reason),
+            FactKind::EndedEarly { reason } => exec.ended_early = Some(reason.clone()),
             FactKind::Sealed { result, term } => {
-                self.forget(Finished { execution: id, result: Some(result), term });
+                self.forget(Finished { execution: id, result: Some(*result), term: term.clone() });
             }
-            FactKind::Failed { term, .. } => self.forget(Finished { execution: id, result: None, term }),
+            FactKind::Failed { term, .. } => {
+                self.forget(Finished { execution: id, result: None, term: term.clone() });
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iptl_dag::model::{
-    Assignment, Epoch, Execution, ExecutionId, FactKind, FaultDone, InstanceId, LabletRecord, Run, WorkloadKind,
+    Assignment, Epoch, Execution, ExecutionId, FaultDone, InstanceId, LabletRecord, Run, WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
@@ -12,6 +12,7 @@ use iptl_wire::session::{CellStatus, ClockSample, Inventory, KnownRun};
 
 use super::api::ReceiptSummary;
 use super::pulls::Pulls;
+use super::steps::{Name, Steps};
 use super::waits::Waits;
 
 /// How long a bid counts: two repetitions of an offer and some.
@@ -121,7 +122,7 @@ pub(super) struct Exec {
     /// Faults that those who watch were told of.
     pub faults_told: usize,
     /// Facts that are taken in again once all receipts that the log names were read.
-    pub steps: Vec<FactKind>,
+    pub steps: Steps,
     /// Receipts that were read since the replay, by lablet and chunk.
     pub recalled: BTreeMap<(PeerId, Cid), Vec<ReceiptSummary>>,
     /// Who wrote the last fact.
@@ -190,7 +191,9 @@ pub(super) struct Cell {
     pub died: bool,
     pub shards: BTreeMap<Cid, Shard>,
     /// Chunks that the log names, with their counts, while it is read: they are put in order all at once.
-    pub named: Vec<(Cid, u32)>,
+    pub named: Vec<(Name, u32)>,
+    /// Its number among the steps of the log; none where these say nothing of its receipts.
+    pub number: Option<u32>,
     /// Faults that were done in it and are in the log; at most [`MAX_FAULTS_TOLD`](iptl_wire::session::MAX_FAULTS_TOLD).
     pub faults: BTreeSet<FaultDone>,
     /// Whether its lablet has said how far the others are.
@@ -386,6 +389,7 @@ impl Cell {
             died: false,
             shards: BTreeMap::new(),
             named: Vec::new(),
+            number: None,
             faults: BTreeSet::new(),
             measured: false,
         }

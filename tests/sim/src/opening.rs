@@ -52,10 +52,9 @@ impl Replay {
     /// Takes in what the log says next.
     pub fn take(&mut self, facts: Vec<Fact>) {
         self.facts += facts.len();
-        for fact in facts {
-            let submission = matches!(fact.kind, FactKind::Submitted { .. }).then(|| Box::new(self.submission.clone()));
-            self.core.handle(Timestamp(1), Input::Replay { fact: Box::new(fact), submission });
-        }
+        let is_first = |fact: &Fact| matches!(fact.kind, FactKind::Submitted { .. });
+        let submission = facts.iter().any(is_first).then(|| Box::new(self.submission.clone()));
+        self.core.handle(Timestamp(1), Input::Replay { facts, submission });
     }
 
     /// Ends the replay, and takes the orders to read receipts again; returns the facts, and these orders.
@@ -152,7 +151,7 @@ pub fn open_log(log: &LongLog) -> usize {
         let mut facts = Vec::with_capacity(WINDOW);
         for body in window {
             let entry = log::read(&log.bytes, body.clone()).expect("it is whole").expect("it is a fact");
-            let new = || Opening::new([log.key().peer().clone()], &entry.signed.body, true);
+            let new = || Opening::new([log.key().peer().clone()], &entry.fact, true);
             opening.get_or_insert_with(new).take(entry, &mut facts).expect("it was written so");
         }
         replay.take(facts);

@@ -86,7 +86,7 @@ fn open(bytes: &[u8], from_snapshot: bool) -> Result<Vec<Fact>, String> {
     let mut facts = Vec::new();
     for body in log::outline(bytes) {
         let entry = log::read(bytes, body).ok_or("a record is not what was written")?.map_err(|e| e.to_string())?;
-        let new = || Opening::new([entry.signed.signer.clone()], &entry.signed.body, from_snapshot);
+        let new = || Opening::new([entry.signer.clone()], &entry.fact, from_snapshot);
         opening.get_or_insert_with(new).take(entry, &mut facts).map_err(|e| e.to_string())?;
     }
     Ok(facts)
@@ -103,7 +103,7 @@ fn state(node: &OrchestratorNode, facts: Vec<Fact>) -> Option<BTreeMap<Execution
         let submission = matches!(fact.kind, FactKind::Submitted { .. })
             .then(|| node.submissions.get(&fact.execution).cloned().map(Box::new))
             .flatten();
-        core.handle(now, Input::Replay { fact: Box::new(fact), submission });
+        core.handle(now, Input::Replay { facts: vec![fact], submission });
     }
     core.handle(now, Input::Replayed);
     while let Some(effect) = core.poll_effect() {

@@ -21,6 +21,18 @@ const LEAST_RECORDED: usize = 32;
 /// What it reads is what the decoder of all nodes reads. Never panics, whatever the bytes, and takes memory in proportion
 /// to them.
 pub fn read_frequent(bytes: &[u8]) -> Option<Signed<Fact>> {
+    let (body, signer, signature) = read(bytes)?;
+    Some(Signed { body, signer, signature: signature.to_vec() })
+}
+
+/// Reads as [`read_frequent`] does what is signed, and who signed it, for whoever needs the signature of the last fact
+/// of many alone.
+pub fn read_frequent_body(bytes: &[u8]) -> Option<(Fact, PeerId)> {
+    read(bytes).map(|(body, signer, _)| (body, signer))
+}
+
+#[inline]
+fn read(bytes: &[u8]) -> Option<(Fact, PeerId, &[u8; 64])> {
     let mut reader = Reader(bytes);
     let (seq, has_prev) = reader.beginning()?;
     let kind = reader.received().or_else(|| reader.snapshot())?;
@@ -40,9 +52,11 @@ pub fn read_frequent(bytes: &[u8]) -> Option<Signed<Fact>> {
     reader.literal(b"\x66signer")?;
     let signer = reader.peer()?;
     reader.literal(b"\x69signature\x58\x40")?;
-    let signature = reader.take::<64>()?.to_vec();
-    let body = Fact { execution, seq, prev, epoch, at_ms, kind };
-    reader.0.is_empty().then_some(Signed { body, signer, signature })
+    let signature = reader.take::<64>()?;
+    if !reader.0.is_empty() {
+        return None;
+    }
+    Some((Fact { execution, seq, prev, epoch, at_ms, kind }, signer, signature))
 }
 
 /// Says of the bytes of a fact which part of a snapshot it is, and whether it is the last one; none where it is no

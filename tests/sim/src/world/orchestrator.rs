@@ -93,7 +93,7 @@ impl World {
             let submission = matches!(fact.kind, FactKind::Submitted { .. })
                 .then(|| node.submissions.get(&fact.execution).cloned().map(Box::new))
                 .flatten();
-            again.handle(now, Input::Replay { fact: Box::new(fact), submission });
+            again.handle(now, Input::Replay { facts: vec![fact], submission });
         }
         again.handle(now, Input::Replayed);
         while let Some(effect) = again.poll_effect() {
@@ -400,7 +400,7 @@ impl World {
             let submission = matches!(fact.kind, FactKind::Submitted { .. })
                 .then(|| self.orchestrator.submissions.get(&fact.execution).cloned().map(Box::new))
                 .flatten();
-            inputs.push(Input::Replay { fact: Box::new(fact.clone()), submission });
+            inputs.push(Input::Replay { facts: vec![fact.clone()], submission });
         }
         for (execution, result) in &over {
             self.reached.at(Point::LaidAside);

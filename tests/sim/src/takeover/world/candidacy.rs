@@ -153,7 +153,7 @@ impl World {
             let submission = matches!(fact.kind, FactKind::Submitted { .. })
                 .then(|| self.submissions.get(&fact.execution).cloned().map(Box::new))
                 .flatten();
-            core.handle(now, Input::Replay { fact: Box::new(fact), submission });
+            core.handle(now, Input::Replay { facts: vec![fact], submission });
         }
         for end in orch.ends.values() {
             core.handle(now, Input::Over(end.clone()));
