@@ -5,12 +5,14 @@ use std::path::Path;
 
 use bytes::Bytes;
 use iptl_dag::model::{
-    self, Counts, Engine, ExecutionId, GroupRun, LossPolicy, Network, Placing, Plan, Requirements, Resources,
-    ResultVerdict, Run, Workload, WorkloadKind,
+    self, Counts, Engine, Epoch, Execution, ExecutionId, Fact, FactKind, GroupRun, LossPolicy, Network, Placing, Plan,
+    Requirements, Resources, ResultVerdict, Run, Workload, WorkloadKind,
 };
 use iptl_dag::walk::{Limits, Walk};
 use iptl_dag::{Block, Cid, Codec};
 use iptl_node::framed;
+use iptl_scheduler::log::append_record;
+use iptl_trust::sign;
 use iptl_wire::control::{Event, FailureKind, ListKind, LogTail, MAX_FRAME_SIZE, Reply, Request};
 use tokio::io::AsyncRead;
 
@@ -104,6 +106,39 @@ async fn a_damaged_log_ends_its_execution_alone_and_is_kept_byte_for_byte() {
         lab = lab.restarted().await;
     }
     // The rest of the lab did not notice.
+    let mut watching = watch(&lab, &goes_on).await;
+    lab.ask(Request::Cancel { execution: goes_on.clone() }).await.unwrap();
+    let result = finished(&mut watching).await;
+    verify(&lab, &bystander().await, &result).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_block_that_a_log_names_ends_its_execution_alone_and_the_lab_starts() {
+    let lab = lab(false).await;
+    let run = publish(&lab).await;
+    let goes_on = submit(&lab, run).await;
+    // Whoever wrote it had the run, which is not here.
+    let missing = *Block::new(Codec::DagCbor, "a run").cid();
+    let key = iptl_node::Home::open(lab.dir.path()).unwrap().identity().unwrap();
+    let execution = Execution { run: missing, orchestrator: key.peer().clone(), nonce: [7; 16] };
+    let id = execution.id();
+    lab.put(&[model::to_block(execution)]).await;
+    let kind = FactKind::Submitted { execution: id.0, run: missing, by: key.peer().clone(), priority: 0, order: 0 };
+    let epoch = Epoch { counter: 1, peer: key.peer().clone() };
+    let fact = Fact { execution: id, seq: 0, prev: None, epoch, at_ms: 1, kind };
+    let mut bytes = Vec::new();
+    append_record(&mut bytes, model::to_block(sign(&key, fact)).data());
+    let dir = lab.stopped().await;
+    let log = dir.path().join("log").join(format!("{id}.log"));
+    std::fs::write(&log, &bytes).unwrap();
+
+    let lab = start_again(dir).await;
+    // Its log is kept as it is, where the next life does not read it again.
+    let kept = lab.dir.path().join("log/over").join(log.file_name().unwrap());
+    let rows = lab.ask(Request::List { what: ListKind::Runs }).await.unwrap();
+    assert!(matches!(&rows[..], [Reply::Row(row)] if row["alias"] == goes_on), "{rows:?}");
+    assert_eq!((std::fs::read(kept).unwrap(), log.exists()), (bytes, false));
+    let lab = lab.restarted().await;
     let mut watching = watch(&lab, &goes_on).await;
     lab.ask(Request::Cancel { execution: goes_on.clone() }).await.unwrap();
     let result = finished(&mut watching).await;
