@@ -187,6 +187,13 @@ pub struct CellNetworkUse {
 impl LinkUse {
     /// Adds what another link did.
     pub fn add(&mut self, other: &LinkUse) {
+        let (sums, more) = (self.numbers(), other.numbers());
+        // What a stranger's receipt says may be anything.
+        *self = LinkUse::of_numbers(std::array::from_fn(|n| sums[n].saturating_add(more[n])));
+    }
+
+    /// Returns all numbers, in the order of the fields.
+    fn numbers(&self) -> [u64; 10] {
         let LinkUse {
             offered,
             offered_bytes,
@@ -198,21 +205,45 @@ impl LinkUse {
             corrupted,
             asked_ns,
             measured_ns,
-        } = other;
-        for (sum, more) in [
-            (&mut self.offered, offered),
-            (&mut self.offered_bytes, offered_bytes),
-            (&mut self.delivered, delivered),
-            (&mut self.delivered_bytes, delivered_bytes),
-            (&mut self.lost, lost),
-            (&mut self.overflowed, overflowed),
-            (&mut self.duplicated, duplicated),
-            (&mut self.corrupted, corrupted),
-            (&mut self.asked_ns, asked_ns),
-            (&mut self.measured_ns, measured_ns),
-        ] {
-            // What a stranger's receipt says may be anything.
-            *sum = sum.saturating_add(*more);
+        } = *self;
+        [
+            offered,
+            offered_bytes,
+            delivered,
+            delivered_bytes,
+            lost,
+            overflowed,
+            duplicated,
+            corrupted,
+            asked_ns,
+            measured_ns,
+        ]
+    }
+
+    fn of_numbers(numbers: [u64; 10]) -> LinkUse {
+        let [
+            offered,
+            offered_bytes,
+            delivered,
+            delivered_bytes,
+            lost,
+            overflowed,
+            duplicated,
+            corrupted,
+            asked_ns,
+            measured_ns,
+        ] = numbers;
+        LinkUse {
+            offered,
+            offered_bytes,
+            delivered,
+            delivered_bytes,
+            lost,
+            overflowed,
+            duplicated,
+            corrupted,
+            asked_ns,
+            measured_ns,
         }
     }
 

@@ -44,34 +44,12 @@ impl BetweenRegions {
 
 impl From<BetweenRegions> for Numbers {
     fn from(link: BetweenRegions) -> Numbers {
-        let BetweenRegions { from, to, did, lost_by_lab } = link;
-        let LinkUse {
-            offered,
-            offered_bytes,
-            delivered,
-            delivered_bytes,
-            lost,
-            overflowed,
-            duplicated,
-            corrupted,
-            asked_ns,
-            measured_ns,
-        } = did;
-        [
-            from.into(),
-            to.into(),
-            offered,
-            offered_bytes,
-            delivered,
-            delivered_bytes,
-            lost,
-            overflowed,
-            duplicated,
-            corrupted,
-            asked_ns,
-            measured_ns,
-            lost_by_lab,
-        ]
+        let mut numbers = [0; 13];
+        numbers[0] = link.from.into();
+        numbers[1] = link.to.into();
+        numbers[2..12].copy_from_slice(&link.did.numbers());
+        numbers[12] = link.lost_by_lab;
+        numbers
     }
 }
 
@@ -79,33 +57,7 @@ impl TryFrom<Numbers> for BetweenRegions {
     type Error = TryFromIntError;
 
     fn try_from(numbers: Numbers) -> Result<BetweenRegions, TryFromIntError> {
-        let [
-            from,
-            to,
-            offered,
-            offered_bytes,
-            delivered,
-            delivered_bytes,
-            lost,
-            overflowed,
-            duplicated,
-            corrupted,
-            asked_ns,
-            measured_ns,
-            lost_by_lab,
-        ] = numbers;
-        let did = LinkUse {
-            offered,
-            offered_bytes,
-            delivered,
-            delivered_bytes,
-            lost,
-            overflowed,
-            duplicated,
-            corrupted,
-            asked_ns,
-            measured_ns,
-        };
-        Ok(BetweenRegions { from: from.try_into()?, to: to.try_into()?, did, lost_by_lab })
+        let [from, to, did @ .., lost_by_lab] = numbers;
+        Ok(BetweenRegions { from: from.try_into()?, to: to.try_into()?, did: LinkUse::of_numbers(did), lost_by_lab })
     }
 }
