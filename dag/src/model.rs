@@ -33,7 +33,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use container::{Container, Health};
 pub use destination::{Destination, Host, Protocol};
 pub use execution::{Epoch, Execution, ExecutionId, InstanceId};
-pub use fact::{Fact, FactKind, Recorded};
+pub use fact::{CannotStart, Fact, FactKind, Recorded};
 pub use fault::{Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, ScheduledFault};
 pub use image::{Image, Layer, LayerPage};
 pub use loss::{BarrierLoss, GroupLoss, LossPolicy, MaxLost, Placing};

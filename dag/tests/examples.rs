@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iptl_dag::model::{
-    AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, BetweenRegions, Case, CellNetworkUse,
-    Comparison, Container, Count, Counts, DependenceModel, Distortion, EgressUse, Engine, Epoch, Execution,
-    ExecutionId, Exit, Fact, FactKind, Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget, FormerResult,
-    GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId,
+    AccessClass, Adopted, Affinity, Assignment, Attestation, BarrierLoss, BetweenRegions, CannotStart, Case,
+    CellNetworkUse, Comparison, Container, Count, Counts, DependenceModel, Distortion, EgressUse, Engine, Epoch,
+    Execution, ExecutionId, Exit, Fact, FactKind, Fault, FaultDone, FaultKind, FaultSchedule, FaultTarget,
+    FormerResult, GatewayModel, GroupLoss, GroupNetwork, GroupOutcome, GroupRun, GroupSpec, Health, Image, InstanceId,
     InstanceOutcome, Intervention, IpModel, JitterModel, LabletRecord, Layer, LayerPage, LinkModel, LinkUse,
     LossOutcome, LossPolicy, MaxLost, Network, NetworkModel, NetworkUse, Node, Outcome, OutcomeShard, ParamKind,
     ParamSpec, Placement, Placing, Plan, PortsModel, Receipt, ReceiptShard, Recorded, Refusal, Requirements, Resources,
@@ -69,6 +69,7 @@ pub(crate) fn nodes() -> Vec<(String, Node)> {
         ("run-that-rolls".into(), rolling_run().into()),
         ("outcome-with-losses".into(), lossy_outcome().into()),
         ("attestation-with-attempts".into(), sign(lossy_attestation()).into()),
+        ("attestation-of-nothing-started".into(), sign(unstarted_attestation()).into()),
         ("attestation-in-a-term".into(), sign(Attestation { term: Some(term()), ..attestation(None) }).into()),
         ("series".into(), series().into()),
         ("run-that-bears-slow-ways".into(), bearing().into()),
@@ -335,6 +336,18 @@ fn lossy_outcome() -> Outcome {
     Outcome { losses, fail_fast: Some("spread".into()), ..outcome(Verdict::Fail) }
 }
 
+fn cannot_start() -> CannotStart {
+    CannotStart {
+        code: "lab.no-capacity".into(),
+        reason: "no lablets to run this".into(),
+        help: "let another machine join".into(),
+    }
+}
+
+fn unstarted_attestation() -> Attestation {
+    Attestation { started_ms: 0, cannot_start: Some(cannot_start()), ..attestation(None) }
+}
+
 fn lossy_attestation() -> Attestation {
     Attestation {
         attempts: map([("spread/3-4", 2)]),
@@ -435,6 +448,7 @@ fn fact_kinds() -> Vec<(&'static str, FactKind)> {
             "submitted-behind-others",
             FactKind::Submitted { execution: execution_id().0, run: cid(run()), by: peer(4), priority: 0, order: 7 },
         ),
+        ("cannot-start", FactKind::CannotStart(cannot_start())),
     ]
 }
 
@@ -764,6 +778,7 @@ fn attestation(log: Option<Cid>) -> Attestation {
         inconclusive: vec!["the run was cancelled".into()],
         attempts: BTreeMap::new(),
         ended_early: None,
+        cannot_start: None,
         term: None,
     }
 }

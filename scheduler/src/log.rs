@@ -475,6 +475,7 @@ impl Chain {
                 (self.granted.contains(lablet), "loses with a lablet what that was not granted")
             }
             FactKind::Started {} => (!std::mem::replace(&mut self.started, true), "starts it again"),
+            FactKind::CannotStart(_) => (!self.started, "gives up as never started what was"),
             FactKind::Sealed { .. } | FactKind::Failed { .. } => {
                 self.over = true;
                 return None;

@@ -43,8 +43,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::{Epoch, ExecutionId, FactKind};
-use iptl_wire::control::{Event, Failure, FailureKind};
+use iptl_dag::model::{CannotStart, Epoch, ExecutionId, FactKind};
+use iptl_wire::control::{Event, Failure};
 use iptl_wire::session::{CellRef, ToLablet, ToOrchestrator};
 use iptl_wire::takeover::Finished;
 use iptl_wire::{Timestamp, Verified};
@@ -223,10 +223,10 @@ impl Orchestrator {
             ToOrchestrator::Bid(bid) => self.bid(now, from, bid),
             ToOrchestrator::Accept(cell) => self.accepted(now, &from, &cell),
             ToOrchestrator::Refuse(cell, reason) => self.refused(now, &from, &cell, reason),
-            ToOrchestrator::Unfit(cell, reason) => self.unfit(&from, &cell, reason),
+            ToOrchestrator::Unfit(cell, reason) => self.unfit(now, &from, &cell, reason),
             ToOrchestrator::Prepared(cell) => self.prepared(now, &from, &cell),
             ToOrchestrator::Receipts(ready) => self.receipts_ready(&from, ready),
-            ToOrchestrator::Ways(cell, ways) => self.measured(&from, &cell, ways),
+            ToOrchestrator::Ways(cell, ways) => self.measured(now, &from, &cell, ways),
             ToOrchestrator::Faults(cell, faults) => self.faulted(&from, &cell, faults),
             // A start shows in the next heartbeat; the others are not for the core.
             ToOrchestrator::Started(_)
@@ -376,9 +376,9 @@ fn cell_ref(execution: ExecutionId, epoch: &Epoch) -> CellRef {
     CellRef { execution, epoch: epoch.clone() }
 }
 
-/// Makes a failure that is the lab's.
-fn lab_unable(code: &str, message: String, help: &str) -> Failure {
-    Failure { kind: FailureKind::LabUnable, code: code.into(), message, help: help.into() }
+/// Says why an execution cannot be started.
+fn unable(code: &str, reason: String, help: &str) -> CannotStart {
+    CannotStart { code: code.into(), reason, help: help.into() }
 }
 
 fn ms(ms: u64) -> Duration {

@@ -131,7 +131,7 @@ fn a_clock_that_jumps_a_year_before_a_restart_ends_nothing_and_gives_nobody_anot
         }
         let ended = |facts: &[FactKind], wanted: fn(&FactKind) -> bool| facts.iter().any(wanted);
         let timed_out: fn(&FactKind) -> bool = |fact| matches!(fact, FactKind::TimedOut {});
-        let failed: fn(&FactKind) -> bool = |fact| matches!(fact, FactKind::Failed { .. });
+        let failed: fn(&FactKind) -> bool = |fact| matches!(fact, FactKind::CannotStart(_));
         let mut facts = Vec::new();
         let mut times = (None, None);
         for tick in 1..=16_u64 {
@@ -170,7 +170,11 @@ fn a_lab_that_was_down_for_two_days_hears_its_lablets_before_it_ends_what_is_lat
         bench.hello(1, 1, 11, 2, vec![status(named.clone(), CellPhase::Ended, 0, 2)]);
         bench.receipts(1, &named, &[("a", 0), ("a", 1)]);
         let effects = bench.wait(16_000);
-        let order = order(&effects).expect("it ends");
+        let orders = effects.iter().filter_map(|effect| match effect {
+            Effect::Assemble(order) => Some(order),
+            _ => None,
+        });
+        let order = orders.into_iter().find(|order| order.execution == id).expect("it ends");
         assert_eq!((order.accepted.len(), order.missing.len()), (2, 2));
         let failure = failure(&effects).expect("it comes too late");
         assert_eq!(failure.code, "lab.not-started");

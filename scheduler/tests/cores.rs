@@ -413,6 +413,7 @@ pub(crate) fn order(effects: &[Effect]) -> Option<AssemblyOrder> {
 pub(crate) fn failure(effects: &[Effect]) -> Option<iptl_wire::control::Failure> {
     effects.iter().find_map(|e| match e {
         Effect::Notify { event: Event::Failed { failure, .. }, .. } => Some(failure.clone()),
+        Effect::Persist { kind: FactKind::CannotStart(why), .. } => Some(why.clone().into()),
         _ => None,
     })
 }
@@ -603,7 +604,10 @@ fn an_unfit_workload_fails_the_run_as_a_mistake_of_its_author() {
     let failure = failure(&effects).unwrap();
     assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Usage, "workload.bad"));
     assert!(failure.message.contains("a.wasm is no component"));
-    assert!(sent_to(&effects, 1).contains(&ToLablet::Finished(Finished { execution: id, result: None, term: None })));
+    let result = result();
+    let end = Finished { execution: id, result: Some(result.cid), term: None };
+    let effects = bench.give(Input::Assembled { execution: id, result });
+    assert!(sent_to(&effects, 1).contains(&ToLablet::Finished(end)));
 }
 
 #[test]
@@ -689,7 +693,10 @@ fn a_lab_without_docker_waits_with_the_reason_and_then_fails() {
         }
     }
     let why = "a lablet that matches: none of 3 does (has no docker runner)";
-    assert_eq!(waits_for(&effects), Some(format!("waits for {why}")));
+    let waits = format!("waits for {why}");
+    let said =
+        |effect: &Effect| matches!(effect, Effect::Notify { event: Event::Waiting { reason }, .. } if *reason == waits);
+    assert!(effects.iter().any(said), "{effects:?}");
     let failure = failure(&effects).unwrap();
     assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::LabUnable, "lab.no-capacity"));
     assert!(failure.message.ends_with(why), "{}", failure.message);
@@ -747,11 +754,20 @@ fn a_run_beyond_what_owners_lend_fails_even_where_their_machines_could_hold_it()
 #[test]
 fn a_run_that_never_fits_fails_as_the_labs_inability() {
     let mut bench = Bench::new();
-    let (_, _) = bench.submit(run(&[("a", 20)]));
+    let (id, _) = bench.submit(run(&[("a", 20)]));
     let effects = bench.wait(32_000);
     let failure = failure(&effects).unwrap();
     assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::LabUnable, "lab.no-capacity"));
-    assert!(matches!(persisted(&effects)[..], [FactKind::Failed { .. }]));
+    assert!(matches!(persisted(&effects)[..], [FactKind::CannotStart(_)]));
+    // Its result says so too.
+    let order = order(&effects).unwrap();
+    assert_eq!((order.accepted.len(), order.missing.len(), order.started_ms), (0, 20, 0));
+    assert!(order.missing.values().all(|why| *why == failure.message), "{:?}", order.missing);
+    let effects = bench.give(Input::Assembled { execution: id, result: result() });
+    assert!(effects.iter().any(|effect| matches!(
+        effect,
+        Effect::Notify { event: Event::Finished { failure: Some(told), .. }, .. } if *told == failure
+    )));
 }
 
 #[test]

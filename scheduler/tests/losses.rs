@@ -6,7 +6,7 @@ use iptl_scheduler::{AssemblyOrder, Effect, Input, ReceiptSummary};
 use iptl_wire::control::Event;
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Grant, ReceiptsReady, ToOrchestrator};
 
-use crate::cores::{Bench, cell, failure, grants, order, peer, persisted, run};
+use crate::cores::{Bench, cell, failure, grants, order, peer, persisted, result, run};
 
 /// Four instances: three of `a`, one of `b`, with what `a` says of losses.
 fn lossy(loss: GroupLoss) -> Run {
@@ -381,5 +381,8 @@ fn a_run_that_is_not_started_in_time_ends_and_says_what_it_waited_for() {
     let failed = failure(&effects).expect("it is given up");
     assert_eq!(failed.code, "lab.not-started");
     assert!(failed.message.contains("within 5s") && failed.message.contains("waits for"), "{}", failed.message);
+    let order = order(&effects).expect("its result says so");
+    assert_eq!(order.cannot_start.map(|why| why.reason), Some(failed.message));
+    bench.give(Input::Assembled { execution: id, result: result() });
     assert!(bench.core.result(&id).is_some());
 }

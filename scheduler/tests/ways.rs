@@ -60,7 +60,7 @@ fn a_run_whose_delays_cannot_hide_a_way_is_refused_before_anything_starts() {
         assert!(refused.message.contains(part), "{part}: {}", refused.message);
     }
     let facts = persisted(&effects);
-    assert!(matches!(facts[..], [FactKind::Measured { .. }, FactKind::Failed { .. }]), "{facts:?}");
+    assert!(matches!(facts[..], [FactKind::Measured { .. }, FactKind::CannotStart(_)]), "{facts:?}");
 }
 
 #[test]

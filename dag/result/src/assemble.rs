@@ -38,6 +38,8 @@ pub struct Assembly {
     pub cancelled: bool,
     /// The run's wall time was over before it was.
     pub timed_out: bool,
+    /// Why nothing was ever started, where that was so.
+    pub cannot_start: Option<String>,
 }
 
 /// An outcome with everything that stands below it.
@@ -145,7 +147,7 @@ pub fn assemble(input: &Assembly, read: &mut dyn FnMut(&Cid) -> Option<Bytes>) -
     let files = files.finish(&summary, &mut blocks)?.cid;
     let mut seen = BTreeSet::new();
     blocks.retain(|block| seen.insert(*block.cid()));
-    let inconclusive = judge::inconclusive(run, &counts, input.cancelled, input.timed_out);
+    let inconclusive = judge::inconclusive(run, &counts, input);
     let result_verdict = judge::result_verdict(verdict, &inconclusive);
     Ok(Assembled {
         blocks,

@@ -7,6 +7,7 @@ use iptl_dag::model::{
     Verdict,
 };
 
+use crate::assemble::Assembly;
 use crate::metrics::Collector;
 
 /// Adds an ending to the counts.
@@ -105,12 +106,15 @@ pub(crate) fn losses(run: &Run, groups: &BTreeMap<String, Counts>) -> BTreeMap<S
 }
 
 /// Says why a verdict is inconclusive, by what the lab did; empty where it is not.
-pub fn inconclusive(run: &Run, groups: &BTreeMap<String, Counts>, cancelled: bool, timed_out: bool) -> Vec<String> {
+pub fn inconclusive(run: &Run, groups: &BTreeMap<String, Counts>, ended: &Assembly) -> Vec<String> {
     let mut reasons = Vec::new();
-    if cancelled {
+    if let Some(why) = &ended.cannot_start {
+        reasons.push(format!("nothing was started: {why}"));
+    }
+    if ended.cancelled {
         reasons.push("the run was cancelled".to_owned());
     }
-    if timed_out {
+    if ended.timed_out {
         reasons.push(format!("the run was not over after {} ms", run.timeout_ms));
     }
     // What a failure had stopped was not lost by the lab: the plan wants it so.

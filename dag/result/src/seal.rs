@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use iptl_dag::model::{
-    self, Attestation, Distortion, Epoch, Execution, InstanceId, LabletRecord, Node, ResultNode, Signed,
+    self, Attestation, CannotStart, Distortion, Epoch, Execution, InstanceId, LabletRecord, Node, ResultNode, Signed,
 };
 use iptl_dag::{Block, Cid, PeerId};
 
@@ -46,6 +46,8 @@ pub struct AttestationRecord {
     pub attempts: BTreeMap<InstanceId, u32>,
     /// Why the plan had it ended before it was over.
     pub ended_early: Option<String>,
+    /// Why nothing was ever started.
+    pub cannot_start: Option<CannotStart>,
     /// Term of the lab in which the signer leads; none where the lab has none.
     pub term: Option<Epoch>,
 }
@@ -82,6 +84,7 @@ pub fn attestation(assembly: &Assembly, assembled: &Assembled, record: Attestati
         inconclusive: assembled.inconclusive.clone(),
         attempts: ranges(&record.attempts),
         ended_early: record.ended_early,
+        cannot_start: record.cannot_start,
         term: record.term,
     }
 }

@@ -539,6 +539,10 @@ impl Check<'_> {
     }
 
     fn assemble_again(&mut self, receipts: Vec<Signed<Receipt>>, outcome: &Outcome) -> Option<Assembled> {
+        let Attestation { cannot_start, started_ms, .. } = &self.attestation.body;
+        if cannot_start.is_some() && (*started_ms > 0 || !receipts.is_empty()) {
+            self.problems.add("the attestation states that nothing was started, and something was");
+        }
         let input = Assembly {
             run_cid: self.result.run,
             run: self.run.clone(),
@@ -547,6 +551,7 @@ impl Check<'_> {
             missing: BTreeMap::new(),
             cancelled: false,
             timed_out: false,
+            cannot_start: self.attestation.body.cannot_start.as_ref().map(|why| why.reason.clone()),
         };
         let assembled = match assemble(&input, self.source.reader()) {
             Ok(assembled) => assembled,

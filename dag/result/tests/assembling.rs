@@ -12,7 +12,7 @@ use iptl_dag::{Block, Cid};
 use iptl_result::{AssembleError, Assembled, assemble};
 use proptest::prelude::*;
 
-use crate::world::{World, id, peer};
+use crate::world::{World, id, no_room, peer};
 
 #[test]
 fn every_exit_has_its_termination() {
@@ -167,6 +167,17 @@ fn run_without_instances_never_passes() {
     for groups in [&[][..], &[("a", 0)]] {
         assert_eq!(World::new(groups, Vec::new()).assemble().result_verdict, ResultVerdict::Fail);
     }
+}
+
+#[test]
+fn a_run_that_was_never_started_does_not_pass_however_many_may_be_lost() {
+    let mut world = World::new(&[("a", 2)], Vec::new());
+    world.run.loss.max_lost = Some(2);
+    assert_eq!(world.assemble().inconclusive, [""; 0], "what was lost is accepted");
+    world.cannot_start = Some(no_room());
+    let assembled = world.assemble();
+    assert_eq!(assembled.result_verdict, ResultVerdict::Inconclusive);
+    assert_eq!(assembled.inconclusive, ["nothing was started: no lablets to run this"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use iptl_result::{
 };
 use proptest::prelude::*;
 
-use crate::world::{World, check_signature, id, peer, sign};
+use crate::world::{World, check_signature, id, no_room, peer, sign};
 
 #[test]
 fn sealed_result_is_what_it_says() {
@@ -64,6 +64,18 @@ fn inconclusive_result_is_what_it_says() {
     assert_eq!(found.problems, [""; 0]);
     assert_eq!(found.missing_instances, 8);
     assert_eq!(found.result.verdict, ResultVerdict::Inconclusive);
+}
+
+#[test]
+fn result_of_what_was_never_started_is_what_it_says() {
+    let never = || World { cannot_start: Some(no_room()), ..World::new(&[("a", 9)], Vec::new()) };
+    let mut world = never();
+    let root = world.seal(|_| {});
+    let found = world.verify(&root);
+    assert_eq!(found.problems, [""; 0]);
+    assert_eq!((found.missing_instances, found.result.verdict), (9, ResultVerdict::Inconclusive));
+    expect(never(), |a| a.inconclusive.clear(), &["does not state that nothing was started"]);
+    expect(never(), |a| a.started_ms = 1, &["nothing was started, and something was"]);
 }
 
 #[test]
@@ -334,6 +346,7 @@ fn attestation_that_exceeds_a_block_is_an_error_and_not_a_panic() {
         distortions: Vec::new(),
         attempts: BTreeMap::new(),
         ended_early: None,
+        cannot_start: None,
         term: None,
     };
     let body = attestation(&assembly, &assembled, record);

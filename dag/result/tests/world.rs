@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use iptl_dag::model::signed::{Signable, signing_bytes};
 use iptl_dag::model::{
-    self, Assignment, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GroupRun, InstanceId, LabletRecord,
-    LossPolicy, Network, Node, Placement, Receipt, ReceiptShard, Resources, Run, Signed, Threshold, Usage,
-    WorkloadKind,
+    self, Assignment, CannotStart, Engine, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, GroupRun, InstanceId,
+    LabletRecord, LossPolicy, Network, Node, Placement, Receipt, ReceiptShard, Resources, Run, Signed, Threshold,
+    Usage, WorkloadKind,
 };
 use iptl_dag::unixfs::FileBuilder;
 use iptl_dag::{Block, Cid, Codec, PeerId};
@@ -23,6 +23,8 @@ pub(crate) struct World {
     pub(crate) placements: Vec<Placement>,
     pub(crate) cancelled: bool,
     pub(crate) timed_out: bool,
+    /// Why nothing was started.
+    pub(crate) cannot_start: Option<CannotStart>,
     /// Receipts that are sealed, where they are not those that count.
     pub(crate) attested: Option<Vec<Signed<Receipt>>>,
     /// Who signs the attestation.
@@ -47,6 +49,10 @@ pub(crate) fn check_signature(signer: &PeerId, message: &[u8], signature: &[u8])
 
 fn fake_signature(signer: &PeerId, message: &[u8]) -> Vec<u8> {
     Block::new(Codec::Raw, [signer.as_bytes(), message].concat()).cid().to_bytes()
+}
+
+pub(crate) fn no_room() -> CannotStart {
+    CannotStart { code: "lab.no-capacity".into(), reason: "no lablets to run this".into(), help: "invite one".into() }
 }
 
 pub(crate) fn id(group: &str, index: u32) -> InstanceId {
@@ -93,6 +99,7 @@ impl World {
             placements: Vec::new(),
             cancelled: false,
             timed_out: false,
+            cannot_start: None,
             attested: None,
             leader: peer(9),
             attempts: BTreeMap::new(),
@@ -172,6 +179,7 @@ impl World {
             missing: BTreeMap::new(),
             cancelled: self.cancelled,
             timed_out: self.timed_out,
+            cannot_start: self.cannot_start.as_ref().map(|why| why.reason.clone()),
         }
     }
 
@@ -208,11 +216,12 @@ impl World {
             log: facts.last().map(|b| *b.cid()),
             lablets: vec![lablet(1), lablet(2)],
             submitted_ms: 1,
-            started_ms: 2,
+            started_ms: if self.cannot_start.is_some() { 0 } else { 2 },
             ended_ms: 3,
             distortions: Vec::new(),
             attempts: self.attempts.clone(),
             ended_early: None,
+            cannot_start: self.cannot_start.clone(),
             term: None,
         };
         let mut body = attestation(&assembly, &assembled, record);

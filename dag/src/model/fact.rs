@@ -129,6 +129,8 @@ pub enum FactKind {
         /// Which, and how.
         reason: String,
     },
+    /// It cannot be started, and ends with a result that says so.
+    CannotStart(CannotStart),
     /// The result was sealed.
     Sealed {
         /// The result.
@@ -137,7 +139,7 @@ pub enum FactKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         term: Option<Epoch>,
     },
-    /// It ended without anything to seal.
+    /// It ended without a result: the run is none that this lab takes, or a result could not be written.
     Failed {
         /// Why.
         reason: String,
@@ -170,6 +172,18 @@ pub enum FactKind {
         /// Facts; none of them is a snapshot.
         facts: Vec<Recorded>,
     },
+}
+
+/// Why an execution was never started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CannotStart {
+    /// Stable code of the failure, such as `lab.no-capacity`.
+    pub code: String,
+    /// What is so, for a person.
+    pub reason: String,
+    /// What to do about it.
+    pub help: String,
 }
 
 /// A fact as a snapshot repeats it: without its place in the chain.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::execution::{Epoch, ExecutionId};
+use crate::model::fact::CannotStart;
 use crate::model::outcome::Counts;
 use crate::model::signed::Signable;
 use crate::{Cid, PeerId};
@@ -139,6 +140,9 @@ pub struct Attestation {
     /// Why the plan had the execution ended before it was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_early: Option<String>,
+    /// Why nothing was ever started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cannot_start: Option<CannotStart>,
     /// Term of the lab in which the signer led; none where the lab had none. Of two results of one execution the one of the
     /// later term counts, and one without a term before all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]

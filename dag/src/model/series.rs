@@ -34,7 +34,7 @@ pub struct SeriesExecution {
     /// Verdict of the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<ResultVerdict>,
-    /// Why there is no result.
+    /// Why nothing was started, or there is no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
 }

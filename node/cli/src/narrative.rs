@@ -232,7 +232,7 @@ impl Teller<'_> {
             self.line(&event);
         }
         match event {
-            Event::Finished { verdict, result, .. } => {
+            Event::Finished { verdict, result, failure, .. } => {
                 if !self.ctx.json && self.telling == Telling::All {
                     let prefix = if std::io::stdout().is_terminal() && !self.ctx.quiet { "result    " } else { "" };
                     self.ctx.answer(format!("{prefix}{result}"));
@@ -240,7 +240,7 @@ impl Teller<'_> {
                         self.ctx.next("iptl show last · iptl get last/files -o out/");
                     }
                 }
-                Ok(Some(Exit::of_verdict(verdict)))
+                failure.map_or(Ok(Some(Exit::of_verdict(verdict))), |failure| Err(failure.into()))
             }
             Event::Failed { failure, .. } => Err(failure.into()),
             Event::Submitted { alias, execution, .. } => {
@@ -476,6 +476,7 @@ pub fn to_json(event: &Event) -> Value {
             failures,
             notes,
             after_ms,
+            failure,
         } => {
             let thresholds: Vec<Value> = thresholds
                 .iter()
@@ -486,6 +487,7 @@ pub fn to_json(event: &Event) -> Value {
                 "verdict": verdict_word(*verdict), "ok": counts.ok, "failed": counts.failed, "lost": counts.lost,
                 "thresholds": thresholds, "inconclusive": inconclusive,
                 "failures": pairs("instance", "cause", failures), "notes": notes, "after_ms": after_ms,
+                "code": failure.as_ref().map(|failure| &failure.code),
             })
         }
         Event::Failed { execution, failure } => json!({

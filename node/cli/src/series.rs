@@ -167,8 +167,10 @@ pub async fn follow(ctx: &Context, client: &Client, begun: &Cid, mut series: Ser
                     return Ok(Exit::Interrupted);
                 }
                 Ok(_) => {}
-                // What ended without a result is a row of the table; anything else ends the command.
-                Err(error) if !matches!(last, Some(Event::Failed { .. })) => return Err(error),
+                // What could not be started, or ended without a result, is a row of the table; anything else ends the command.
+                Err(error) if !matches!(last, Some(Event::Failed { .. } | Event::Finished { .. })) => {
+                    return Err(error);
+                }
                 Err(_) => {}
             }
         }
@@ -258,9 +260,10 @@ fn submitted(ctx: &Context, begun: &Cid, series: &Series) -> Result {
 /// Takes the last event of an execution into the series; returns what thresholds measured.
 fn take_end(execution: &mut SeriesExecution, last: Option<Event>) -> BTreeMap<String, Option<f64>> {
     match last {
-        Some(Event::Finished { result, verdict, thresholds, .. }) => {
+        Some(Event::Finished { result, verdict, thresholds, failure, .. }) => {
             execution.result = Some(result);
             execution.verdict = Some(verdict);
+            execution.failure = failure.map(|failure| failure.message);
             thresholds.into_iter().map(|(text, measured, _)| (text, measured)).collect()
         }
         Some(Event::Failed { failure, .. }) => {

@@ -131,15 +131,15 @@ impl Canary {
                 Event::Progress { ended, .. } if ended.values().any(|count| *count > 0) => {
                     stage = (Need::Seal, "no result was sealed".to_owned());
                 }
+                Event::Failed { failure, .. } | Event::Finished { failure: Some(failure), .. } => {
+                    self.parts.health.fails(stage.0, failure.message);
+                    return Ok(());
+                }
                 Event::Finished { counts, failures, .. } => {
                     if counts.ok == 0 {
                         let why = failures.into_iter().next().map_or_else(|| "it did not end well".to_owned(), |f| f.1);
                         self.parts.health.fails(Need::Run, format!("an instance that ends at once: {why}"));
                     }
-                    return Ok(());
-                }
-                Event::Failed { failure, .. } => {
-                    self.parts.health.fails(stage.0, failure.message);
                     return Ok(());
                 }
                 Event::Submitted { .. }

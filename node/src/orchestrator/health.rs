@@ -121,6 +121,7 @@ mod tests {
             failures: Vec::new(),
             notes: Vec::new(),
             after_ms: 0,
+            failure: None,
         }
     }
 

@@ -191,6 +191,7 @@ mod tests {
             failures: Vec::new(),
             notes: Vec::new(),
             after_ms: 1,
+            failure: None,
         };
         RunRecord {
             execution: end.execution,

@@ -127,6 +127,7 @@ impl Work {
             missing: order.missing.clone(),
             cancelled: order.cancelled.is_some(),
             timed_out: order.timed_out,
+            cannot_start: order.cannot_start.as_ref().map(|why| why.reason.clone()),
         };
         let blocks = preload(&*self.store, &assembly, MAX_METRICS_SIZE).await?;
         let (assembly, assembled) = tokio::task::spawn_blocking(move || {
@@ -149,6 +150,7 @@ impl Work {
             distortions: order.distortions.clone(),
             attempts: order.attempts.clone(),
             ended_early: order.ended_early.clone(),
+            cannot_start: order.cannot_start.clone(),
             term: order.term.clone(),
         };
         let attestation = iptl_trust::sign(&self.key, iptl_result::attestation(&assembly, &assembled, record));
@@ -352,6 +354,7 @@ mod tests {
             missing: BTreeMap::new(),
             cancelled: false,
             timed_out: false,
+            cannot_start: None,
         }
     }
 

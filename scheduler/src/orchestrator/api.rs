@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iptl_dag::model::{
-    Counts, Distortion, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, InstanceId, LabletRecord, Placement,
-    ResultVerdict,
+    CannotStart, Counts, Distortion, Epoch, Execution, ExecutionId, Exit, Fact, FactKind, InstanceId, LabletRecord,
+    Placement, ResultVerdict,
 };
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Verified;
@@ -396,6 +396,8 @@ pub struct AssemblyOrder {
     pub timed_out: bool,
     /// Why the plan had it ended before it was over.
     pub ended_early: Option<String>,
+    /// Why nothing was ever started.
+    pub cannot_start: Option<CannotStart>,
     /// Last attempt of every instance that was granted more than once after the start.
     pub attempts: BTreeMap<InstanceId, u32>,
     /// Term of the lab in which this orchestrator leads; none where the lab has none.

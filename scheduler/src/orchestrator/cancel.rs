@@ -46,7 +46,10 @@ impl Orchestrator {
             exec.stage = Stage::Stopping { until };
             self.settle(now, id);
         } else {
-            exec.lose_rest(&format!("{reason} before it was started"));
+            match &exec.cannot_start {
+                Some(why) => exec.lose_rest(&why.reason.clone()),
+                None => exec.lose_rest(&format!("{reason} before it was started")),
+            };
             self.order_assembly(now, id);
         }
     }

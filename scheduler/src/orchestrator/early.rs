@@ -1,12 +1,12 @@
-//! Ends that the plan asks for: a group that fails fast, and a start that comes too late.
+//! Ends before the time: a group that fails fast, a start that comes too late or never.
 
 use std::time::Duration;
 
-use iptl_dag::model::{ExecutionId, FactKind, MaxLost};
+use iptl_dag::model::{CannotStart, ExecutionId, FactKind, MaxLost};
 use iptl_wire::Timestamp;
 
 use super::state::{Exec, Stage};
-use super::{Orchestrator, lab_unable};
+use super::{Orchestrator, unable};
 
 impl Orchestrator {
     /// Ends a run of which a group that fails fast has failed, or lost more than it may.
@@ -33,7 +33,18 @@ impl Orchestrator {
         let message = format!("not started within {within:?}, as the plan asks{waited}");
         let help =
             "give it longer with `start_within`, run fewer instances, or let another machine join: `iptl invite`";
-        self.fail(id, lab_unable("lab.not-started", message, help));
+        self.cannot_start(now, id, unable("lab.not-started", message, help));
+    }
+}
+
+impl Orchestrator {
+    /// Ends what was not started, and is not about to end, with a result that says why.
+    pub(super) fn cannot_start(&mut self, now: Timestamp, id: ExecutionId, why: CannotStart) {
+        let Some(exec) = self.executions.get_mut(&id).filter(|exec| !exec.started() && !exec.ending()) else { return };
+        exec.cannot_start = Some(why.clone());
+        let reason = why.reason.clone();
+        self.persist(id, FactKind::CannotStart(why));
+        self.wind_down(now, id, &reason);
     }
 }
 

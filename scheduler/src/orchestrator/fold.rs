@@ -226,7 +226,10 @@ impl Exec {
                     }
                 }
                 FactKind::TakenOver { .. } => taken_over = true,
-                FactKind::Cancelled { .. } | FactKind::TimedOut {} | FactKind::EndedEarly { .. } => {
+                FactKind::Cancelled { .. }
+                | FactKind::TimedOut {}
+                | FactKind::EndedEarly { .. }
+                | FactKind::CannotStart(_) => {
                     ending = true;
                     self.give_up_replacement();
                 }

@@ -8,9 +8,9 @@ use iptl_wire::Timestamp;
 use iptl_wire::control::Event;
 use iptl_wire::session::{CellRef, Directory, Grant, ToLablet};
 
-use super::offer::{bans, usage};
+use super::offer::bans;
 use super::state::{Cell, Exec, Phase, Stage, kinds_of, memory_of};
-use super::{Effect, Orchestrator, cell_ref, lab_unable, ms};
+use super::{Effect, Orchestrator, cell_ref, ms, unable};
 use crate::placement::{merge, plan};
 
 /// How long a lablet that gave a grant back gets nothing of the same execution, per round.
@@ -163,15 +163,21 @@ impl Orchestrator {
         }
     }
 
-    pub(super) fn unfit(&mut self, from: &PeerId, named: &CellRef, reason: String) {
+    pub(super) fn unfit(&mut self, now: Timestamp, from: &PeerId, named: &CellRef, reason: String) {
         let id = named.execution;
         if self.live_cell(from, named).is_none() {
             return;
         }
-        if self.executions.get(&id).is_some_and(|e| matches!(e.stage, Stage::Granted)) {
+        if self.executions.get(&id).is_some_and(|e| self.undecided(e)) {
+            // Whether it was started is not known yet.
+            return self.lose_cell(now, id, from, reason);
+        }
+        if let Some(exec) = self.executions.get_mut(&id).filter(|e| matches!(e.stage, Stage::Granted)) {
+            exec.drop_cell(from);
+            exec.former.insert(from.clone());
             self.persist(id, FactKind::Refused { lablet: from.clone(), reason: reason.clone() });
             let help = "check what was built: `iptl check` names the component and what it imports";
-            self.fail(id, usage("workload.bad", &format!("the workload cannot run: {reason}"), help));
+            self.cannot_start(now, id, unable("workload.bad", format!("the workload cannot run: {reason}"), help));
         }
     }
 
@@ -194,7 +200,11 @@ impl Orchestrator {
         self.replan = true;
         if exhausted {
             let message = format!("no set of lablets could prepare the run; last, {lablet}: {reason}");
-            self.fail(id, lab_unable("lab.cannot-prepare", message, "look at these lablets with `iptl doctor`"));
+            self.cannot_start(
+                now,
+                id,
+                unable("lab.cannot-prepare", message, "look at these lablets with `iptl doctor`"),
+            );
         }
     }
 

@@ -13,7 +13,7 @@ use super::grant::parts;
 use super::pulls::Pulls;
 use super::state::{Exec, Stage, kinds_of, slots_of};
 use super::steps::Steps;
-use super::{Effect, NOTICE_INTERVAL, Orchestrator, lab_unable, ms};
+use super::{Effect, NOTICE_INTERVAL, Orchestrator, ms, unable};
 use crate::placement::{Placed, plan};
 
 impl Orchestrator {
@@ -91,6 +91,7 @@ impl Orchestrator {
                 replace_at: BTreeMap::new(),
                 failed: BTreeMap::new(),
                 ended_early: None,
+                cannot_start: None,
                 priority,
                 lose_later: BTreeMap::new(),
                 unfit_since: None,
@@ -230,7 +231,7 @@ impl Orchestrator {
             let since = *exec.unfit_since.get_or_insert(now);
             if now.since(since) >= ms(self.config.capacity_timeout_ms) {
                 let message = format!("lablets did not answer the offer: {}", names.join(", "));
-                return self.fail(id, lab_unable("lab.no-capacity", message, NO_CAPACITY_HELP));
+                return self.cannot_start(now, id, unable("lab.no-capacity", message, NO_CAPACITY_HELP));
             }
         }
         if let Some(other) = other {
@@ -274,7 +275,7 @@ impl Orchestrator {
         if now.since(since) >= ms(self.config.capacity_timeout_ms) {
             let wanted = exec.reason.strip_prefix("waits for ").unwrap_or(&exec.reason);
             let message = format!("no lablets to run this: waited {} s for {wanted}", now.since(since).as_secs());
-            self.fail(id, lab_unable("lab.no-capacity", message, NO_CAPACITY_HELP));
+            self.cannot_start(now, id, unable("lab.no-capacity", message, NO_CAPACITY_HELP));
         }
     }
 

@@ -90,6 +90,7 @@ impl Orchestrator {
             FactKind::Cancelled { by } => exec.cancelled = Some(by.clone()),
             FactKind::TimedOut {} => exec.timed_out = true,
             FactKind::EndedEarly { reason } => exec.ended_early = Some(reason.clone()),
+            FactKind::CannotStart(why) => exec.cannot_start = Some(why.clone()),
             FactKind::Sealed { result, term } => {
                 self.forget(Finished { execution: id, result: Some(*result), term: term.clone() });
             }

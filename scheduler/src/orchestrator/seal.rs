@@ -62,6 +62,7 @@ impl Orchestrator {
             cancelled: exec.cancelled.clone(),
             timed_out: exec.timed_out,
             ended_early: exec.ended_early.clone(),
+            cannot_start: exec.cannot_start.clone(),
             attempts: exec.attempts(),
             term: self.config.term.clone(),
         };
@@ -84,6 +85,7 @@ impl Orchestrator {
             failures: result.failures,
             notes: result.notes,
             after_ms: now.since(exec.submitted_at).as_millis() as u64,
+            failure: exec.cannot_start.clone().map(Failure::from),
         };
         let term = self.config.term.clone();
         self.persist(id, FactKind::Sealed { result: result.cid, term: term.clone() });

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iptl_dag::model::{
-    Assignment, Epoch, Execution, ExecutionId, FaultDone, InstanceId, LabletRecord, Run, WorkloadKind,
+    Assignment, CannotStart, Epoch, Execution, ExecutionId, FaultDone, InstanceId, LabletRecord, Run, WorkloadKind,
 };
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
@@ -106,6 +106,8 @@ pub(super) struct Exec {
     pub failed: BTreeMap<String, (InstanceId, String)>,
     /// Why the plan has it ended before it is over.
     pub ended_early: Option<String>,
+    /// Why it cannot be started.
+    pub cannot_start: Option<CannotStart>,
     /// Its place before others; the higher goes first.
     pub priority: i32,
     /// Lablets whose cells are lost unless the receipts that the log names say otherwise, with the reason.
@@ -269,14 +271,16 @@ impl Exec {
         self.hold(lablet, cell);
     }
 
-    /// Whether someone, the clock or the plan has asked for its end.
+    /// Whether someone, the clock or the plan has asked for its end, or it cannot begin.
     pub(super) fn ending(&self) -> bool {
-        self.cancelled.is_some() || self.timed_out || self.ended_early.is_some()
+        self.cancelled.is_some() || self.timed_out || self.ended_early.is_some() || self.cannot_start.is_some()
     }
 
     /// Says why it ends, to lablets and of what never ran; the same whenever it is asked.
     pub(super) fn end_reason(&self) -> String {
-        if self.cancelled.is_some() {
+        if let Some(why) = &self.cannot_start {
+            why.reason.clone()
+        } else if self.cancelled.is_some() {
             "cancelled".to_owned()
         } else if self.timed_out {
             "the run's time is over".to_owned()

@@ -205,8 +205,9 @@ impl Orchestrator {
         for id in taken {
             self.drop_outdone(now, id);
             let Some(exec) = self.executions.get(&id) else { continue };
-            let (started, seen) = (exec.started(), exec.seen_started);
-            if !started && seen {
+            // What its orchestrator before had given up was not started after that, whatever died of it.
+            let seen = exec.seen_started && exec.cannot_start.is_none();
+            if !exec.started() && seen {
                 self.start_late(now, id);
             }
             if !names.is_empty() {

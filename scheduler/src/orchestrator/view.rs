@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptl_dag::model::{Assignment, Epoch, ExecutionId, FaultDone, InstanceId, Run};
+use iptl_dag::model::{Assignment, CannotStart, Epoch, ExecutionId, FaultDone, InstanceId, Run};
 use iptl_dag::{Cid, PeerId};
 use iptl_wire::Timestamp;
 use iptl_wire::control::RunningRow;
@@ -77,6 +77,8 @@ pub struct Remembered {
     pub timed_out: bool,
     /// Why the plan had it ended.
     pub ended_early: Option<String>,
+    /// Why it cannot be started.
+    pub cannot_start: Option<CannotStart>,
     /// First failure of each group.
     pub failed: BTreeMap<String, (InstanceId, String)>,
     /// Who asked for it.
@@ -184,6 +186,7 @@ impl Orchestrator {
             cancelled: exec.cancelled.clone(),
             timed_out: exec.timed_out,
             ended_early: exec.ended_early.clone(),
+            cannot_start: exec.cannot_start.clone(),
             failed: exec.failed.clone(),
             by: exec.by.clone(),
             priority: exec.priority,

@@ -2,14 +2,15 @@
 
 use iptl_dag::PeerId;
 use iptl_dag::model::{FactKind, Way};
+use iptl_wire::Timestamp;
 use iptl_wire::session::{CellRef, MAX_WAYS};
 
-use super::{Orchestrator, lab_unable};
+use super::{Orchestrator, unable};
 
 impl Orchestrator {
     /// Takes in what a lablet measured before its cell was prepared. Where a way is longer than the delay that is to hide
     /// it, the execution ends, unless its run bears that.
-    pub(super) fn measured(&mut self, from: &PeerId, named: &CellRef, mut ways: Vec<Way>) {
+    pub(super) fn measured(&mut self, now: Timestamp, from: &PeerId, named: &CellRef, mut ways: Vec<Way>) {
         let id = named.execution;
         let Some(cell) = self.live_cell(from, named) else { return };
         // Once for each cell.
@@ -33,6 +34,6 @@ impl Orchestrator {
             way.to_region
         );
         let help = "place both on one lablet, take a network with longer delays, or bear it: `--slow-ways`";
-        self.fail(id, lab_unable("network.too-slow", message, help));
+        self.cannot_start(now, id, unable("network.too-slow", message, help));
     }
 }

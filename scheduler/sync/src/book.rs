@@ -137,6 +137,7 @@ impl SyncBook {
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }
+            | FactKind::CannotStart(_)
             | FactKind::Sealed { .. }
             | FactKind::Failed { .. }
             | FactKind::TakenOver { .. }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use iptl_dag::model::{Counts, FaultDone, InstanceId, NetworkModel, ResultVerdict, WorkloadKind};
+use iptl_dag::model::{CannotStart, Counts, FaultDone, InstanceId, NetworkModel, ResultVerdict, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use serde::{Deserialize, Serialize};
 
@@ -468,6 +468,15 @@ pub struct Failure {
     pub help: String,
 }
 
+impl From<CannotStart> for Failure {
+    /// A workload that no lablet can run is a mistake of its author; whatever else cannot be started, the lab cannot.
+    fn from(why: CannotStart) -> Failure {
+        let CannotStart { code, reason, help } = why;
+        let kind = if code.starts_with("workload.") { FailureKind::Usage } else { FailureKind::LabUnable };
+        Failure { kind, code, message: reason, help }
+    }
+}
+
 /// Kinds of failures, one for each exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -861,6 +870,9 @@ pub enum Event {
         notes: Vec<String>,
         /// Milliseconds since submission.
         after_ms: u64,
+        /// Why nothing was started, where that was so; it decides the exit code.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
     },
     /// Ended with nothing sealed. Nothing follows.
     Failed {

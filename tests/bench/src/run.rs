@@ -93,6 +93,7 @@ fn stages_of(facts: &[Fact], told: f64, stages: &mut [Vec<f64>]) {
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }
+            | FactKind::CannotStart(_)
             | FactKind::Failed { .. }
             | FactKind::TakenOver { .. }
             | FactKind::Recovered { .. }

@@ -321,6 +321,7 @@ impl Model {
         });
         let lost = order.missing.len();
         let asked_to_end = order.cancelled.is_some() || order.timed_out || order.ended_early.is_some();
+        let asked_to_end = asked_to_end || order.cannot_start.is_some();
         self.check("gentle", !self.gentle || lost == 0 || asked_to_end, || {
             format!("{}: lost {lost} instances where nothing went wrong", id.alias())
         });

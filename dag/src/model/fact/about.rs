@@ -86,6 +86,7 @@ impl FactKind {
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }
+            | FactKind::CannotStart(_)
             | FactKind::Failed { .. }
             | FactKind::TakenOver { .. }
             | FactKind::Recovered { .. } => [None, None],
@@ -114,6 +115,7 @@ impl FactKind {
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }
+            | FactKind::CannotStart(_)
             | FactKind::Sealed { .. }
             | FactKind::Failed { .. }
             | FactKind::TakenOver { .. }
@@ -145,6 +147,7 @@ impl FactKind {
             | FactKind::Cancelled { .. }
             | FactKind::TimedOut {}
             | FactKind::EndedEarly { .. }
+            | FactKind::CannotStart(_)
             | FactKind::TakenOver { .. }
             | FactKind::Recovered { .. }
             | FactKind::Snapshot { .. } => None,

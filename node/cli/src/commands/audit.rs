@@ -252,6 +252,7 @@ fn describe(kind: &FactKind) -> String {
         FactKind::Cancelled { by } => format!("cancelled  by {}", by.short()),
         FactKind::TimedOut {} => "timed out".to_owned(),
         FactKind::EndedEarly { reason } => format!("ended early: {reason}"),
+        FactKind::CannotStart(why) => format!("not started: {} ({})", why.reason, why.code),
         FactKind::Sealed { result, term } => format!("sealed     {result}{}", in_term(term.as_ref())),
         FactKind::Failed { reason, term } => format!("failed     {reason}{}", in_term(term.as_ref())),
         FactKind::TakenOver { from } => {

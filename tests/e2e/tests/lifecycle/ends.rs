@@ -66,7 +66,10 @@ fn a_run_larger_than_the_lab_says_what_it_waits_for_and_fails() {
     let mut run = Beside::start(&mut lab.iptl(&["run", &big, "--no-build"]));
     run.says("waits for 3 slots, 2 free on 1 lablet");
     let output = run.end().fails(5, "lab.no-capacity");
-    assert_eq!(output.stdout, "");
+    // Its result says so too, and verifies.
+    let shown = lab.run(&["show", &output.word(), "--json"]).exits(0).last_json();
+    assert_eq!(shown["cannot_start"]["code"], "lab.no-capacity", "{shown}");
+    assert_eq!(shown["verdict"], "inconclusive", "{shown}");
     // It is told in the same words to who comes later, and the lab goes on with what fits.
     lab.run(&["watch", "last"]).fails(5, "lab.no-capacity");
     let next = submit(&lab, &Plan::new(2).write(&lab), "100ms");

@@ -44,7 +44,7 @@ fn a_run_with_a_higher_priority_goes_before_one_that_came_earlier() {
 }
 
 #[test]
-fn a_run_that_does_not_start_in_time_ends_without_a_result_and_says_why() {
+fn a_run_that_does_not_start_in_time_ends_with_a_result_that_says_why() {
     let lab = Lab::start(1);
     let _narrow = narrow(&lab);
     let first = submit(&lab, &plan(&lab, "pair", 2, "", ""), "20s");
@@ -53,6 +53,8 @@ fn a_run_that_does_not_start_in_time_ends_without_a_result_and_says_why() {
     let output = lab.run(&["run", &hasty, "--no-build"]);
     let output = output.fails(5, "lab.not-started");
     assert!(output.stderr.contains("start_within"), "{}", output.stderr);
+    let shown = lab.run(&["show", &output.word()]).exits(0);
+    assert!(shown.stdout.contains("nothing was started: not started within 2s"), "{}", shown.stdout);
     // It took nothing from who runs.
     lab.run(&["cancel", &first]).exits(0);
     watch(&lab, &first).exits(12);

@@ -299,6 +299,14 @@ impl Model {
                     wrong.push("is ended early, and nothing failed or was lost".to_owned());
                 }
             }
+            FactKind::CannotStart(_) => {
+                if std::mem::replace(&mut log.stopped, true) {
+                    wrong.push("is ended twice".to_owned());
+                }
+                if log.started {
+                    wrong.push("was started, and is given up as if it had not been".to_owned());
+                }
+            }
             FactKind::Sealed { result, .. } => {
                 log.over = true;
                 if !node.results.contains(result) {
@@ -311,8 +319,8 @@ impl Model {
         self.check("log", wrong.is_empty(), || format!("log of {} {}", id.alias(), wrong.join(", and ")));
     }
 
-    /// An execution ends without a result: where nothing went wrong, only because no lab of these machines can hold it.
-    pub fn failed(&mut self, id: &ExecutionId, lablets: &[LabletNode], reason: &str) {
+    /// An execution is not started: where nothing went wrong, only because no lab of these machines can hold it.
+    pub fn given_up(&mut self, id: &ExecutionId, lablets: &[LabletNode], reason: &str) {
         if reason.starts_with("not started within") {
             self.reached.at(Point::NotStarted);
             let asked = self.truths.get(id).is_some_and(|truth| truth.run.placing.within_ms.is_some());

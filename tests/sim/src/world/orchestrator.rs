@@ -174,6 +174,13 @@ impl World {
                 told.push(format!("           fact of {}: {:?}", fact.execution.alias(), fact.kind));
             }
             self.model.fact(self.now, &self.orchestrator, &fact);
+            let given_up = match &fact.kind {
+                FactKind::CannotStart(why) => Some(why.reason.clone()),
+                _ => None,
+            };
+            if let Some(reason) = given_up {
+                self.model.given_up(&fact.execution, &self.lablets, &reason);
+            }
             match fact.kind.end() {
                 Some(End::Sealed(_)) => {
                     let kinds = self.model.run(&fact.execution).map(Run::kinds).unwrap_or_default();
@@ -182,7 +189,6 @@ impl World {
                 }
                 Some(End::Failed(reason)) => {
                     let short = reason.split(':').next().unwrap_or_default().to_owned();
-                    self.model.failed(&fact.execution, &self.lablets, reason);
                     self.model.over(self.now, fact.execution, format!("failed: {short}"));
                 }
                 None => {}

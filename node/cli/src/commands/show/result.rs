@@ -138,6 +138,7 @@ pub async fn show(
                 "adopted": adopted, "used": super::used::to_json(&verified.used),
                 "links": super::links::to_json(&verified.networked, &regions),
                 "attempts": attestation.body.attempts, "ended_early": attestation.body.ended_early,
+                "cannot_start": attestation.body.cannot_start,
                 "fail_fast": outcome.fail_fast, "losses": outcome.losses,
                 "fetch": fetch::report_json(&report),
             }),
@@ -166,6 +167,9 @@ pub async fn show(
         }
         for (instances, attempt) in &body.attempts {
             ctx.answer(format!("attempts  {instances} began anew, {attempt} in all of {}", bound_of(run, instances)));
+        }
+        if let Some(why) = &body.cannot_start {
+            ctx.answer(format!("unable    nothing was started: {} ({})", why.reason, why.code));
         }
         if let Some(reason) = &body.ended_early {
             ctx.answer(format!("early     the plan had it ended: {reason}"));

@@ -85,7 +85,7 @@ impl World {
             }
             FactKind::TimedOut {} if taken => points.push(Point::TimedOutTaken),
             FactKind::EndedEarly { .. } if succeeded => points.push(Point::FailedFast),
-            FactKind::Failed { reason, .. } if reason.starts_with("not started within") => {
+            FactKind::CannotStart(why) if why.code == "lab.not-started" => {
                 points.push(Point::NotStarted);
             }
             _ => {}
@@ -99,7 +99,13 @@ impl World {
     fn check_grant(&mut self, o: usize, id: &ExecutionId, assignments: &[Assignment]) {
         let orch = &self.orchs[o];
         let ends = |kind: &FactKind| {
-            matches!(kind, FactKind::Cancelled { .. } | FactKind::TimedOut {} | FactKind::EndedEarly { .. })
+            matches!(
+                kind,
+                FactKind::Cancelled { .. }
+                    | FactKind::TimedOut {}
+                    | FactKind::EndedEarly { .. }
+                    | FactKind::CannotStart(_)
+            )
         };
         let (name, is_to_end) = (orch.peer.short(), orch.has_fact(id, ends));
         self.truth.check("grants-at-end", !is_to_end, || format!("{name} grants {}, which is to end", id.alias()));
