@@ -117,8 +117,8 @@ pub fn inconclusive(run: &Run, groups: &BTreeMap<String, Counts>, ended: &Assemb
     if ended.timed_out {
         reasons.push(format!("the run was not over after {} ms", run.timeout_ms));
     }
-    // What a failure had stopped was not lost by the lab: the plan wants it so.
-    if failed_fast(run, groups).is_none() {
+    // What was never started was not lost. What a failure had stopped was not lost by the lab: the plan wants it so.
+    if ended.cannot_start.is_none() && failed_fast(run, groups).is_none() {
         reasons.extend(lost_too_many(run, groups));
     }
     reasons

@@ -361,6 +361,12 @@ impl Teller<'_> {
                 }
             }
             Event::Lablet { lablet, what } => ctx.say(format!("    lablet {lablet} {what}")),
+            // What is wrong follows as the command's error.
+            Event::Finished { failure: Some(_), counts, after_ms, .. } => {
+                let instances = ui::count(counts.ok + counts.failed + counts.lost, "instance");
+                let none = format!("none of {instances} was started in {}", ui::duration(*after_ms));
+                self.head(format!("{none:<52} verdict  {}", ctx.paint("1;33", "INCONCLUSIVE")));
+            }
             Event::Finished { verdict, counts, thresholds, inconclusive, failures, notes, after_ms, .. } => {
                 let (style, word) = match verdict {
                     ResultVerdict::Pass => ("1;32", "PASS"),
