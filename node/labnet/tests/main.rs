@@ -14,6 +14,7 @@ mod doors;
 mod engine;
 mod families;
 mod faults;
+mod firewalls;
 mod hosts;
 mod ip;
 mod links;

@@ -16,7 +16,7 @@ fn nat(config: NatConfig) -> Nat {
 }
 
 /// Sends a packet out; returns its external endpoint.
-fn out(
+pub(crate) fn out(
     nat: &mut Nat,
     now: u64,
     protocol: u8,
@@ -36,7 +36,7 @@ fn out(
 }
 
 /// Sends a packet in; returns who gets it.
-fn back(
+pub(crate) fn back(
     nat: &mut Nat,
     now: u64,
     protocol: u8,
