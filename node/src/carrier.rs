@@ -262,6 +262,7 @@ impl Carrier {
             net.settle(peer).await;
         }
         let (stream, _) = self.open(peer, addrs).await.map_err(std::io::Error::other)?;
+        let relayed = stream.is_relayed();
         let (mut answers, mut stream) = tokio::io::split(stream);
         let mut one_ways = Vec::with_capacity(MEASURED_LOOKS);
         let most = if enough_ns.is_some() { MEASURED_LOOKS + FURTHER_LOOKS } else { MEASURED_LOOKS };
@@ -281,10 +282,6 @@ impl Carrier {
         framed::write(&mut stream, &Letter::End {}).await?;
         stream.shutdown().await?;
         one_ways.sort_unstable();
-        let relayed = match self.links.net() {
-            Some(net) => net.peers().await.iter().any(|info| info.peer == *peer && info.relayed),
-            None => false,
-        };
         Ok(Way { best_ns: one_ways[0], median_ns: one_ways[one_ways.len() / 2], relayed })
     }
 
@@ -442,13 +439,13 @@ impl Delivery {
     }
 
     async fn write(&mut self, stream: Stream, first: Queued, each: bool) -> std::io::Result<()> {
+        // A stream stays on the connection on which it was opened, whatever comes later.
+        let relayed = stream.is_relayed();
         let (answers, stream) = tokio::io::split(stream);
         let mut stream = BufWriter::with_capacity(MAX_FRAME_SIZE, stream);
         let looks = Arc::new(Looks::default());
         let mut listening = tokio::spawn(listen(answers, Arc::clone(&looks)));
         let _listening = AbortOnDrop(listening.abort_handle());
-        // A stream stays on the connection on which it was opened, whatever comes later.
-        let relayed = self.is_relayed().await;
         let mut looked = Instant::now();
         let mut is_left = false;
         let mut asked: Option<Instant> = None;
@@ -487,7 +484,7 @@ impl Delivery {
             }
             if relayed && looked.elapsed() >= ASK {
                 looked = Instant::now();
-                is_left = !self.is_relayed().await;
+                is_left = self.is_direct().await;
             }
             if is_left {
                 break;
@@ -513,10 +510,17 @@ impl Delivery {
         Ok(())
     }
 
-    /// Tells whether there is no direct connection to the lablet.
-    async fn is_relayed(&self) -> bool {
+    /// Tells whether there is a direct connection to the lablet. Where there is none, one is tried once in a while: the
+    /// lablet may have become one that can be dialled.
+    async fn is_direct(&self) -> bool {
         let Some(net) = self.carrier.links.net() else { return false };
-        net.peers().await.iter().any(|info| info.peer == self.peer && info.relayed)
+        if net.peers().await.iter().any(|info| info.peer == self.peer && !info.relayed) {
+            return true;
+        }
+        let (net, peer, addrs) = (net.clone(), self.peer.clone(), self.addrs.clone());
+        // What comes of it the next look shows.
+        tokio::spawn(async move { drop(net.connect(&peer, &addrs).await) });
+        false
     }
 
     /// Returns the next packet; none once nothing was sent for some time, and then this lablet has no queue any more.

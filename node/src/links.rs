@@ -29,16 +29,29 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 ///
 /// The mutex is never locked: it makes the stream `Sync`, which futures of other crates ask for that hold it by
 /// reference over an await.
-pub struct Stream(Mutex<Box<dyn Duplex>>);
+pub struct Stream {
+    io: Mutex<Box<dyn Duplex>>,
+    relayed: bool,
+}
 
 impl Stream {
     /// Wraps whatever can be read and written.
     pub fn new(stream: impl Duplex + 'static) -> Stream {
-        Stream(Mutex::new(Box::new(stream)))
+        Stream { io: Mutex::new(Box::new(stream)), relayed: false }
+    }
+
+    fn of_net(stream: iptl_net::Stream) -> Stream {
+        let relayed = stream.is_relayed();
+        Stream { relayed, ..Stream::new(stream) }
+    }
+
+    /// Returns whether it leads by way of a third machine.
+    pub fn is_relayed(&self) -> bool {
+        self.relayed
     }
 
     fn inner(self: Pin<&mut Self>) -> Pin<&mut Box<dyn Duplex>> {
-        Pin::new(self.get_mut().0.get_mut().unwrap_or_else(PoisonError::into_inner))
+        Pin::new(self.get_mut().io.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -134,7 +147,7 @@ impl Links {
             })
         };
         match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-            Ok(stream) => Ok(Stream::new(stream?)),
+            Ok(stream) => Ok(Stream::of_net(stream?)),
             Err(_) => Err(unreachable(format!("no answer within {} s", OPEN_TIMEOUT.as_secs()))),
         }
     }
@@ -151,7 +164,7 @@ impl Links {
             iptl_net::OpenError::Unsupported { .. } => LinkError::NotSpoken { peer: peer.clone(), protocol },
             other => LinkError::Unreachable { peer: peer.clone(), reason: other.to_string() },
         })?;
-        Ok(Stream::new(stream))
+        Ok(Stream::of_net(stream))
     }
 
     /// Accepts streams of a protocol, at most `queue` waiting; further ones wait at their opener.
@@ -163,7 +176,7 @@ impl Links {
                     let sender = sender.clone();
                     tokio::spawn(async move {
                         while let Some((peer, stream)) = streams.next().await {
-                            if sender.send((peer, Stream::new(stream))).await.is_err() {
+                            if sender.send((peer, Stream::of_net(stream))).await.is_err() {
                                 break;
                             }
                         }

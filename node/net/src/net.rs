@@ -16,7 +16,7 @@ use crate::error::{
 };
 use crate::event::{GossipMessage, NetEvent, PeerInfo, Reach, Validate};
 use crate::stream::{Incoming, Stream};
-use crate::streams::{ADMITTED, NoStream, NotRegistered, Opened, Protocols, REFUSED, is_admitted};
+use crate::streams::{ADMITTED, NoStream, NotRegistered, Protocols, REFUSED, is_admitted};
 use crate::task::{Command, Task};
 
 /// Commands on their way to the swarm task; callers wait beyond them.
@@ -183,17 +183,17 @@ impl Net {
             let command = Command::Open { peer: id, protocol: name.clone(), reply };
             self.commands.send(command).await.map_err(|_| OpenError::Closed)?;
             match opened.await {
-                Ok(Ok(Opened { mut stream, place })) => {
+                Ok(Ok(mut opened)) => {
                     if is_admitted(protocol) {
                         let mut answer = [0];
-                        match stream.read_exact(&mut answer).await {
+                        match opened.stream.read_exact(&mut answer).await {
                             Ok(()) if answer[0] == ADMITTED => {}
                             Ok(()) if answer[0] == REFUSED => return Err(OpenError::Refused { peer: peer.clone() }),
                             Ok(()) => return Err(lost(format!("unknown answer {}", answer[0]))),
                             Err(error) => return Err(lost(error.to_string())),
                         }
                     }
-                    return Ok(Stream::new(stream, place));
+                    return Ok(Stream::new(opened));
                 }
                 Ok(Err(NoStream::Unsupported)) => {
                     return Err(OpenError::Unsupported { peer: peer.clone(), protocol });

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _};
 
-use crate::streams::Registration;
+use crate::streams::{Opened, Registration};
 
 /// A byte stream to a peer, in both directions.
 ///
@@ -19,13 +19,20 @@ use crate::streams::Registration;
 #[derive(Debug)]
 pub struct Stream {
     inner: Compat<libp2p::Stream>,
+    relayed: bool,
     /// The stream's place under the limit on streams; free again when the stream is dropped.
     _place: OwnedSemaphorePermit,
 }
 
 impl Stream {
-    pub(crate) fn new(inner: libp2p::Stream, place: OwnedSemaphorePermit) -> Stream {
-        Stream { inner: inner.compat(), _place: place }
+    pub(crate) fn new(opened: Opened) -> Stream {
+        let Opened { stream, place, relayed } = opened;
+        Stream { inner: stream.compat(), relayed, _place: place }
+    }
+
+    /// Returns whether it leads through a relay. It does so to its end, whatever other connections to the peer come.
+    pub fn is_relayed(&self) -> bool {
+        self.relayed
     }
 }
 

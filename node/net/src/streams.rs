@@ -31,7 +31,7 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::addr::to_peer;
+use crate::addr::{is_relayed, to_peer};
 use crate::stream::Stream;
 pub(crate) use handler::{Handler, NoStream, Open, Opened};
 
@@ -179,12 +179,12 @@ impl Behaviour {
         connections.iter().max_by_key(|connection| (!connection.relayed, connection.id)).map(|connection| connection.id)
     }
 
-    fn handler(&mut self, peer: PeerId) -> Handler {
+    fn handler(&mut self, peer: PeerId, relayed: bool) -> Handler {
         let places = self.peers.entry(peer).or_insert_with(|| PeerConnections {
             connections: Vec::new(),
             places: Arc::new(Semaphore::new(self.inbound_per_peer)),
         });
-        Handler::new(to_peer(&peer), self.protocols.clone(), places.places.clone())
+        Handler::new(to_peer(&peer), relayed, self.protocols.clone(), places.places.clone())
     }
 
     /// Forgets peers that no connection was made to after all.
@@ -203,21 +203,21 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         _: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer))
+        Ok(self.handler(peer, is_relayed(local)))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         _: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        remote: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer))
+        Ok(self.handler(peer, is_relayed(remote)))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {

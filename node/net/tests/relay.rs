@@ -104,6 +104,35 @@ async fn hidden_node_is_reached_over_quic_relay_and_then_directly() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stream_stays_on_the_connection_that_it_was_opened_on_and_says_whether_that_leads_through_a_relay() {
+    let (relay, circuit) = relay(TCP).await;
+    // Neither listens, so that hole punching finds nobody.
+    let (near, far) = (node(config(&[])).await.net, node(config(&[])).await.net);
+    let place = within("the place", far.listen(&circuit)).await.unwrap();
+    let mut incoming = far.accept(ECHO, 16).await.unwrap();
+    near.connect(far.peer(), &place).await.unwrap();
+    let mut relayed = near.open(far.peer(), ECHO).await.unwrap();
+    let (_, mut accepted) = within("the stream", incoming.next()).await.unwrap();
+    assert!(relayed.is_relayed() && accepted.is_relayed());
+
+    far.connect(near.peer(), &near.listen(TCP).await.unwrap()).await.unwrap();
+    let is_direct = || async { near.peers().await.iter().any(|i| i.peer == *far.peer() && !i.relayed).then_some(()) };
+    until("the direct connection", is_direct).await;
+    let mut direct = near.open(far.peer(), ECHO).await.unwrap();
+    let (_, mut other) = within("the stream", incoming.next()).await.unwrap();
+    assert!(!direct.is_relayed() && !other.is_relayed());
+    relayed.write_all(&[1]).await.unwrap();
+    assert_eq!(accepted.read_u8().await.unwrap(), 1);
+    assert!(relayed.is_relayed() && accepted.is_relayed(), "where they were");
+
+    relay.net.shutdown().await;
+    let end = within("the end of the first", relayed.read_u8()).await;
+    assert!(end.is_err(), "it went with the relay: {end:?}");
+    direct.write_all(&[2]).await.unwrap();
+    assert_eq!(within("what the second carries", other.read_u8()).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peer_record_leads_through_the_relay() {
     let (relay, circuit) = relay(TCP).await;
     let known = relay.net.addrs().await;

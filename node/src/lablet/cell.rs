@@ -12,7 +12,7 @@ use iptl_labnet::{Away, Batch, Directory, DirectoryError, NodeId, Packet, v4_of}
 use iptl_runner::usage::GroupUsage;
 use iptl_runner::{CellControl, CellEvent, CellInput, CellUsage, Ended, SyncCall, SyncReply};
 use iptl_sync::{CellSync, Record, Reply, SyncOp};
-use iptl_wire::session::{self, CellRef, Grant, MAX_BUSIEST, OutputLine, SyncDown, ToOrchestrator};
+use iptl_wire::session::{self, CellRef, MAX_BUSIEST, OutputLine, SyncDown, ToOrchestrator};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -63,11 +63,13 @@ struct Places {
 }
 
 impl Routes {
-    pub(super) fn new(groups: &BTreeMap<String, u32>, grant: &Grant) -> Result<Routes, DirectoryError> {
-        Ok(Routes {
-            directory: Directory::new(groups)?,
-            places: RwLock::new(Places { placement: index(&grant.placement), roster: grant.roster.clone() }),
-        })
+    pub(crate) fn new(
+        groups: &BTreeMap<String, u32>,
+        placement: &[Assignment],
+        roster: BTreeMap<String, Vec<String>>,
+    ) -> Result<Routes, DirectoryError> {
+        let places = Places { placement: index(placement), roster };
+        Ok(Routes { directory: Directory::new(groups)?, places: RwLock::new(places) })
     }
 
     /// Takes in that instances are elsewhere now.

@@ -160,7 +160,7 @@ impl Driver {
     ) -> Result<(), DirectoryError> {
         let Some(held) = self.cells.get_mut(cell) else { return Ok(()) };
         let groups = run.groups.iter().map(|(name, group)| (name.clone(), group.count)).collect();
-        let routes = Arc::new(Routes::new(&groups, &held.grant)?);
+        let routes = Arc::new(Routes::new(&groups, &held.grant.placement, held.grant.roster.clone())?);
         let control: Arc<dyn CellControl> = prepared.control.into();
         let (notes, queue) = mpsc::channel(NOTE_QUEUE);
         self.carrier.attach(cell.execution, routes.clone(), control.clone());

@@ -1,12 +1,15 @@
-//! Lablets behind home NATs: they ask the lab's orchestrator for a place by themselves, meet through it, and directly where
-//! their NATs can be passed. What comes by way of the relay is marked.
+//! Lablets behind home NATs and firewalls: they ask the lab's orchestrator for a place by themselves, meet through it, and
+//! directly where they can, from when they can. What comes by way of the relay is marked.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
+use iptl_e2e::beside::Beside;
 use iptl_e2e::{Foreground, Home, docker_is_required, not_run, until};
 use iptl_labnet::{Access, Dependence, NatConfig, Ports, RealmId, Topology};
-use iptl_labnet_tun::{Namespace, Network};
+use iptl_labnet_tun::{Namespace, Network, Report};
 use serde_json::Value;
 
 use crate::machines;
@@ -14,6 +17,12 @@ use crate::network::ping_over;
 
 /// One way between any two machines, in nanoseconds.
 const APART_NS: u64 = 5_000_000;
+
+/// Time in which nobody reaches a node at its own address before it counts as one that nobody can reach.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Rounds of pings, 200 ms each, in which a direct connection comes: calls are repeated after 16 s at most.
+const LONG: u32 = 150;
 
 /// Nobody is let in who was not called first, and calls go out at ports that cannot be guessed.
 fn impassable() -> NatConfig {
@@ -35,36 +44,53 @@ fn passable() -> NatConfig {
     }
 }
 
-/// A machine that everybody reaches, and two behind such NATs.
-fn machines(nat: NatConfig) -> (Network, Vec<(Namespace, Ipv4Addr)>) {
+/// What two machines are behind.
+#[derive(Clone, Copy)]
+enum Behind {
+    Nat(NatConfig),
+    /// Nobody is let in who was not called first; whoever calls at the same time is. Addresses stay what they are.
+    Firewall,
+}
+
+/// A machine that everybody reaches, and two that are behind something.
+fn machines(behind: Behind) -> (Network, Vec<(Namespace, Ipv4Addr)>) {
     let mut topology = Topology::new(vec![vec![APART_NS]]).unwrap();
     let public = Ipv4Addr::new(10, 79, 0, 1);
     let mut nodes = vec![(topology.add_node(RealmId::PUBLIC, public, None, Access::default()).unwrap(), public)];
     for number in [1, 2] {
         let outside = Ipv4Addr::new(10, 79, 1, number);
-        let (_, inside) = topology.add_gateway(RealmId::PUBLIC, Some(outside), nat, Access::default()).unwrap();
-        let addr = Ipv4Addr::new(192, 168, number, 2);
+        let (external, config, addr) = match behind {
+            Behind::Nat(nat) => (Some(outside), nat, Ipv4Addr::new(192, 168, number, 2)),
+            Behind::Firewall => (None, passable(), outside),
+        };
+        let (_, inside) = topology.add_gateway(RealmId::PUBLIC, external, config, Access::default()).unwrap();
         nodes.push((topology.add_node(inside, addr, None, Access::default()).unwrap(), addr));
     }
     machines::machines(topology, nodes, 24)
 }
 
-/// A lab whose orchestrator everybody reaches, and two lablets behind NATs, all started as their owners would.
+/// A lab whose orchestrator everybody reaches, and two lablets behind something, all started as their owners would.
 struct Lab {
     homes: Vec<Home>,
     _nodes: Vec<Foreground>,
-    _network: Network,
+    network: Network,
 }
 
 impl Lab {
     /// None where this machine makes no network namespaces.
-    fn behind(nat: NatConfig) -> Option<Lab> {
+    fn behind(behind: Behind) -> Option<Lab> {
+        Lab::parted(behind, Vec::new())
+    }
+
+    /// Starts one whose network is parted from the beginning.
+    fn parted(behind: Behind, sides: Vec<Option<u8>>) -> Option<Lab> {
         if let Err(error) = Namespace::empty() {
             assert!(!docker_is_required(), "network namespaces cannot be made: {error}");
             not_run(&format!("network namespaces cannot be made: {error}"));
             return None;
         }
-        let (network, machines) = machines(nat);
+        let (network, machines) = machines(behind);
+        network.partition(sides);
         let homes: Vec<Home> = machines.iter().map(|_| Home::new()).collect();
         let start = |(home, (namespace, addr)): (&Home, &(Namespace, Ipv4Addr))| {
             let listen = format!("/ip4/{addr}/tcp/4001");
@@ -78,7 +104,7 @@ impl Lab {
             let ticket = homes[0].run(&["invite", "-q"]).exits(0).word();
             home.run(&["join", &ticket, "--name", name]).exits(0);
         }
-        let lab = Lab { homes, _nodes: nodes, _network: network };
+        let lab = Lab { homes, _nodes: nodes, network };
         until("two lablets", || {
             let status = lab.owner().run(&["status", "--json"]).json();
             (status["lablets_ready"].as_u64() == Some(2)).then_some(())
@@ -118,24 +144,41 @@ impl Lab {
         });
     }
 
-    /// Runs two instances that talk to each other, one on each lablet, and returns the result.
-    fn ping(&self) -> String {
+    /// Starts a run of two instances that talk to each other, one on each lablet.
+    fn start_ping(&self, rounds: u32) -> Beside {
         let network = "[network]\nregions = [\"here\"]\ndelays = [[\"100ms\"]]\n";
         let plan = ping_over(self.owner().path(), network).display().to_string();
-        let run = ["run", &plan, "--no-build", "-g", "node=2", "-p", "rounds=5", "--json"];
-        let last = self.owner().run(&run).exits(0).last_json();
+        let rounds = format!("rounds={rounds}");
+        // No datagram is lost by waiting for too short a time.
+        let run = ["run", &plan, "--no-build", "-g", "node=2", "-p", &rounds, "-p", "udp-timeout=20s", "--json"];
+        Beside::start(&mut self.owner().iptl(&run))
+    }
+
+    /// Does so to its end, and returns the result as it is shown.
+    fn ping(&self, rounds: u32) -> Value {
+        self.result(self.start_ping(rounds))
+    }
+
+    fn result(&self, run: Beside) -> Value {
+        let last = run.end().exits(0).last_json();
         assert_eq!(last["verdict"], "pass", "{last}");
-        last["result"].as_str().unwrap().to_owned()
+        self.owner().run(&["show", last["result"].as_str().unwrap(), "--json"]).exits(0).json()
+    }
+
+    /// Returns how many packets came to the orchestrator's machine so far.
+    fn came_to_the_owner(&self) -> u64 {
+        let (tell, told) = mpsc::channel::<Report>();
+        // Who asked and is gone does not want to know.
+        self.network.report(move |report| drop(tell.send(report)));
+        told.recv().unwrap().nodes[&0].down[0].delivered
     }
 }
 
 #[test]
 fn lablets_behind_nats_that_cannot_be_passed_meet_through_the_orchestrator_and_their_packets_are_marked() {
-    let Some(lab) = Lab::behind(impassable()) else { return };
+    let Some(lab) = Lab::behind(Behind::Nat(impassable())) else { return };
     lab.is_relayed();
-    let result = lab.ping();
-    let owner = lab.owner();
-    let shown = owner.run(&["show", &result, "--json"]).exits(0).json();
+    let shown = lab.ping(5);
     let ways = shown["ways"].as_array().unwrap();
     assert!(ways.len() == 2 && ways.iter().all(|way| way["relayed"] == true), "measured before the start: {ways:?}");
     let cells = shown["links"]["cells"].as_array().unwrap();
@@ -146,7 +189,7 @@ fn lablets_behind_nats_that_cannot_be_passed_meet_through_the_orchestrator_and_t
         let came = cell["across"]["offered"].as_u64().unwrap();
         assert!(came > 10 && cell["relayed"] == came, "{cell}");
     }
-    let text = owner.run(&["show", &result]).exits(0).stdout;
+    let text = lab.owner().run(&["show", shown["cid"].as_str().unwrap()]).exits(0).stdout;
     let distorted: Vec<&str> = text.lines().filter(|line| line.starts_with("distorted ")).collect();
     assert!(distorted.iter().any(|line| line.contains("relay")), "{text}");
     assert!(text.contains(", relayed;") && text.contains("came over a relay"), "{text}");
@@ -154,16 +197,73 @@ fn lablets_behind_nats_that_cannot_be_passed_meet_through_the_orchestrator_and_t
 
 #[test]
 fn lablets_behind_nats_that_can_be_passed_meet_directly_after_hole_punching() {
-    let Some(lab) = Lab::behind(passable()) else { return };
+    let Some(lab) = Lab::behind(Behind::Nat(passable())) else { return };
     // Their NATs let no relay in that dials them: each has its place, and is reached there first.
     lab.is_relayed();
-    let result = lab.ping();
-    let shown = lab.owner().run(&["show", &result, "--json"]).exits(0).json();
+    is_direct(&lab.ping(5));
+}
+
+/// Fails unless every packet of a result between two lablets came directly.
+#[track_caller]
+fn is_direct(shown: &Value) {
     let ways = shown["ways"].as_array().unwrap();
     assert!(ways.len() == 2 && ways.iter().all(|way| way["relayed"] == false), "{ways:?}");
     let cells = shown["links"]["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 2, "one on each: {shown}");
     for cell in cells {
         assert!(cell["across"]["offered"].as_u64().unwrap() > 10 && cell["relayed"] == 0, "{cell}");
+    }
+}
+
+#[test]
+fn lablets_behind_firewalls_ask_for_a_place_once_nobody_has_reached_them_for_twenty_seconds() {
+    let before = Instant::now();
+    let Some(lab) = Lab::behind(Behind::Firewall) else { return };
+    // They are seen at their own addresses, so that nothing tells them from machines that everybody reaches but that
+    // nobody comes.
+    let reach = |home: &Home| home.run(&["status", "--json"]).json()["reach"].clone();
+    let asked = until("a place at the orchestrator", || {
+        let reach = reach(&lab.homes[1]);
+        let seen = before.elapsed();
+        (reach["through"].as_array().is_some_and(|relays| !relays.is_empty())).then_some(seen)
+    });
+    assert!(asked >= GRACE, "it asked after {asked:?}");
+    lab.is_relayed();
+    // Both call at once, and so each is let in.
+    is_direct(&lab.ping(5));
+}
+
+#[test]
+fn packets_of_a_run_turn_to_a_direct_connection_that_comes_while_it_lasts_and_none_is_lost() {
+    // The lablets cannot reach each other, and both the orchestrator: as with NATs that cannot be passed.
+    let Some(lab) = Lab::parted(Behind::Nat(passable()), vec![None, Some(0), Some(1)]) else { return };
+    lab.is_relayed();
+    let mut run = lab.start_ping(LONG);
+    run.says("\"started\"");
+    let ready = lab.came_to_the_owner();
+    until("packets by way of the relay", || (lab.came_to_the_owner() > ready + 200).then_some(()));
+    // Hole punching goes on calling.
+    lab.network.partition(Vec::new());
+    let shown = lab.result(run);
+    let ways = shown["ways"].as_array().unwrap();
+    assert!(ways.len() == 2 && ways.iter().all(|way| way["relayed"] == true), "measured before the start: {ways:?}");
+    for cell in shown["links"]["cells"].as_array().unwrap() {
+        let of = |what: &str| cell["across"][what].as_u64().unwrap();
+        let relayed = cell["relayed"].as_u64().unwrap();
+        assert!(relayed > 20 && of("offered") > relayed + 20, "first the one way, then the other: {cell}");
+        assert_eq!((of("delivered"), of("lost")), (of("offered"), 0), "{cell}");
+    }
+    for of in shown["links"]["instances"].as_array().unwrap() {
+        assert_eq!(of["lost_by_lab"], 0, "{of}");
+    }
+    let out = lab.owner().path().join("out");
+    let files = format!("{}/files", shown["cid"].as_str().unwrap());
+    lab.owner().run(&["get", &files, "-o", &out.display().to_string()]).exits(0);
+    for index in 0..2 {
+        let events = std::fs::read_to_string(out.join(format!("events/node/{index}.jsonl"))).unwrap();
+        let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let pinged = events.find(|event| event["name"] == "pinged").unwrap();
+        let of = |what: &str| pinged["data"][what].as_u64().unwrap();
+        assert_eq!([of("tcp"), of("udp"), of("udp-lost")], [LONG.into(), LONG.into(), 0], "{pinged}");
     }
 }

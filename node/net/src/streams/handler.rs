@@ -33,11 +33,12 @@ pub(crate) struct Open {
     pub(crate) reply: oneshot::Sender<Result<Opened, NoStream>>,
 }
 
-/// A negotiated stream, not yet admitted by its acceptor, with its place under the connection's limit.
+/// A negotiated stream, not yet admitted by its acceptor, with its place under the limit and what its connection is.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) stream: libp2p::Stream,
     pub(crate) place: OwnedSemaphorePermit,
+    pub(crate) relayed: bool,
 }
 
 /// Why a connection gave no stream.
@@ -56,6 +57,8 @@ pub(crate) enum NoStream {
 /// The handler of one connection. Pending work lives here and ends with the connection.
 pub(crate) struct Handler {
     peer: PeerId,
+    /// The connection leads through a relay, and its streams with it.
+    relayed: bool,
     protocols: Protocols,
     /// Places for inbound streams, shared by the connections of the peer.
     inbound_places: Arc<Semaphore>,
@@ -67,10 +70,11 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(peer: PeerId, protocols: Protocols, inbound_places: Arc<Semaphore>) -> Handler {
+    pub(super) fn new(peer: PeerId, relayed: bool, protocols: Protocols, inbound_places: Arc<Semaphore>) -> Handler {
         let outbound_places = PollSemaphore::new(Arc::new(Semaphore::new(MAX_OUTBOUND_STREAMS_PER_CONNECTION)));
         Handler {
             peer,
+            relayed,
             protocols,
             inbound_places,
             outbound_places,
@@ -85,7 +89,8 @@ impl Handler {
         let queue = self.protocols.snapshot().get(&protocol).cloned();
         match (place, queue) {
             (Some(place), Some(queue)) => {
-                self.admitting.push(admit(self.peer.clone(), stream, protocol, queue, place).boxed());
+                let opened = Opened { stream, place, relayed: self.relayed };
+                self.admitting.push(admit(self.peer.clone(), opened, protocol, queue).boxed());
             }
             (place, queue) => {
                 let (full, gone) = (place.is_none(), queue.is_none());
@@ -113,10 +118,9 @@ impl Handler {
 /// Waits for room in the queue, tells the opener, and puts the stream in.
 async fn admit(
     peer: PeerId,
-    mut stream: libp2p::Stream,
+    Opened { mut stream, place, relayed }: Opened,
     protocol: StreamProtocol,
     queue: mpsc::Sender<(PeerId, Stream)>,
-    place: OwnedSemaphorePermit,
 ) {
     let room = match tokio::time::timeout(ADMISSION_TIMEOUT, queue.reserve_owned()).await {
         Ok(Ok(room)) => room,
@@ -133,7 +137,7 @@ async fn admit(
             Ok(Err(_)) | Err(_) => return,
         }
     }
-    room.send((peer, Stream::new(stream, place)));
+    room.send((peer, Stream::new(Opened { stream, place, relayed })));
 }
 
 async fn refuse(mut stream: libp2p::Stream, protocol: StreamProtocol) {
@@ -202,7 +206,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
                 self.negotiating -= 1;
                 // An opener that is gone drops the stream, which resets it.
-                let _ = info.reply.send(Ok(Opened { stream, place: info.place }));
+                let _ = info.reply.send(Ok(Opened { stream, place: info.place, relayed: self.relayed }));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 self.negotiating -= 1;
