@@ -24,9 +24,6 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between requests for a reservation.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// What an address has in it that leads through a relay.
-const CIRCUIT: &str = "/p2p-circuit";
-
 type Reply = oneshot::Sender<Result<Vec<String>, ListenError>>;
 
 /// The listeners of the node, and the reservations to ask for again.
@@ -239,16 +236,13 @@ impl Task {
     /// Own addresses, confirmed ones first and those at relays last, in a stable order.
     pub(super) fn own_addrs(&self) -> Vec<String> {
         let local = *self.local_peer();
-        let text = |addr: &Multiaddr| with_peer(addr.clone(), local).to_string();
-        let mut addrs = self.swarm.external_addresses().map(text).collect::<Vec<_>>();
-        addrs.sort();
-        let mut listening = self.swarm.listeners().map(text).filter(|addr| !addrs.contains(addr)).collect::<Vec<_>>();
-        listening.sort();
-        listening.dedup();
-        addrs.extend(listening);
+        let confirmed = self.swarm.external_addresses().map(|addr| (addr, false));
+        let all = confirmed.chain(self.swarm.listeners().map(|addr| (addr, true)));
         // Those at relays are the last resort.
-        addrs.sort_by_key(|addr| addr.contains(CIRCUIT));
-        addrs
+        let ranked = all.map(|(addr, only)| (is_relayed(addr), only, with_peer(addr.clone(), local).to_string()));
+        let mut told = BTreeSet::new();
+        let sorted = ranked.collect::<BTreeSet<_>>().into_iter().map(|(_, _, addr)| addr);
+        sorted.filter(|addr| told.insert(addr.clone())).collect()
     }
 }
 
