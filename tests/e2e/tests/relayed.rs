@@ -6,11 +6,14 @@ use std::net::Ipv4Addr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use iptl_dag::PeerId;
 use iptl_e2e::beside::Beside;
 use iptl_e2e::{Foreground, Home, docker_is_required, not_run, until};
 use iptl_labnet::{Access, Dependence, NatConfig, Ports, RealmId, Topology};
 use iptl_labnet_tun::{Namespace, Network, Report};
+use iptl_net::{Config, KadMode, Net, Reached};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::machines;
 use crate::network::ping_over;
@@ -84,9 +87,7 @@ impl Lab {
 
     /// Starts one whose network is parted from the beginning.
     fn parted(behind: Behind, sides: Vec<Option<u8>>) -> Option<Lab> {
-        if let Err(error) = Namespace::empty() {
-            assert!(!docker_is_required(), "network namespaces cannot be made: {error}");
-            not_run(&format!("network namespaces cannot be made: {error}"));
+        if !Lab::is_possible() {
             return None;
         }
         let (network, machines) = machines(behind);
@@ -110,6 +111,14 @@ impl Lab {
             (status["lablets_ready"].as_u64() == Some(2)).then_some(())
         });
         Some(lab)
+    }
+
+    /// Tells whether this machine makes network namespaces.
+    fn is_possible() -> bool {
+        let Err(error) = Namespace::empty() else { return true };
+        assert!(!docker_is_required(), "network namespaces cannot be made: {error}");
+        not_run(&format!("network namespaces cannot be made: {error}"));
+        false
     }
 
     fn owner(&self) -> &Home {
@@ -215,22 +224,94 @@ fn is_direct(shown: &Value) {
     }
 }
 
-#[test]
-fn lablets_behind_firewalls_ask_for_a_place_once_nobody_has_reached_them_for_twenty_seconds() {
+/// Runs a node on a machine of its own for as long as something takes.
+fn with_node<T: Send>(machine: &(Namespace, Ipv4Addr), number: u8, act: impl AsyncFnOnce(Net) -> T + Send) -> T {
+    let (namespace, addr) = machine;
+    let config = Config {
+        seed: [number; 32],
+        listen: vec![format!("/ip4/{addr}/tcp/4001")],
+        relay_server: number == 0,
+        // Nobody learns where a node is but by the way that is tested.
+        kad: KadMode::Client,
+        ..Config::default()
+    };
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (net, _events) = iptl_net::start(config).await.unwrap();
+            act(net).await
+        })
+    };
+    namespace.run(run).unwrap()
+}
+
+/// Asks again until there is an answer; fails the test after a minute.
+async fn comes<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let answered = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), answered)
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not come about"))
+}
+
+/// A node, and where it is.
+type At = Option<(PeerId, Vec<String>)>;
+
+/// Names a relay to a node behind a firewall, and waits until that has given it a place.
+async fn gets_a_place(net: &Net, relay: &mut watch::Receiver<At>) {
+    let (peer, addrs) = relay.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     let before = Instant::now();
-    let Some(lab) = Lab::behind(Behind::Firewall) else { return };
-    // They are seen at their own addresses, so that nothing tells them from machines that everybody reaches but that
-    // nobody comes.
-    let reach = |home: &Home| home.run(&["status", "--json"]).json()["reach"].clone();
-    let asked = until("a place at the orchestrator", || {
-        let reach = reach(&lab.homes[1]);
-        let seen = before.elapsed();
-        (reach["through"].as_array().is_some_and(|relays| !relays.is_empty())).then_some(seen)
+    net.set_relays(vec![(peer.clone(), addrs.clone())]).await.unwrap();
+    net.connect(&peer, &addrs).await.unwrap();
+    // It is seen at its own address: nothing tells it from a node that everybody reaches but that nobody comes.
+    let given = async || net.reach().await.filter(|reach| !reach.places.is_empty());
+    assert_eq!(comes("the place", given).await.reached, Some(Reached::Relayed));
+    assert!(before.elapsed() >= GRACE, "it asked after {:?}", before.elapsed());
+}
+
+#[test]
+fn node_behind_a_firewall_asks_for_a_place_once_nobody_has_reached_it_for_twenty_seconds_and_is_met_by_hole_punching() {
+    if !Lab::is_possible() {
+        return;
+    }
+    let (_network, machines) = machines(Behind::Firewall);
+    let (tell_relay, relay) = watch::channel(At::None);
+    let (tell_place, place) = watch::channel(At::None);
+    let (tell_met, met) = watch::channel(false);
+    std::thread::scope(|scope| {
+        let mut until_met = met.clone();
+        scope.spawn(|| {
+            with_node(&machines[0], 0, async move |net| {
+                tell_relay.send(Some((net.peer().clone(), net.addrs().await))).unwrap();
+                until_met.wait_for(|met| *met).await.unwrap();
+            })
+        });
+        let (mut until_met, mut at) = (met, relay.clone());
+        scope.spawn(|| {
+            with_node(&machines[1], 1, async move |net| {
+                gets_a_place(&net, &mut at).await;
+                let relayed = net.addrs().await.into_iter().filter(|addr| addr.contains("/p2p-circuit"));
+                tell_place.send(Some((net.peer().clone(), relayed.collect::<Vec<_>>()))).unwrap();
+                until_met.wait_for(|met| *met).await.unwrap();
+            })
+        });
+        let (mut at, mut place) = (relay, place);
+        with_node(&machines[2], 2, async move |net| {
+            gets_a_place(&net, &mut at).await;
+            let (peer, addrs) = place.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+            // Only by way of the relay: both have to call for one to be let in.
+            net.connect(&peer, &addrs).await.unwrap();
+            let is_met = async || net.peers().await.iter().any(|info| info.peer == peer && !info.relayed).then_some(());
+            comes("the direct connection", is_met).await;
+            tell_met.send(true).unwrap();
+        });
     });
-    assert!(asked >= GRACE, "it asked after {asked:?}");
-    lab.is_relayed();
-    // Both call at once, and so each is let in.
-    is_direct(&lab.ping(5));
 }
 
 #[test]

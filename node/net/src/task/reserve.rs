@@ -162,14 +162,16 @@ impl Task {
 
     /// Has AutoNAT test the addresses at which this node may be reached, and hole punching use those that relays see.
     ///
-    /// What is listened on counts as confirmed in the swarm (see `listen`), which then tests nothing. And identify puts the
-    /// port that is listened on in place of the one that was seen, which is wrong behind a NAT that chooses ports itself.
+    /// What is listened on counts as confirmed in the swarm (see `listen`), which then tests nothing and calls from nowhere
+    /// where a firewall keeps others out. And identify puts the port that is listened on in place of the one that was seen,
+    /// which is wrong behind a NAT that chooses ports itself.
     fn test_own_addrs(&mut self) {
         let own = self.own_ips();
         let observed: BTreeSet<Multiaddr> = self.observed().cloned().collect();
         if observed.is_empty() {
             return;
         }
+        let seen: BTreeSet<IpAddr> = observed.iter().filter_map(ip_of).collect();
         let outside = observed.into_iter().filter(|addr| ip_of(addr).is_some_and(|ip| !own.contains(&ip)));
         let outside: Vec<Multiaddr> = outside.collect();
         let told = self.told_addrs().cloned().collect::<Vec<_>>();
@@ -178,7 +180,8 @@ impl Task {
         for addr in untested.iter().filter(|addr| !self.reserve.confirmed.contains(*addr)) {
             let candidate = || FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr });
             behaviour.autonat_client.on_swarm_event(candidate());
-            if !outside.is_empty() {
+            // Of its own addresses, those at which it is seen.
+            if ip_of(addr).is_some_and(|ip| seen.contains(&ip)) {
                 behaviour.dcutr.on_swarm_event(candidate());
             }
         }
