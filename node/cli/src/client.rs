@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use iptl_dag::Block;
+use iptl_dag::{Block, Cid};
 use iptl_node::Running;
 use iptl_wire::control::{MAX_FRAME_SIZE, Reply, Request, Upload};
 use iptl_wire::frame;
@@ -94,6 +94,16 @@ impl Client {
     pub async fn call_one(&self, request: Request) -> Result<Reply> {
         let all = self.call_all(request).await?;
         all.into_iter().next().ok_or_else(|| unexpected("nothing"))
+    }
+
+    /// Submits a run and returns its execution with the alias: known from the moment that the node says so, whatever
+    /// becomes of the connection then.
+    pub async fn submit(&self, run: Cid, priority: i32) -> Result<(Cid, String)> {
+        let request = Request::Submit { run, source: None, source_addrs: Vec::new(), priority };
+        match self.call(request).await?.next().await? {
+            Some(Reply::Submitted { execution, alias }) => Ok((execution, alias)),
+            other => Err(unexpected(&format!("{other:?}"))),
+        }
     }
 
     /// Stores blocks at the node. When it returns, the node holds them durably.

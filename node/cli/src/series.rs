@@ -1,6 +1,7 @@
 //! Series: a run repeated, and a matrix of choices, submitted together and summed up under one CID.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use iptl_dag::Cid;
 use iptl_dag::model::series::MAX_SERIES;
@@ -13,6 +14,9 @@ use crate::context::Context;
 use crate::exit::{Error, Exit, Result};
 use crate::narrative::{self, Telling};
 use crate::{fetch, ui};
+
+/// How long an interrupted command waits for the answer to a submission that is under way.
+const LATE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Choices that tell a run from others of its series, as they were given.
 pub type Choices = BTreeMap<String, String>;
@@ -80,15 +84,22 @@ pub async fn run(
     detach: bool,
 ) -> Result {
     let mut series = Series { executions: Vec::new() };
-    if let Err(error) = submit(ctx, client, &runs, repeat, priority, &mut series).await {
-        // Half a series is none: nobody would know of it.
-        for execution in &series.executions {
-            cancel_one(ctx, client, execution).await;
+    // Half a series is none: nobody would know of it.
+    let begun = match begin(ctx, client, &runs, repeat, priority, &mut series).await {
+        Ok(Some(begun)) => begun,
+        Ok(None) => {
+            return match withdraw(ctx, client, &series).await {
+                Some(left) => Err(Error::broken("run.series", left, "`iptl cancel` ends one of them")),
+                None => Ok(Exit::Interrupted),
+            };
         }
-        return Err(error);
-    }
-    // From here on it can be watched and cancelled by whoever has its CID, also where this command ends.
-    let begun = publish(client, &series).await?;
+        Err(mut error) => {
+            if let Some(left) = withdraw(ctx, client, &series).await {
+                error.message = format!("{}; {left}", error.message);
+            }
+            return Err(error);
+        }
+    };
     if detach {
         return submitted(ctx, &begun, &series);
     }
@@ -99,22 +110,28 @@ pub async fn run(
     Ok(exit)
 }
 
-async fn submit(
+/// Submits every run so often, and keeps the series: from then on it can be watched and cancelled by whoever has its CID,
+/// also where this command ends. Returns none where that was interrupted; `series` has what was submitted.
+async fn begin(
     ctx: &Context,
     client: &Client,
     runs: &[(Choices, Cid)],
     repeat: u32,
     priority: i32,
     series: &mut Series,
-) -> Result<()> {
+) -> Result<Option<Cid>> {
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
     for repetition in 1..=repeat {
         for (choices, run) in runs {
-            let request = Request::Submit { run: *run, source: None, source_addrs: Vec::new(), priority };
-            let execution = match ctx.waiting("submitting", client.call_one(request)).await? {
-                Reply::Submitted { execution, .. } => execution,
-                other => return Err(unexpected(&format!("{other:?}"))),
+            let submitting = ctx.waiting("submitting", client.submit(*run, priority));
+            tokio::pin!(submitting);
+            let (submitted, interrupted) = tokio::select! {
+                submitted = &mut submitting => (Some(submitted?), false),
+                // What the node has just said is heard; what it says to nobody it withdraws itself.
+                _ = &mut interrupt => (tokio::time::timeout(LATE_LIMIT, submitting).await.ok().transpose()?, true),
             };
-            series.executions.push(SeriesExecution {
+            series.executions.extend(submitted.map(|(execution, _)| SeriesExecution {
                 execution,
                 run: *run,
                 choices: choices.clone(),
@@ -122,10 +139,44 @@ async fn submit(
                 result: None,
                 verdict: None,
                 failure: None,
-            });
+            }));
+            if interrupted {
+                return Ok(None);
+            }
         }
     }
-    Ok(())
+    publish(client, series).await.map(Some)
+}
+
+/// Ends what was submitted of a series that was not submitted whole; says what goes on nevertheless. A node that went away
+/// is looked for: what it has goes on when it is back.
+async fn withdraw(ctx: &Context, client: &Client, series: &Series) -> Option<String> {
+    let mut deadline = Instant::now() + narrative::AWAY_LIMIT;
+    let (mut left, mut told_away) = (Vec::new(), false);
+    for execution in &series.executions {
+        loop {
+            let answer = ask_to_cancel(client, execution).await;
+            let away = answer.as_ref().is_err_and(narrative::is_away) && !client.is_temporary();
+            if !away || Instant::now() >= deadline {
+                if !tell_cancelled(ctx, execution, answer) {
+                    left.push(alias(execution));
+                }
+                break;
+            }
+            if !std::mem::replace(&mut told_away, true) {
+                let limit = narrative::AWAY_LIMIT.as_secs();
+                ctx.say(format!(
+                    "… the node went away; what was submitted is withdrawn when it is back, within {limit} s"
+                ));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(narrative::AWAY_PAUSE) => {}
+                _ = tokio::signal::ctrl_c() => deadline = Instant::now(),
+            }
+        }
+    }
+    let count = ui::count(left.len() as u64, "execution");
+    (!left.is_empty()).then(|| format!("{count} of the series could not be withdrawn: {}", left.join(", ")))
 }
 
 /// Stores a series, as far as it has come, and keeps it.
@@ -205,27 +256,36 @@ pub async fn cancel(ctx: &Context, client: &Client, cid: &Cid, series: &Series) 
 
 /// Ends an execution; returns whether nothing of it goes on.
 async fn cancel_one(ctx: &Context, client: &Client, execution: &SeriesExecution) -> bool {
+    let answer = ask_to_cancel(client, execution).await;
+    tell_cancelled(ctx, execution, answer)
+}
+
+/// Has an execution ended; returns whether it was over.
+async fn ask_to_cancel(client: &Client, execution: &SeriesExecution) -> Result<bool> {
+    match client.call_one(Request::Cancel { execution: execution.execution.to_string() }).await? {
+        Reply::Cancelled { over, .. } => Ok(over),
+        other => Err(unexpected(&format!("{other:?}"))),
+    }
+}
+
+/// Tells whether an execution was ended; returns whether nothing of it goes on.
+fn tell_cancelled(ctx: &Context, execution: &SeriesExecution, answer: Result<bool>) -> bool {
     let alias = alias(execution);
-    match client.call_one(Request::Cancel { execution: execution.execution.to_string() }).await {
-        Ok(Reply::Cancelled { over, .. }) => {
-            let said = if over { "was over" } else { "cancelled; what it has is being sealed" };
-            if ctx.json {
-                let body = json!({"execution": execution.execution.to_string(), "alias": alias, "over": over});
-                ctx.answer_json("cancelled", body);
-            } else {
-                ctx.say(format!("{alias}{} {said}", chosen(execution)));
-            }
-            true
+    match answer {
+        Ok(over) if ctx.json => {
+            let body = json!({"execution": execution.execution.to_string(), "alias": alias, "over": over});
+            ctx.answer_json("cancelled", body);
         }
-        Ok(other) => {
-            ctx.say(format!("{alias} goes on: {}", unexpected(&format!("{other:?}"))));
-            false
+        Ok(over) => {
+            let said = if over { "was over" } else { "cancelled; what it has is being sealed" };
+            ctx.say(format!("{alias}{} {said}", chosen(execution)));
         }
         Err(error) => {
             ctx.say(format!("{alias} goes on: {error}"));
-            false
+            return false;
         }
     }
+    true
 }
 
 /// Answers the CID of a series.

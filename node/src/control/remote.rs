@@ -45,8 +45,7 @@ pub(super) struct Answer {
 
 /// Asks who leads the lab in the name of this node's owner and passes its replies on.
 pub(super) async fn forward(node: &Node, caller: &Caller, request: Request, talk: &mut Talk) -> Result<(), Failure> {
-    let Answer { first, mut stream } = ask(node, caller, &request).await?;
-    replies(&mut talk.writer, first, &mut stream).await
+    ask(node, caller, &request).await?.pass_on(talk).await
 }
 
 /// Opens a stream to who leads the lab and asks in the name of this node's owner. Other members ask it themselves:
@@ -148,6 +147,25 @@ impl Answer {
     pub(super) async fn of(mut stream: Stream) -> Result<Answer, Failure> {
         let first = reply(&mut stream).await?;
         Ok(Answer { first, stream })
+    }
+
+    /// Returns what it begins with.
+    pub(super) fn first(&self) -> &Reply {
+        &self.first
+    }
+
+    /// Fails where it begins with a refusal.
+    pub(super) fn accepted(self) -> Result<(), Failure> {
+        match self.first {
+            Reply::Error(refused) => Err(refused),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes the replies on until they end.
+    pub(super) async fn pass_on(self, talk: &mut Talk) -> Result<(), Failure> {
+        let Answer { first, mut stream } = self;
+        replies(&mut talk.writer, first, &mut stream).await
     }
 }
 

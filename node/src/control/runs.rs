@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_artifacts::{PinKind, read_block};
-use iptl_dag::model::{self, Attestation, Execution, InstanceId, ReceiptShard, ResultNode, Run, Signed};
+use iptl_dag::model::{self, Attestation, Execution, ExecutionId, InstanceId, ReceiptShard, ResultNode, Run, Signed};
 use iptl_dag::walk::Limits;
 use iptl_dag::{Cid, PeerId};
 use iptl_scheduler::log::Tail;
@@ -55,7 +55,17 @@ pub(super) async fn submit(
             None => Vec::new(),
         };
         let request = Request::Submit { run, source: Some(node.links.peer().clone()), source_addrs, priority };
-        return remote::forward(node, caller, request, talk).await;
+        let answer = remote::ask(node, caller, &request).await?;
+        let submitted = match answer.first() {
+            Reply::Submitted { execution, .. } => Some(ExecutionId(*execution)),
+            _ => None,
+        };
+        let told = answer.pass_on(talk).await;
+        if let (Err(_), Some(id)) = (&told, submitted) {
+            let answer = remote::ask(node, caller, &Request::Cancel { execution: id.to_string() }).await;
+            withdrawn(id, answer.and_then(remote::Answer::accepted));
+        }
+        return told;
     };
     let from = source.into_iter().map(|peer| (peer, source_addrs.clone())).collect();
     // Until the execution holds it itself.
@@ -69,11 +79,29 @@ pub(super) async fn submit(
     let execution = Execution { run, orchestrator: node.links.peer().clone(), nonce };
     node.store.put(vec![model::to_block(execution.clone())]).await.map_err(store)?;
     let by = caller.peer(node);
+    let submitter = by.clone();
     let id = lab
-        .ask(|answer| Ask::Submit { execution, run: Box::new(known), by, priority, answer })
+        .ask(|answer| Ask::Submit { execution, run: Box::new(known), by: submitter, priority, answer })
         .await
         .map_err(stopped)?;
-    talk.say(Reply::Submitted { execution: id.0, alias: id.alias() }).await
+    let told = talk.say(Reply::Submitted { execution: id.0, alias: id.alias() }).await;
+    if told.is_err() {
+        let answer = lab.ask(|answer| Ask::Cancel { name: id.to_string(), by, answer }).await;
+        withdrawn(id, answer.map_err(stopped).flatten().map(|_| ()));
+    }
+    told
+}
+
+/// Notes that an execution was withdrawn since whoever submitted it has gone, and does not know of it.
+fn withdrawn(id: ExecutionId, answer: Result<(), Failure>) {
+    match answer {
+        Ok(()) => {
+            tracing::info!(execution = %id.alias(), "withdrawn: who submitted it has gone and does not know of it")
+        }
+        Err(failed) => {
+            tracing::warn!(execution = %id.alias(), error = failed.message, "nobody knows of it, and it goes on");
+        }
+    }
 }
 
 pub(super) async fn dry_run(node: &Arc<Node>, caller: &Caller, run: Cid, talk: &mut Talk) -> Result<(), Failure> {

@@ -4,7 +4,8 @@
 //! about who watches, [`ends`] about runs that are cancelled, late or find no room, [`members`] about who comes and goes,
 //! [`takeover`] and [`parted`] about labs of two orchestrators, [`turns`] about who goes before whom, [`alone`] about what needs no lab,
 //! [`collecting`] about what is dropped and what rots, [`crowds`] about size, [`health`] about a lab that looks after itself,
-//! [`losses`] about what plans say of all that. All run plans of [`Plan`], but [`random_deaths`], [`turns`] and [`losses`].
+//! [`losses`] about what plans say of all that, [`series`] about what is submitted whole or not at all. All run plans of
+//! [`Plan`], but [`random_deaths`], [`turns`], [`losses`] and [`series`].
 
 mod alone;
 mod collecting;
@@ -17,6 +18,7 @@ mod losses;
 mod members;
 mod parted;
 pub(crate) mod random_deaths;
+mod series;
 mod stops;
 pub(crate) mod takeover;
 mod turns;

@@ -135,11 +135,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result {
         return series::run(ctx, &client, runs, args.repeat, args.priority, args.detach).await;
     }
     let run = runs[0].1;
-    let request = Request::Submit { run, source: None, source_addrs: Vec::new(), priority: args.priority };
-    let (execution, alias) = match ctx.waiting("submitting", client.call_one(request)).await? {
-        Reply::Submitted { execution, alias } => (execution, alias),
-        other => return Err(unexpected(&format!("{other:?}"))),
-    };
+    let (execution, alias) = ctx.waiting("submitting", client.submit(run, args.priority)).await?;
     if args.detach {
         if ctx.json {
             let body = json!({"execution": execution.to_string(), "alias": alias, "run": run.to_string()});
