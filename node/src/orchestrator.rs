@@ -182,9 +182,9 @@ pub(crate) enum RunRow {
     /// It goes on.
     Active {
         id: ExecutionId,
-        run: Cid,
-        plan: Cid,
-        case: String,
+        run: Option<Cid>,
+        plan: Option<Cid>,
+        case: Option<String>,
         submitted_ms: u64,
         instances: u64,
         ended: u64,

@@ -12,8 +12,8 @@ use iptl_dag::walk::{Limits, Walk};
 use iptl_dag::{Block, Cid, Codec};
 use iptl_node::framed;
 use iptl_scheduler::log::append_record;
-use iptl_trust::sign;
-use iptl_wire::control::{Event, FailureKind, ListKind, LogTail, MAX_FRAME_SIZE, Reply, Request};
+use iptl_trust::{Keypair, sign};
+use iptl_wire::control::{Event, Failure, FailureKind, ListKind, LogTail, MAX_FRAME_SIZE, Reply, Request};
 use tokio::io::AsyncRead;
 
 use crate::lab::{Node, bystander, lab, start_again, within};
@@ -90,12 +90,7 @@ async fn a_damaged_log_ends_its_execution_alone_and_is_kept_byte_for_byte() {
 
     let mut lab = start_again(dir).await;
     for life in 0..2 {
-        let mut watching = watch(&lab, &hurt).await;
-        let failure = event(&mut watching, |event| match event {
-            Event::Failed { failure, .. } => Some(failure),
-            _ => None,
-        })
-        .await;
+        let failure = failed(&mut watch(&lab, &hurt).await).await;
         assert_eq!(failure.code, "execution.log-damaged", "in life {life}");
         assert!(failure.help.contains("run it again") && failure.help.contains(&format!("iptl audit {hurt}")));
         let audited = lab.ask(Request::Audit { execution: hurt.clone() }).await.unwrap();
@@ -113,7 +108,7 @@ async fn a_damaged_log_ends_its_execution_alone_and_is_kept_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_block_that_a_log_names_ends_its_execution_alone_and_the_lab_starts() {
+async fn a_missing_block_that_a_log_names_ends_its_execution_alone_and_whoever_asks_is_told() {
     let lab = lab(false).await;
     let run = publish(&lab).await;
     let goes_on = submit(&lab, run).await;
@@ -123,26 +118,76 @@ async fn a_missing_block_that_a_log_names_ends_its_execution_alone_and_the_lab_s
     let execution = Execution { run: missing, orchestrator: key.peer().clone(), nonce: [7; 16] };
     let id = execution.id();
     lab.put(&[model::to_block(execution)]).await;
-    let kind = FactKind::Submitted { execution: id.0, run: missing, by: key.peer().clone(), priority: 0, order: 0 };
-    let epoch = Epoch { counter: 1, peer: key.peer().clone() };
-    let fact = Fact { execution: id, seq: 0, prev: None, epoch, at_ms: 1, kind };
-    let mut bytes = Vec::new();
-    append_record(&mut bytes, model::to_block(sign(&key, fact)).data());
+    let bytes = log_of_one(&key, id, missing);
     let dir = lab.stopped().await;
     let log = dir.path().join("log").join(format!("{id}.log"));
     std::fs::write(&log, &bytes).unwrap();
 
-    let lab = start_again(dir).await;
+    let mut lab = start_again(dir).await;
     // Its log is kept as it is, where the next life does not read it again.
     let kept = lab.dir.path().join("log/over").join(log.file_name().unwrap());
-    let rows = lab.ask(Request::List { what: ListKind::Runs }).await.unwrap();
-    assert!(matches!(&rows[..], [Reply::Row(row)] if row["alias"] == goes_on), "{rows:?}");
-    assert_eq!((std::fs::read(kept).unwrap(), log.exists()), (bytes, false));
-    let lab = lab.restarted().await;
+    assert_eq!((std::fs::read(&kept).unwrap(), log.exists()), (bytes, false));
+    for life in 0..2 {
+        let failure = failed(&mut watch(&lab, &id.alias()).await).await;
+        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::LabUnable, "execution.block-missing"));
+        assert!(failure.message.contains(&missing.to_string()), "in life {life}: {}", failure.message);
+        assert_ne!(row(&lab, &goes_on).await["state"], "failed", "in life {life}");
+        let row = row(&lab, &id.alias()).await;
+        let told = (row["state"].as_str(), row["run"].as_str(), row["submitted_ms"].as_str());
+        assert_eq!(told, ("failed", missing.to_string().as_str(), "1"), "in life {life}");
+        assert!(!row.contains_key("plan") && !row.contains_key("case"), "it cannot be known: {row:?}");
+        let audited = lab.ask(Request::Audit { execution: id.alias() }).await.unwrap();
+        assert!(matches!(audited[..], [Reply::Log { tail: LogTail::Clean, .. }, Reply::Block { .. }]), "{audited:?}");
+        let shown = lab.ask(Request::Resolve { name: id.alias() }).await.unwrap_err();
+        assert_eq!(shown.code, "execution.no-result");
+        let cancelled = lab.ask(Request::Cancel { execution: id.alias() }).await.unwrap();
+        assert!(matches!(cancelled[..], [Reply::Cancelled { over: true, .. }]), "{cancelled:?}");
+        lab = lab.restarted().await;
+    }
     let mut watching = watch(&lab, &goes_on).await;
     lab.ask(Request::Cancel { execution: goes_on.clone() }).await.unwrap();
     let result = finished(&mut watching).await;
     verify(&lab, &bystander().await, &result).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_execution_of_which_nothing_can_be_read_is_told_to_have_ended() {
+    let lab = lab(false).await;
+    let key = iptl_node::Home::open(lab.dir.path()).unwrap().identity().unwrap();
+    // Neither the run nor the block that names the execution is here, and its log is damaged in the first fact.
+    let missing = *Block::new(Codec::DagCbor, "a run").cid();
+    let id = Execution { run: missing, orchestrator: key.peer().clone(), nonce: [7; 16] }.id();
+    let mut bytes = log_of_one(&key, id, missing);
+    bytes[60] ^= 1;
+    let dir = lab.stopped().await;
+    std::fs::write(dir.path().join("log").join(format!("{id}.log")), bytes).unwrap();
+
+    let lab = start_again(dir).await;
+    assert_eq!(failed(&mut watch(&lab, "last").await).await.code, "execution.log-damaged");
+    let row = row(&lab, &id.alias()).await;
+    assert_eq!((row["state"].as_str(), row.get("run")), ("failed", None));
+    let lab = lab.restarted().await;
+    assert_eq!(failed(&mut watch(&lab, &id.to_string()).await).await.code, "execution.log-damaged");
+}
+
+/// Returns a log that says what was submitted, and nothing more.
+fn log_of_one(key: &Keypair, id: ExecutionId, run: Cid) -> Vec<u8> {
+    let kind = FactKind::Submitted { execution: id.0, run, by: key.peer().clone(), priority: 0, order: 0 };
+    let epoch = Epoch { counter: 1, peer: key.peer().clone() };
+    let fact = Fact { execution: id, seq: 0, prev: None, epoch, at_ms: 1, kind };
+    let mut bytes = Vec::new();
+    append_record(&mut bytes, model::to_block(sign(key, fact)).data());
+    bytes
+}
+
+/// Returns what a lab says of an execution where it lists all of them.
+async fn row(lab: &Node, alias: &str) -> BTreeMap<String, String> {
+    let rows = lab.ask(Request::List { what: ListKind::Runs }).await.unwrap().into_iter();
+    let mut rows = rows.map(|reply| match reply {
+        Reply::Row(row) => row,
+        other => panic!("a list was answered by {other:?}"),
+    });
+    rows.find(|row| row["alias"] == alias).unwrap_or_else(|| panic!("{alias} is not listed"))
 }
 
 /// Returns the alias of the execution whose log this is.
@@ -224,6 +269,15 @@ async fn event<T>(stream: &mut (impl AsyncRead + Unpin), mut wanted: impl FnMut(
         }
     };
     within("an event", reading).await
+}
+
+/// Waits for an end without a result and returns why.
+async fn failed(stream: &mut (impl AsyncRead + Unpin)) -> Failure {
+    event(stream, |event| match event {
+        Event::Failed { failure, .. } => Some(failure),
+        _ => None,
+    })
+    .await
 }
 
 /// Waits for the end of a run of which nothing was started.

@@ -399,17 +399,18 @@ fn run_row(entry: &RunRow, what: ListKind) -> Option<BTreeMap<String, String>> {
     match entry {
         RunRow::Ended(record) => ended_row(record, what),
         RunRow::Active { .. } if what == ListKind::Results => None,
-        RunRow::Active { id, run, plan, case, submitted_ms, instances, ended, phase } => Some(row([
-            ("execution", id.to_string()),
-            ("alias", id.alias()),
-            ("run", run.to_string()),
-            ("plan", plan.to_string()),
-            ("case", case.clone()),
-            ("state", phase.clone()),
-            ("instances", instances.to_string()),
-            ("ended", ended.to_string()),
-            ("submitted_ms", submitted_ms.to_string()),
-        ])),
+        RunRow::Active { id, run, plan, case, submitted_ms, instances, ended, phase } => {
+            let mut columns = row([
+                ("execution", id.to_string()),
+                ("alias", id.alias()),
+                ("state", phase.clone()),
+                ("instances", instances.to_string()),
+                ("ended", ended.to_string()),
+                ("submitted_ms", submitted_ms.to_string()),
+            ]);
+            columns.extend(what_runs(*run, *plan, case.clone()));
+            Some(columns)
+        }
     }
 }
 
@@ -421,13 +422,11 @@ fn ended_row(record: &RunRecord, what: ListKind) -> Option<BTreeMap<String, Stri
     let mut columns = row([
         ("execution", record.execution.to_string()),
         ("alias", record.execution.alias()),
-        ("run", record.run.to_string()),
-        ("plan", record.plan.to_string()),
-        ("case", record.case.clone()),
         ("submitted_ms", record.submitted_ms.to_string()),
         ("ended_ms", record.ended_ms.to_string()),
         ("state", if result.is_some() { "sealed" } else { "failed" }.to_owned()),
     ]);
+    columns.extend(what_runs(record.run, record.plan, record.case.clone()));
     if let Some((cid, verdict, counts)) = result {
         let instances = counts.ok + counts.failed + counts.lost;
         columns.extend(row([
@@ -440,6 +439,13 @@ fn ended_row(record: &RunRecord, what: ListKind) -> Option<BTreeMap<String, Stri
         ]));
     }
     Some(columns)
+}
+
+/// Says what an execution runs, as far as it is known.
+fn what_runs(run: Option<Cid>, plan: Option<Cid>, case: Option<String>) -> impl Iterator<Item = (String, String)> {
+    let columns =
+        [("run", run.map(|run| run.to_string())), ("plan", plan.map(|plan| plan.to_string())), ("case", case)];
+    columns.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)))
 }
 
 fn row<const N: usize>(columns: [(&str, String); N]) -> BTreeMap<String, String> {

@@ -178,9 +178,9 @@ fn ended_row(record: &RunRecord) -> RunRow {
 fn active_row(id: ExecutionId, active: &Active, view: Option<&ExecutionView>) -> RunRow {
     RunRow::Active {
         id,
-        run: active.run,
-        plan: active.plan,
-        case: active.case.clone(),
+        run: Some(active.run),
+        plan: Some(active.plan),
+        case: Some(active.case.clone()),
         submitted_ms: active.submitted_ms,
         instances: active.instances,
         ended: view.map_or(0, |view| view.ended),

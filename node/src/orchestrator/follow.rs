@@ -283,11 +283,11 @@ impl Follower {
                 let recorded = self.records.get(&execution).map(|record| (record.submitted_ms, record.run));
                 let submitted = match recorded {
                     Some(recorded) => Some(recorded),
-                    None => submitted(&tokio::task::block_in_place(|| self.logs.blocks(&execution))?),
+                    None => submitted(&tokio::task::block_in_place(|| self.logs.blocks(&execution))?)
+                        .map(|(submitted_ms, run)| (submitted_ms, Some(run))),
                 };
-                if let Some((submitted_ms, run)) = submitted
-                    && let Some(record) = self.wants.record(&end, run, submitted_ms, *last).await
-                {
+                if let Some((submitted_ms, run)) = submitted {
+                    let record = self.wants.record(&end, run, submitted_ms, *last).await;
                     tokio::task::block_in_place(|| self.records.put(record));
                 }
                 self.logs.close(&execution)?;

@@ -19,12 +19,15 @@ use crate::home::{Home, HomeError};
 pub(crate) struct RunRecord {
     /// The execution.
     pub execution: ExecutionId,
-    /// The run.
-    pub run: Cid,
-    /// The plan.
-    pub plan: Cid,
+    /// The run; none where not even the first fact of its log could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<Cid>,
+    /// The plan; none where the run was not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Cid>,
     /// Case of the plan.
-    pub case: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub case: Option<String>,
     /// Wall time of submission in milliseconds since 1970.
     pub submitted_ms: u64,
     /// Wall time of its end.
@@ -195,9 +198,9 @@ mod tests {
         };
         RunRecord {
             execution: end.execution,
-            run,
-            plan: run,
-            case: "case".into(),
+            run: Some(run),
+            plan: Some(run),
+            case: Some("case".into()),
             submitted_ms: 1,
             ended_ms: 2,
             last,

@@ -126,6 +126,17 @@ impl Registry {
         counts
     }
 
+    /// Tells how an execution ended of which the run is not here, so that it never was among those that go on.
+    pub(super) fn end_unread(&mut self, end: Finished, run: Option<Cid>, submitted_ms: u64, last: Event, now_ms: u64) {
+        self.health.told(&last);
+        if run.as_ref().is_some_and(canary::is_canary) {
+            return;
+        }
+        let Finished { execution, term, .. } = end;
+        let (plan, case, later) = (None, None, None);
+        self.records.put(RunRecord { execution, run, plan, case, submitted_ms, ended_ms: now_ms, last, term, later });
+    }
+
     /// Says that the end of a later term counts, whose result is not here yet; returns whether it does.
     pub(super) fn await_end(&mut self, end: &Finished) -> bool {
         self.records.await_end(end)
@@ -169,9 +180,9 @@ impl Registry {
             }
             let record = RunRecord {
                 execution: id,
-                run: active.run,
-                plan: active.plan,
-                case: active.case,
+                run: Some(active.run),
+                plan: Some(active.plan),
+                case: Some(active.case),
                 submitted_ms: active.submitted_ms,
                 ended_ms: now_ms,
                 last: event,

@@ -37,7 +37,23 @@ struct Replayed {
     /// Blocks that facts name.
     named: BTreeMap<ExecutionId, Vec<Cid>>,
     /// Executions that cannot go on since a block is missing or wrong that their log names.
-    without: BTreeMap<ExecutionId, String>,
+    without: BTreeMap<ExecutionId, Without>,
+}
+
+/// What is known of an execution that cannot go on without a block.
+struct Without {
+    reason: String,
+    /// Its run, and when it was submitted.
+    submitted: Option<(Cid, u64)>,
+}
+
+/// An execution that ends here since it cannot go on.
+struct GivenUp {
+    end: Finished,
+    last: Event,
+    /// Its run, as far as that is known.
+    run: Option<Cid>,
+    submitted_ms: u64,
 }
 
 impl Driver {
@@ -100,12 +116,23 @@ impl Driver {
                     message: format!("the lab does not know how far it was, since its log is damaged: {what}"),
                     help,
                 };
-                given_up.push(self.give_up(execution, Event::Failed { execution: execution.0, failure }).await);
+                given_up.push(self.give_up(execution, None, failure).await);
             }
         }
-        for (execution, what) in std::mem::take(&mut replayed.without) {
-            let last = failed(execution, format!("it cannot go on: {what}"));
-            given_up.push(self.give_up(execution, last).await);
+        for (execution, Without { reason, submitted }) in std::mem::take(&mut replayed.without) {
+            if self.registry.ended(&execution).is_some() {
+                // It is known how it ended, and its log need not be read again.
+                replayed.over.insert(execution);
+                continue;
+            }
+            let help = "run it again; whoever keeps the lab should look at the orchestrator's disk: `iptl store check`";
+            let failure = Failure {
+                kind: FailureKind::LabUnable,
+                code: "execution.block-missing".to_owned(),
+                message: format!("it cannot go on: {reason}"),
+                help: help.to_owned(),
+            };
+            given_up.push(self.give_up(execution, submitted, failure).await);
         }
         for (execution, age) in self.logs.ages() {
             self.input(Input::Aged { execution, submitted: age.submitted, started: age.started });
@@ -146,13 +173,18 @@ impl Driver {
                 Some(reason) => self.adopted(&end, Ok(failed(execution, reason))),
             }
         }
-        for (end, last) in given_up {
-            self.registry.adopt(&end, last, clock::wall().0);
-            self.input(Input::Over(end.clone()));
-            if !broken.iter().any(|log| log.execution == Some(end.execution)) {
-                self.lay_aside(&end.execution);
+        for GivenUp { end, last, run, submitted_ms } in given_up {
+            let execution = end.execution;
+            if self.registry.active.contains_key(&execution) {
+                self.registry.adopt(&end, last, clock::wall().0);
+            } else {
+                self.registry.end_unread(end.clone(), run, submitted_ms, last, clock::wall().0);
             }
-            self.let_go(&end.execution);
+            self.input(Input::Over(end));
+            if !broken.iter().any(|log| log.execution == Some(execution)) {
+                self.lay_aside(&execution);
+            }
+            self.let_go(&execution);
         }
         // What is known of them is recorded by now.
         for log in &broken {
@@ -162,26 +194,37 @@ impl Driver {
         Ok(())
     }
 
-    /// Ends an execution that cannot go on here, before anything is acted on; `last` is what its author is told.
-    async fn give_up(&mut self, execution: ExecutionId, last: Event) -> (Finished, Event) {
+    /// Ends an execution that cannot go on here, before anything is acted on, and that was submitted with this run at this
+    /// time; its author is told why.
+    async fn give_up(
+        &mut self,
+        execution: ExecutionId,
+        submitted: Option<(Cid, u64)>,
+        failure: Failure,
+    ) -> GivenUp {
         let term = self.post.claim.as_ref().map(|claim| claim.body.term.clone());
         // The core forgets what it took in of it.
         let kind = FactKind::Failed { reason: String::new(), term: term.clone() };
         let epoch = Epoch { counter: 1, peer: self.parts.links.peer().clone() };
         let fact = Fact { execution, seq: 0, prev: None, epoch, at_ms: clock::wall().0, kind };
         self.input(Input::Replay { facts: vec![fact], submission: None });
+        let submitted_ms = submitted.map_or_else(|| clock::wall().0, |(_, at_ms)| at_ms);
+        let mut run = submitted.map(|(run, _)| run);
         if !self.registry.active.contains_key(&execution) {
-            // Not even its first fact can be read: an execution is named by a block that says what it runs.
-            let node: Result<Execution, _> = self.node(&execution.0).await;
-            if let Ok(node) = node
-                && let Ok(run) = self.node::<Run>(&node.run).await
+            if run.is_none() {
+                // Not even its first fact can be read: an execution is named by a block that says what it runs.
+                run = self.node::<Execution>(&execution.0).await.ok().map(|node| node.run);
+            }
+            if let Some(cid) = run
+                && let Ok(node) = self.node::<Run>(&cid).await
             {
                 let by = self.parts.links.peer().clone();
-                self.registry.begin(execution, node.run, &run, by, clock::wall().0);
+                self.registry.begin(execution, cid, &node, by, submitted_ms);
             }
         }
-        tracing::error!(execution = %execution.alias(), "it ends without a result, since it cannot go on");
-        (Finished { execution, result: None, term }, last)
+        tracing::error!(execution = %execution.alias(), why = failure.message, "it ends without a result");
+        let last = Event::Failed { execution: execution.0, failure };
+        GivenUp { end: Finished { execution, result: None, term }, last, run, submitted_ms }
     }
 
     /// Takes in a fact. Those of an execution whose end is recorded are put off, in case its log does not know of that.
@@ -210,9 +253,13 @@ impl Driver {
         if replayed.without.contains_key(&execution) {
             return Ok(());
         }
+        let submitted = match &fact.kind {
+            FactKind::Submitted { run, .. } => Some((*run, fact.at_ms)),
+            _ => None,
+        };
         match self.replay_whole(fact, replayed).await {
             Err(error @ (OrchestratorError::Missing { .. } | OrchestratorError::Damaged { .. })) => {
-                replayed.without.insert(execution, error.to_string());
+                replayed.without.insert(execution, Without { reason: error.to_string(), submitted });
                 Ok(())
             }
             taken => taken,

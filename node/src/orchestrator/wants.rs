@@ -144,7 +144,7 @@ impl Wants {
     }
 
     /// Returns what is recorded of an execution that is over, and keeps its result.
-    pub(super) async fn record(&self, end: &Finished, run: Cid, submitted_ms: u64, last: Event) -> Option<RunRecord> {
+    pub(super) async fn record(&self, end: &Finished, run: Option<Cid>, submitted_ms: u64, last: Event) -> RunRecord {
         let Parts { store, keeper, .. } = &*self.parts;
         let execution = end.execution;
         if let Event::Finished { result, .. } = &last
@@ -152,15 +152,16 @@ impl Wants {
         {
             tracing::error!(%error, "a result is not kept");
         }
-        let node = match read_block(&**store, &run).await {
-            Ok(Some(block)) => model::from_bytes::<Run>(block.data()).ok(),
-            Ok(None) | Err(_) => None,
+        let block = match &run {
+            Some(run) => read_block(&**store, run).await.ok().flatten(),
+            None => None,
         };
+        let node = block.and_then(|block| model::from_bytes::<Run>(block.data()).ok());
         keeper.release(&execution, Holder::Orchestrator);
-        let Run { plan, case, .. } = node?;
+        let (plan, case) = node.map(|run| (run.plan, run.case)).unzip();
         let (term, later) = (end.term.clone(), None);
         let ended_ms = clock::wall().0;
-        Some(RunRecord { execution, run, plan, case, submitted_ms, ended_ms, last, term, later })
+        RunRecord { execution, run, plan, case, submitted_ms, ended_ms, last, term, later }
     }
 }
 
