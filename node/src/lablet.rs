@@ -28,7 +28,7 @@ mod ways;
 
 use std::collections::BTreeMap;
 
-use iptl_dag::model::{ExecutionId, InstanceId, Run, Signed, Way, WorkloadKind};
+use iptl_dag::model::{Epoch, ExecutionId, InstanceId, Run, Signed, Way, WorkloadKind};
 use iptl_dag::{Cid, PeerId};
 use iptl_runner::Ended;
 use iptl_wire::Timestamp;
@@ -47,7 +47,14 @@ pub(crate) enum Command {
     /// Asks for hello as it would be said now.
     Hello { answer: oneshot::Sender<Box<Hello>> },
     /// The orchestrator answered hello.
-    Up { orchestrator: PeerId, hello_at: Timestamp, welcome: Welcome, out: mpsc::Sender<ToOrchestrator> },
+    Up {
+        orchestrator: PeerId,
+        hello_at: Timestamp,
+        /// Term that the hello said was promised.
+        promised: Option<Epoch>,
+        welcome: Welcome,
+        out: mpsc::Sender<ToOrchestrator>,
+    },
     /// The session with it ended.
     Down { orchestrator: PeerId },
     /// The orchestrator said something.

@@ -70,8 +70,8 @@ impl Lablet {
         // What a late timer should have stopped is stopped before anything is believed to be under a lease.
         self.expire_leases(now);
         match input {
-            LabletInput::SessionUp { orchestrator, hello_at, welcome } => {
-                self.session_up(now, orchestrator, hello_at, welcome.into_inner());
+            LabletInput::SessionUp { orchestrator, hello_at, promised, welcome } => {
+                self.session_up(now, orchestrator, hello_at, promised.as_ref(), welcome.into_inner());
             }
             LabletInput::SessionDown { orchestrator } => self.session_down(&orchestrator),
             LabletInput::Offer(offer) => self.offer(now, offer.into_inner()),

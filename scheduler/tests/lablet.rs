@@ -76,6 +76,7 @@ impl Bench {
         self.give(LabletInput::SessionUp {
             orchestrator: peer(ORCHESTRATOR),
             hello_at,
+            promised: None,
             welcome: Verified::vouch(welcome),
         })
     }

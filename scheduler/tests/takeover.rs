@@ -135,9 +135,16 @@ fn give(lablet: &mut Lablet, input: LabletInput) -> Vec<LabletEffect> {
 }
 
 fn welcomed(lablet: &mut Lablet, n: u8, claim: Option<Signed<Claim>>) -> Vec<LabletEffect> {
+    let promised = lablet.promised_term().map(|claim| claim.body.term.clone());
+    answered(lablet, promised, n, claim)
+}
+
+/// A welcome comes to a hello that said this term.
+fn answered(lablet: &mut Lablet, said: Option<Epoch>, n: u8, claim: Option<Signed<Claim>>) -> Vec<LabletEffect> {
     let certificate = self::claim(1, n).body.certificate;
     let welcome = Welcome { certificate, heartbeat_ms: 1_000, lease_ms: 5_000, offers: Vec::new(), claim };
-    give(lablet, LabletInput::SessionUp { orchestrator: peer(n), hello_at: ms(1), welcome: Verified::vouch(welcome) })
+    let (orchestrator, welcome) = (peer(n), Verified::vouch(welcome));
+    give(lablet, LabletInput::SessionUp { orchestrator, hello_at: ms(1), promised: said, welcome })
 }
 
 fn heard(lablet: &mut Lablet, claim: Signed<Claim>) -> Vec<LabletEffect> {
@@ -160,6 +167,20 @@ fn a_lablet_promises_a_newer_term_before_it_says_anything_in_it() {
     // A term that it first hears of in an answer is promised, and the session made anew.
     let turned = [LabletEffect::PromiseTerm(claim(3, 1)), LabletEffect::Turn { to: peer(1) }];
     assert_eq!(welcomed(&mut lablet, 1, Some(claim(3, 1))), turned);
+}
+
+#[test]
+fn a_welcome_to_a_hello_that_said_an_older_term_is_no_session_and_hello_is_said_anew() {
+    for said in [None, Some(term(1, 1))] {
+        let mut lablet = lablet();
+        // It hears who leads after its hello was sent: the answer is of the right one, who has not heard of the promise.
+        heard(&mut lablet, claim(2, 2));
+        let turn = [LabletEffect::Turn { to: peer(2) }];
+        assert_eq!(answered(&mut lablet, said, 2, Some(claim(2, 2))), turn);
+        assert_eq!((lablet.in_session_with(), lablet.leased_until(&peer(2))), (None, None));
+        assert!(speaks(&answered(&mut lablet, Some(term(2, 2)), 2, Some(claim(2, 2)))));
+        assert_eq!(lablet.in_session_with(), Some(&peer(2)));
+    }
 }
 
 #[test]

@@ -212,11 +212,12 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Up { orchestrator, hello_at, mut welcome, out } => {
+            Command::Up { orchestrator, hello_at, promised, mut welcome, out } => {
                 welcome.offers.retain(|offer| iptl_trust::verify_by(offer, &orchestrator).is_ok());
                 self.uplink.send_replace(Some(out));
                 tracing::info!(%orchestrator, "the lab is online");
-                self.input(LabletInput::SessionUp { orchestrator, hello_at, welcome: Verified::vouch(welcome) });
+                let welcome = Verified::vouch(welcome);
+                self.input(LabletInput::SessionUp { orchestrator, hello_at, promised, welcome });
             }
             Command::Hello { answer } => {
                 let _gone = answer.send(Box::new(self.hello()));

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iptl_dag::PeerId;
-use iptl_wire::Timestamp;
 use iptl_wire::session::{MAX_MESSAGE_SIZE, PROTOCOL, ToLablet, ToOrchestrator, Welcome};
 use iptl_wire::takeover::Orchestrators;
 use tokio::io::{BufReader, ReadHalf};
@@ -100,6 +99,7 @@ impl SessionKeeper {
         let hello = hello.await.map_err(|_| "the lablet has stopped")?;
         let (reader, mut writer) = tokio::io::split(stream);
         let mut reader = BufReader::with_capacity(64 << 10, reader);
+        let promised = hello.promised.as_ref().map(|claim| claim.body.term.clone());
         let hello_at = clock::now();
         framed::write(&mut writer, &ToOrchestrator::Hello(*hello)).await.map_err(|e| e.to_string())?;
         let Ok(welcome) = tokio::time::timeout(patience, self.welcome(&mut reader, orchestrator)).await else {
@@ -110,8 +110,10 @@ impl SessionKeeper {
         self.state.send_replace(String::new());
         let (out, queue) = mpsc::channel(OUT_QUEUE);
         let mut writing = tokio::spawn(framed::write_queue(writer, queue, stamp));
+        let heartbeat_ms = welcome.heartbeat_ms;
+        let up = Command::Up { orchestrator: orchestrator.clone(), hello_at, promised, welcome, out };
         tokio::select! {
-            () = self.pump(&mut reader, orchestrator.clone(), hello_at, welcome, out) => {}
+            () = self.pump(&mut reader, orchestrator.clone(), heartbeat_ms, up) => {}
             // The lablet turned to another orchestrator.
             _ = &mut writing => {}
         }
@@ -152,12 +154,9 @@ impl SessionKeeper {
         &self,
         reader: &mut BufReader<ReadHalf<Stream>>,
         orchestrator: PeerId,
-        hello_at: Timestamp,
-        welcome: Welcome,
-        out: mpsc::Sender<ToOrchestrator>,
+        mut heartbeat_ms: u32,
+        up: Command,
     ) {
-        let mut heartbeat_ms = welcome.heartbeat_ms;
-        let up = Command::Up { orchestrator: orchestrator.clone(), hello_at, welcome, out };
         if self.lablet.send(up).await.is_err() {
             return;
         }

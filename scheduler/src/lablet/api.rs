@@ -37,6 +37,8 @@ pub enum LabletInput {
         orchestrator: PeerId,
         /// When the hello was sent: the lease counts from then.
         hello_at: Timestamp,
+        /// Term that the hello said was promised.
+        promised: Option<Epoch>,
         /// Its answer.
         welcome: Verified<Welcome>,
     },

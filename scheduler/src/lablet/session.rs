@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use iptl_dag::PeerId;
-use iptl_dag::model::ExecutionId;
+use iptl_dag::model::{Epoch, ExecutionId};
 use iptl_wire::Timestamp;
 use iptl_wire::session::{ClockSample, Heartbeat, Inventory, LeaseRenewal, ToOrchestrator, Welcome};
 
@@ -29,8 +29,15 @@ pub(super) struct Session {
 }
 
 impl Lablet {
-    pub(super) fn session_up(&mut self, now: Timestamp, orchestrator: PeerId, hello_at: Timestamp, welcome: Welcome) {
-        if !self.serves(&orchestrator, welcome.claim.as_ref()) {
+    pub(super) fn session_up(
+        &mut self,
+        now: Timestamp,
+        orchestrator: PeerId,
+        hello_at: Timestamp,
+        said: Option<&Epoch>,
+        welcome: Welcome,
+    ) {
+        if !self.serves(&orchestrator, welcome.claim.as_ref()) || !self.is_counted(said) {
             return;
         }
         self.session = Some(Session {

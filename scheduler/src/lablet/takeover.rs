@@ -78,6 +78,17 @@ impl Lablet {
         }
     }
 
+    /// Whether who leads counts a session whose hello said this term. What was promised after the hello was sent it does not
+    /// know: the session is made anew, so that its hello says so.
+    pub(super) fn is_counted(&mut self, said: Option<&Epoch>) -> bool {
+        let promised = self.leader.term().cloned();
+        let counts = said == promised.as_ref();
+        if !counts {
+            self.turn_to(promised.as_ref());
+        }
+        counts
+    }
+
     /// Promises a term, durably, before anything is said to who leads in it.
     ///
     /// Cells run on under the lease that they have, so that who leads now has time to be heard. Receipts are announced

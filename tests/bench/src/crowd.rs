@@ -251,6 +251,7 @@ impl Crowd {
                         LabletInput::SessionUp {
                             orchestrator: self.key.peer().clone(),
                             hello_at: self.now,
+                            promised: None,
                             welcome: Verified::vouch(welcome),
                         },
                     );

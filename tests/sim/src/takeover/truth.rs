@@ -72,11 +72,21 @@ impl Truth {
         });
     }
 
-    /// A lablet hears an orchestrator: it must lead in the term that the lablet is about to promise, or has.
-    pub(super) fn in_session(&mut self, lablet: &PeerId, orchestrator: &PeerId, promised: Option<&Epoch>) {
+    /// A lablet hears an orchestrator: it must lead in the term that the lablet is about to promise, or has, and that its
+    /// hello said.
+    pub(super) fn in_session(
+        &mut self,
+        lablet: &PeerId,
+        orchestrator: &PeerId,
+        promised: Option<&Epoch>,
+        said: Option<&Epoch>,
+    ) {
         let leads = promised.is_some_and(|term| term.peer == *orchestrator);
         self.check("old-heard", leads, || {
             format!("{} hears {} and promises {promised:?}", lablet.short(), orchestrator.short())
+        });
+        self.check("session-not-counted", said == promised, || {
+            format!("{} hears {}, promises {promised:?} and said {said:?}", lablet.short(), orchestrator.short())
         });
     }
 

@@ -323,7 +323,8 @@ impl World {
             self.reached.at(Point::BackInGrace);
         }
         let orchestrator = self.orchestrator.peer.clone();
-        self.tell_lablet(lablet, LabletInput::SessionUp { orchestrator, hello_at, welcome: Verified::vouch(welcome) });
+        let welcome = Verified::vouch(welcome);
+        self.tell_lablet(lablet, LabletInput::SessionUp { orchestrator, hello_at, promised: None, welcome });
         self.tell_cells(lablet, true);
     }
 

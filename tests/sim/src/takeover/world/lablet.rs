@@ -70,6 +70,7 @@ impl World {
         };
         let (o, sent) = (node.target, node.clock.stamp(self.now));
         node.greeting = Some((o, session, sent));
+        node.said = hello.promised.as_ref().map(|claim| claim.body.term.clone());
         self.truth.greets(self.now, l);
         self.after(5 * MILLI, Event::Hello { o, l, session, hello: Box::new(hello) });
         self.after(2 * SECOND, Event::GiveUp { l, session });
@@ -113,7 +114,7 @@ impl World {
         let Some(core) = &node.core else { return };
         if let Some(orchestrator) = core.in_session_with() {
             let promised = core.promised_term().map(|claim| &claim.body.term);
-            self.truth.in_session(&node.peer, orchestrator, promised);
+            self.truth.in_session(&node.peer, orchestrator, promised, node.said.as_ref());
         }
     }
 

@@ -110,6 +110,8 @@ pub(super) struct Node {
     /// Virtual time at which that began.
     pub session_since: u64,
     pub greeting: Option<(usize, u64, iptl_wire::Timestamp)>,
+    /// Term that its last hello said was promised.
+    pub said: Option<Epoch>,
     /// The hello that waited for an answer when it turned to somebody else.
     pub turned_from: Option<(usize, u64, iptl_wire::Timestamp)>,
     /// Effects that wait for a write to be durable, or for their turn.
@@ -205,6 +207,7 @@ impl Node {
             session: None,
             session_since: 0,
             greeting: None,
+            said: None,
             turned_from: None,
             queue: VecDeque::new(),
             syncing: None,

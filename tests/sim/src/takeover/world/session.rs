@@ -76,14 +76,16 @@ impl World {
         }
         let orchestrator = self.orchs[o].peer.clone();
         let core = self.nodes[l].core.as_ref();
+        let promised = self.nodes[l].said.clone();
         let serves = core.is_some_and(|core| core.promised_term().map(|claim| &claim.body.term) == term);
+        let serves = serves && promised.as_ref() == term;
         let lease_ms = welcome.lease_ms;
         self.nodes[l].greeting = None;
         self.nodes[l].session = Some((o, greeted));
         self.nodes[l].session_since = self.now;
         let welcome = Verified::vouch(welcome);
         self.truth.begins(l);
-        self.tell_lablet(l, LabletInput::SessionUp { orchestrator: orchestrator.clone(), hello_at, welcome });
+        self.tell_lablet(l, LabletInput::SessionUp { orchestrator: orchestrator.clone(), hello_at, promised, welcome });
         if serves {
             self.truth.welcomed(l, &orchestrator, lease_ms);
         }
@@ -95,7 +97,8 @@ impl World {
         let Some((_, _, hello_at)) = turned.filter(|_| self.nodes[l].greeting.is_none()) else { return };
         self.truth.at(Point::WelcomedLate);
         let (orchestrator, welcome) = (self.orchs[o].peer.clone(), Verified::vouch(welcome));
-        self.tell_lablet(l, LabletInput::SessionUp { orchestrator, hello_at, welcome });
+        let promised = self.nodes[l].said.clone();
+        self.tell_lablet(l, LabletInput::SessionUp { orchestrator, hello_at, promised, welcome });
     }
 
     /// Who was dialled does not lead, or does not answer: the next one is.
