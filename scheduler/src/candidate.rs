@@ -55,6 +55,8 @@ pub enum CandidateInput {
         /// Its term.
         term: Option<Epoch>,
     },
+    /// This orchestrator led, and has less of its logs than another one: it waits for that one, or another, to claim.
+    StepBack,
     /// The time that `poll_timeout` named has come.
     Timeout,
     /// This process stood still for a while: that nobody was heard meanwhile says nothing of who leads.
@@ -146,6 +148,10 @@ impl Candidate {
                 if !self.leading && self.claim_at <= now {
                     self.lead(false);
                 }
+            }
+            CandidateInput::StepBack => {
+                self.leading = false;
+                self.claim_at = now.after(wait(&self.config));
             }
             CandidateInput::StoodStill => self.claim_at = now.after(wait(&self.config)),
         }

@@ -91,6 +91,30 @@ fn who_led_leads_on_after_a_restart_until_it_hears_of_a_later_term() {
 }
 
 #[test]
+fn who_steps_back_waits_for_another_to_claim_and_claims_anew_where_nobody_does() {
+    for claimed in [true, false] {
+        let mut one = candidate(1, 0);
+        one.handle(ms(0), CandidateInput::Restore { term: Some(term(4, 1)) });
+        effects(&mut one);
+        one.set_rank(ms(100), 2);
+        one.handle(ms(100), CandidateInput::StepBack);
+        assert_eq!((effects(&mut one), one.leads(), one.poll_timeout()), (Vec::new(), false, Some(ms(10_100))));
+        // Others still name it as who leads.
+        one.handle(ms(200), CandidateInput::Heard { term: term(4, 1) });
+        assert_eq!((effects(&mut one), one.leads()), (Vec::new(), false));
+        if claimed {
+            one.handle(ms(5_000), CandidateInput::Heard { term: term(5, 2) });
+            let follow = CandidateEffect::Follow { term: term(5, 2) };
+            assert_eq!(effects(&mut one), [CandidateEffect::Persist(term(5, 2)), follow]);
+        } else {
+            one.handle(ms(10_100), CandidateInput::Timeout);
+            let lead = CandidateEffect::Lead { term: term(5, 1), handed_over: false };
+            assert_eq!(effects(&mut one), [CandidateEffect::Persist(term(5, 1)), lead]);
+        }
+    }
+}
+
+#[test]
 fn nobody_is_handed_a_lab_by_who_does_not_lead_it() {
     let mut one = candidate(1, 0);
     one.handle(ms(0), CandidateInput::Heard { term: term(3, 2) });

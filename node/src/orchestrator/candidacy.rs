@@ -4,10 +4,11 @@
 //! follower, which keeps the logs of who leads. What is heard of terms comes in by one way: [`Members`] knows the claim of
 //! the highest one, whoever showed it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use iptl_dag::model::{Epoch, Signed};
+use iptl_dag::model::{Epoch, ExecutionId, Signed};
 use iptl_dag::{PeerId, codec};
 use iptl_scheduler::{Candidate, CandidateConfig, CandidateEffect, CandidateInput};
 use iptl_wire::Timestamp;
@@ -18,8 +19,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::canary::Canary;
-use super::driver::{self, How, OrchestratorError, Parts};
+use super::driver::{self, How, OrchestratorError, Parts, Started};
 use super::follow::{self, Progress};
+use super::replay::Spoiled;
 use super::{Command, OrchestratorHandle, lead, sessions};
 use crate::clock;
 use crate::home::HomeError;
@@ -39,6 +41,11 @@ const STANDSTILL: Duration = Duration::from_millis(1_500);
 /// An orchestrator that starts asks the others so long who leads before it goes on leading: what it could do wrong
 /// meanwhile, lablets refuse.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+/// An orchestrator that would go on with a damaged log waits so long for another one to say which logs it has. Who was in
+/// contact notices after three beats that this one had died, and leases of lablets are longer then; who was not looks for
+/// who leads several times a second.
+const SECOND_LOOK: Duration = Duration::from_millis(3_500);
 
 /// Notes that wait; drivers and followers have few.
 const NOTE_QUEUE: usize = 64;
@@ -66,6 +73,8 @@ pub(super) enum Note {
     HandedOn { term: Epoch },
     /// Every lablet was asked in this term.
     Reconciled { term: Epoch },
+    /// Another orchestrator, which has these logs up to these facts, looks here for who leads, in vain.
+    Seeks { from: PeerId, heads: BTreeMap<ExecutionId, u64> },
 }
 
 enum Post {
@@ -80,6 +89,10 @@ struct Candidacy {
     candidate: Candidate,
     /// It leads a lab that never had a second orchestrator lead.
     leads_without_term: bool,
+    /// The first in rank of the others that answered at the start.
+    heir: Option<PeerId>,
+    /// It led, and waits for others to claim; executions whose logs are damaged here.
+    steps_back: Option<BTreeSet<ExecutionId>>,
     post: Post,
     notes: mpsc::Receiver<Note>,
     noting: mpsc::Sender<Note>,
@@ -98,11 +111,13 @@ pub(crate) async fn start(parts: Parts) -> Result<OrchestratorHandle, Orchestrat
     let config =
         CandidateConfig { peer: parts.links.peer().clone(), rank: 0, silence_ms: SILENCE_MS, step_ms: STEP_MS };
     tokio::spawn(sessions::accept(parts.links.clone(), parts.members.clone(), driver_seen.clone()));
-    tokio::spawn(lead::accept(parts.clone(), driver_seen.clone()));
+    tokio::spawn(lead::accept(parts.clone(), driver_seen.clone(), noting.clone()));
     let mut candidacy = Candidacy {
         learned: parts.members.learned(),
         candidate: Candidate::new(clock::now(), config),
         leads_without_term: false,
+        heir: None,
+        steps_back: None,
         post: Post::None,
         office,
         notes,
@@ -127,8 +142,12 @@ impl Candidacy {
         self.sit().await;
         let others = lead::others(&self.parts);
         if !others.is_empty() {
-            let asking = others.iter().map(|peer| lead::ask_who_leads(&self.parts, peer));
-            let _late = tokio::time::timeout(FIRST_LOOK, futures::future::join_all(asking)).await;
+            let parts = &self.parts;
+            let answered = others.iter().map(|peer| async move {
+                let asking = lead::ask_who_leads(parts, peer);
+                matches!(tokio::time::timeout(FIRST_LOOK, asking).await, Ok(true)).then(|| peer.clone())
+            });
+            self.heir = futures::future::join_all(answered).await.into_iter().flatten().next();
         }
         self.candidate.handle(clock::now(), CandidateInput::Restore { term: self.office.term.clone() });
         self.hear_claim();
@@ -142,6 +161,7 @@ impl Candidacy {
         } else if matches!(self.post, Post::None) {
             self.follow().await;
         }
+        self.heir = None;
         Ok(())
     }
 
@@ -190,6 +210,8 @@ impl Candidacy {
             }
             Note::HandedOver { from, term } => self.candidate.handle(now, CandidateInput::HandedOver { from, term }),
             Note::HandedOn { term } => self.candidate.handle(now, CandidateInput::Heard { term }),
+            // It is told where to look, and found what it looks for.
+            Note::Seeks { .. } => {}
             Note::Reconciled { term } => {
                 self.office.reconciled = Some(term);
                 if let Err(error) = self.save() {
@@ -211,7 +233,11 @@ impl Candidacy {
         let leader = self.parts.members.leader().map(|(peer, _)| peer);
         let ranking = self.parts.members.ranking();
         let before = ranking.iter().take_while(|peer| *peer != self.parts.links.peer());
-        let rank = before.filter(|peer| Some(*peer) != leader.as_ref()).count();
+        let rank = match self.steps_back {
+            // All others go before.
+            Some(_) => lead::others(&self.parts).len(),
+            None => before.filter(|peer| Some(*peer) != leader.as_ref()).count(),
+        };
         self.candidate.set_rank(clock::now(), u32::try_from(rank).unwrap_or(u32::MAX));
     }
 
@@ -244,6 +270,8 @@ impl Candidacy {
                         tracing::warn!(counter = term.counter, leader = %term.peer, "steps down: another one leads");
                     }
                     self.leads_without_term = false;
+                    self.steps_back = None;
+                    self.rank();
                     self.follow().await;
                 }
             }
@@ -261,12 +289,54 @@ impl Candidacy {
             tracing::info!(counter = term.counter, ?how, "leads the lab");
         }
         let stop = CancellationToken::new();
-        let lablets = self.office.lablets.iter().cloned().collect();
-        let post = driver::Post { claim, how, lablets, notes: self.noting.clone(), stop: stop.clone() };
-        let (commands, task) = driver::start(self.parts.clone(), post).await?;
-        self.driver.send_replace(Some(commands));
-        self.post = Post::Leads { stop, task };
+        let heir = self.heir.take();
+        let spoiled = self.steps_back.take().unwrap_or_default();
+        let post = |is_spared| {
+            let lablets = self.office.lablets.iter().cloned().collect();
+            let (claim, notes, spoiled, stop) = (claim.clone(), self.noting.clone(), spoiled.clone(), stop.clone());
+            driver::Post { claim, how, lablets, notes, is_spared, spoiled, stop }
+        };
+        let (spared, anyway) = (post(heir.is_some()), post(false));
+        let mut started = driver::start(self.parts.clone(), spared).await?;
+        if let Started::Spared(spoiled) = started {
+            if let Some(heir) = heir
+                && self.has_better(&heir, &spoiled).await
+            {
+                tracing::warn!(%heir, "a log is damaged here that another orchestrator has: steps back for it to lead");
+                self.steps_back = Some(spoiled.damaged.into_keys().collect());
+                self.step_back().await;
+                return Ok(());
+            }
+            started = driver::start(self.parts.clone(), anyway).await?;
+        }
+        if let Started::Leads(commands, task) = started {
+            self.driver.send_replace(Some(commands));
+            self.post = Post::Leads { stop, task };
+        }
         Ok(())
+    }
+
+    /// Waits for the heir, which looks for who leads, to name logs with which it could lead with less loss.
+    async fn has_better(&mut self, heir: &PeerId, spoiled: &Spoiled) -> bool {
+        let seeking = async {
+            while let Some(note) = self.notes.recv().await {
+                if let Note::Seeks { from, heads } = note
+                    && from == *heir
+                {
+                    return spoiled.is_better_at(&heads);
+                }
+            }
+            false
+        };
+        tokio::time::timeout(SECOND_LOOK, seeking).await.unwrap_or(false)
+    }
+
+    /// Leaves it to the others to lead; where none does, it claims after all of them.
+    async fn step_back(&mut self) {
+        self.leads_without_term = false;
+        self.rank();
+        self.candidate.handle(clock::now(), CandidateInput::StepBack);
+        self.follow().await;
     }
 
     /// Signs the claim to lead, and lets everybody on this node know.

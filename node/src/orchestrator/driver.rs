@@ -25,6 +25,7 @@ use super::health::Health;
 use super::lead::Followers;
 use super::leave::Leaving;
 use super::registry::Registry;
+use super::replay::Spoiled;
 use super::replicate::Newcomer;
 use super::seal::Sealer;
 use super::sessions::Outbox;
@@ -122,15 +123,24 @@ pub(super) struct Post {
     /// Lablets that may hold something.
     pub(super) lablets: BTreeSet<PeerId>,
     pub(super) notes: mpsc::Sender<Note>,
+    /// Another orchestrator is in reach, which may have whole what is damaged here.
+    pub(super) is_spared: bool,
+    /// Executions whose logs were laid aside as damaged for another orchestrator to lead, and none did.
+    pub(super) spoiled: BTreeSet<ExecutionId>,
     /// Somebody else leads, or the node ends.
     pub(super) stop: CancellationToken,
 }
 
+/// What came of beginning to lead.
+pub(super) enum Started {
+    /// It leads.
+    Leads(mpsc::Sender<Command>, JoinHandle<()>),
+    /// Logs are damaged here that another orchestrator may have whole: nothing was begun.
+    Spared(Spoiled),
+}
+
 /// Begins to lead: replays the logs, then serves.
-pub(super) async fn start(
-    parts: Arc<Parts>,
-    post: Post,
-) -> Result<(mpsc::Sender<Command>, JoinHandle<()>), OrchestratorError> {
+pub(super) async fn start(parts: Arc<Parts>, post: Post) -> Result<Started, OrchestratorError> {
     let peer = parts.links.peer().clone();
     let lab = parts.certificate.body.lab.clone();
     let logs = Logs::new(parts.home.path("log"), parts.key.clone()).with_writers(parts.members.writers());
@@ -171,10 +181,12 @@ pub(super) async fn start(
         post,
         parts,
     };
-    driver.replay().await?;
+    if let Some(spoiled) = driver.replay().await? {
+        return Ok(Started::Spared(spoiled));
+    }
     driver.act().await?;
     let task = tokio::spawn(driver.run(queue));
-    Ok((commands, task))
+    Ok(Started::Leads(commands, task))
 }
 
 pub(super) struct Session {

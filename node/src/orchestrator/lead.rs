@@ -18,7 +18,7 @@ use iptl_wire::takeover::{FOLLOW_PROTOCOL, MAX_FOLLOW_SIZE, ToFollower, ToLeader
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, watch};
 
-use super::candidacy::seat;
+use super::candidacy::{Note, seat};
 use super::driver::{Parts, Promised};
 use super::replicate::Newcomer;
 use super::{Command, Number};
@@ -47,7 +47,11 @@ const SILENCE: Duration = Duration::from_secs(5);
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Accepts streams of other orchestrators until the node ends.
-pub(super) async fn accept(parts: Arc<Parts>, driver: watch::Receiver<Option<mpsc::Sender<Command>>>) {
+pub(super) async fn accept(
+    parts: Arc<Parts>,
+    driver: watch::Receiver<Option<mpsc::Sender<Command>>>,
+    notes: mpsc::Sender<Note>,
+) {
     let mut incoming = parts.links.accept(FOLLOW_PROTOCOL, ACCEPT_QUEUE).await;
     let gate = Gate::new(MAX_STREAMS_PER_PEER);
     let mut number = 0;
@@ -57,13 +61,14 @@ pub(super) async fn accept(parts: Arc<Parts>, driver: watch::Receiver<Option<mps
             continue;
         };
         number += 1;
-        tokio::spawn(serve(parts.clone(), driver.clone(), peer, stream, place, number));
+        tokio::spawn(serve(parts.clone(), driver.clone(), notes.clone(), peer, stream, place, number));
     }
 }
 
 async fn serve(
     parts: Arc<Parts>,
     driver: watch::Receiver<Option<mpsc::Sender<Command>>>,
+    notes: mpsc::Sender<Note>,
     peer: PeerId,
     stream: Stream,
     place: Place,
@@ -95,6 +100,11 @@ async fn serve(
     parts.members.learn_orchestrators(known);
     let leads = driver.borrow().clone();
     let all = parts.members.orchestrators();
+    if let (None, Some((heads, _))) = (&leads, &has) {
+        let heads = heads.iter().map(|(execution, seq, _)| (*execution, *seq)).collect();
+        // It comes again where nobody takes this in now.
+        let _busy = notes.try_send(Note::Seeks { from: peer.clone(), heads });
+    }
     let (Some(driver), Some((heads, over))) = (leads.clone(), has) else {
         let answer = match leads {
             Some(_) => ToFollower::Orchestrators(all),
@@ -127,8 +137,8 @@ pub(super) fn others(parts: &Parts) -> Vec<PeerId> {
     parts.members.ranking().into_iter().filter(|peer| peer != parts.links.peer()).collect()
 }
 
-/// Asks another orchestrator who leads; what it says is known afterwards. Cancel safe.
-pub(super) async fn ask_who_leads(parts: &Parts, peer: &PeerId) {
+/// Asks another orchestrator who leads; what it says is known afterwards. Returns whether it answered. Cancel safe.
+pub(super) async fn ask_who_leads(parts: &Parts, peer: &PeerId) -> bool {
     let asking = async {
         let addrs = parts.members.addrs_of(peer);
         let mut stream = parts.links.open(peer, &addrs, FOLLOW_PROTOCOL).await.map_err(|e| e.to_string())?;
@@ -143,10 +153,11 @@ pub(super) async fn ask_who_leads(parts: &Parts, peer: &PeerId) {
         }
     };
     match tokio::time::timeout(ASK_PATIENCE, asking).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(reason)) => tracing::debug!(%peer, reason, "another orchestrator was not asked who leads"),
         Err(_) => tracing::debug!(%peer, "another orchestrator did not say who leads"),
     }
+    false
 }
 
 /// What waits until the followers have the facts before it.

@@ -15,7 +15,7 @@ use super::candidacy::Note;
 use super::driver::{Driver, How, OrchestratorError, name_blocks};
 use super::wants::failed;
 use crate::clock;
-use crate::facts::LogError;
+use crate::facts::{Broken, LogError};
 use crate::keeper::Holder;
 
 /// Windows of facts that are read before they are taken in.
@@ -38,6 +38,24 @@ struct Replayed {
     named: BTreeMap<ExecutionId, Vec<Cid>>,
     /// Executions that cannot go on since a block is missing or wrong that their log names.
     without: BTreeMap<ExecutionId, Without>,
+}
+
+/// What an orchestrator that led would go on without.
+#[derive(Debug)]
+pub(super) struct Spoiled {
+    /// Executions that go on, and whose logs are whole.
+    whole: BTreeSet<ExecutionId>,
+    /// Executions whose logs are damaged, with the first fact that is not what was written.
+    pub(super) damaged: BTreeMap<ExecutionId, u64>,
+}
+
+impl Spoiled {
+    /// Whether who has these logs, each with its last fact, could lead with less loss: it knows of every execution, and of
+    /// the damaged logs it has what is damaged here.
+    pub(super) fn is_better_at(&self, heads: &BTreeMap<ExecutionId, u64>) -> bool {
+        self.whole.iter().all(|execution| heads.contains_key(execution))
+            && self.damaged.iter().all(|(execution, seq)| heads.get(execution).is_some_and(|head| head >= seq))
+    }
 }
 
 /// What is known of an execution that cannot go on without a block.
@@ -64,8 +82,9 @@ impl Driver {
         }
     }
 
-    /// Reads the logs, and takes in what they say while the rest is being read.
-    pub(super) async fn replay(&mut self) -> Result<(), OrchestratorError> {
+    /// Reads the logs, and takes in what they say while the rest is being read. Where some are damaged, and the post may be
+    /// spared, nothing is begun, and it returns what would be gone on without.
+    pub(super) async fn replay(&mut self) -> Result<Option<Spoiled>, OrchestratorError> {
         self.input(Input::Wall { unix_us: clock::wall_us() });
         let mut logs = self.logs.unread();
         let (windows, mut coming) = mpsc::channel(READ_AHEAD);
@@ -86,7 +105,6 @@ impl Driver {
         let (logs, broken) = reading.await.expect("reading logs does not panic, whatever the bytes")?;
         self.logs = logs;
         for log in &broken {
-            tracing::error!(error = %log.error, "a log is damaged, and is laid aside");
             if let Some(execution) = log.execution {
                 replayed.put_off.remove(&execution);
                 replayed.named.remove(&execution);
@@ -98,26 +116,27 @@ impl Driver {
             self.replay_fact(fact, &mut replayed).await?;
         }
         self.replay_batch(&mut replayed);
-        let mut given_up = Vec::new();
+        let damaged = self.damaged(&broken);
+        if self.post.is_spared && !damaged.is_empty() {
+            return Ok(Some(self.spoiled(&replayed, &damaged)));
+        }
         for log in &broken {
-            if let Some(execution) = log.execution.filter(|execution| self.registry.ended(execution).is_none()) {
-                let what = match &log.error {
-                    LogError::Damaged { seq, reason, .. } => format!("fact {seq}: {reason}"),
-                    error @ LogError::Io { .. } => error.to_string(),
-                };
-                let help = format!(
-                    "run it again; `iptl audit {}` shows what is left of its log, which is kept, and whoever keeps the \
-                     lab should look at the disk",
-                    execution.alias()
-                );
-                let failure = Failure {
-                    kind: FailureKind::LabUnable,
-                    code: "execution.log-damaged".to_owned(),
-                    message: format!("the lab does not know how far it was, since its log is damaged: {what}"),
-                    help,
-                };
-                given_up.push(self.give_up(execution, None, failure).await);
-            }
+            tracing::error!(error = %log.error, "a log is damaged, and is laid aside");
+        }
+        let mut given_up = Vec::new();
+        for (execution, (_, what)) in damaged {
+            let help = format!(
+                "run it again; `iptl audit {}` shows what is left of its log, which is kept, and whoever keeps the lab \
+                 should look at the disk",
+                execution.alias()
+            );
+            let failure = Failure {
+                kind: FailureKind::LabUnable,
+                code: "execution.log-damaged".to_owned(),
+                message: format!("the lab does not know how far it was, since its log is damaged: {what}"),
+                help,
+            };
+            given_up.push(self.give_up(execution, None, failure).await);
         }
         for (execution, Without { reason, submitted }) in std::mem::take(&mut replayed.without) {
             if self.registry.ended(&execution).is_some() {
@@ -191,17 +210,39 @@ impl Driver {
             let kept = tokio::task::block_in_place(|| self.logs.lay_damaged(log))?;
             tracing::warn!(kept = %kept.display(), "a damaged log is kept as it is");
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Returns the executions that go on as far as is known, and whose logs are damaged: from which fact on, and how.
+    fn damaged(&self, broken: &[Broken]) -> BTreeMap<ExecutionId, (u64, String)> {
+        let laid_aside = self.post.spoiled.iter().filter(|execution| self.logs.head(execution).is_none());
+        let what = "nobody who has it whole came to lead";
+        let mut damaged: BTreeMap<_, _> = laid_aside.map(|execution| (*execution, (0, what.to_owned()))).collect();
+        damaged.extend(broken.iter().filter_map(|log| {
+            let what = match &log.error {
+                LogError::Damaged { seq, reason, .. } => (*seq, format!("fact {seq}: {reason}")),
+                error @ LogError::Io { .. } => (0, error.to_string()),
+            };
+            Some((log.execution?, what))
+        }));
+        damaged.retain(|execution, _| self.registry.ended(execution).is_none());
+        damaged
+    }
+
+    /// Returns what this orchestrator would go on without.
+    fn spoiled(&self, replayed: &Replayed, damaged: &BTreeMap<ExecutionId, (u64, String)>) -> Spoiled {
+        let is_over = |id: &ExecutionId| {
+            replayed.over.contains(id) || replayed.unrecorded.iter().any(|(end, _)| end.execution == *id)
+        };
+        // The lab's canary is no loss.
+        let goes_on = |id: &ExecutionId| self.registry.active.get(id).is_some_and(|active| !active.canary);
+        let whole = self.logs.executions().into_iter().filter(|id| goes_on(id) && !is_over(id)).collect();
+        Spoiled { whole, damaged: damaged.iter().map(|(execution, (seq, _))| (*execution, *seq)).collect() }
     }
 
     /// Ends an execution that cannot go on here, before anything is acted on, and that was submitted with this run at this
     /// time; its author is told why.
-    async fn give_up(
-        &mut self,
-        execution: ExecutionId,
-        submitted: Option<(Cid, u64)>,
-        failure: Failure,
-    ) -> GivenUp {
+    async fn give_up(&mut self, execution: ExecutionId, submitted: Option<(Cid, u64)>, failure: Failure) -> GivenUp {
         let term = self.post.claim.as_ref().map(|claim| claim.body.term.clone());
         // The core forgets what it took in of it.
         let kind = FactKind::Failed { reason: String::new(), term: term.clone() };
@@ -358,5 +399,30 @@ impl Driver {
         tokio::spawn(async move {
             let _stopping = notes.send(Note::Reconciled { term }).await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_orchestrator_is_better_where_it_knows_of_all_that_goes_on_and_has_what_is_damaged() {
+        let [hurt, goes_on, other] =
+            ["hurt", "goes on", "other"].map(|name| ExecutionId(iptl_dag::codec::cid_of(&name)));
+        let spoiled = Spoiled { whole: BTreeSet::from([goes_on]), damaged: BTreeMap::from([(hurt, 5)]) };
+        let rows = [
+            (vec![(hurt, 5), (goes_on, 0)], true),
+            (vec![(hurt, 9), (goes_on, 7), (other, 3)], true),
+            // It has no more of the damaged one than is whole here.
+            (vec![(hurt, 4), (goes_on, 7)], false),
+            (vec![(goes_on, 7)], false),
+            // It was cut off before the other one was submitted.
+            (vec![(hurt, 9)], false),
+        ];
+        for (heads, expected) in rows {
+            let heads = BTreeMap::from_iter(heads);
+            assert_eq!(spoiled.is_better_at(&heads), expected, "{heads:?}");
+        }
     }
 }

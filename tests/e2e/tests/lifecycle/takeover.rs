@@ -217,6 +217,68 @@ fn an_execution_that_was_named_survives_the_death_of_who_led() {
 }
 
 #[test]
+fn a_log_that_is_damaged_where_it_leads_goes_on_at_a_second_orchestrator_that_has_it_whole() {
+    let pair = Pair::start(2);
+    let plan = Plan::new(4);
+    let execution = submit(&pair.lab, &plan.write(&pair.lab), "14s");
+    reaches(&pair.lab, &execution, "running");
+    pair.follows(&pair.lab.orchestrator.home);
+    pair.lab.orchestrator.kill();
+    let log = damage(&pair.lab.orchestrator.home, &execution);
+    // It is back long before the second one would have missed it.
+    let _again = Foreground::again(&pair.lab.orchestrator.home, &[]);
+    assert_eq!(pair.second_leads(), 1);
+    passed_once(&pair.lab, watch(&pair.lab, &execution), plan.instances());
+    log_holds(&pair.second, &execution);
+    pair.follows(pair.second.path());
+    let kept = pair.lab.orchestrator.home.join("log/damaged").join(format!("{execution}.log"));
+    assert_eq!(std::fs::read(kept).unwrap(), log);
+}
+
+#[test]
+fn a_log_that_is_damaged_where_it_leads_ends_its_execution_alone_where_no_second_orchestrator_is_in_reach() {
+    let pair = Pair::start(2);
+    let plan = Plan::new(2);
+    let folder = plan.write(&pair.lab);
+    let (hurt, goes_on) = (submit(&pair.lab, &folder, "14s"), submit(&pair.lab, &folder, "14s"));
+    for execution in [&hurt, &goes_on] {
+        reaches(&pair.lab, execution, "running");
+    }
+    drop(pair.node);
+    pair.lab.orchestrator.kill();
+    damage(&pair.lab.orchestrator.home, &hurt);
+    let _again = Foreground::again(&pair.lab.orchestrator.home, &[]);
+    pair.lab.run(&["watch", &hurt]).fails(5, "execution.log-damaged");
+    passed_once(&pair.lab, watch(&pair.lab, &goes_on), plan.instances());
+    assert_eq!(leads(&pair.lab.orchestrator.home).unwrap()["term"], 0, "it leads on");
+}
+
+#[test]
+fn a_log_that_was_damaged_while_it_led_goes_on_at_whom_it_hands_over_to() {
+    let pair = Pair::start(2);
+    let plan = Plan::new(4);
+    let execution = submit(&pair.lab, &plan.write(&pair.lab), "8s");
+    reaches(&pair.lab, &execution, "running");
+    pair.follows(&pair.lab.orchestrator.home);
+    damage(&pair.lab.orchestrator.home, &execution);
+    pair.lab.run(&["lab", "handover"]).exits(0);
+    assert_eq!(pair.second_leads(), 1);
+    passed_once(&pair.lab, watch(&pair.lab, &execution), plan.instances());
+    log_holds(&pair.second, &execution);
+}
+
+/// Has the disk of an orchestrator give another byte in the log of an execution; returns what it gives then.
+fn damage(home: &std::path::Path, execution: &str) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let path = home.join("log").join(format!("{execution}.log"));
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 60).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 60).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+#[test]
 fn barriers_and_topics_go_on_under_a_successor() {
     let pair = Pair::start(3);
     let plan = repository().join("plans/storm").display().to_string();
