@@ -132,7 +132,9 @@ impl Lab {
         for home in &self.homes[1..] {
             let status = until("a place at the orchestrator", || {
                 let status = home.run(&["status", "--json"]).json();
-                (status["reach"]["through"].as_array().is_some_and(|relays| !relays.is_empty())).then_some(status)
+                let has_place = status["reach"]["through"].as_array().is_some_and(|relays| !relays.is_empty());
+                // The address there may come a moment after the place.
+                (has_place && status["addrs"].to_string().contains("/p2p-circuit")).then_some(status)
             });
             assert_eq!(status["reach"]["directly"], false, "{status}");
             assert_eq!(status["reach"]["through"], serde_json::json!([owner["peer"]]), "{status}");
