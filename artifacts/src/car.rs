@@ -187,13 +187,13 @@ pub enum CarImportError {
 
 /// Stores the blocks of a CAR of version 1 or 2, each checked against its CID, and says what is missing under its roots.
 ///
-/// A few blocks are in memory at a time; then 16 bytes are of each node under the roots, and of each block that is missing.
-/// The blocks are acknowledged but not flushed. Safe to drop half-way: blocks that were stored by then are unpinned.
+/// A few blocks are in memory at a time; 16 bytes are kept of each block that came, of each node under the roots, and of
+/// each block that is missing. The blocks are acknowledged but not flushed. Safe to drop half-way: blocks that were stored by then are unpinned.
 pub async fn import_car(
     store: &dyn BlobStore,
     from: &mut (dyn AsyncRead + Unpin + Send),
 ) -> Result<CarImported, CarImportError> {
-    let mut imported = CarImported::default();
+    let (mut imported, mut came) = (CarImported::default(), Seen::default());
     let mut reader = CarReader::new();
     let mut buffer = vec![0; READ_SIZE];
     let mut batch = Batch::default();
@@ -209,6 +209,7 @@ pub async fn import_car(
                 CarItem::Block(block) => {
                     imported.blocks += 1;
                     imported.bytes += block.data().len() as u64;
+                    came.insert(block.cid().hash());
                     if batch.add(block) {
                         imported.new_blocks += batch.put(store).await?;
                     }
@@ -218,7 +219,7 @@ pub async fn import_car(
     }
     reader.finish()?;
     imported.new_blocks += batch.put(store).await?;
-    find_missing(store, &mut imported).await?;
+    find_missing(store, &came, &mut imported).await?;
     Ok(imported)
 }
 
@@ -251,8 +252,8 @@ impl Batch {
 }
 
 /// Walks over what is under the roots and counts what is not there.
-async fn find_missing(store: &dyn BlobStore, imported: &mut CarImported) -> Result<(), CarImportError> {
-    let mut search = Search { store, imported, nodes: Vec::new(), leaves: Vec::new(), seen: Seen::default() };
+async fn find_missing(store: &dyn BlobStore, came: &Seen, imported: &mut CarImported) -> Result<(), CarImportError> {
+    let mut search = Search { store, came, imported, nodes: Vec::new(), leaves: Vec::new(), seen: Seen::default() };
     let roots = search.imported.roots.clone();
     search.add(roots)?;
     loop {
@@ -267,12 +268,14 @@ async fn find_missing(store: &dyn BlobStore, imported: &mut CarImported) -> Resu
 /// A search for what is missing: of nodes each is read once, and leaves are only looked for.
 struct Search<'a> {
     store: &'a dyn BlobStore,
+    /// Hashes that are there for sure.
+    came: &'a Seen,
     imported: &'a mut CarImported,
     /// To be read.
     nodes: Vec<Cid>,
     /// To be looked for.
     leaves: Vec<Cid>,
-    /// Nodes, and leaves that are missing: one that is there may be looked for again.
+    /// Nodes, and leaves that did not come and that the store did not say it has.
     seen: Seen,
 }
 
@@ -285,7 +288,9 @@ impl Search<'_> {
                     self.follow(&cid, data)?;
                 }
             } else if Codec::of(&cid) == Some(Codec::Raw) {
-                self.leaves.push(cid);
+                if !self.came.contains(cid.hash()) {
+                    self.leaves.push(cid);
+                }
             } else if self.seen.insert(&cid) {
                 self.nodes.push(cid);
             }
@@ -329,9 +334,16 @@ impl Search<'_> {
         }
         for cids in std::mem::take(&mut self.leaves).chunks(BATCH_BLOCKS) {
             let hashes: Vec<Multihash> = cids.iter().map(|cid| *cid.hash()).collect();
-            for (cid, has) in cids.iter().zip(self.store.has(&hashes).await?) {
-                if !has && self.seen.insert(cid) {
-                    self.miss(*cid);
+            let has = self.store.has(&hashes).await?;
+            let mut unsure: Vec<Cid> = cids.iter().zip(has).filter(|(_, has)| !has).map(|(cid, _)| *cid).collect();
+            unsure.retain(|cid| self.seen.insert(cid));
+            // A store that is far away says of everything that it is not there, unless it is read.
+            for cids in unsure.chunks(READ_AHEAD) {
+                let hashes: Vec<Multihash> = cids.iter().map(|cid| *cid.hash()).collect();
+                for (cid, data) in cids.iter().zip(self.store.get_batch(&hashes).await?) {
+                    if data.is_none() {
+                        self.miss(*cid);
+                    }
                 }
             }
         }

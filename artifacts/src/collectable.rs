@@ -1,6 +1,7 @@
 //! A store that is collected while it is used.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use iptl_dag::{Block, Cid, Multihash};
 use tokio::sync::RwLock;
 
 use crate::collect::{CollectError, Collected, Mark};
+use crate::seen::Prints;
 use crate::{BlobStore, StoreError, Usage};
 
 /// Blocks that are removed while everybody waits: some milliseconds of the back end.
@@ -32,8 +34,10 @@ pub struct Collectable {
 struct Touched {
     sessions: usize,
     is_collecting: bool,
-    /// Parts of hashes, eight bytes each: where two are alike, rubbish stays until the next collection.
-    blocks: HashSet<u64>,
+    /// Of each hash eight bytes, under a key that nobody else knows: where two are alike, rubbish stays until the next
+    /// collection.
+    blocks: Prints<u64>,
+    key: RandomState,
 }
 
 /// Keeps what is put into the store or found there, from its beginning until it is dropped.
@@ -63,8 +67,16 @@ impl Drop for Recording {
 impl Touched {
     fn forget(&mut self) {
         if self.sessions == 0 && !self.is_collecting {
-            self.blocks = HashSet::new();
+            self.blocks = Prints::default();
         }
+    }
+
+    fn note(&mut self, hash: &Multihash) {
+        self.blocks.insert(self.key.hash_one(hash));
+    }
+
+    fn has(&self, hash: &Multihash) -> bool {
+        self.blocks.contains(self.key.hash_one(hash))
     }
 }
 
@@ -119,7 +131,7 @@ impl Collectable {
             }
             let (kept, doomed): (Vec<Multihash>, Vec<Multihash>) = {
                 let touched = lock(&self.touched);
-                let is_kept = |hash: &Multihash| mark.keeps(hash) || touched.blocks.contains(&part(hash));
+                let is_kept = |hash: &Multihash| mark.keeps(hash) || touched.has(hash);
                 batch.iter().copied().partition(is_kept)
             };
             self.inner.remove(&doomed).await?;
@@ -136,7 +148,7 @@ impl Collectable {
     fn touch<'a>(&self, hashes: impl Iterator<Item = &'a Multihash>, reads: bool) {
         let mut touched = lock(&self.touched);
         if touched.is_collecting || (touched.sessions > 0 && !reads) {
-            touched.blocks.extend(hashes.map(part));
+            hashes.for_each(|hash| touched.note(hash));
         }
     }
 }
@@ -194,12 +206,6 @@ impl BlobStore for Collectable {
     async fn usage(&self) -> Result<Usage, StoreError> {
         self.inner.usage().await
     }
-}
-
-/// Returns the end of a digest, which is as good as random.
-fn part(hash: &Multihash) -> u64 {
-    let digest = hash.digest();
-    digest.last_chunk().map_or(0, |last| u64::from_le_bytes(*last))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

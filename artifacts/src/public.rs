@@ -8,13 +8,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use iptl_dag::{Cid, Codec, Multihash, block, walk};
 
-use crate::{BlobStore, StoreError};
+use crate::{BlobStore, Seen, StoreError};
 
 /// What stands for a block: the first half of the BLAKE3 hash of its multihash. To get a block served that is not public,
 /// somebody would have to find another one with the same half.
@@ -23,14 +23,17 @@ type Key = [u8; 16];
 /// What the file begins with.
 const MAGIC: &[u8; 16] = b"iptl-public/1\n\0\0";
 
+/// Bytes of the checksum of a record.
+const SUM: usize = 8;
+
 /// Bytes of a record beside its keys: two counts and a checksum.
-const RECORD_FRAME: usize = 4 + 4 + 8;
+const RECORD_FRAME: u64 = 4 + 4 + SUM as u64;
 
 /// Largest file that is read, in bytes: some 250 million blocks; a larger one is not ours.
 const MAX_FILE_SIZE: u64 = 4 << 30;
 
-/// Keys of one record: a count fits into four bytes, and a record into memory.
-const RECORD_KEYS: usize = 1 << 20;
+/// Keys of one record: a megabyte, which is in memory while it is written or read.
+const RECORD_KEYS: usize = 1 << 16;
 
 /// Blocks read from the store together.
 const READ_AHEAD: usize = 32;
@@ -110,28 +113,64 @@ impl Set {
         self.sorted.binary_search(key).is_ok() || self.fresh.contains(key)
     }
 
-    fn extend(&mut self, keys: impl IntoIterator<Item = Key>) {
-        self.fresh.extend(keys);
-        if self.fresh.len() >= MIN_FRESH.max(self.sorted.len() / 4) {
-            self.settle();
+    fn extend(&mut self, keys: Vec<Key>) {
+        let few = MIN_FRESH.max(self.sorted.len() / 4);
+        if self.fresh.len() + keys.len() < few {
+            self.fresh.extend(keys);
+            return;
         }
+        match self.sorted.is_empty() {
+            true => self.sorted = keys,
+            false => self.sorted.extend(keys),
+        }
+        self.sorted.extend(self.fresh.drain());
+        self.fresh.shrink_to_fit();
+        self.settle();
     }
 
     fn settle(&mut self) {
-        self.sorted.extend(self.fresh.drain());
         // Mostly sorted already, which the algorithm makes use of.
         self.sorted.sort();
         self.sorted.dedup();
         self.sorted.shrink_to_fit();
-        self.fresh.shrink_to_fit();
+    }
+}
+
+/// Keys that are gathered, each once in the end. In between some are there twice: no more than there are others.
+#[derive(Default)]
+struct Keys {
+    all: Vec<Key>,
+    /// So many at the beginning are sorted, and there once.
+    sorted: usize,
+}
+
+impl Keys {
+    fn push(&mut self, key: Key) {
+        if self.all.len() >= self.sorted * 2 + MIN_FRESH {
+            self.settle();
+        }
+        self.all.push(key);
+    }
+
+    fn settle(&mut self) {
+        self.all.sort_unstable();
+        self.all.dedup();
+        self.sorted = self.all.len();
+    }
+
+    fn into_sorted(mut self) -> Vec<Key> {
+        self.settle();
+        self.all
     }
 }
 
 /// What a walk over one root found.
 #[derive(Default)]
 struct Found {
-    blocks: HashSet<Key>,
-    walked: HashSet<Key>,
+    blocks: Keys,
+    /// Nodes, each once.
+    walked: Vec<Key>,
+    seen: Seen,
     missing: u64,
 }
 
@@ -146,7 +185,7 @@ impl PublicIndex {
         let set = match load(&path).map_err(failed)? {
             Some(set) if set.roots.is_subset(&public) => set,
             Some(_) | None => {
-                write_whole(&path, &[]).map_err(failed)?;
+                write_whole(&path, &[], &[]).map_err(failed)?;
                 Set::default()
             }
         };
@@ -163,17 +202,23 @@ impl PublicIndex {
     /// Makes everything public that a root leads to. Durable on return; dropped half-way, it has changed nothing.
     pub async fn add(&self, store: &dyn BlobStore, root: &Cid) -> Result<Added, PublicError> {
         let _changing = self.changing.lock().await;
-        let mut found = self.walk(store, root, |walked| self.read().contains(walked)).await?;
+        let found = self.walk(store, root, |walked| self.read().contains(walked)).await?;
+        let (is_whole, missing) = (found.is_whole(), found.missing);
+        let Found { blocks, walked, .. } = found;
+        let mut keys = blocks.into_sorted();
         {
             let set = self.read();
-            found.blocks.retain(|block| !set.contains(block));
+            keys.retain(|block| !set.contains(block));
         }
-        let added = Added { blocks: found.blocks.len() as u64, missing: found.missing };
-        let roots: Vec<Key> = found.is_whole().then(|| root_key(root)).into_iter().collect();
-        let keys: Vec<Key> = found.into_keys().collect();
+        let added = Added { blocks: keys.len() as u64, missing };
+        let mut roots = Vec::new();
+        // Above a hole nothing counts as walked: what is missing may come, and then the root is added again.
+        if is_whole {
+            roots.push(root_key(root));
+            keys.extend(walked);
+        }
         if !self.read().roots.is_superset(&roots.iter().copied().collect()) || !keys.is_empty() {
-            let records = records(&roots, &keys);
-            self.change(move |path| append(path, &records)).await?;
+            (roots, keys) = self.change(roots, keys, append).await?;
         }
         let mut set = self.write();
         set.roots.extend(roots);
@@ -185,30 +230,40 @@ impl PublicIndex {
     /// nothing, and what was public is so until then.
     pub async fn replace(&self, store: &dyn BlobStore, roots: &[Cid]) -> Result<Added, PublicError> {
         let _changing = self.changing.lock().await;
-        let mut all = Found::default();
-        let mut whole = Vec::new();
+        let (mut blocks, mut walked, mut known) = (Keys::default(), Vec::new(), Seen::default());
+        let (mut whole, mut missing) = (Vec::new(), 0);
         for root in roots {
-            let found = self.walk(store, root, |walked| all.walked.contains(walked)).await?;
+            let found = self.walk(store, root, |walked| known.contains(walked)).await?;
+            missing += found.missing;
             if found.is_whole() {
                 whole.push(root_key(root));
-                all.walked.extend(found.walked);
+                for key in &found.walked {
+                    known.insert(key);
+                }
+                walked.extend(found.walked);
             }
-            all.blocks.extend(found.blocks);
-            all.missing += found.missing;
+            found.blocks.all.into_iter().for_each(|key| blocks.push(key));
         }
-        let added = Added { blocks: all.blocks.len() as u64, missing: all.missing };
-        let keys: Vec<Key> = all.blocks.into_iter().chain(all.walked).collect();
-        let records = records(&whole, &keys);
-        self.change(move |path| write_whole(path, &records)).await?;
+        let mut keys = blocks.into_sorted();
+        let added = Added { blocks: keys.len() as u64, missing };
+        keys.extend(walked);
+        let (whole, keys) = self.change(whole, keys, write_whole).await?;
         let mut set = Set { roots: whole.into_iter().collect(), ..Set::default() };
         set.extend(keys);
         *self.write() = set;
         Ok(added)
     }
 
-    async fn change(&self, write: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<(), PublicError> {
+    /// Writes roots and keys to the file, and hands them back.
+    async fn change(
+        &self,
+        roots: Vec<Key>,
+        keys: Vec<Key>,
+        write: fn(&Path, &[Key], &[Key]) -> io::Result<()>,
+    ) -> Result<(Vec<Key>, Vec<Key>), PublicError> {
         let path = self.path.clone();
-        let written = tokio::task::spawn_blocking(move || write(&path)).await.expect("writing does not panic");
+        let writing = move || write(&path, &roots, &keys).map(|()| (roots, keys));
+        let written = tokio::task::spawn_blocking(writing).await.expect("writing does not panic");
         written.map_err(|source| PublicError::Io { path: self.path.clone(), source })
     }
 
@@ -258,10 +313,11 @@ impl Found {
                 met.extend(walk::links(&cid, data).unwrap_or_default());
                 continue;
             }
-            self.blocks.insert(block_key(cid.hash()));
-            if Codec::of(&cid).is_some_and(|codec| codec != Codec::Raw) {
+            self.blocks.push(block_key(cid.hash()));
+            if Codec::of(&cid).is_some_and(|codec| codec != Codec::Raw) && self.seen.insert(&cid) {
                 let walked = key(Of::Walked, &cid.to_bytes());
-                if !is_known(&walked) && self.walked.insert(walked) {
+                if !is_known(&walked) {
+                    self.walked.push(walked);
                     stack.push(cid);
                 }
             }
@@ -271,13 +327,6 @@ impl Found {
     fn is_whole(&self) -> bool {
         self.missing == 0
     }
-
-    /// Returns what the index keeps. Above a hole nothing counts as walked: what is missing may come, and then the root
-    /// is added again.
-    fn into_keys(self) -> impl Iterator<Item = Key> {
-        let is_whole = self.is_whole();
-        self.blocks.into_iter().chain(self.walked.into_iter().filter(move |_| is_whole))
-    }
 }
 
 fn root_key(root: &Cid) -> Key {
@@ -285,77 +334,93 @@ fn root_key(root: &Cid) -> Key {
 }
 
 /// Writes records: how many roots and keys, these, and a checksum. The roots stand in the last one.
-fn records(roots: &[Key], keys: &[Key]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(keys.len() * 16 + RECORD_FRAME);
+fn write_records(out: &mut impl Write, roots: &[Key], keys: &[Key]) -> io::Result<()> {
     let mut parts: Vec<&[Key]> = keys.chunks(RECORD_KEYS).collect();
-    if parts.is_empty() {
+    if parts.is_empty() && !roots.is_empty() {
         parts.push(&[]);
     }
-    let last = parts.len() - 1;
+    let last = parts.len().saturating_sub(1);
+    let mut record = Vec::new();
     for (at, keys) in parts.into_iter().enumerate() {
         let roots = if at == last { roots } else { &[] };
-        let begin = out.len();
+        record.clear();
         for count in [roots.len(), keys.len()] {
-            out.extend(u32::try_from(count).expect("a record is small").to_le_bytes());
+            record.extend(u32::try_from(count).expect("a record is small").to_le_bytes());
         }
-        out.extend(roots.iter().chain(keys).flatten());
-        let sum = blake3::hash(&out[begin..]);
-        out.extend(&sum.as_bytes()[..8]);
+        record.extend(roots.iter().chain(keys).flatten());
+        let sum = blake3::hash(&record);
+        record.extend(&sum.as_bytes()[..SUM]);
+        out.write_all(&record)?;
     }
-    out
+    Ok(())
 }
 
-/// Reads one record off the front of `bytes`; none where it is cut or damaged.
-fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [Key], &'a [Key])> {
-    let (counts, rest) = bytes.split_first_chunk::<8>()?;
-    let count = |at: usize| counts[at..at + 4].iter().rev().fold(0, |count, byte| count << 8 | usize::from(*byte));
-    let (roots, keys) = (count(0), count(4));
-    let size = (roots + keys).checked_mul(16)?;
-    let (body, rest) = rest.split_at_checked(size)?;
-    let (sum, rest) = rest.split_at_checked(8)?;
-    if blake3::hash(&bytes[..8 + size]).as_bytes()[..8] != *sum {
-        return None;
+/// Reads one record, of which there are so many bytes at most, into a set; returns its length. None where it is cut or
+/// damaged.
+fn read_record(from: &mut impl Read, left: u64, set: &mut Set) -> io::Result<Option<u64>> {
+    if left < RECORD_FRAME {
+        return Ok(None);
     }
-    *bytes = rest;
-    let (all, _) = body.as_chunks::<16>();
-    Some(all.split_at(roots))
+    let mut record = vec![0; 8];
+    from.read_exact(&mut record)?;
+    let count = |at: usize| record[at..at + 4].iter().rev().fold(0, |count, byte| count << 8 | u64::from(*byte));
+    let (roots, keys) = (count(0), count(4));
+    let size = (roots + keys) * 16;
+    if size > left - RECORD_FRAME {
+        return Ok(None);
+    }
+    let body = usize::try_from(size).expect("it is no longer than the file, whose length is limited");
+    record.resize(8 + body, 0);
+    from.read_exact(&mut record[8..])?;
+    let mut sum = [0; SUM];
+    from.read_exact(&mut sum)?;
+    if blake3::hash(&record).as_bytes()[..SUM] != sum {
+        return Ok(None);
+    }
+    let (all, _) = record[8..].as_chunks::<16>();
+    let (roots, keys) = all.split_at(usize::try_from(roots).expect("they are in memory"));
+    set.roots.extend(roots);
+    set.sorted.extend(keys);
+    Ok(Some(size + RECORD_FRAME))
 }
 
 /// Reads the index; none where there is none that can be read. What a crash has left of a record is cut off.
 fn load(path: &Path) -> io::Result<Option<Set>> {
-    let size = match fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
+    let file = match File::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    if size > MAX_FILE_SIZE {
+    let size = file.metadata()?.len();
+    let mut from = BufReader::new(file);
+    let mut magic = [0; MAGIC.len()];
+    let is_ours = size >= MAGIC.len() as u64 && size <= MAX_FILE_SIZE && {
+        from.read_exact(&mut magic)?;
+        magic == *MAGIC
+    };
+    if !is_ours {
         tracing::warn!(path = %path.display(), size, "an index of public blocks that is none is begun anew");
         return Ok(None);
     }
-    let bytes = fs::read(path)?;
-    let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
-        tracing::warn!(path = %path.display(), "an index of public blocks that is none is begun anew");
-        return Ok(None);
-    };
     let mut set = Set::default();
-    while let Some((roots, keys)) = take_record(&mut rest) {
-        set.roots.extend(roots);
-        set.sorted.extend(keys);
+    let mut good = MAGIC.len() as u64;
+    while let Some(read) = read_record(&mut from, size - good, &mut set)? {
+        good += read;
     }
-    if !rest.is_empty() {
-        tracing::warn!(path = %path.display(), bytes = rest.len(), "the index of public blocks ends in a damaged record");
+    if good < size {
+        tracing::warn!(path = %path.display(), bytes = size - good, "the index of public blocks ends in a damaged record");
         let file = OpenOptions::new().write(true).open(path)?;
-        file.set_len((bytes.len() - rest.len()) as u64)?;
+        file.set_len(good)?;
         file.sync_all()?;
     }
     set.settle();
     Ok(Some(set))
 }
 
-fn append(path: &Path, records: &[u8]) -> io::Result<()> {
+fn append(path: &Path, roots: &[Key], keys: &[Key]) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(path)?;
     let before = file.metadata()?.len();
-    let written = file.write_all(records).and_then(|()| file.sync_data());
+    let written = write_records(&mut file, roots, keys).and_then(|()| file.sync_data());
     if written.is_err() {
         // Half a record would hide all that come after it.
         file.set_len(before)?;
@@ -364,12 +429,12 @@ fn append(path: &Path, records: &[u8]) -> io::Result<()> {
 }
 
 /// Replaces the file, so that a crash leaves the old or the new one.
-fn write_whole(path: &Path, records: &[u8]) -> io::Result<()> {
+fn write_whole(path: &Path, roots: &[Key], keys: &[Key]) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(dir)?;
     let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
     temporary.write_all(MAGIC)?;
-    temporary.write_all(records)?;
+    write_records(&mut temporary, roots, keys)?;
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|error| error.error)?;
     File::open(dir)?.sync_all()

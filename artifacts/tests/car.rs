@@ -5,7 +5,7 @@ use std::fs;
 
 use iptl_artifacts::car::{CarImportError, CarImported, export_car, import_car};
 use iptl_artifacts::import::{ImportOptions, add_bytes, import_path};
-use iptl_artifacts::{BlobStore, MemStore, contract};
+use iptl_artifacts::{BlobStore, MemStore, StoreError, Usage, contract};
 use iptl_dag::car::{self, CarItem, CarReader};
 use iptl_dag::unixfs::Profile;
 use iptl_dag::walk::links;
@@ -76,6 +76,55 @@ async fn partial_car_is_imported_and_what_it_lacks_is_named() {
     // The rest may come from elsewhere.
     to.put_now(blocks);
     assert!(import_car(&to, &mut stream.as_slice()).await.unwrap().is_complete());
+}
+
+/// A node in another process is asked for nothing that it may have: what came is there, and of the rest it is read.
+#[tokio::test]
+async fn store_that_says_of_nothing_that_it_is_there_has_what_came_and_what_can_be_read() {
+    let [before, came, lost] = [1, 2, 3].map(|seed| contract::sample(seed, 100));
+    let root = codec::to_block(&Ipld::List([&before, &came, &lost].map(|leaf| Ipld::Link(*leaf.cid())).to_vec()));
+    let mut stream = car::header(&[*root.cid()]);
+    for block in [&root, &came] {
+        stream.extend(car::frame(block));
+    }
+    let store = Silent(MemStore::new());
+    store.0.put_now([before]);
+    let imported = import_car(&store, &mut stream.as_slice()).await.unwrap();
+    assert_eq!((imported.missing, imported.first_missing), (1, vec![*lost.cid()]));
+}
+
+/// A store whose blocks are only found by reading them.
+struct Silent(MemStore);
+
+#[async_trait::async_trait]
+impl BlobStore for Silent {
+    async fn has(&self, hashes: &[Multihash]) -> Result<Vec<bool>, StoreError> {
+        Ok(vec![false; hashes.len()])
+    }
+
+    async fn get(&self, hash: &Multihash) -> Result<Option<bytes::Bytes>, StoreError> {
+        self.0.get(hash).await
+    }
+
+    async fn put(&self, blocks: Vec<Block>) -> Result<(), StoreError> {
+        self.0.put(blocks).await
+    }
+
+    async fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush().await
+    }
+
+    async fn remove(&self, hashes: &[Multihash]) -> Result<(), StoreError> {
+        self.0.remove(hashes).await
+    }
+
+    async fn list(&self) -> Result<Vec<Multihash>, StoreError> {
+        self.0.list().await
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.0.usage().await
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ mod collectable;
 mod files;
 mod hostile;
 mod mem;
+mod memory;
 mod pins;
 mod public;
 mod trees;
+mod wide;

@@ -51,7 +51,8 @@ fn a_car_goes_from_home_to_home_and_one_that_lacks_blocks_says_so() {
         assert_eq!(author.run(&["publish", "data", &path, "--profile", profile, "-q"]).exits(0).word(), cid);
         let car = author.path().join(format!("{profile}.car")).display().to_string();
         author.run(&["get", cid, "--car", "-o", &car]).exits(0);
-        assert_eq!(reader.run(&["import", &car, "-q"]).exits(0).word(), cid);
+        let told = reader.run(&["import", &car, "--json"]).exits(0).json();
+        assert_eq!((told["roots"][0].as_str(), told["complete"].as_bool()), (Some(cid), Some(true)), "{told}");
         let out = reader.path().join(profile).display().to_string();
         reader.run(&["get", cid, "-o", &out]).exits(0);
         assert_eq!(std::fs::read(format!("{out}/a/zeros")).unwrap(), vec![0; 3 << 20]);
