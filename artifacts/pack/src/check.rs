@@ -117,7 +117,7 @@ impl Engine {
                 active.file.sync().map_err(|error| self.error("syncing the store", error))?;
             }
             let table = index.commit(&changes).map_err(|error| self.error("committing the index", error))?;
-            view.fresh.clear();
+            view.fresh = Default::default();
             view.table = Some(Arc::new(table));
         }
         // The database checks itself only while nobody reads it.

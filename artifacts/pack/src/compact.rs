@@ -176,8 +176,7 @@ impl Engine {
         let mut used: BTreeMap<u32, u64> = BTreeMap::new();
         let (newer, table) = {
             let view = self.view();
-            let newer: Vec<(Multihash, Place)> =
-                view.frozen.iter().chain(&view.fresh).map(|(hash, place)| (*hash, *place)).collect();
+            let newer: Vec<(Multihash, Place)> = view.frozen.iter().chain(view.fresh.iter()).collect();
             (newer, view.table.clone().ok_or(StoreError::Closed)?)
         };
         let mut note = |hash: &Multihash, place: Place| {

@@ -16,6 +16,7 @@ use iptl_dag::{Block, MAX_BLOCK_SIZE, Multihash};
 
 use crate::files::{FileAt, Files};
 use crate::index::{Changes, Index, PackState, Table, Tail};
+use crate::places::Places;
 use crate::record::{self, PACK_HEADER, Place, Salt, pack_header, record_len};
 
 /// Room that is left free on the disk, in bytes: the index needs some for its next commit, and removals need the index.
@@ -55,9 +56,9 @@ impl Default for Options {
 #[derive(Default)]
 pub(crate) struct View {
     /// Put since the last commit began.
-    pub(crate) fresh: BTreeMap<Multihash, Place>,
+    pub(crate) fresh: Places,
     /// In the commit that is under way.
-    pub(crate) frozen: Arc<BTreeMap<Multihash, Place>>,
+    pub(crate) frozen: Arc<Places>,
     /// As of the last commit; none once the store is closed.
     pub(crate) table: Option<Arc<Table>>,
 }
@@ -173,7 +174,7 @@ impl Engine {
         let table = {
             let view = self.view();
             match view.fresh.get(hash).or_else(|| view.frozen.get(hash)) {
-                Some(place) => return Ok(self.unless_damaged(hash, *place)),
+                Some(place) => return Ok(self.unless_damaged(hash, place)),
                 None => view.table.clone().ok_or(StoreError::Closed)?,
             }
         };
@@ -336,7 +337,7 @@ impl Engine {
             }
             self.damages.store(damaged.len(), Ordering::Release);
         }
-        self.view_mut().fresh.insert(*hash, place);
+        self.view_mut().fresh.insert(hash, place);
         Ok(())
     }
 
@@ -503,7 +504,7 @@ impl Engine {
         let mut damaged = self.damaged_places();
         damaged.retain(|hash, _| !gone.contains_key(hash));
         let mut insert = self.view().fresh.clone();
-        insert.retain(|hash, _| !gone.contains_key(hash));
+        gone.keys().for_each(|hash| insert.remove(hash));
         let mut packs = Writer { packs: writer.packs.clone(), ..Writer::default() };
         for (hash, place) in &gone {
             if let Some(place) = place {
@@ -526,7 +527,7 @@ impl Engine {
         writer.committed = writer.appended;
         {
             let mut view = self.view_mut();
-            view.fresh = BTreeMap::new();
+            view.fresh = Places::default();
             view.table = Some(Arc::new(table));
         }
         let mut known = lock(&self.damaged);
@@ -539,8 +540,8 @@ impl Engine {
         self.check_open()?;
         let (mut hashes, table) = {
             let view = self.view();
-            let mut newer: BTreeSet<Multihash> = view.frozen.keys().copied().collect();
-            newer.extend(view.fresh.keys().copied());
+            let newer: BTreeSet<Multihash> =
+                view.frozen.iter().chain(view.fresh.iter()).map(|(hash, _)| hash).collect();
             (newer, view.table.clone().ok_or(StoreError::Closed)?)
         };
         let damaged = self.damaged_places();
@@ -617,9 +618,7 @@ impl Engine {
 /// Takes back what a failed commit had set apart; what was put meanwhile is newer.
 fn unfreeze(view: &mut View) {
     let frozen = std::mem::take(&mut view.frozen);
-    for (hash, place) in frozen.iter() {
-        view.fresh.entry(*hash).or_insert(*place);
-    }
+    view.fresh.complete(&frozen);
 }
 
 /// Returns the name of a pack's file.

@@ -15,6 +15,7 @@ use iptl_dag::Multihash;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use crate::files::{FileAt, Files};
+use crate::places::Places;
 use crate::record::{Place, Salt};
 
 /// Name of the database.
@@ -57,7 +58,7 @@ pub(crate) struct PackState {
 
 /// What a commit changes.
 pub(crate) struct Changes<'a> {
-    pub(crate) insert: &'a BTreeMap<Multihash, Place>,
+    pub(crate) insert: &'a Places,
     pub(crate) remove: &'a [Multihash],
     /// Blocks found damaged, each where it was: one that is meanwhile elsewhere stays.
     pub(crate) damaged: &'a BTreeMap<Multihash, Place>,
@@ -215,11 +216,10 @@ fn write(database: &Database, changes: &Changes<'_>) -> io::Result<()> {
         let mut blocks = transaction.open_table(BLOCKS).map_err(other)?;
         let mut damaged = transaction.open_table(DAMAGED).map_err(other)?;
         let any_damaged = !damaged.is_empty().map_err(storage)?;
-        for (hash, place) in changes.insert {
-            let key = hash.to_bytes();
-            blocks.insert(key.as_slice(), &place.to_bytes()).map_err(storage)?;
+        for (key, place) in changes.insert.entries() {
+            blocks.insert(key, &place.to_bytes()).map_err(storage)?;
             if any_damaged {
-                damaged.remove(key.as_slice()).map_err(storage)?;
+                damaged.remove(key).map_err(storage)?;
             }
         }
         for hash in changes.remove {

@@ -14,6 +14,7 @@ mod engine;
 pub mod files;
 mod index;
 mod lock;
+mod places;
 mod record;
 mod recover;
 mod scan;

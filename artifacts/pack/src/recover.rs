@@ -12,6 +12,7 @@ use crate::OpenError;
 use crate::engine::{Active, Damage, Engine, Options, View, Writer, pack_id, pack_name};
 use crate::files::{FileAt, Files};
 use crate::index::{Changes, Index, PackState, Remembered, Tail};
+use crate::places::Places;
 use crate::record::{PACK_HEADER, Place, Salt, parse_pack_header, record_len};
 use crate::scan::Scan;
 
@@ -81,7 +82,7 @@ pub(crate) struct Replay {
     files: Arc<dyn Files>,
     pub(crate) index: Index,
     pub(crate) writer: Writer,
-    pub(crate) fresh: BTreeMap<Multihash, Place>,
+    pub(crate) fresh: Places,
     pub(crate) table: crate::index::Table,
     pub(crate) damaged: BTreeMap<Multihash, Place>,
     tail: Tail,
@@ -94,7 +95,7 @@ impl Replay {
         // A number is never used again, though its pack be lost: the index knows places in it.
         let next_id = packs.keys().max().map_or(1, |id| id + 1).max(tail.pack + u32::from(tail.offset > 0));
         let writer = Writer { packs, next_id, appended: 1, ..Writer::default() };
-        Replay { files, index, writer, fresh: BTreeMap::new(), table, damaged, tail }
+        Replay { files, index, writer, fresh: Places::default(), table, damaged, tail }
     }
 
     fn run(&mut self, ids: &BTreeSet<u32>) -> io::Result<()> {
@@ -163,7 +164,7 @@ impl Replay {
         while let Some(found) = scan.next()? {
             let hash = found.header.hash;
             let place = Place { pack: id, offset: found.offset, size: found.header.size };
-            let old = match self.fresh.insert(hash, place) {
+            let old = match self.fresh.insert(&hash, place) {
                 Some(old) => Some(old),
                 None => self.table.get(&hash)?,
             };
@@ -188,7 +189,7 @@ impl Replay {
         let changes =
             Changes { insert: &self.fresh, remove: &[], damaged: &BTreeMap::new(), packs: &self.writer.packs, tail };
         self.table = self.index.commit(&changes)?;
-        self.fresh = BTreeMap::new();
+        self.fresh = Places::default();
         Ok(())
     }
 }
