@@ -14,7 +14,7 @@ pub(super) enum Below {
     /// Nothing.
     Nothing,
     /// Everything, each block once.
-    Everything(Seen),
+    Everything(Everything),
     /// What holds some bytes of the file that the root is.
     Bytes(Bytes),
 }
@@ -23,42 +23,20 @@ impl Below {
     pub(super) fn everything(root: &Cid) -> Below {
         let mut seen = Seen::default();
         seen.insert(root);
-        Below::Everything(seen)
+        Below::Everything(Everything { seen })
     }
 
     pub(super) fn bytes(root: &Cid, range: Range<u64>) -> Below {
         let size = range.end.saturating_sub(range.start);
-        let here = BTreeMap::from([(*root, BTreeSet::from([(range.start, range.end)]))]);
-        Below::Bytes(Bytes { root: *root, size, here, next: BTreeMap::new(), seen: Seen::default() })
+        let wanted = BTreeMap::from([(*root, BTreeSet::from([(range.start, range.end)]))]);
+        Below::Bytes(Bytes { root: *root, size, wanted, met: Seen::default(), seen: Seen::default() })
     }
 
-    /// Returns the blocks that a block leads to, and that are to come in the next level because of it.
-    pub(super) fn links(&mut self, block: &Block) -> Result<Vec<Cid>, FetchError> {
+    /// Says whether a block is come to for the first time: of a file, other bytes of it may be wanted later.
+    pub(super) fn is_first(&mut self, cid: &Cid) -> bool {
         match self {
-            Below::Nothing => Ok(Vec::new()),
-            Below::Everything(seen) => {
-                let mut links = walk::links(block.cid(), block.data())
-                    .map_err(|e| FetchError::Damaged { cid: *block.cid(), reason: e.to_string() })?;
-                links.retain(|cid| seen.insert(cid));
-                Ok(links)
-            }
-            Below::Bytes(bytes) => bytes.links(block),
-        }
-    }
-
-    /// Goes a level down.
-    pub(super) fn descend(&mut self) {
-        if let Below::Bytes(bytes) = self {
-            bytes.here = std::mem::take(&mut bytes.next);
-        }
-    }
-
-    /// Returns how many are known to be wanted.
-    pub(super) fn len(&self) -> u64 {
-        match self {
-            Below::Nothing => 1,
-            Below::Everything(seen) => seen.len() as u64,
-            Below::Bytes(bytes) => bytes.seen.len() as u64,
+            Below::Nothing | Below::Everything(_) => true,
+            Below::Bytes(bytes) => bytes.met.insert(cid),
         }
     }
 
@@ -73,21 +51,36 @@ impl Below {
     }
 }
 
+/// Everything below a root.
+pub(super) struct Everything {
+    /// The root, and all that a block leads to that was come to.
+    pub(super) seen: Seen,
+}
+
+impl Everything {
+    /// Returns all that a block leads to, as often as it does.
+    pub(super) fn links(&self, block: &Block) -> Result<Vec<Cid>, FetchError> {
+        walk::links(block.cid(), block.data())
+            .map_err(|e| FetchError::Damaged { cid: *block.cid(), reason: e.to_string() })
+    }
+}
+
 /// Some bytes of a file. A block may stand in it more than once, and other bytes of it may be wanted each time.
 pub(super) struct Bytes {
     root: Cid,
     /// How many are wanted, at most; none where that is not known.
     size: u64,
-    /// What is wanted of each block of this level, and of the next, as bytes of its own content.
-    here: BTreeMap<Cid, BTreeSet<(u64, u64)>>,
-    next: BTreeMap<Cid, BTreeSet<(u64, u64)>>,
+    /// What is wanted of each block that is to be come to, as bytes of its own content.
+    wanted: BTreeMap<Cid, BTreeSet<(u64, u64)>>,
+    met: Seen,
     seen: Seen,
 }
 
 impl Bytes {
-    fn links(&mut self, block: &Block) -> Result<Vec<Cid>, FetchError> {
+    /// Returns the blocks that a block leads to, and that are to be come to because of it.
+    pub(super) fn links(&mut self, block: &Block) -> Result<Vec<Cid>, FetchError> {
         let cid = *block.cid();
-        let Some(wanted) = self.here.get(&cid) else { return Ok(Vec::new()) };
+        let Some(wanted) = self.wanted.remove(&cid) else { return Ok(Vec::new()) };
         let refused = |error: UnixFsError| match cid == self.root {
             true => FetchError::NotAFile { cid, reason: error.to_string() },
             false => FetchError::Damaged { cid, reason: error.to_string() },
@@ -102,7 +95,7 @@ impl Bytes {
         let mut links = Vec::new();
         for (part, of) in wanted.iter().flat_map(|(start, end)| node.parts_of(&(*start..*end)).collect::<Vec<_>>()) {
             if self.seen.insert(&(part, of.start, of.end)) {
-                let all = self.next.entry(part).or_default();
+                let all = self.wanted.entry(part).or_default();
                 if all.is_empty() {
                     links.push(part);
                 }
@@ -110,5 +103,10 @@ impl Bytes {
             }
         }
         Ok(links)
+    }
+
+    /// Returns how many are known to be wanted, those that are wanted twice counted twice.
+    pub(super) fn len(&self) -> u64 {
+        self.seen.len() as u64
     }
 }

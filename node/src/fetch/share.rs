@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use iptl_dag::{Cid, PeerId, block};
+use iptl_dag::{Cid, Codec, PeerId, block};
 use tokio::time::Instant;
 
 /// A fellow is passed over that had nothing whenever it was asked in so long, counted from when this node last got
@@ -22,6 +22,9 @@ pub(super) const STALL: Duration = Duration::from_secs(10);
 
 /// Pause before a fellow is asked again for what it did not have: short beside the time that a batch takes it.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// Hashes in one request for structure: blocks of a few kilobytes, so that a batch is a megabyte or so.
+pub(super) const NODES_PER_BATCH: usize = 256;
 
 /// Most of the content's fellows that are told apart: more of them make the hashing dear, and save the origin nothing.
 const MAX_FELLOWS: usize = 64;
@@ -53,23 +56,32 @@ impl Batch {
         Batch { cids, whom, is_loose: false, not_before: None }
     }
 
-    /// Makes one of leaves that anybody may be asked for together with others, and apart.
-    pub(super) fn loose(cids: Vec<Cid>) -> Batch {
-        Batch { is_loose: true, ..Batch::of(cids, Whom::Anyone) }
+    /// Makes one of leaves, or of nodes, that may be asked for together with others, and apart.
+    pub(super) fn loose(cids: Vec<Cid>, whom: Whom) -> Batch {
+        Batch { is_loose: true, ..Batch::of(cids, whom) }
     }
 
     /// Takes the batch at a place of the queue. One that is loose is taken with as much of what stands behind it as makes
-    /// `count` leaves.
-    pub(super) fn take(queue: &mut VecDeque<Batch>, position: usize, count: usize) -> Option<Batch> {
+    /// `leaves` of them, or the nodes of one request.
+    pub(super) fn take(queue: &mut VecDeque<Batch>, position: usize, leaves: usize) -> Option<Batch> {
         let mut batch = queue.remove(position)?;
-        while batch.is_loose && batch.cids.len() < count && queue.get(position).is_some_and(|next| next.is_loose) {
+        let count = if batch.is_of_leaves() { leaves } else { NODES_PER_BATCH };
+        while batch.cids.len() < count && queue.get(position).is_some_and(|next| batch.goes_with(next)) {
             batch.cids.append(&mut queue.remove(position)?.cids);
         }
         if batch.is_loose && batch.cids.len() > count {
             let rest = batch.cids.split_off(count);
-            queue.insert(position, Batch::loose(rest));
+            queue.insert(position, Batch::loose(rest, batch.whom.clone()));
         }
         Some(batch)
+    }
+
+    fn is_of_leaves(&self) -> bool {
+        self.cids.first().is_some_and(|cid| Codec::of(cid) == Some(Codec::Raw))
+    }
+
+    fn goes_with(&self, next: &Batch) -> bool {
+        self.is_loose && next.is_loose && self.whom == next.whom && self.is_of_leaves() == next.is_of_leaves()
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
@@ -148,7 +160,7 @@ impl Share {
     /// Parts leaves by whose turn they are, this node's own first.
     pub(super) fn split(&self, cids: Vec<Cid>, size: usize) -> Vec<Batch> {
         if !self.is_shared() {
-            return cids.chunks(size).map(|part| Batch::loose(part.to_vec())).collect();
+            return cids.chunks(size).map(|part| Batch::loose(part.to_vec(), Whom::Anyone)).collect();
         }
         let mut own = Vec::new();
         let mut others: BTreeMap<PeerId, Vec<Cid>> = BTreeMap::new();
@@ -184,7 +196,7 @@ const BLAKE3: u64 = 0x1e;
 mod tests {
     use std::collections::BTreeSet;
 
-    use iptl_dag::{Block, Codec};
+    use iptl_dag::Block;
     use iptl_trust::Keypair;
 
     use super::*;
@@ -240,6 +252,20 @@ mod tests {
         );
         assert_eq!(taken[..5].concat(), leaves());
         assert!(queue.is_empty());
+    }
+
+    /// Nodes are looked for a few at a time where few are known, and asked for together all the same.
+    #[test]
+    fn nodes_are_asked_for_together_and_not_with_leaves() {
+        let nodes: Vec<Cid> = leaves().iter().map(|leaf| Cid::new_v1(Codec::DagPb.number(), *leaf.hash())).collect();
+        for whom in [Whom::Anyone, Whom::Origins] {
+            let mut queue: VecDeque<Batch> =
+                nodes[..600].chunks(7).map(|part| Batch::loose(part.to_vec(), whom.clone())).collect();
+            queue.push_back(Batch::loose(leaves()[..10].to_vec(), whom.clone()));
+            let taken: Vec<usize> =
+                std::iter::from_fn(|| Batch::take(&mut queue, 0, 1000)).map(|batch| batch.cids.len()).collect();
+            assert_eq!(taken, [256, 256, 88, 10]);
+        }
     }
 
     #[test]

@@ -22,8 +22,9 @@ pub(super) struct Trade {
     links: Links,
     members: Option<Members>,
     session: Option<BitswapSession>,
-    /// Wanted later.
+    /// Wanted later, in this order; what is not in `queued` any more came in another way.
     queue: VecDeque<Cid>,
+    queued: BTreeSet<Cid>,
     wanted: BTreeSet<Cid>,
     /// Wanted, and nobody who was named has it.
     lacking: BTreeSet<Cid>,
@@ -41,6 +42,7 @@ impl Trade {
             members,
             session: None,
             queue: VecDeque::new(),
+            queued: BTreeSet::new(),
             wanted: BTreeSet::new(),
             lacking: BTreeSet::new(),
             named: BTreeSet::new(),
@@ -57,7 +59,7 @@ impl Trade {
     /// Wants blocks; those that are wanted already are wanted once.
     pub(super) async fn want(&mut self, cids: impl IntoIterator<Item = Cid>) {
         for cid in cids {
-            if !self.wanted.contains(&cid) && !self.queue.contains(&cid) {
+            if !self.wanted.contains(&cid) && self.queued.insert(cid) {
                 self.queue.push_back(cid);
             }
         }
@@ -66,7 +68,7 @@ impl Trade {
 
     /// Wants a block no more: it came in another way.
     pub(super) async fn forget(&mut self, cid: &Cid) {
-        self.queue.retain(|queued| queued != cid);
+        self.queued.remove(cid);
         if self.wanted.remove(cid)
             && let Some(session) = &self.session
         {
@@ -94,6 +96,11 @@ impl Trade {
     /// Returns a block that is waited for.
     pub(super) fn first(&self) -> Option<Cid> {
         self.wanted.first().copied()
+    }
+
+    /// Returns how many blocks are waited for, or will be.
+    pub(super) fn waiting(&self) -> usize {
+        self.queued.len() + self.wanted.len()
     }
 
     /// Says whether some peer may still send what is waited for.
@@ -144,15 +151,19 @@ impl Trade {
 
     /// Asks for more, once there is room; call it after each block.
     pub(super) async fn fill(&mut self) {
-        let room = MAX_WANTED.saturating_sub(self.wanted.len()).min(self.queue.len());
-        if room == 0 {
-            return;
-        }
-        let Some(bitswap) = &self.bitswap else { return };
+        let room = MAX_WANTED.saturating_sub(self.wanted.len());
+        let Some(bitswap) = self.bitswap.as_ref().filter(|_| room > 0 && !self.queued.is_empty()) else { return };
         if self.session.is_none() {
             self.session = Some(bitswap.session().await);
         }
-        let cids: Vec<Cid> = self.queue.drain(..room).collect();
+        let mut cids = Vec::new();
+        while cids.len() < room
+            && let Some(cid) = self.queue.pop_front()
+        {
+            if self.queued.remove(&cid) {
+                cids.push(cid);
+            }
+        }
         self.wanted.extend(cids.iter().copied());
         if let Some(session) = &self.session {
             session.want(cids).await;
