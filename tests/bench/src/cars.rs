@@ -5,25 +5,16 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use iptl_artifacts::BlobStore;
-use iptl_artifacts_pack::PackStore;
-use iptl_dag::{Block, Cid, Codec, Ipld, codec};
+use iptl_dag::Cid;
 
 use crate::lab::program;
-use crate::memory::{PAUSE, RESERVE, fill};
+use crate::memory::{PAUSE, RESERVE, SMALL, SMALL_SIZE, fill, fill_small};
 use crate::process::peak_kib;
 use crate::reference::mb_per;
 use crate::report::Row;
 
 /// Most memory of the command, in MB.
 const GOAL_MB: f64 = 150.0;
-
-/// Small blocks of a DAG, and bytes of each.
-const SMALL: u64 = 1_000_000;
-const SMALL_SIZE: usize = 1024;
-
-/// Small blocks under one node.
-const WIDTH: usize = 1000;
 
 /// Writes and reads CARs: of a file of `bytes`, and of many small blocks.
 pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
@@ -79,30 +70,8 @@ fn watch(home: &Path, args: &[&str], what: &str, doing: &str, bytes: u64) -> Res
         ratio: "–".into(),
         goal: format!("< {GOAL_MB} MB"),
         reached: Some(peak < GOAL_MB),
-        bound: "resident pages, the node's own included; written: CIDs of the widest level, which is looked for first"
-            .into(),
+        bound:
+            "resident pages, the node's own included; 16 bytes kept of each block, here and there; the store's index"
+                .into(),
     })
-}
-
-/// Fills a store with many small blocks under nodes, and those under one root.
-async fn fill_small(store: &Path) -> Result<Cid> {
-    let store = PackStore::open(store).await?;
-    let node = |cids: Vec<Cid>| codec::to_block(&Ipld::List(cids.into_iter().map(Ipld::Link).collect()));
-    let mut nodes = Vec::new();
-    for first in (0..SMALL).step_by(WIDTH) {
-        let leaf = |number: u64| {
-            let mut data = vec![7; SMALL_SIZE];
-            data[..8].copy_from_slice(&number.to_le_bytes());
-            Block::new(Codec::Raw, data)
-        };
-        let mut blocks: Vec<Block> = (first..first + WIDTH as u64).map(leaf).collect();
-        blocks.push(node(blocks.iter().map(|block| *block.cid()).collect()));
-        nodes.extend(blocks.last().map(|block| *block.cid()));
-        store.put(blocks).await?;
-    }
-    let root = node(nodes);
-    let cid = *root.cid();
-    store.put(vec![root]).await?;
-    store.close().await?;
-    Ok(cid)
 }

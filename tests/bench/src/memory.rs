@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use iptl_artifacts::BlobStore;
 use iptl_artifacts::import::at_once;
 use iptl_artifacts_pack::PackStore;
-use iptl_dag::Cid;
 use iptl_dag::unixfs::FileBuilder;
+use iptl_dag::{Block, Cid, Codec, Ipld, codec};
 use serde_json::Value;
 
 use crate::blocks::Noise;
@@ -31,26 +31,38 @@ pub const RESERVE: u64 = 2 << 30;
 /// Most memory of either side, in MB.
 const GOAL_MB: f64 = 150.0;
 
-/// Moves `bytes` from a node to one of a command, by each transport. Both have them on the disk, so twice the room is taken.
+/// Moves `bytes` from a node to one of a command, by each transport, and then many small blocks. Both have them on the disk,
+/// so twice the room is taken.
 pub async fn measure(bytes: u64) -> Result<Vec<Row>> {
     let dir = tempfile::Builder::new().prefix("iptl-bench-").tempdir()?;
     let stat = nix::sys::statvfs::statvfs(dir.path())?;
     let room = stat.blocks_available() * stat.fragment_size();
     ensure!(room >= 2 * bytes + RESERVE, "{room} bytes are free, and moving {bytes} takes twice as much and some more");
-    let origin = dir.path().join("origin");
-    let root = fill(&origin.join("store"), bytes).await?;
-    let origin = Origin::start(&origin)?;
-    iptl(&dir.path().join("origin"), &["-q", "share", &root.to_string()])?;
+    let large = dir.path().join("large");
+    let root = fill(&large.join("store"), bytes).await?;
+    let mut rows = by_each(dir.path(), &large, &root, &format!("{} MiB", bytes >> 20), bytes)?;
+    std::fs::remove_dir_all(large)?;
+    let small = dir.path().join("small");
+    let root = fill_small(&small.join("store")).await?;
+    let what = format!("{SMALL} blocks of {SMALL_SIZE} bytes");
+    rows.extend(by_each(dir.path(), &small, &root, &what, SMALL * SMALL_SIZE as u64)?);
+    Ok(rows)
+}
+
+/// Moves everything under a root that a home has, by each transport.
+fn by_each(dir: &Path, home: &Path, root: &Cid, what: &str, bytes: u64) -> Result<Vec<Row>> {
+    let origin = Origin::start(home)?;
+    iptl(home, &["-q", "share", &root.to_string()])?;
     let mut rows = Vec::new();
     for transport in [Transport::Quic, Transport::Tcp] {
-        let home = dir.path().join("receiver");
-        rows.push(move_all(&origin, &home, &root, transport, bytes)?);
-        std::fs::remove_dir_all(home)?;
+        let receiver = dir.join("receiver");
+        rows.push(move_all(&origin, &receiver, root, transport, what, bytes)?);
+        std::fs::remove_dir_all(receiver)?;
     }
     Ok(rows)
 }
 
-fn move_all(origin: &Origin, home: &Path, root: &Cid, transport: Transport, bytes: u64) -> Result<Row> {
+fn move_all(origin: &Origin, home: &Path, root: &Cid, transport: Transport, what: &str, bytes: u64) -> Result<Row> {
     let addr = origin.addr(transport)?;
     let begun = Instant::now();
     let args = ["-q", "get", &root.to_string(), "--store-only", "--peer", addr, "--timeout", "60s"];
@@ -75,7 +87,7 @@ fn move_all(origin: &Origin, home: &Path, root: &Cid, transport: Transport, byte
     let mb = |kib: u64| (kib << 10) as f64 / 1e6;
     let [sent, received] = peaks.map(|peak| (mb(peak.rss_kib), mb(peak.pss_kib)));
     Ok(Row {
-        measure: format!("memory while {} MiB move into another node's store over {}", bytes >> 20, transport.name()),
+        measure: format!("memory while {what} move into another node's store over {}", transport.name()),
         figure: format!(
             "origin {:.0} MB, receiver {:.0} MB at most ({:.0} and {:.0} MB PSS); {:.0} MB/s",
             sent.0,
@@ -91,6 +103,36 @@ fn move_all(origin: &Origin, home: &Path, root: &Cid, transport: Transport, byte
         bound: "resident pages, the program's own included; batches in flight, windows of the transport, the index"
             .into(),
     })
+}
+
+/// Small blocks of a DAG, and bytes of each.
+pub const SMALL: u64 = 1_000_000;
+pub const SMALL_SIZE: usize = 1024;
+
+/// Small blocks under one node.
+const WIDTH: usize = 1000;
+
+/// Fills a store with many small blocks under nodes, and those under one root.
+pub async fn fill_small(store: &Path) -> Result<Cid> {
+    let store = PackStore::open(store).await?;
+    let node = |cids: Vec<Cid>| codec::to_block(&Ipld::List(cids.into_iter().map(Ipld::Link).collect()));
+    let mut nodes = Vec::new();
+    for first in (0..SMALL).step_by(WIDTH) {
+        let leaf = |number: u64| {
+            let mut data = vec![7; SMALL_SIZE];
+            data[..8].copy_from_slice(&number.to_le_bytes());
+            Block::new(Codec::Raw, data)
+        };
+        let mut blocks: Vec<Block> = (first..first + WIDTH as u64).map(leaf).collect();
+        blocks.push(node(blocks.iter().map(|block| *block.cid()).collect()));
+        nodes.extend(blocks.last().map(|block| *block.cid()));
+        store.put(blocks).await?;
+    }
+    let root = node(nodes);
+    let cid = *root.cid();
+    store.put(vec![root]).await?;
+    store.close().await?;
+    Ok(cid)
 }
 
 /// The most that a process had.
