@@ -868,16 +868,7 @@ fn network() -> NetworkModel {
         corrupt_ppm: 1,
     };
     let class = |up, down| AccessClass { up, down, mtu: 1492 };
-    let cone = GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Preserve,
-        hairpin: true,
-        inbound_refresh: true,
-        udp_timeout_ms: 120_000,
-        tcp_timeout_ms: 7_440_000,
-    };
+    let cone = GatewayModel { inbound_refresh: true, udp_timeout_ms: 120_000, ..GatewayModel::default() };
     let restricted = GatewayModel { filtering: DependenceModel::Address, ports: PortsModel::Sequential, ..cone };
     let symmetric = GatewayModel { mapping: DependenceModel::AddressPort, ports: PortsModel::Random, ..cone };
     let firewall = GatewayModel { translates: false, hairpin: false, ..cone };

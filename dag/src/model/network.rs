@@ -175,6 +175,23 @@ pub struct GatewayModel {
     pub tcp_timeout_ms: u64,
 }
 
+impl Default for GatewayModel {
+    /// The NAT of most homes: port-restricted, with the lives that RFC 4787 (REQ-5) recommends for UDP and that are the
+    /// least which RFC 5382 (REQ-5) allows for established TCP connections.
+    fn default() -> GatewayModel {
+        GatewayModel {
+            translates: true,
+            mapping: DependenceModel::Endpoint,
+            filtering: DependenceModel::AddressPort,
+            ports: PortsModel::Preserve,
+            hairpin: true,
+            inbound_refresh: false,
+            udp_timeout_ms: 300_000,
+            tcp_timeout_ms: 7_440_000,
+        }
+    }
+}
+
 /// What of the remote endpoint a behaviour depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, DependenceModel, GatewayModel, GroupNetwork, InstanceId, IpModel, LinkModel, NetworkModel, PortsModel,
-    SiteShare,
+    AccessClass, GatewayModel, GroupNetwork, InstanceId, IpModel, LinkModel, NetworkModel, SiteShare,
 };
 use iptl_labnet::{
     CompileError, Compiled, Directory, Engine, EngineConfig, MAX_GATEWAYS, NodeId, PRIVATE_ADDR, TopologyError, compile,
@@ -19,16 +18,7 @@ fn map<T: Clone>(rows: &[(&str, T)]) -> BTreeMap<String, T> {
 }
 
 fn cone() -> GatewayModel {
-    GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Preserve,
-        hairpin: true,
-        inbound_refresh: true,
-        udp_timeout_ms: 120_000,
-        tcp_timeout_ms: 7_440_000,
-    }
+    GatewayModel { inbound_refresh: true, udp_timeout_ms: 120_000, ..GatewayModel::default() }
 }
 
 /// Two regions and two classes; of the peers 70 % are behind a NAT, 10 % behind two, 5 % behind a firewall.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, DependenceModel, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, InstanceId, IpModel,
-    LinkModel, NetworkModel, PortsModel, ScheduledFault, SiteShare,
+    AccessClass, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, InstanceId, IpModel, LinkModel,
+    NetworkModel, ScheduledFault, SiteShare,
 };
 use iptl_labnet::{Act, Compiled, Engine, EngineConfig, FaultError, Faults, LinkId, compile};
 
@@ -20,16 +20,6 @@ fn network() -> NetworkModel {
         let link = LinkModel { delay_us, ..LinkModel::default() };
         AccessClass { up: link, down: link, mtu: 1500 }
     };
-    let nat = GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Preserve,
-        hairpin: true,
-        inbound_refresh: false,
-        udp_timeout_ms: 300_000,
-        tcp_timeout_ms: 7_440_000,
-    };
     let group = |access: &str, gateways| GroupNetwork {
         regions: BTreeMap::new(),
         access: BTreeMap::from([(access.to_owned(), 1)]),
@@ -43,7 +33,7 @@ fn network() -> NetworkModel {
         access: BTreeMap::from([("dsl".to_owned(), class(5_000)), ("fibre".to_owned(), class(1_000))]),
         groups: BTreeMap::from([
             ("boot".to_owned(), group("fibre", Vec::new())),
-            ("peers".to_owned(), group("dsl", vec![nat])),
+            ("peers".to_owned(), group("dsl", vec![GatewayModel::default()])),
         ]),
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use iptl_dag::model::{
-    AccessClass, DependenceModel, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, IpModel, LinkModel,
-    NetworkModel, PortsModel, ScheduledFault, SiteShare,
+    AccessClass, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork, IpModel, LinkModel, NetworkModel,
+    ScheduledFault, SiteShare,
 };
 use iptl_labnet::{
     Addrs, Datagram, Directory, EngineConfig, Faults, Half, Hosts, Limits, NetError, PRIVATE_ADDR, Read, SocketId,
@@ -32,26 +32,13 @@ fn addr(host: u8, port: u16) -> SocketAddr {
     SocketAddr::from((ip(host), port))
 }
 
-pub(crate) fn port_restricted() -> GatewayModel {
-    GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Preserve,
-        hairpin: true,
-        inbound_refresh: false,
-        udp_timeout_ms: 300_000,
-        tcp_timeout_ms: 7_440_000,
-    }
-}
-
 /// One region in which everything takes `delay_us` and whose links are `link`; group `n` is behind NATs.
 pub(crate) fn network(delay_us: u64, link: LinkModel) -> NetworkModel {
     let class = AccessClass { up: link, down: LinkModel::default(), mtu: 1500 };
     let behind = GroupNetwork {
         regions: BTreeMap::new(),
         access: BTreeMap::new(),
-        sites: vec![SiteShare { weight: 1, gateways: vec![port_restricted()] }],
+        sites: vec![SiteShare { weight: 1, gateways: vec![GatewayModel::default()] }],
         per: 1,
     };
     NetworkModel {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    AccessClass, Container, DependenceModel, Exit, Fault, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork,
-    IpModel, LinkModel, NetworkModel, PortsModel, ScheduledFault, SiteShare,
+    AccessClass, Container, Exit, Fault, FaultSchedule, FaultTarget, IpModel, LinkModel, NetworkModel, ScheduledFault,
 };
-use iptl_runner::contract::{Lab, Outcome, instance};
+use iptl_runner::contract::places::{check_rebound, one_behind_a_nat};
+use iptl_runner::contract::{Lab, instance};
 use iptl_runner::{CellSpec, OutputStream, Runner};
 
 use crate::engine;
@@ -39,33 +39,6 @@ fn all() -> FaultTarget {
 
 fn crash(restart_ms: u64, files_lost: bool, new_address: bool) -> Fault {
     Fault::Crash { who: all(), restart_ms, files_lost, new_address }
-}
-
-/// The same network with one of every two instances of the group behind a NAT, whose ports are drawn.
-fn one_behind_a_nat(network: NetworkModel) -> NetworkModel {
-    let nat = GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Random,
-        hairpin: true,
-        inbound_refresh: false,
-        udp_timeout_ms: 300_000,
-        tcp_timeout_ms: 7_440_000,
-    };
-    let sites = [Vec::new(), vec![nat]].map(|gateways| SiteShare { weight: 1, gateways });
-    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into(), per: 1 };
-    NetworkModel { groups: BTreeMap::from([("g".to_owned(), group)]), ..network }
-}
-
-/// Checks what the instance behind a NAT has said whose mappings were forgotten.
-fn check_rebound(outcome: &Outcome) {
-    let lines = [0, 1].map(|index| outcome.lines(index, OutputStream::Out)).concat();
-    let [first, then, old, new] = lines.as_slice() else { panic!("{outcome:?}") };
-    let port = |line: &String| line.strip_prefix("seen as 172.16.0.1:").map(str::to_owned);
-    // The address of the NAT is what it was, and its ports are others.
-    assert!(port(first).is_some() && port(then).is_some() && port(first) != port(then), "{lines:?}");
-    assert_eq!((old.as_str(), new.as_str()), ("old mapping: nothing", "new mapping: heard"));
 }
 
 /// Returns the faults that an instance was told of, in their order.

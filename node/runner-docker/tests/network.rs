@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use iptl_dag::model::{
-    AccessClass, Container, DependenceModel, Exit, GatewayModel, GroupNetwork, IpModel, LinkModel, NetworkModel,
-    PortsModel, SiteShare,
+    AccessClass, Container, Exit, GatewayModel, GroupNetwork, IpModel, LinkModel, NetworkModel, SiteShare,
 };
+use iptl_runner::contract::places::homes_of_three;
 use iptl_runner::contract::{Lab, instance};
 use iptl_runner::{CellSpec, OutputStream, PrepareError, Runner};
 
@@ -202,17 +202,7 @@ async fn loss_and_rate_of_a_link_are_counted_in_the_receipt() {
 async fn container_behind_a_nat_has_a_private_address_and_is_answered() {
     let bench = engine!();
     let mut described = network(1_000, LinkModel::default(), LinkModel::default());
-    let nat = GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Preserve,
-        hairpin: false,
-        inbound_refresh: false,
-        udp_timeout_ms: 30_000,
-        tcp_timeout_ms: 7_200_000,
-    };
-    let home = SiteShare { weight: 1, gateways: vec![nat] };
+    let home = SiteShare { weight: 1, gateways: vec![GatewayModel::default()] };
     let of_h = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: vec![home], per: 1 };
     described.groups.insert("h".to_owned(), of_h);
     let mut cell = reaching(&bench, 1, Some(described));
@@ -235,22 +225,10 @@ async fn container_behind_a_nat_has_a_private_address_and_is_answered() {
 #[tokio::test]
 async fn containers_in_one_home_find_each_other_by_multicast_too_and_have_one_address_outside() {
     let bench = engine!();
-    let mut described = network(1_000, LinkModel::default(), LinkModel::default());
-    let nat = GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Preserve,
-        hairpin: true,
-        inbound_refresh: false,
-        udp_timeout_ms: 300_000,
-        tcp_timeout_ms: 7_440_000,
-    };
-    let sites = vec![SiteShare { weight: 1, gateways: vec![nat] }];
-    described.groups.insert("h".to_owned(), GroupNetwork { sites, per: 3, ..GroupNetwork::default() });
+    let described = network(1_000, LinkModel::default(), LinkModel::default());
     let lan = ["lan", "g-0"];
     let mut cell = bench.cell(&Container::usual(), &[&["mirror", "h-0"], &lan, &lan, &lan]);
-    cell.network = Some(described);
+    cell.network = Some(homes_of_three(described));
     cell.groups = BTreeMap::from([("g".to_owned(), 1), ("h".to_owned(), 3)]);
     let home = [0, 1, 2].map(|index| iptl_dag::model::InstanceId { group: "h".to_owned(), index });
     for (id, instance) in home.iter().zip(&mut cell.instances[1..]) {

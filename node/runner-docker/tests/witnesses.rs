@@ -219,26 +219,21 @@ async fn curl_fetches_from_a_server_over_http() {
     bench.close().await;
 }
 
-fn nat(mapping: DependenceModel) -> GatewayModel {
-    GatewayModel {
-        translates: true,
-        mapping,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Random,
-        hairpin: false,
-        inbound_refresh: false,
-        udp_timeout_ms: 30_000,
-        tcp_timeout_ms: 7_200_000,
-    }
-}
-
 #[tokio::test]
 async fn stun_client_sees_the_public_address_of_its_nat_and_whether_it_depends_on_the_server() {
     let bench = engine!();
     let Some(tools) = tools() else { return };
     let mut described = network(1_000, LinkModel::default(), LinkModel::default());
     for (group, mapping) in [("home", DependenceModel::Endpoint), ("mobile", DependenceModel::AddressPort)] {
-        let sites = vec![SiteShare { weight: 1, gateways: vec![nat(mapping)] }];
+        let sites = vec![SiteShare {
+            weight: 1,
+            gateways: vec![GatewayModel {
+                mapping,
+                ports: PortsModel::Random,
+                hairpin: false,
+                ..GatewayModel::default()
+            }],
+        }];
         let model = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites, per: 1 };
         described.groups.insert(group.to_owned(), model);
     }

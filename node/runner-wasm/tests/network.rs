@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use iptl_dag::model::{
-    AccessClass, DependenceModel, Exit, Fault, FaultKind, FaultSchedule, FaultTarget, GatewayModel, GroupNetwork,
-    InstanceId, IpModel, LinkModel, NetworkModel, PortsModel, ScheduledFault, SiteShare,
+    AccessClass, Exit, Fault, FaultKind, FaultSchedule, FaultTarget, InstanceId, IpModel, LinkModel, NetworkModel,
+    ScheduledFault,
 };
+use iptl_runner::contract::places::{check_rebound, homes_of_three, one_behind_a_nat};
 use iptl_runner::contract::{Behaviour, Lab, Outcome, instance};
 use iptl_runner::{CellEvent, CellInput, CellSpec, OutputStream, PreparedCell};
 
@@ -362,44 +363,10 @@ async fn crashed_components_have_the_address_that_they_had_or_another_where_that
     assert_eq!(kinds, [FaultKind::Crash, FaultKind::Restart].repeat(3));
 }
 
-/// The same network with one of every two instances of the group behind a NAT, whose ports are drawn.
-fn one_behind_a_nat(network: NetworkModel) -> NetworkModel {
-    let nat = GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Random,
-        hairpin: true,
-        inbound_refresh: false,
-        udp_timeout_ms: 300_000,
-        tcp_timeout_ms: 7_440_000,
-    };
-    let sites = [Vec::new(), vec![nat]].map(|gateways| SiteShare { weight: 1, gateways });
-    let group = GroupNetwork { regions: BTreeMap::new(), access: BTreeMap::new(), sites: sites.into(), per: 1 };
-    NetworkModel { groups: BTreeMap::from([("g".to_owned(), group)]), ..network }
-}
-
-/// The same network with three of a group `h` in one home.
-fn a_home(network: NetworkModel) -> NetworkModel {
-    let nat = GatewayModel {
-        translates: true,
-        mapping: DependenceModel::Endpoint,
-        filtering: DependenceModel::AddressPort,
-        ports: PortsModel::Preserve,
-        hairpin: true,
-        inbound_refresh: false,
-        udp_timeout_ms: 300_000,
-        tcp_timeout_ms: 7_440_000,
-    };
-    let sites = vec![SiteShare { weight: 1, gateways: vec![nat] }];
-    let group = GroupNetwork { sites, per: 3, ..GroupNetwork::default() };
-    NetworkModel { groups: BTreeMap::from([("h".to_owned(), group)]), ..network }
-}
-
-/// A cell of an instance outside and three in that home.
+/// A cell of an instance outside and three in a home.
 fn with_a_home(fixture: &iptl_runner::contract::Fixture, dir: &std::path::Path) -> CellSpec {
     let mut cell = cell(fixture, dir, 4, &["lan", "g-0"]);
-    cell.network = Some(a_home(apart(1_000)));
+    cell.network = Some(homes_of_three(apart(1_000)));
     cell.groups = BTreeMap::from([("g".to_owned(), 1), ("h".to_owned(), 3)]);
     for (index, instance) in (0..).zip(&mut cell.instances[1..]) {
         instance.id = InstanceId { group: "h".to_owned(), index };
@@ -436,14 +403,4 @@ async fn components_in_one_home_find_each_other_there_and_have_one_address_outsi
     let error = std::error::Error::source(&error).unwrap().to_string();
     assert!(error.contains("h/1 and h/2 share a LAN, and are not on one lablet"), "{error}");
     fixture.runner.shutdown().await;
-}
-
-/// Checks what the instance behind a NAT has said whose mappings were forgotten.
-fn check_rebound(outcome: &Outcome) {
-    let lines = [0, 1].map(|index| outcome.lines(index, OutputStream::Out)).concat();
-    let [first, then, old, new] = lines.as_slice() else { panic!("{outcome:?}") };
-    let port = |line: &String| line.strip_prefix("seen as 172.16.0.1:").map(str::to_owned);
-    // The address of the NAT is what it was, and its ports are others.
-    assert!(port(first).is_some() && port(then).is_some() && port(first) != port(then), "{lines:?}");
-    assert_eq!((old.as_str(), new.as_str()), ("old mapping: nothing", "new mapping: heard"));
 }

@@ -2,9 +2,10 @@
 //!
 //! An implementation gives a [`Fixture`]: the runner, and for each [`Behaviour`] a workload that behaves so. Each
 //! function here is one fact about cells; [`check_all`] checks them one after the other. `lab.rs` is a lab of one cell,
-//! which answers sync calls and collects what is said.
+//! which answers sync calls and collects what is said; `places.rs` has networks for tests that runners have beside these.
 
 mod lab;
+pub mod places;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -24,11 +24,6 @@ const SYMMETRIC: &str = "symmetric";
 /// Site of those whom nobody can dial.
 const FIREWALL: &str = "firewall";
 
-/// Lives of mappings, in milliseconds: what RFC 4787 (REQ-5) recommends for UDP, and the least that RFC 5382 (REQ-5)
-/// allows for established TCP connections.
-const UDP_TIMEOUT_MS: u64 = 300_000;
-const TCP_TIMEOUT_MS: u64 = 7_440_000;
-
 /// Longest life of a mapping, in milliseconds: a week.
 const MAX_TIMEOUT_MS: u64 = 7 * 24 * 3_600_000;
 
@@ -59,17 +54,8 @@ pub(super) fn anywhere() -> GroupNetwork {
 /// Returns the sites that everybody has: the NATs of RFC 3489's names, a carrier's, a firewall.
 fn presets() -> BTreeMap<&'static str, Site> {
     use DependenceModel::{Address, AddressPort, Endpoint};
-    let nat = |mapping, filtering, ports| GatewayModel {
-        translates: true,
-        mapping,
-        filtering,
-        ports,
-        hairpin: true,
-        inbound_refresh: false,
-        udp_timeout_ms: UDP_TIMEOUT_MS,
-        tcp_timeout_ms: TCP_TIMEOUT_MS,
-    };
-    let home = nat(Endpoint, AddressPort, PortsModel::Preserve);
+    let home = GatewayModel::default();
+    let nat = |mapping, filtering, ports| GatewayModel { mapping, filtering, ports, ..home };
     BTreeMap::from([
         (PUBLIC, Vec::new()),
         ("full-cone", vec![nat(Endpoint, Endpoint, PortsModel::Preserve)]),
@@ -204,13 +190,14 @@ fn gateway(sink: &mut Sink, section: &Section<'_>) -> GatewayModel {
     }
     let mut timeout =
         |key, default| section.duration_ms(sink, key, 1_000, MAX_TIMEOUT_MS).map_or(default, |timeout| timeout.value);
+    let usual = GatewayModel::default();
     let (udp_timeout_ms, tcp_timeout_ms) =
-        (timeout("udp_timeout", UDP_TIMEOUT_MS), timeout("tcp_timeout", TCP_TIMEOUT_MS));
+        (timeout("udp_timeout", usual.udp_timeout_ms), timeout("tcp_timeout", usual.tcp_timeout_ms));
     GatewayModel {
         translates,
-        mapping: section.word(sink, "mapping", DEPENDENCES).map_or(DependenceModel::Endpoint, |word| word.value),
-        filtering: section.word(sink, "filtering", DEPENDENCES).map_or(DependenceModel::AddressPort, |word| word.value),
-        ports: section.word(sink, "ports", PORTS).map_or(PortsModel::Preserve, |word| word.value),
+        mapping: section.word(sink, "mapping", DEPENDENCES).map_or(usual.mapping, |word| word.value),
+        filtering: section.word(sink, "filtering", DEPENDENCES).map_or(usual.filtering, |word| word.value),
+        ports: section.word(sink, "ports", PORTS).map_or(usual.ports, |word| word.value),
         hairpin: section.boolean(sink, "hairpin").map_or(translates, |hairpin| hairpin.value),
         inbound_refresh: section.boolean(sink, "inbound_refresh").is_some_and(|refresh| refresh.value),
         udp_timeout_ms,
