@@ -345,7 +345,7 @@ fn cannot_start() -> CannotStart {
 }
 
 fn unstarted_attestation() -> Attestation {
-    Attestation { started_ms: 0, cannot_start: Some(cannot_start()), ..attestation(None) }
+    Attestation { started_ms: 0, cannot_start: Some(Box::new(cannot_start())), ..attestation(None) }
 }
 
 fn lossy_attestation() -> Attestation {

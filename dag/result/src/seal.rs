@@ -84,7 +84,7 @@ pub fn attestation(assembly: &Assembly, assembled: &Assembled, record: Attestati
         inconclusive: assembled.inconclusive.clone(),
         attempts: ranges(&record.attempts),
         ended_early: record.ended_early,
-        cannot_start: record.cannot_start,
+        cannot_start: record.cannot_start.map(Box::new),
         term: record.term,
     }
 }

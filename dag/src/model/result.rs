@@ -142,7 +142,7 @@ pub struct Attestation {
     pub ended_early: Option<String>,
     /// Why nothing was ever started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cannot_start: Option<CannotStart>,
+    pub cannot_start: Option<Box<CannotStart>>,
     /// Term of the lab in which the signer led; none where the lab had none. Of two results of one execution the one of the
     /// later term counts, and one without a term before all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -91,7 +91,7 @@ pub(super) async fn told(store: &dyn BlobStore, result: Cid) -> anyhow::Result<E
         // The orchestrator that sealed it told them; they can be read out of the result.
         notes: Vec::new(),
         after_ms: attestation.ended_ms.saturating_sub(attestation.submitted_ms),
-        failure: attestation.cannot_start.map(Failure::from),
+        failure: attestation.cannot_start.map(|why| Failure::from(*why)),
     })
 }
 
