@@ -766,7 +766,7 @@ fn a_run_that_never_fits_fails_as_the_labs_inability() {
     let effects = bench.give(Input::Assembled { execution: id, result: result() });
     assert!(effects.iter().any(|effect| matches!(
         effect,
-        Effect::Notify { event: Event::Finished { failure: Some(told), .. }, .. } if *told == failure
+        Effect::Notify { event: Event::Finished { failure: Some(told), .. }, .. } if **told == failure
     )));
 }
 

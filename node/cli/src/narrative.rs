@@ -240,7 +240,7 @@ impl Teller<'_> {
                         self.ctx.next("iptl show last · iptl get last/files -o out/");
                     }
                 }
-                failure.map_or(Ok(Some(Exit::of_verdict(verdict))), |failure| Err(failure.into()))
+                failure.map_or(Ok(Some(Exit::of_verdict(verdict))), |failure| Err((*failure).into()))
             }
             Event::Failed { failure, .. } => Err(failure.into()),
             Event::Submitted { alias, execution, .. } => {

@@ -131,7 +131,11 @@ impl Canary {
                 Event::Progress { ended, .. } if ended.values().any(|count| *count > 0) => {
                     stage = (Need::Seal, "no result was sealed".to_owned());
                 }
-                Event::Failed { failure, .. } | Event::Finished { failure: Some(failure), .. } => {
+                Event::Finished { failure: Some(failure), .. } => {
+                    self.parts.health.fails(stage.0, failure.message);
+                    return Ok(());
+                }
+                Event::Failed { failure, .. } => {
                     self.parts.health.fails(stage.0, failure.message);
                     return Ok(());
                 }

@@ -3,7 +3,7 @@
 use iptl_artifacts::{BlobStore, read_block};
 use iptl_dag::model::{self, Attestation, Outcome, OutcomeShard, ResultNode, Signed, Termination};
 use iptl_dag::{Block, Cid, DecodeError, PeerId};
-use iptl_wire::control::{Event, Failure};
+use iptl_wire::control::Event;
 use iptl_wire::takeover::Finished;
 
 use super::driver::Parts;
@@ -91,7 +91,7 @@ pub(super) async fn told(store: &dyn BlobStore, result: Cid) -> anyhow::Result<E
         // The orchestrator that sealed it told them; they can be read out of the result.
         notes: Vec::new(),
         after_ms: attestation.ended_ms.saturating_sub(attestation.submitted_ms),
-        failure: attestation.cannot_start.map(|why| Failure::from(*why)),
+        failure: attestation.cannot_start.map(|why| Box::new((*why).into())),
     })
 }
 

@@ -85,7 +85,7 @@ impl Orchestrator {
             failures: result.failures,
             notes: result.notes,
             after_ms: now.since(exec.submitted_at).as_millis() as u64,
-            failure: exec.cannot_start.clone().map(Failure::from),
+            failure: exec.cannot_start.clone().map(|why| Box::new(why.into())),
         };
         let term = self.config.term.clone();
         self.persist(id, FactKind::Sealed { result: result.cid, term: term.clone() });

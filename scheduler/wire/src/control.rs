@@ -872,7 +872,7 @@ pub enum Event {
         after_ms: u64,
         /// Why nothing was started, where that was so; it decides the exit code.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        failure: Option<Failure>,
+        failure: Option<Box<Failure>>,
     },
     /// Ended with nothing sealed. Nothing follows.
     Failed {
