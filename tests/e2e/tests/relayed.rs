@@ -24,8 +24,8 @@ const APART_NS: u64 = 5_000_000;
 /// Time in which nobody reaches a node at its own address before it counts as one that nobody can reach.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Rounds of pings, 200 ms each, in which a direct connection comes: calls are repeated after 16 s at most.
-const LONG: u32 = 150;
+/// Rounds of pings, 200 ms each, in which a direct connection comes: the other lablet is dialled again every half minute.
+const LONG: u32 = 400;
 
 /// Nobody is let in who was not called first, and calls go out at ports that cannot be guessed.
 fn impassable() -> NatConfig {
@@ -316,7 +316,9 @@ fn node_behind_a_firewall_asks_for_a_place_once_nobody_has_reached_it_for_twenty
     });
 }
 
+// What the gate has of this are the tests of the carrier over real connections.
 #[test]
+#[ignore = "takes minutes: cargo xtask soak"]
 fn packets_of_a_run_turn_to_a_direct_connection_that_comes_while_it_lasts_and_none_is_lost() {
     // The lablets cannot reach each other, and both the orchestrator: as with NATs that cannot be passed.
     let Some(lab) = Lab::parted(Behind::Nat(passable()), vec![None, Some(0), Some(1)]) else { return };
