@@ -3,14 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use iptl_dag::PeerId;
-use iptl_e2e::beside::Beside;
 use iptl_e2e::{Foreground, Home, docker_is_required, not_run, until};
 use iptl_labnet::{Access, Dependence, NatConfig, Ports, RealmId, Topology};
-use iptl_labnet_tun::{Namespace, Network, Report};
+use iptl_labnet_tun::{Namespace, Network};
 use iptl_net::{Config, KadMode, Net, Reached};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -23,9 +21,6 @@ const APART_NS: u64 = 5_000_000;
 
 /// Time in which nobody reaches a node at its own address before it counts as one that nobody can reach.
 const GRACE: Duration = Duration::from_secs(20);
-
-/// Rounds of pings, 200 ms each, in which a direct connection comes: the other lablet is dialled again every half minute.
-const LONG: u32 = 400;
 
 /// Nobody is let in who was not called first, and calls go out at ports that cannot be guessed.
 fn impassable() -> NatConfig {
@@ -76,22 +71,16 @@ fn machines(behind: Behind) -> (Network, Vec<(Namespace, Ipv4Addr)>) {
 struct Lab {
     homes: Vec<Home>,
     _nodes: Vec<Foreground>,
-    network: Network,
+    _network: Network,
 }
 
 impl Lab {
     /// None where this machine makes no network namespaces.
     fn behind(behind: Behind) -> Option<Lab> {
-        Lab::parted(behind, Vec::new())
-    }
-
-    /// Starts one whose network is parted from the beginning.
-    fn parted(behind: Behind, sides: Vec<Option<u8>>) -> Option<Lab> {
         if !Lab::is_possible() {
             return None;
         }
         let (network, machines) = machines(behind);
-        network.partition(sides);
         let homes: Vec<Home> = machines.iter().map(|_| Home::new()).collect();
         let start = |(home, (namespace, addr)): (&Home, &(Namespace, Ipv4Addr))| {
             let listen = format!("/ip4/{addr}/tcp/4001");
@@ -105,7 +94,7 @@ impl Lab {
             let ticket = homes[0].run(&["invite", "-q"]).exits(0).word();
             home.run(&["join", &ticket, "--name", name]).exits(0);
         }
-        let lab = Lab { homes, _nodes: nodes, network };
+        let lab = Lab { homes, _nodes: nodes, _network: network };
         until("two lablets", || {
             let status = lab.owner().run(&["status", "--json"]).json();
             (status["lablets_ready"].as_u64() == Some(2)).then_some(())
@@ -155,33 +144,16 @@ impl Lab {
         });
     }
 
-    /// Starts a run of two instances that talk to each other, one on each lablet.
-    fn start_ping(&self, rounds: u32) -> Beside {
+    /// Runs two instances that talk to each other, one on each lablet, and returns the result as it is shown.
+    fn ping(&self, rounds: u32) -> Value {
         let network = "[network]\nregions = [\"here\"]\ndelays = [[\"100ms\"]]\n";
         let plan = ping_over(self.owner().path(), network).display().to_string();
         let rounds = format!("rounds={rounds}");
         // No datagram is lost by waiting for too short a time.
         let run = ["run", &plan, "--no-build", "-g", "node=2", "-p", &rounds, "-p", "udp-timeout=20s", "--json"];
-        Beside::start(&mut self.owner().iptl(&run))
-    }
-
-    /// Does so to its end, and returns the result as it is shown.
-    fn ping(&self, rounds: u32) -> Value {
-        self.result(self.start_ping(rounds))
-    }
-
-    fn result(&self, run: Beside) -> Value {
-        let last = run.end().exits(0).last_json();
+        let last = self.owner().run(&run).exits(0).last_json();
         assert_eq!(last["verdict"], "pass", "{last}");
         self.owner().run(&["show", last["result"].as_str().unwrap(), "--json"]).exits(0).json()
-    }
-
-    /// Returns how many packets came to the orchestrator's machine so far.
-    fn came_to_the_owner(&self) -> u64 {
-        let (tell, told) = mpsc::channel::<Report>();
-        // Who asked and is gone does not want to know.
-        self.network.report(move |report| drop(tell.send(report)));
-        told.recv().unwrap().nodes[&0].down[0].delivered
     }
 }
 
@@ -314,43 +286,4 @@ fn node_behind_a_firewall_asks_for_a_place_once_nobody_has_reached_it_for_twenty
             tell_met.send(true).unwrap();
         });
     });
-}
-
-// What the gate has of this are the tests of the carrier over real connections.
-#[test]
-#[ignore = "takes minutes: cargo xtask soak"]
-fn packets_of_a_run_turn_to_a_direct_connection_that_comes_while_it_lasts_and_none_is_lost() {
-    // The lablets cannot reach each other, and both the orchestrator: as with NATs that cannot be passed.
-    let Some(lab) = Lab::parted(Behind::Nat(passable()), vec![None, Some(0), Some(1)]) else { return };
-    lab.is_relayed();
-    let mut run = lab.start_ping(LONG);
-    run.says("\"started\"");
-    let ready = lab.came_to_the_owner();
-    until("packets by way of the relay", || (lab.came_to_the_owner() > ready + 200).then_some(()));
-    // Hole punching goes on calling.
-    lab.network.partition(Vec::new());
-    let shown = lab.result(run);
-    let ways = shown["ways"].as_array().unwrap();
-    assert!(ways.len() == 2 && ways.iter().all(|way| way["relayed"] == true), "measured before the start: {ways:?}");
-    for cell in shown["links"]["cells"].as_array().unwrap() {
-        let of = |what: &str| cell["across"][what].as_u64().unwrap();
-        let relayed = cell["relayed"].as_u64().unwrap();
-        assert!(relayed > 20 && of("offered") > relayed + 20, "first the one way, then the other: {cell}");
-        // The last word of a connection may be under way when its instance ends.
-        let under_way = of("offered") - of("delivered");
-        assert!(under_way <= 4 && of("lost") == 0, "{cell}");
-    }
-    for of in shown["links"]["instances"].as_array().unwrap() {
-        assert_eq!(of["lost_by_lab"], 0, "{of}");
-    }
-    let out = lab.owner().path().join("out");
-    let files = format!("{}/files", shown["cid"].as_str().unwrap());
-    lab.owner().run(&["get", &files, "-o", &out.display().to_string()]).exits(0);
-    for index in 0..2 {
-        let events = std::fs::read_to_string(out.join(format!("events/node/{index}.jsonl"))).unwrap();
-        let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let pinged = events.find(|event| event["name"] == "pinged").unwrap();
-        let of = |what: &str| pinged["data"][what].as_u64().unwrap();
-        assert_eq!([of("tcp"), of("udp"), of("udp-lost")], [LONG.into(), LONG.into(), 0], "{pinged}");
-    }
 }
