@@ -17,6 +17,7 @@ mod homes;
 mod joining;
 mod keeping;
 mod lab;
+#[path = "../../artifacts/tests/memory.rs"]
 mod memory;
 mod ranges;
 mod resuming;

@@ -46,10 +46,11 @@ impl Orchestrator {
             exec.stage = Stage::Stopping { until };
             self.settle(now, id);
         } else {
-            match &exec.cannot_start {
-                Some(why) => exec.lose_rest(&why.reason.clone()),
-                None => exec.lose_rest(&format!("{reason} before it was started")),
+            let why = match exec.cannot_start {
+                Some(_) => reason.to_owned(),
+                None => format!("{reason} before it was started"),
             };
+            exec.lose_rest(&why);
             self.order_assembly(now, id);
         }
     }

@@ -35,9 +35,7 @@ impl Orchestrator {
             "give it longer with `start_within`, run fewer instances, or let another machine join: `iptl invite`";
         self.cannot_start(now, id, unable("lab.not-started", message, help));
     }
-}
 
-impl Orchestrator {
     /// Ends what was not started, and is not about to end, with a result that says why.
     pub(super) fn cannot_start(&mut self, now: Timestamp, id: ExecutionId, why: CannotStart) {
         let Some(exec) = self.executions.get_mut(&id).filter(|exec| !exec.started() && !exec.ending()) else { return };

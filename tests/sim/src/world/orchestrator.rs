@@ -174,12 +174,8 @@ impl World {
                 told.push(format!("           fact of {}: {:?}", fact.execution.alias(), fact.kind));
             }
             self.model.fact(self.now, &self.orchestrator, &fact);
-            let given_up = match &fact.kind {
-                FactKind::CannotStart(why) => Some(why.reason.clone()),
-                _ => None,
-            };
-            if let Some(reason) = given_up {
-                self.model.given_up(&fact.execution, &self.lablets, &reason);
+            if let FactKind::CannotStart(why) = &fact.kind {
+                self.model.given_up(&fact.execution, &self.lablets, &why.reason);
             }
             match fact.kind.end() {
                 Some(End::Sealed(_)) => {
