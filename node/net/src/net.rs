@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::AsyncReadExt as _;
 use iptl_dag::PeerId;
 use libp2p::{Multiaddr, StreamProtocol};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -183,17 +183,18 @@ impl Net {
             let command = Command::Open { peer: id, protocol: name.clone(), reply };
             self.commands.send(command).await.map_err(|_| OpenError::Closed)?;
             match opened.await {
-                Ok(Ok(mut opened)) => {
+                Ok(Ok(opened)) => {
+                    let mut stream = Stream::new(opened);
                     if is_admitted(protocol) {
                         let mut answer = [0];
-                        match opened.stream.read_exact(&mut answer).await {
-                            Ok(()) if answer[0] == ADMITTED => {}
-                            Ok(()) if answer[0] == REFUSED => return Err(OpenError::Refused { peer: peer.clone() }),
-                            Ok(()) => return Err(lost(format!("unknown answer {}", answer[0]))),
+                        match stream.read_exact(&mut answer).await {
+                            Ok(_) if answer[0] == ADMITTED => {}
+                            Ok(_) if answer[0] == REFUSED => return Err(OpenError::Refused { peer: peer.clone() }),
+                            Ok(_) => return Err(lost(format!("unknown answer {}", answer[0]))),
                             Err(error) => return Err(lost(error.to_string())),
                         }
                     }
-                    return Ok(Stream::new(opened));
+                    return Ok(stream);
                 }
                 Ok(Err(NoStream::Unsupported)) => {
                     return Err(OpenError::Unsupported { peer: peer.clone(), protocol });

@@ -263,3 +263,32 @@ async fn stream_ends_and_open_says_why_when_the_peer_is_gone() {
         assert!(matches!(error, OpenError::NotConnected { .. } | OpenError::Timeout { .. }), "{listen}: {error}");
     }
 }
+
+#[tokio::test]
+async fn stream_ends_on_both_sides_when_this_side_closes_the_connection() {
+    for listen in [TCP, QUIC] {
+        let (a, b) = pair(listen).await;
+        let mut incoming = b.net.accept(ECHO, 1).await.unwrap();
+        let stream = a.net.open(b.net.peer(), ECHO).await.unwrap();
+        let (_, mut served) = within("the stream", incoming.next()).await.unwrap();
+        // It is read from, and written to without anybody who reads, each in a task of its own that nothing else wakes.
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let read = tokio::spawn(async move { reader.read(&mut [0]).await });
+        let written = tokio::spawn(async move {
+            loop {
+                if let Err(error) = writer.write_all(&[0; 4096]).await {
+                    return error;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let mut first = [0; 4096];
+        within("the first of it", served.read_exact(&mut first)).await.unwrap();
+        a.net.disconnect(b.net.peer()).await;
+        let read = within("the end of reading", read).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "{listen}: {read:?}");
+        let _error = within("the end of writing", written).await.unwrap();
+        let end = within("the end there", served.read_to_end(&mut Vec::new())).await;
+        assert!(matches!(end, Ok(_) | Err(_)), "{listen}: {end:?}");
+    }
+}

@@ -9,6 +9,9 @@ use iptl_e2e::{Foreground, Home, LIMIT, noise, run, wait};
 /// Bytes of what is fetched: some seconds of a transfer between programs that are not optimised.
 const SIZE: usize = 48 << 20;
 
+/// More than what a pack holds beside a quarter of the blocks, and than one put, which a kill may cut off.
+const FRAMING: u64 = 1 << 20;
+
 /// A node that has the file and nothing else.
 struct Provider {
     home: Home,
@@ -46,7 +49,7 @@ fn fetch_a_quarter(home: &Home, cid: &str, provider: &Provider, timeout: &str) -
     let args = ["get", cid, "--store-only", "--peer", &provider.address, "--timeout", timeout];
     let mut fetch = home.iptl(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + LIMIT;
-    while home.packed() < SIZE as u64 / 4 {
+    while home.packed() < SIZE as u64 / 4 + FRAMING {
         assert_eq!(wait(&mut fetch, Duration::ZERO), None, "it ended before a quarter had come");
         assert!(Instant::now() < deadline, "a quarter has not come in {LIMIT:?}");
         std::thread::sleep(Duration::from_millis(1));

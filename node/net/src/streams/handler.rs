@@ -15,7 +15,7 @@ use libp2p::core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
 use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
 use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, StreamUpgradeError, SubstreamProtocol};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio_util::sync::PollSemaphore;
+use tokio_util::sync::{CancellationToken, DropGuard, PollSemaphore};
 
 use super::{
     ADMISSION_TIMEOUT, ADMITTED, Acceptors, MAX_OUTBOUND_STREAMS_PER_CONNECTION, Protocols, REFUSED, is_admitted,
@@ -39,6 +39,8 @@ pub(crate) struct Opened {
     pub(crate) stream: libp2p::Stream,
     pub(crate) place: OwnedSemaphorePermit,
     pub(crate) relayed: bool,
+    /// Cancelled when the connection is closed.
+    pub(crate) closed: CancellationToken,
 }
 
 /// Why a connection gave no stream.
@@ -67,11 +69,15 @@ pub(crate) struct Handler {
     negotiating: usize,
     /// Inbound streams on their way into their queues.
     admitting: FuturesUnordered<BoxFuture<'static, ()>>,
+    /// The connection is closed once its handler is dropped.
+    closed: CancellationToken,
+    _closes: DropGuard,
 }
 
 impl Handler {
     pub(super) fn new(peer: PeerId, relayed: bool, protocols: Protocols, inbound_places: Arc<Semaphore>) -> Handler {
         let outbound_places = PollSemaphore::new(Arc::new(Semaphore::new(MAX_OUTBOUND_STREAMS_PER_CONNECTION)));
+        let closed = CancellationToken::new();
         Handler {
             peer,
             relayed,
@@ -81,7 +87,13 @@ impl Handler {
             to_open: VecDeque::new(),
             negotiating: 0,
             admitting: FuturesUnordered::new(),
+            _closes: closed.clone().drop_guard(),
+            closed,
         }
+    }
+
+    fn opened(&self, stream: libp2p::Stream, place: OwnedSemaphorePermit) -> Opened {
+        Opened { stream, place, relayed: self.relayed, closed: self.closed.clone() }
     }
 
     fn on_inbound(&mut self, stream: libp2p::Stream, protocol: StreamProtocol) {
@@ -89,7 +101,7 @@ impl Handler {
         let queue = self.protocols.snapshot().get(&protocol).cloned();
         match (place, queue) {
             (Some(place), Some(queue)) => {
-                let opened = Opened { stream, place, relayed: self.relayed };
+                let opened = self.opened(stream, place);
                 self.admitting.push(admit(self.peer.clone(), opened, protocol, queue).boxed());
             }
             (place, queue) => {
@@ -118,26 +130,26 @@ impl Handler {
 /// Waits for room in the queue, tells the opener, and puts the stream in.
 async fn admit(
     peer: PeerId,
-    Opened { mut stream, place, relayed }: Opened,
+    mut opened: Opened,
     protocol: StreamProtocol,
     queue: mpsc::Sender<(PeerId, Stream)>,
 ) {
     let room = match tokio::time::timeout(ADMISSION_TIMEOUT, queue.reserve_owned()).await {
         Ok(Ok(room)) => room,
-        Ok(Err(_)) => return refuse(stream, protocol).await,
+        Ok(Err(_)) => return refuse(opened.stream, protocol).await,
         Err(_) => {
             tracing::warn!(peer = %peer.short(), %protocol, "stream refused: its queue did not move");
-            return refuse(stream, protocol).await;
+            return refuse(opened.stream, protocol).await;
         }
     };
     if is_admitted(protocol.as_ref()) {
         // An opener that has given up has reset the stream: it is not worth anybody's turn.
-        match tokio::time::timeout(ADMISSION_TIMEOUT, say(&mut stream, ADMITTED)).await {
+        match tokio::time::timeout(ADMISSION_TIMEOUT, say(&mut opened.stream, ADMITTED)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return,
         }
     }
-    room.send((peer, Stream::new(Opened { stream, place, relayed })));
+    room.send((peer, Stream::new(opened)));
 }
 
 async fn refuse(mut stream: libp2p::Stream, protocol: StreamProtocol) {
@@ -206,7 +218,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
                 self.negotiating -= 1;
                 // An opener that is gone drops the stream, which resets it.
-                let _ = info.reply.send(Ok(Opened { stream, place: info.place, relayed: self.relayed }));
+                let _ = info.reply.send(Ok(self.opened(stream, info.place)));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 self.negotiating -= 1;
