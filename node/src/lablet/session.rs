@@ -1,5 +1,6 @@
 //! The session of a lablet: opened, kept, and opened again when it breaks.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 /// Patience with an attempt, as a multiple of the pause before it; the way through a relay takes some seconds.
 const PATIENCE_PER_PAUSE: u32 = 5;
 
+/// Shortest time until the orchestrator is dialled once more while an attempt goes on, for the same reason.
+const REDIAL_PAUSE: Duration = Duration::from_millis(500);
+
 /// Keeps a session with the orchestrator that leads.
 pub(super) struct SessionKeeper {
     pub(super) links: Links,
@@ -65,7 +69,7 @@ impl SessionKeeper {
             let leader = candidates.into_iter().next().map(|(peer, _)| peer);
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.session(&orchestrator, &addrs, FIRST_PATIENCE.max(pause * PATIENCE_PER_PAUSE)) => ended,
+                ended = self.session(&orchestrator, &addrs, pause) => ended,
                 () = another_leads(&self.members, &mut learned, leader.as_ref()) => Ok(()),
             };
             let _gone = self.lablet.send(Command::Down { orchestrator: orchestrator.clone() }).await;
@@ -86,9 +90,15 @@ impl SessionKeeper {
         }
     }
 
-    /// One session, from hello to its end.
-    async fn session(&self, orchestrator: &PeerId, addrs: &[String], patience: Duration) -> Result<(), String> {
-        let opening = self.links.open(orchestrator, addrs, PROTOCOL);
+    /// One session, from hello to its end; there was this pause before it.
+    async fn session(&self, orchestrator: &PeerId, addrs: &[String], pause: Duration) -> Result<(), String> {
+        let patience = FIRST_PATIENCE.max(pause * PATIENCE_PER_PAUSE);
+        let opening = async {
+            tokio::select! {
+                opened = self.links.open(orchestrator, addrs, PROTOCOL) => opened,
+                never = self.redial(orchestrator, addrs, REDIAL_PAUSE.max(pause)) => match never {},
+            }
+        };
         let Ok(opened) = tokio::time::timeout(patience, opening).await else {
             self.give_up(orchestrator).await;
             return Err(format!("cannot reach {} within {} s", orchestrator.short(), patience.as_secs()));
@@ -119,6 +129,17 @@ impl SessionKeeper {
         }
         writing.abort();
         Ok(())
+    }
+
+    /// Dials the orchestrator again and again, for whoever waits for a connection to it.
+    async fn redial(&self, orchestrator: &PeerId, addrs: &[String], pause: Duration) -> Infallible {
+        let Some(net) = self.links.net() else { return std::future::pending().await };
+        tokio::time::sleep(pause).await;
+        loop {
+            // A dial goes on when nobody waits for it any more.
+            let dial = tokio::time::timeout(pause, net.connect(orchestrator, addrs));
+            let _later = tokio::join!(dial, tokio::time::sleep(pause));
+        }
     }
 
     /// Closes a connection on which nothing comes: it may lead to an earlier life of the orchestrator, which died without a
