@@ -63,7 +63,8 @@ impl Closing {
             return polled;
         }
         let wait = self.wait.get_or_insert_with(|| Box::pin(self.closed.clone().cancelled_owned()));
-        wait.as_mut().poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was closed")))
+        let aborted = || io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was closed");
+        wait.as_mut().poll(cx).map(|()| Err(aborted()))
     }
 }
 
