@@ -128,12 +128,7 @@ impl Handler {
 }
 
 /// Waits for room in the queue, tells the opener, and puts the stream in.
-async fn admit(
-    peer: PeerId,
-    mut opened: Opened,
-    protocol: StreamProtocol,
-    queue: mpsc::Sender<(PeerId, Stream)>,
-) {
+async fn admit(peer: PeerId, mut opened: Opened, protocol: StreamProtocol, queue: mpsc::Sender<(PeerId, Stream)>) {
     let room = match tokio::time::timeout(ADMISSION_TIMEOUT, queue.reserve_owned()).await {
         Ok(Ok(room)) => room,
         Ok(Err(_)) => return refuse(opened.stream, protocol).await,
