@@ -41,6 +41,6 @@ async fn small_request_and_response_take_less_than_a_millisecond() {
         let (p50, p99) = measure(listen).await;
         println!("{name}: {MESSAGE} B there and back: p50 {p50:?}, p99 {p99:?}");
         // Generous for a debug build on a loaded machine; Nagle or a delayed acknowledgement costs 40 ms.
-        assert!(p50 < Duration::from_millis(5), "{name}: p50 {p50:?}");
+        assert!(p50 < Duration::from_millis(20), "{name}: p50 {p50:?}");
     }
 }

@@ -53,7 +53,7 @@ fn told(left: &iptl_runner::files::LeftFiles) -> Vec<String> {
 async fn crashed_containers_start_again_with_their_address_and_their_files() {
     let bench = engine!();
     let crash = |restart_ms| crash(restart_ms, false, false);
-    let cell = cell(&bench, &[&["lives"], &["lives"]], &[(500, crash(100)), (1_500, crash(0))]);
+    let cell = cell(&bench, &[&["lives"], &["lives"]], &[(1_500, crash(100)), (3_000, crash(0))]);
     let mut lab = Lab::prepare(&bench.runner, cell).await;
     lab.control.start().await;
     let lives = |index: u32, life: u32| wrote(index, Box::leak(format!("life {life} at 10.0.0.{}", index + 1).into()));

@@ -174,7 +174,7 @@ async fn links_of_50_ms_are_what_their_programs_measure() {
     assert_eq!(outcome.exit(1), &Exit::Exited { code: 0 }, "{lines:?}");
     for what in ["datagram", "echo"] {
         let ms = took(&lines, what);
-        assert!((100.0..130.0).contains(&ms), "{what}: {ms} ms there and back");
+        assert!((100.0..150.0).contains(&ms), "{what}: {ms} ms there and back");
     }
     let network = outcome.ended[&instance(1)].network.clone().unwrap();
     let timed: u64 = network.cell.lateness.iter().sum();

@@ -322,7 +322,7 @@ fn first() -> FaultTarget {
 
 #[tokio::test]
 async fn instance_that_gets_another_address_is_found_there_by_its_name() {
-    let fault = ScheduledFault { at_ms: 300, every_ms: 0, fault: Fault::Address { who: first() } };
+    let fault = ScheduledFault { at_ms: 1_500, every_ms: 0, fault: Fault::Address { who: first() } };
     let (outcome, kinds) = with_faults(2, &["moves"], vec![fault], 1).await;
     let lines = outcome.lines(1, OutputStream::Out);
     assert_eq!(lines, ["10.0.0.1", "198.18.0.1", "hello", "HostUnreachable"], "{outcome:?}");
@@ -333,14 +333,14 @@ async fn instance_that_gets_another_address_is_found_there_by_its_name() {
 async fn wall_clock_jumps_and_time_goes_on() {
     let at = |at_ms, by_ms| ScheduledFault { at_ms, every_ms: 0, fault: Fault::Clock { who: first(), by_ms } };
     let hour = 3_600_000;
-    let (outcome, kinds) = with_faults(1, &["clock"], vec![at(100, 2 * hour), at(600, -3 * hour)], 0).await;
+    let (outcome, kinds) = with_faults(1, &["clock"], vec![at(1_000, 2 * hour), at(2_000, -3 * hour)], 0).await;
     assert_eq!(outcome.lines(0, OutputStream::Out), ["120", "-60"], "{outcome:?}");
     assert_eq!(kinds, [FaultKind::Clock, FaultKind::Clock]);
 }
 
 #[tokio::test]
 async fn mappings_of_a_nat_that_forgets_are_others_and_the_old_ones_lead_nowhere() {
-    let fault = ScheduledFault { at_ms: 500, every_ms: 0, fault: Fault::Rebind { who: first() } };
+    let fault = ScheduledFault { at_ms: 1_500, every_ms: 0, fault: Fault::Rebind { who: first() } };
     let network = one_behind_a_nat(apart(1_000));
     let (outcome, kinds) = with_faults_in(network, 2, &["mirror"], vec![fault], |o| !o.ended.is_empty()).await;
     check_rebound(&outcome);
@@ -353,7 +353,7 @@ async fn crashed_components_have_the_address_that_they_had_or_another_where_that
         let fault = Fault::Crash { who: first(), restart_ms: 100, files_lost: true, new_address };
         ScheduledFault { at_ms, every_ms: 0, fault }
     };
-    let faults = vec![crash(300, false), crash(800, true), crash(1_300, false)];
+    let faults = vec![crash(1_000, false), crash(2_500, true), crash(4_000, false)];
     let network = NetworkModel { ip: IpModel::Both, ..apart(1_000) };
     let lives = |outcome: &Outcome| outcome.lines(0, OutputStream::Out).len();
     let (outcome, kinds) = with_faults_in(network, 1, &["where"], faults, |outcome| lives(outcome) == 4).await;

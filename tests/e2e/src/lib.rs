@@ -387,18 +387,19 @@ pub fn kill(pid: u32) {
     if !is_node {
         return;
     }
-    let pid = pid.to_string();
     // Where it is gone already there is nothing to do.
-    let _ = Command::new("kill").args(["-9", &pid]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
     let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
-        if state.is_none_or(|s| s == 'Z') {
-            return;
-        }
+    while Instant::now() < deadline && is_alive(pid) {
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Returns whether a process is there and has not ended.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    state.is_some_and(|state| state != 'Z')
 }
 
 /// A node in the foreground, ended with the value.

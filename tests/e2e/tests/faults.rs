@@ -64,11 +64,11 @@ fn crashed_instances_start_again_with_another_address_where_the_plan_says_so() {
 #[test]
 fn crashes_that_come_again_and_again_hit_others_and_are_counted() {
     let lab = Lab::start(1);
-    let crash = "[[faults]]\nevery = \"1s\"\ncrash = { group = \"node\", share = \"25%\", restart = \"200ms\" }\n";
+    let crash = "[[faults]]\nevery = \"2s\"\ncrash = { group = \"node\", share = \"25%\", restart = \"200ms\" }\n";
     let dir = ping_over(lab.path(), crash);
     // Nobody is done before its time is over.
     let manifest = std::fs::read_to_string(dir.join("plan.toml")).unwrap();
-    std::fs::write(dir.join("plan.toml"), manifest.replace("wall = \"2m\"", "wall = \"4500ms\"")).unwrap();
+    std::fs::write(dir.join("plan.toml"), manifest.replace("wall = \"2m\"", "wall = \"9s\"")).unwrap();
     let options = ["-g", "node=4", "-p", "rounds=1000", "-p", "interval=100ms", "-p", "patience=90s", "--json"];
     let last = lab.run(&[&["run", &dir.display().to_string(), "--no-build"], &options[..]].concat()).last_json();
     let result = last["result"].as_str().unwrap();
@@ -83,12 +83,12 @@ fn crashes_that_come_again_and_again_hit_others_and_are_counted() {
         }
     }
     let at = |kind: &str, ms| met.get(&(kind.to_owned(), ms)).cloned().unwrap_or_default();
-    // One of four each second, and never one alone in all four seconds.
-    let victims: Vec<Vec<u32>> = (1..=4).map(|second| at("crash", second * 1_000)).collect();
+    // One of four each time, and never one alone at all four times.
+    let victims: Vec<Vec<u32>> = (1..=4).map(|time| at("crash", time * 2_000)).collect();
     assert!(victims.iter().all(|hit| hit.len() == 1), "{met:?}");
     assert!(victims.windows(2).any(|pair| pair[0] != pair[1]), "others: {met:?}");
-    for second in 1..=4u64 {
-        assert_eq!(at("restart", second * 1_000 + 200), victims[second as usize - 1], "{met:?}");
+    for time in 1..=4u64 {
+        assert_eq!(at("restart", time * 2_000 + 200), victims[time as usize - 1], "{met:?}");
     }
     for index in 0..4u32 {
         let lives = 1 + victims.iter().filter(|hit| hit.contains(&index)).count();

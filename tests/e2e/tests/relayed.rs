@@ -183,7 +183,9 @@ fn lablets_behind_nats_that_can_be_passed_meet_directly_after_hole_punching() {
     let Some(lab) = Lab::behind(Behind::Nat(passable())) else { return };
     // Their NATs let no relay in that dials them: each has its place, and is reached there first.
     lab.is_relayed();
-    is_direct(&lab.ping(5));
+    // On a slow machine the direct connection comes after a first run has begun, and is there for the next.
+    let is_met = |shown: &Value| shown["ways"].as_array().unwrap().iter().all(|way| way["relayed"] == false);
+    is_direct(&(0..3).map(|_| lab.ping(5)).find(is_met).expect("a direct connection"));
 }
 
 /// Fails unless every packet of a result between two lablets came directly.

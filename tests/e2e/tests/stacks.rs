@@ -68,7 +68,7 @@ fn peers_behind_nats_that_map_by_the_inner_end_reach_each_other_and_those_behind
     engine!();
     let none = ["ei-ei", "ei-ad", "ad-ei", "ad-ad", "ad-apd", "apd-ei", "apd-ad"].map(|kind| format!("{kind}=0"));
     let none = none.iter().flat_map(|group| ["-g", group]);
-    passes("nat", &none.chain(["-g", "ei-apd=2", "-g", "apd-apd=2", "-p", "patience=5s"]).collect::<Vec<&str>>());
+    passes("nat", &none.chain(["-g", "ei-apd=2", "-g", "apd-apd=2", "-p", "patience=10s"]).collect::<Vec<&str>>());
 }
 
 #[test]

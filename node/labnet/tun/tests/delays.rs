@@ -84,7 +84,7 @@ fn link_carries_what_its_rate_allows_and_no_more() {
     }
     let took = begun.elapsed();
     assert!(took >= Duration::from_millis(299), "{took:?}");
-    assert!(took < Duration::from_millis(400), "{took:?}");
+    assert!(took < Duration::from_millis(600), "{took:?}");
     assert_eq!(world.report().nodes[&0].up[0].overflowed, 0);
 }
 

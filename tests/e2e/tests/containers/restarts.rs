@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use iptl_e2e::beside::{Beside, signal};
-use iptl_e2e::{Foreground, Home, Lab, docker_is_required, until};
+use iptl_e2e::{Foreground, Home, Lab, docker_is_required, is_alive, until};
 use serde_json::Value;
 
 use super::program;
@@ -111,7 +111,9 @@ fn a_lablet_that_is_asked_to_end_leaves_its_containers_to_its_next_life() {
     let lab = Lab::start_with_docker(2);
     let execution = pausing(&lab, "10s");
     let before = containers(&execution);
-    signal(lab.lablets[1].pid, "TERM");
+    let pid = lab.lablets[1].pid;
+    signal(pid, "TERM");
+    until("its end", || (!is_alive(pid)).then_some(()));
     let again = Foreground::again(&lab.lablets[1].home, &[]);
     assert_eq!(containers(&execution), before);
     passed_once(&lab, &execution);

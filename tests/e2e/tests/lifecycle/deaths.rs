@@ -9,7 +9,8 @@ use super::{Plan, passed_once, reaches, receipts, row, submit, watch};
 fn an_orchestrator_killed_while_instances_run_goes_on_and_nothing_runs_twice() {
     let lab = Lab::start(3);
     let plan = Plan::new(6).quick(3);
-    let execution = submit(&lab, &plan.write(&lab), "6s");
+    // Shorter than what is left of any lease, which a slow restart might let run out.
+    let execution = submit(&lab, &plan.write(&lab), "3s");
     reaches(&lab, &execution, "running");
     lab.orchestrator.kill();
     let _again = Foreground::again(&lab.orchestrator.home, &[]);
@@ -146,7 +147,7 @@ fn a_killed_worker_ends_its_cell_and_no_other() {
 fn an_attached_run_follows_on_after_its_orchestrator_died() {
     let lab = Lab::start(2);
     let plan = Plan::new(2);
-    let mut run = Beside::start(&mut lab.iptl(&["run", &plan.write(&lab), "--no-build", "-p", "watch=5s"]));
+    let mut run = Beside::start(&mut lab.iptl(&["run", &plan.write(&lab), "--no-build", "-p", "watch=3s"]));
     run.says("running");
     lab.orchestrator.kill();
     run.says("Attaching again");

@@ -9,7 +9,7 @@ use super::{Plan, passed_once, reaches, row, submit, watch};
 fn a_run_is_seen_while_it_lives_and_after() {
     let lab = Lab::start(2);
     let plan = Plan::new(2).quick(2);
-    let execution = submit(&lab, &plan.write(&lab), "8s");
+    let execution = submit(&lab, &plan.write(&lab), "15s");
     let mut early = Beside::start(&mut lab.iptl(&["watch", &execution, "--json"]));
     early.says("\"submitted\"");
     reaches(&lab, &execution, "running");
@@ -68,7 +68,8 @@ fn who_follows_before_anything_is_prepared_misses_nothing() {
 fn logs_that_are_followed_go_on_after_the_orchestrator_was_killed_with_nothing_lost_and_nothing_twice() {
     let lab = Lab::start(2);
     let plan = super::turns::plan(&lab, "resting", 4, "", "");
-    let execution = submit(&lab, &plan, "8s");
+    // Shorter than what is left of any lease, which a slow restart might let run out.
+    let execution = submit(&lab, &plan, "3s");
     let mut here = Beside::start(&mut lab.iptl(&["logs", &execution, "-f"]));
     let mut there = Beside::start(&mut iptl_e2e::iptl(&lab.lablets[0].home, &["logs", &execution, "-f"]));
     here.says("began");

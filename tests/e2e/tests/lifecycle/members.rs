@@ -68,7 +68,7 @@ fn a_lablet_that_leaves_is_missed_by_nobody() {
 fn a_lablet_that_goes_down_finishes_its_work_first() {
     let lab = Lab::start(2);
     let plan = Plan::new(2).quick(2);
-    let execution = submit(&lab, &plan.write(&lab), "8s");
+    let execution = submit(&lab, &plan.write(&lab), "15s");
     reaches(&lab, &execution, "running");
     let mut down = Vec::new();
     for lablet in &lab.lablets {

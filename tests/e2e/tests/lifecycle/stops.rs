@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use iptl_e2e::beside::signal;
-use iptl_e2e::{Foreground, Home, Lab, Node, not_run, until};
+use iptl_e2e::{Foreground, Home, Lab, Node, is_alive, not_run, until};
 
 use super::{Plan, passed_once, reaches, receipts, submit, watch};
 
@@ -132,7 +132,7 @@ fn keeps_its_word(lab: &Lab, why: (&str, &str), takes_nothing: impl FnOnce(), ta
     takes_again();
     // An orchestrator that cannot keep its word ends, for its supervisor to start it again.
     let orchestrator = &lab.orchestrator;
-    let _again = (!alive(orchestrator.pid)).then(|| Foreground::again(&orchestrator.home, &["--no-docker"]));
+    let _again = (!is_alive(orchestrator.pid)).then(|| Foreground::again(&orchestrator.home, &["--no-docker"]));
     let again = watch(lab, &sealed);
     assert_eq!(again.last_json()["result"], before);
     passed_once(lab, again, plan.instances());
@@ -167,16 +167,12 @@ fn tells_the_truth(lab: &Lab, takes_nothing: impl FnOnce(), takes_again: impl Fn
     takes_again();
     // A lablet that cannot keep its word ends, for its supervisor to start it again.
     let lablet = &lab.lablets[0];
-    let _again = (!alive(lablet.pid)).then(|| Foreground::again(&lablet.home, &["--no-docker"]));
+    let _again = (!is_alive(lablet.pid)).then(|| Foreground::again(&lablet.home, &["--no-docker"]));
     until("a run that passes", || {
         let next = submit(lab, &folder, "100ms");
         let last = watch(lab, &next).last_json();
         (last["ok"].as_u64() == Some(2)).then_some(())
     });
-}
-
-fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 #[test]
