@@ -33,6 +33,7 @@ pub async fn check_blob_store(harness: &mut dyn Harness) {
     what_was_put_is_returned(&*harness.make().await).await;
     key_is_the_multihash(&*harness.make().await).await;
     other_hash_functions_are_kept(&*harness.make().await).await;
+    every_hash_that_can_be_checked_is_kept(&*harness.make().await).await;
     identity_is_always_present(&*harness.make().await).await;
     put_is_idempotent(&*harness.make().await).await;
     removed_blocks_are_gone_and_others_stay(&*harness.make().await).await;
@@ -99,6 +100,18 @@ async fn other_hash_functions_are_kept(store: &dyn BlobStore) {
     store.put(vec![sha2.clone()]).await.expect("a SHA2-256 block is accepted again");
     store.remove(&[*blake3.cid().hash()]).await.expect("a block can be removed");
     assert_eq!(get(store, sha2.cid().hash()).await.as_ref(), Some(sha2.data()), "its SHA2-256 twin stays");
+}
+
+async fn every_hash_that_can_be_checked_is_kept(store: &dyn BlobStore) {
+    let blocks = of_every_hash(sample(1, 3_000).data());
+    store.put(blocks.clone()).await.expect("blocks of every hash are accepted");
+    for block in &blocks {
+        let cid = block.cid();
+        assert_eq!(has(store, &[*cid.hash()]).await, [true], "{cid} is present");
+        assert_eq!(get(store, cid.hash()).await.as_ref(), Some(block.data()), "{cid} comes back");
+    }
+    let hashes = blocks.iter().map(|block| *block.cid().hash()).collect();
+    assert_eq!(list(store).await, hashes, "each is listed under its own hash");
 }
 
 async fn identity_is_always_present(store: &dyn BlobStore) {
@@ -177,6 +190,7 @@ async fn flushed_blocks_outlive_the_handle(harness: &mut dyn Harness) {
     let store = harness.make().await;
     let mut blocks: Vec<Block> = (0..60).map(|i| sample(i, (i as usize) * 1_000)).collect();
     blocks.push(sha2_256(sample(1000, 30_000).data().clone()));
+    blocks.extend(of_every_hash(sample(1002, 3_000).data()));
     blocks.push(sample(1001, MAX_BLOCK_SIZE));
     store.put(blocks.clone()).await.expect("blocks are accepted");
     let gone = blocks.pop().expect("the list was just filled");
@@ -219,6 +233,16 @@ fn mix(mut word: u64) -> u64 {
 pub fn sha2_256(data: bytes::Bytes) -> Block {
     let hash = iptl_dag::block::digest(SHA2_256, &data).expect("SHA2-256 is known");
     Block::verify(Cid::new_v1(Codec::Raw.number(), hash), data).expect("the digest was just made of these bytes")
+}
+
+/// Returns the same bytes under a hash of every kind but BLAKE3-256: other functions, digests cut off and extended.
+pub fn of_every_hash(data: &bytes::Bytes) -> Vec<Block> {
+    // SHA2, SHA3, BLAKE2b of 160, 256 and 512 bits; SHA2-256 and BLAKE3 of other sizes.
+    let whole = [(0x12, 32), (0x13, 64), (0x14, 64), (0x15, 48), (0x16, 32), (0x17, 28)];
+    let blake2b = [(0xb214, 20), (0xb220, 32), (0xb240, 64)];
+    let other_sizes = [(SHA2_256, 20), (0xb240, 20), (0x1e, 20), (0x1e, 33), (0x1e, 64)];
+    let kinds = whole.into_iter().chain(blake2b).chain(other_sizes);
+    kinds.map(|(code, size)| Block::hashed_to(code, size, data.clone()).expect("it can be computed")).collect()
 }
 
 async fn has(store: &dyn BlobStore, hashes: &[Multihash]) -> Vec<bool> {

@@ -25,6 +25,9 @@ const IDENTITY: u64 = 0x00;
 /// Multihash code of BLAKE3, whatever the size of its digest.
 const BLAKE3: u64 = 0x1e;
 
+/// What the size of a BLAKE2b digest in bytes is added to for its multihash code.
+const BLAKE2B: u64 = 0xb200;
+
 /// Content codecs that the lab reads, by their multicodec numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Codec {
@@ -152,8 +155,16 @@ impl Block {
     ///
     /// Whoever wanted a block compares the hash, and takes the block under the CID that it wanted: [`Block::named`].
     pub fn hashed(code: u64, data: impl Into<Bytes>) -> Option<Block> {
-        let data = data.into();
-        let hash = (data.len() <= MAX_BLOCK_SIZE).then(|| digest(code, &data)).flatten()?;
+        Block::of_hash(data.into(), |data| digest(code, data))
+    }
+
+    /// As [`Block::hashed`], with a digest of `size` bytes: cut off, or of BLAKE3 extended.
+    pub fn hashed_to(code: u64, size: usize, data: impl Into<Bytes>) -> Option<Block> {
+        Block::of_hash(data.into(), |data| digest_to(code, size, data))
+    }
+
+    fn of_hash(data: Bytes, hash: impl FnOnce(&[u8]) -> Option<crate::Multihash>) -> Option<Block> {
+        let hash = (data.len() <= MAX_BLOCK_SIZE).then(|| hash(&data)).flatten()?;
         Some(Block { cid: Cid::new_v1(Codec::Raw.number(), hash), data })
     }
 
@@ -192,30 +203,46 @@ pub fn check(cid: &Cid, data: &[u8]) -> Result<(), HashError> {
     if data.len() > MAX_BLOCK_SIZE {
         return Err(HashError::TooLarge { size: data.len() });
     }
-    let (code, digest) = (cid.hash().code(), cid.hash().digest());
-    let matches = match code {
-        IDENTITY => data.len() <= MAX_IDENTITY_SIZE && digest == data,
-        BLAKE3 => {
-            let mut whole = [0; MAX_DIGEST_SIZE];
-            blake3::Hasher::new().update(data).finalize_xof().fill(&mut whole);
-            is_proof(digest, &whole)
-        }
-        _ => {
-            let function = Code::try_from(code).map_err(|_| HashError::UnknownHash { cid: *cid, code })?;
-            is_proof(digest, function.digest(data).digest())
-        }
-    };
-    if matches { Ok(()) } else { Err(HashError::Mismatch { cid: *cid }) }
+    let code = cid.hash().code();
+    if is_hash_of(cid.hash(), data) {
+        Ok(())
+    } else if digest(code, &[]).is_none() {
+        Err(HashError::UnknownHash { cid: *cid, code })
+    } else {
+        Err(HashError::Mismatch { cid: *cid })
+    }
 }
 
-fn is_proof(digest: &[u8], whole: &[u8]) -> bool {
-    digest.len() >= MIN_DIGEST_SIZE && whole.starts_with(digest)
+/// Returns whether a multihash is one of `data`, of any size that [`check`] accepts.
+pub fn is_hash_of(hash: &crate::Multihash, data: &[u8]) -> bool {
+    digest_to(hash.code(), hash.digest().len(), data).as_ref() == Some(hash)
+}
+
+/// Hashes `data` as [`digest`] does, to a digest of `size` bytes: cut off, or of BLAKE3 extended. None where such a digest
+/// proves nothing or cannot be computed here.
+pub fn digest_to(code: u64, size: usize, data: &[u8]) -> Option<crate::Multihash> {
+    let is_proof = code == IDENTITY || size >= MIN_DIGEST_SIZE;
+    if is_proof && code == BLAKE3 && size != blake3::OUT_LEN {
+        let mut whole = [0; MAX_DIGEST_SIZE];
+        blake3::Hasher::new().update(data).finalize_xof().fill(&mut whole);
+        return crate::Multihash::wrap(code, whole.get(..size)?).ok();
+    }
+    let whole = is_proof.then(|| digest(code, data)).flatten()?;
+    match whole.digest().len() {
+        length if length == size => Some(whole),
+        _ if code == IDENTITY => None,
+        _ => crate::Multihash::wrap(code, whole.digest().get(..size)?).ok(),
+    }
 }
 
 /// Hashes `data` with the function of a multihash code, or returns `None` where it cannot be computed here.
 pub fn digest(code: u64, data: &[u8]) -> Option<crate::Multihash> {
     if code == IDENTITY {
         return (data.len() <= MAX_IDENTITY_SIZE).then(|| crate::Multihash::wrap(IDENTITY, data).ok()).flatten();
+    }
+    if let Some(size) = code.checked_sub(BLAKE2B).filter(|size| (1..=MAX_DIGEST_SIZE as u64).contains(size)) {
+        let hash = blake2b_simd::Params::new().hash_length(size as usize).hash(data);
+        return crate::Multihash::wrap(code, hash.as_bytes()).ok();
     }
     Code::try_from(code).ok().map(|function| function.digest(data))
 }

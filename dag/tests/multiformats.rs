@@ -79,6 +79,7 @@ fn every_function_of_the_table_is_checked() {
         (0x15, "ec01498288516fc926459f58e2c6ad8df9b473cb"),
         (0x16, "3a985da74fe225b2045c172d6bd390bd855f086e"),
         (0x17, "e642824c3f8cf24ad09234ee7d3c766fc9a3a516"),
+        (0xb214, "384264f676f39536840523f284921cdc68b6846b"),
         (0xb220, "bddd813c634239723171ef3fee98579b94964e3b"),
         (0xb240, "ba80a53f981c4d0d6a2797b69f12f6e94c212f14"),
         (0x1e, "6437b3ac38465133ffb63b75273a8db548c55846"),

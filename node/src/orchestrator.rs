@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// A result is stored.
     Assembled { execution: ExecutionId, result: Box<AssembledResult> },
     /// A result could not be made.
-    AssembleFailed { execution: ExecutionId, reason: String },
+    AssembleFailed { execution: ExecutionId, reason: String, may_pass: bool },
     /// Another orchestrator follows.
     Followed { newcomer: Newcomer },
     /// It has everything up to a beat.

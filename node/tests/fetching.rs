@@ -310,7 +310,8 @@ async fn an_outsider_gets_blocks_by_bitswap() {
     let provider = bystander().await;
     let outsider = Stranger::new(36).await;
     let mut blocks = Dag::new(1, 3, 1000).blocks();
-    blocks.push(Block::hashed(0x12, &b"under another hash"[..]).unwrap());
+    let others = [(0x12, 32), (0x13, 64), (0x16, 32), (0xb214, 20), (0x12, 20), (0x16, 20), (0x1e, 20), (0x1e, 64)];
+    blocks.extend(others.map(|(code, size)| Block::hashed_to(code, size, &b"under another hash"[..]).unwrap()));
     provider.put(&blocks).await;
     let everything = Arc::new(|_: &PeerId, _: &Multihash| true);
     let bitswap = Bitswap::start(&outsider.net, store_of(Vec::new()).await, everything).await.unwrap();

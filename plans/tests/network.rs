@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use iptl_dag::model::{
-    DependenceModel, Fault, IpModel, JitterModel, LinkModel, Network, NetworkModel, PortsModel, to_block,
+    BetweenRegions, DependenceModel, Fault, IpModel, JitterModel, LinkModel, Network, NetworkModel, PortsModel,
+    to_block,
 };
 use iptl_plans::{
     CLEAN_NETWORK, Diagnostic, MAX_REGIONS, Manifest, fault_summary, network_preset, network_presets, network_summary,
@@ -119,6 +120,8 @@ fn every_preset_is_a_square_network_and_can_be_the_base_of_another() {
         let region = &preset.regions[0];
         let based = model(&format!("[network]\npreset = \"{name}\"\ngroups.boot.regions = \"{region}\""));
         assert_eq!(based.delays_us, preset.delays_us);
+        let links = preset.regions.len().pow(2);
+        assert!(links <= BetweenRegions::MAX, "receipts of {name} have no room for all of its {links} links");
     }
     assert_eq!(network_preset(CLEAN_NETWORK, [], false).unwrap(), None);
 }

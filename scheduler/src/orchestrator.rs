@@ -153,7 +153,9 @@ impl Orchestrator {
                 self.pull_failed(now, execution, &lablet, shard, reason, retry);
             }
             Input::Assembled { execution, result } => self.assembled(now, execution, result),
-            Input::AssembleFailed { execution, reason } => self.assemble_failed(now, execution, reason),
+            Input::AssembleFailed { execution, reason, may_pass } => {
+                self.assemble_failed(now, execution, reason, may_pass);
+            }
             Input::Cancel { execution, by } => self.cancel(now, execution, by),
             Input::Wall { unix_us } => self.wall = (now, unix_us),
             // Nothing is decided while logs are read: time and other inputs come after `Replayed`.

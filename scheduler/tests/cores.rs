@@ -594,6 +594,66 @@ fn a_refused_grant_is_placed_elsewhere_and_the_rest_is_kept() {
 }
 
 #[test]
+fn a_result_is_written_as_soon_as_the_disk_takes_it_and_given_up_only_where_that_cannot_be() {
+    for may_pass in [true, false] {
+        let mut bench = Bench::new();
+        let (id, _) = bench.submit(run(&[("a", 1)]));
+        let mut effects = bench.give(Input::Cancel { execution: id, by: peer(202) });
+        let mut tries = 0;
+        while order(&effects).is_some() && tries < 12 {
+            tries += 1;
+            let reason = "the disk is full".to_owned();
+            let failed = bench.give(Input::AssembleFailed { execution: id, reason, may_pass });
+            assert_eq!(persisted(&failed).is_empty(), may_pass || tries < 5, "attempt {tries}: {failed:?}");
+            effects = bench.wait(30_000);
+        }
+        assert_eq!(tries, if may_pass { 12 } else { 5 });
+        if may_pass {
+            let said = bench.core.executions().into_iter().find(|view| view.execution == id).unwrap().phase;
+            assert!(said.contains("waits for the result to be written: the disk is full"), "{said}");
+            let effects = bench.give(Input::Assembled { execution: id, result: result() });
+            assert!(matches!(persisted(&effects)[..], [FactKind::Sealed { .. }]), "{effects:?}");
+        }
+    }
+}
+
+#[test]
+fn a_round_of_many_grants_counts_once_after_a_restart_too() {
+    let lablets = [1, 2, 3, 4, 5, 6, 7, 8];
+    let mut bench = Bench::new();
+    for n in lablets {
+        bench.hello(n, n, u64::from(n), 2, vec![]);
+    }
+    let (id, _) = bench.submit(run(&[("a", 14)]));
+    let granted: Vec<_> = lablets.iter().flat_map(|n| grants(&bench.bid(*n, id, 2))).collect();
+    assert!(granted.len() >= 7, "more than the rounds that are tried: {granted:?}");
+    let with = |n: u8| granted.iter().find(|grant| grant.lablet == peer(n)).cloned();
+    for n in lablets.into_iter().filter(|n| with(*n).is_some()) {
+        bench.say(n, ToOrchestrator::Accept(cell(id, 1)));
+    }
+    bench.restart();
+    for n in lablets {
+        let cells = with(n).map(|grant| CellStatus {
+            cell: grant.cell,
+            assignments: grant.assignments,
+            phase: CellPhase::Preparing,
+            running: 0,
+            ended: 0,
+            directory: 1,
+            attempt: 1,
+        });
+        bench.hello(n, n, 100 + u64::from(n), 2, cells.into_iter().collect());
+    }
+    let refuser = lablets.into_iter().find(|n| with(*n).is_some()).unwrap();
+    let mut effects = bench.say(refuser, ToOrchestrator::Refuse(cell(id, 1), "no room".into()));
+    effects.extend(bench.wait(3_000));
+    let facts = persisted(&effects);
+    assert!(facts.iter().any(|fact| matches!(fact, FactKind::Refused { .. })), "{facts:?}");
+    assert!(!facts.iter().any(|fact| matches!(fact, FactKind::CannotStart(_))), "{facts:?}");
+    assert!(facts.iter().any(|fact| matches!(fact, FactKind::Granted { .. })), "placed anew: {facts:?}");
+}
+
+#[test]
 fn an_unfit_workload_fails_the_run_as_a_mistake_of_its_author() {
     let mut bench = Bench::new();
     bench.hello(1, 1, 1, 8, vec![]);

@@ -55,6 +55,20 @@ fn who_holds_the_fewest_instances_is_placed_next() {
 }
 
 #[test]
+fn room_that_comes_free_at_once_is_shared_by_all_who_wait() {
+    let mut bench = Bench::new();
+    bench.hello_with(1, 1, 1, both(8, 0), vec![]);
+    let (first, _) = bench.submit_by(1, 1, run(&[("a", 8)]));
+    let early: Vec<_> = (10..18).map(|nonce| bench.submit_by(2, nonce, run(&[("a", 1)])).0).collect();
+    let late: Vec<_> = (20..28).map(|nonce| bench.submit_by(3, nonce, run(&[("a", 1)])).0).collect();
+    let effects = end(&mut bench, first);
+    for runs in [&early, &late] {
+        let placed: Vec<bool> = runs.iter().map(|id| offered(&effects, *id)).collect();
+        assert_eq!(placed, [true, true, true, true, false, false, false, false], "of each the first four");
+    }
+}
+
+#[test]
 fn a_large_run_is_not_starved_by_small_ones() {
     let mut bench = Bench::new();
     bench.hello_with(1, 1, 1, both(4, 0), vec![]);

@@ -351,8 +351,7 @@ impl Payload {
 
     /// Hashes the bytes as the prefix says; none where that cannot be done here.
     pub fn verify(self) -> Option<Block> {
-        let block = Block::hashed(self.prefix.hash, self.data)?;
-        (u64::from(block.cid().hash().size()) == self.prefix.digest_size).then_some(block)
+        Block::hashed_to(self.prefix.hash, usize::try_from(self.prefix.digest_size).ok()?, self.data)
     }
 
     /// Returns at least the length of the encoded payload in bytes.

@@ -77,8 +77,10 @@ fn a_block_goes_by_the_hash_of_its_bytes_and_not_by_what_is_said_of_it() {
 
 #[test]
 fn every_hash_that_can_be_computed_is_taken() {
-    for code in [0x12, 0x13, 0x14, 0x16, 0x1e, 0xb220] {
-        let hash = block::digest(code, b"data").unwrap();
+    // Cut off at 20 bytes and extended to 64 as well.
+    let sizes = [(0x12, 32), (0x13, 64), (0x14, 64), (0x16, 32), (0x1e, 32), (0xb214, 20), (0xb220, 32)];
+    for (code, size) in sizes.into_iter().chain([(0x12, 20), (0x1e, 20), (0x1e, 64)]) {
+        let hash = block::digest_to(code, size, b"data").unwrap();
         let cid = Cid::new_v1(0x71, hash);
         let message = Message { payload: vec![Payload::new(&cid, Bytes::from_static(b"data"))], ..Message::default() };
         let incoming = Message::decode(&message.encode().into()).unwrap().check();
@@ -89,10 +91,11 @@ fn every_hash_that_can_be_computed_is_taken() {
 #[test]
 fn a_hash_that_cannot_be_computed_is_counted_and_not_taken() {
     let prefix = Prefix { version: 1, codec: 0x55, hash: 0xdead, digest_size: 32 };
-    let short = Prefix { version: 1, codec: 0x55, hash: 0x12, digest_size: 20 };
-    let payload = [prefix, short].map(|prefix| Payload { prefix, data: Bytes::from_static(b"x") });
+    let short = Prefix { version: 1, codec: 0x55, hash: 0x12, digest_size: 19 };
+    let long = Prefix { digest_size: 33, ..short };
+    let payload = [prefix, short, long].map(|prefix| Payload { prefix, data: Bytes::from_static(b"x") });
     let incoming = Message { payload: payload.into(), ..Message::default() }.check();
-    assert_eq!((incoming.blocks.len(), incoming.unverifiable), (0, 2));
+    assert_eq!((incoming.blocks.len(), incoming.unverifiable), (0, 3));
 }
 
 #[test]

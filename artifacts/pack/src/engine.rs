@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use bytes::Bytes;
 use iptl_artifacts::{StoreError, Usage, identity_of};
-use iptl_dag::block::digest;
+use iptl_dag::block::is_hash_of;
 use iptl_dag::{Block, MAX_BLOCK_SIZE, Multihash};
 
 use crate::files::{FileAt, Files};
@@ -204,7 +204,7 @@ impl Engine {
         let Some(file) = lock(&self.open).get(&place.pack).cloned() else { return Ok(Glance::Unknown) };
         let mut data = vec![0; place.size as usize];
         match file.read_now(data_at(hash, place), &mut data) {
-            Ok(Some(read)) if read == data.len() && is_whole(hash, &data) => Ok(Glance::Known(Some(data.into()))),
+            Ok(Some(read)) if read == data.len() && is_hash_of(hash, &data) => Ok(Glance::Known(Some(data.into()))),
             // Whatever is wrong here, the thorough way says what.
             Ok(_) | Err(_) => Ok(Glance::Unknown),
         }
@@ -239,7 +239,7 @@ impl Engine {
         let mut data = vec![0; place.size as usize];
         let read = self.pack(place.pack).and_then(|file| file.read_at(data_at(hash, place), &mut data));
         match read {
-            Ok(read) => Ok((read == data.len() && is_whole(hash, &data)).then(|| data.into())),
+            Ok(read) => Ok((read == data.len() && is_hash_of(hash, &data)).then(|| data.into())),
             // The pack is gone, or the disk cannot read this place: for whoever asks the block is damaged.
             Err(error) if error.kind() == io::ErrorKind::NotFound || is_bad_sector(&error) => Ok(None),
             Err(error) => Err(self.error("reading a block", error)),
@@ -635,10 +635,6 @@ pub(crate) fn pack_id(name: &str) -> Option<u32> {
 
 pub(crate) fn data_at(hash: &Multihash, place: Place) -> u64 {
     u64::from(place.offset) + record_len(hash, 0)
-}
-
-pub(crate) fn is_whole(hash: &Multihash, data: &[u8]) -> bool {
-    digest(hash.code(), data).as_ref() == Some(hash)
 }
 
 fn is_bad_sector(error: &io::Error) -> bool {

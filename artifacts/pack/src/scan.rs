@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use iptl_dag::block::digest;
+use iptl_dag::block::is_hash_of;
 
 use crate::files::FileAt;
 use crate::record::{FIXED, Header, MAGIC, MAX_HASH, Salt, parse};
@@ -67,7 +67,7 @@ impl Scan {
             self.at = next;
             if self.verify {
                 let data = self.bytes(start, header.size as usize)?;
-                if digest(header.hash.code(), data).as_ref() != Some(&header.hash) {
+                if !is_hash_of(&header.hash, data) {
                     continue;
                 }
             }

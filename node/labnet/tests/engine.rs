@@ -88,8 +88,8 @@ fn of_many_regions_receipts_have_the_links_with_most_packets() {
     };
     let links = (0..20).flat_map(|from| (0..20).map(move |to| link(from, to))).collect();
     let kept = between_regions(&links);
-    assert_eq!(kept.len(), 64);
-    let expected = (16..20).flat_map(|from| (0..20).map(move |to| (from, to))).skip(16);
+    assert_eq!(kept.len(), 128);
+    let expected = (13..20).flat_map(|from| (0..20).map(move |to| (from, to))).skip(12);
     assert!(kept.iter().map(|link| (link.from, link.to)).eq(expected), "{kept:?}");
 }
 

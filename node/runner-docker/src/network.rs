@@ -152,6 +152,12 @@ impl CellNetwork {
                 format!("files of group `{group}` are to be lost, and its containers write below a root that stays");
             return Err(PrepareError::BadNetwork { reason });
         }
+        if let Some(group) = readdressed(spec).filter(|_| maker == Maker::Engine) {
+            let reason = format!(
+                "instances of group `{group}` are to get other addresses, and this lablet may not change those of containers"
+            );
+            return Err(PrepareError::BadNetwork { reason });
+        }
         let egress = Egress::of(spec).map_err(|reason| PrepareError::BadNetwork { reason })?;
         let reaches = spec.instances.iter().filter_map(|instance| {
             let own = instance.container.as_ref()?.egress.keys().cloned().collect::<BTreeSet<_>>();
@@ -458,6 +464,13 @@ async fn beside(seat: Seat, at: &Place<'_>) -> Result<Device, String> {
 /// Returns a group of this cell whose clocks a fault wants to set.
 fn stepped(spec: &CellSpec) -> Option<&String> {
     concerned(spec, |fault| matches!(fault, Fault::Clock { .. }), |_| true)
+}
+
+/// Returns a group of this cell whose addresses a fault wants to change. The kernel lets only those who may make a device
+/// change its addresses, whoever made it.
+fn readdressed(spec: &CellSpec) -> Option<&String> {
+    let changes = |fault: &Fault| matches!(fault, Fault::Address { .. } | Fault::Crash { new_address: true, .. });
+    concerned(spec, changes, |_| true)
 }
 
 /// Returns a group of this cell whose containers are to lose files that are part of what they are made of.

@@ -118,6 +118,17 @@ async fn files_of_a_writable_root_cannot_be_lost_and_that_is_said_before_anythin
 }
 
 #[tokio::test]
+async fn addresses_change_only_where_the_lablet_may_change_them_and_that_is_said_before_anything_starts() {
+    let Some(bench) = Bench::unprivileged().await else { return };
+    for fault in [Fault::Address { who: all() }, crash(100, false, true)] {
+        let refused = bench.runner.prepare(cell(&bench, &[&["succeed"]], &[(100, fault)])).await;
+        let refused = refused.err().expect("it was let through").to_string();
+        assert!(refused.contains("may not change those of containers"), "{refused}");
+    }
+    bench.close().await;
+}
+
+#[tokio::test]
 async fn mappings_of_a_nat_that_forgets_are_others_and_the_old_ones_lead_nowhere() {
     let bench = engine!();
     let faults = [(1_000, Fault::Rebind { who: all() })];

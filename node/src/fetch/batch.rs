@@ -76,8 +76,10 @@ pub(super) enum BatchEnd {
     Lied(String),
     /// The provider sends too little, or nothing.
     Slow(String),
-    /// The connection failed, or the provider stalled.
+    /// The connection failed.
     Broke(String),
+    /// The provider sent nothing for as long as it is waited for.
+    Silent(String),
 }
 
 /// Asks a provider for blocks and puts them into the store while they come, so that a batch that is cut loses little.
@@ -189,7 +191,7 @@ async fn slow(blocks: &AtomicU64, bytes: &AtomicU64, patience: Patience) -> Batc
         tokio::time::sleep(patience.stall).await;
         let (now, bytes) = (blocks.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
         if now == last {
-            return BatchEnd::Broke(format!("sent nothing for {} s", patience.stall.as_secs_f32()));
+            return BatchEnd::Silent(format!("sent nothing for {} s", patience.stall.as_secs_f32()));
         }
         if periods >= patience.grace && bytes < patience.least_bytes.saturating_mul(periods.into()) {
             let seconds = patience.stall.as_secs_f32() * periods as f32;

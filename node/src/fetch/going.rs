@@ -298,16 +298,17 @@ impl<'a, P: FnMut(FetchProgress)> Going<'a, P> {
                 queue.push_back(Batch::of(others.to_vec(), whom.clone()));
             }
             // It may have more to do than it can at the moment.
-            (BatchEnd::Broke(_), Whom::Fellow(peer)) if !pool.is_dropped(peer) => {
+            (BatchEnd::Broke(_) | BatchEnd::Silent(_), Whom::Fellow(peer)) if !pool.is_dropped(peer) => {
                 queue.push_back(Batch::of(rest, whom.clone()).later());
             }
-            (BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_), Whom::Fellow(peer)) => {
+            (BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_) | BatchEnd::Silent(_), Whom::Fellow(peer)) => {
                 share.pass_over(peer);
                 queue.extend(share.split(rest, LEAVES_PER_BATCH));
             }
-            (BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_), Whom::Anyone | Whom::Origins) => {
-                queue.push_back(Batch::of(rest, Whom::Anyone));
-            }
+            (
+                BatchEnd::Lied(_) | BatchEnd::Slow(_) | BatchEnd::Broke(_) | BatchEnd::Silent(_),
+                Whom::Anyone | Whom::Origins,
+            ) => queue.push_back(Batch::of(rest, Whom::Anyone)),
         }
         queue.retain(|batch| !batch.cids.is_empty());
         let mut blocks = done.blocks;

@@ -44,6 +44,14 @@ struct Provider {
 }
 
 impl Provider {
+    /// Counts a failure; after some in a row nobody asks it any more.
+    fn failed(&mut self, reason: &str) {
+        self.failures += 1;
+        if self.failures >= MAX_FAILURES {
+            self.dropped = Some(reason.to_owned());
+        }
+    }
+
     fn lied(&self) -> bool {
         self.dropped.as_ref().is_some_and(|reason| reason.starts_with("lied"))
     }
@@ -107,12 +115,15 @@ impl Pool {
                 tracing::warn!(peer = %done.provider, reason, "dropped a provider that lies");
                 provider.dropped = Some(format!("lied: {reason}"));
             }
+            // A fellow has more to do than it can at the moment.
+            BatchEnd::Silent(reason) if matches!(whom, Whom::Fellow(_)) => provider.failed(reason),
+            BatchEnd::Silent(reason) => {
+                tracing::warn!(peer = %done.provider, reason, "a provider does not answer");
+                provider.failed(reason);
+            }
             BatchEnd::Broke(reason) => {
                 tracing::debug!(peer = %done.provider, reason, "a provider broke off");
-                provider.failures += 1;
-                if provider.failures >= MAX_FAILURES {
-                    provider.dropped = Some(reason.clone());
-                }
+                provider.failed(reason);
             }
         }
     }

@@ -129,8 +129,12 @@ impl Trade {
                 None
             }
             Some(SessionEvent::Dropped { peer, fault }) => {
-                if fault.is_lie() {
-                    tracing::warn!(%peer, %fault, "dropped a provider that lies");
+                match &fault {
+                    _ if fault.is_lie() => tracing::warn!(%peer, %fault, "dropped a provider that lies"),
+                    Fault::Slow { .. } | Fault::Silent { .. } => {
+                        tracing::warn!(%peer, %fault, "dropped a provider that is too slow");
+                    }
+                    _ => {}
                 }
                 self.dropped.insert(peer, fault);
                 None

@@ -331,9 +331,9 @@ impl Driver {
             Command::Assembled { execution, result } => {
                 self.input(Input::Assembled { execution, result: *result });
             }
-            Command::AssembleFailed { execution, reason } => {
+            Command::AssembleFailed { execution, reason, may_pass } => {
                 tracing::warn!(execution = %execution.alias(), reason, "the result is not made yet");
-                self.input(Input::AssembleFailed { execution, reason });
+                self.input(Input::AssembleFailed { execution, reason, may_pass });
             }
             Command::Ask(ask) => self.answer(ask),
         }
@@ -523,7 +523,8 @@ impl Driver {
             Effect::Assemble(order) => match self.logs.blocks(&order.execution) {
                 Ok(log) => self.sealer.assemble(*order, log),
                 Err(error) => {
-                    self.input(Input::AssembleFailed { execution: order.execution, reason: error.to_string() })
+                    let (execution, reason) = (order.execution, error.to_string());
+                    self.input(Input::AssembleFailed { execution, reason, may_pass: false })
                 }
             },
             Effect::Notify { execution, event } => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use iptl_artifacts::{BlobStore, PinKind, read_block};
+use iptl_artifacts::{BlobStore, PinKind, StoreError, read_block};
 use iptl_dag::model::{
     self, ByLab, ExecutionId, Exit, InstanceId, Outcome, OutcomeShard, Receipt, ReceiptShard, Signed, Termination,
 };
@@ -76,11 +76,21 @@ impl Sealer {
             let execution = order.execution;
             let command = match work.seal(order, log).await {
                 Ok(result) => Command::Assembled { execution, result: Box::new(result) },
-                Err(error) => Command::AssembleFailed { execution, reason: error.to_string() },
+                Err(error) => {
+                    Command::AssembleFailed { execution, reason: error.to_string(), may_pass: may_pass(&error) }
+                }
             };
             let _stopping = driver.send(command).await;
         });
     }
+}
+
+/// Returns whether what failed may work later, with the same receipts.
+fn may_pass(error: &anyhow::Error) -> bool {
+    let is_full = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Full { .. })) || cause.is::<std::io::Error>()
+    };
+    error.chain().any(is_full)
 }
 
 /// Checks the receipts of a chunk that is here.

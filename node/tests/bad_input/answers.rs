@@ -145,9 +145,11 @@ async fn what_follows_the_last_block_is_not_read() {
 
 /// A batch is given up after 20 s, and that is what it takes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_never_answers_keeps_nobody_from_another() {
+async fn a_provider_that_never_answers_keeps_nobody_from_another_and_is_named() {
+    listen_to_log();
     let asker = bystander().await;
-    let dag = Dag::new(1, 30, 1000);
+    // Two batches on one level: both are asked, whatever the order of their names.
+    let dag = Dag::new(2, 40, 1000);
     let (silent, honest) = (Stranger::new(45).await, node().await);
     honest.put(&dag.blocks()).await;
     let mut incoming = silent.blob_streams().await;
@@ -157,10 +159,10 @@ async fn a_provider_that_never_answers_keeps_nobody_from_another() {
             held.push(stream);
         }
     });
-    // It is asked for something at first, and given up for what the other one has.
     let peers = vec![silent.addr().await, honest.addr().await];
     let fetching = asker.fetch(dag.cid(), peers, PATIENT_MS);
     let (report, _) = tokio::time::timeout(Duration::from_secs(50), fetching).await.expect("it is given up");
     assert_eq!(report.unwrap().providers, [(honest.peer(), dag.bytes())]);
+    is_logged(silent.links.peer(), "does not answer").await;
     holding.abort();
 }

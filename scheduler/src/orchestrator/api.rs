@@ -177,6 +177,8 @@ pub enum Input {
         execution: ExecutionId,
         /// Why.
         reason: String,
+        /// Whether it may work later: the disk is full, say. It is tried until it does.
+        may_pass: bool,
     },
     /// Someone wants an execution to end.
     Cancel {

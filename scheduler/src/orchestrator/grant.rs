@@ -23,7 +23,7 @@ impl Orchestrator {
         if exec.rounds > 0 {
             exec.epoch += 1;
         }
-        exec.rounds += 1;
+        exec.count_round(exec.epoch);
         exec.stage = Stage::Granted;
         exec.unfit_since = None;
         exec.reason = String::new();

@@ -75,6 +75,7 @@ impl Orchestrator {
                 stage: Stage::Waiting,
                 epoch: 1,
                 rounds: 0,
+                round: 0,
                 placements: Vec::new(),
                 assignments: Vec::new(),
                 bids: BTreeMap::new(),

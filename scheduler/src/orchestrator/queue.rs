@@ -1,9 +1,10 @@
 //! The queue: who is placed next, and who waits for whom.
 //!
 //! What was started or granted is made whole first. Then runs are placed: those of a higher priority before all others,
-//! of equal ones those of whom holds the fewest instances first, and of each in the order of submission. A run that waits because others hold the room gets a part of the lab
-//! reserved: later ones may have what is left beside that, so that it is not starved and nobody waits without need. One
-//! that no lab of these lablets could hold reserves nothing.
+//! of equal ones those of whom holds the fewest instances first, what was placed a moment ago included, and of each in the
+//! order of submission. A run that waits because others hold the room gets a part of the lab reserved: later ones may have
+//! what is left beside that, so that it is not starved and nobody waits without need. One that no lab of these lablets could
+//! hold reserves nothing.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -31,53 +32,57 @@ type Rank = (bool, Reverse<i32>, u64, (u64, u64));
 impl Orchestrator {
     /// Tries to place whatever waits for a place.
     pub(super) fn plan_queue(&mut self, now: Timestamp) {
-        let held = self.held_by_submitter();
-        let before = |exec: &Exec| Reverse(exec.priority);
-        let mut queue: Vec<(Rank, ExecutionId)> = self
-            .executions
-            .iter()
-            .filter_map(|(id, exec)| match exec.stage {
-                Stage::Waiting => {
-                    let held = held.get(&exec.by).copied().unwrap_or(0);
-                    Some(((true, before(exec), held, exec.place()), *id))
-                }
-                Stage::Granted if exec.open() > 0 => Some(((false, before(exec), 0, exec.place()), *id)),
-                Stage::Running { .. } if !exec.replace.is_empty() && !exec.recalling() => {
-                    Some(((false, before(exec), 0, exec.place()), *id))
-                }
-                Stage::Granted
-                | Stage::Running { .. }
-                | Stage::Offered { .. }
-                | Stage::Stopping { .. }
-                | Stage::Assembling { .. } => None,
-            })
-            .collect();
-        queue.sort_unstable();
-        let queue: Vec<ExecutionId> = queue.into_iter().map(|(_, id)| id).collect();
-        for id in &queue {
+        let mut left: Vec<ExecutionId> = self.executions.keys().copied().collect();
+        self.rank(&mut left);
+        for id in &left {
             if let Some(exec) = self.executions.get_mut(id).filter(|exec| exec.stage == Stage::Waiting) {
                 exec.drop_stale_bids(now);
             }
         }
         let mut reserved = Reserved::new();
-        let mut left = queue.as_slice();
         while !left.is_empty() {
-            // What is free changes with what gets a place, and with nothing else.
-            let (verdicts, rest) = self.judge_until_one_moves(now, left, &mut reserved);
+            // What is free changes with what gets a place, and with nothing else; so does what each submitter holds.
+            let (verdicts, judged) = self.judge_until_one_moves(now, &left, &mut reserved);
+            let is_placed = matches!(verdicts.last(), Some((_, Verdict::Place(_))));
             for (id, verdict) in verdicts {
                 self.carry_out(now, id, verdict);
             }
-            left = rest;
+            left.drain(..judged);
+            if is_placed {
+                self.rank(&mut left);
+            }
         }
     }
 
-    /// Decides about executions of the queue up to the first that may take room; returns those that come after it.
-    fn judge_until_one_moves<'q>(
+    /// Keeps what waits for a place, in the order in which it gets one.
+    fn rank(&self, queue: &mut Vec<ExecutionId>) {
+        let held = self.held_by_submitter();
+        let rank = |id: &ExecutionId| -> Option<Rank> {
+            let exec = self.executions.get(id)?;
+            let (is_new, held) = match exec.stage {
+                Stage::Waiting => (true, held.get(&exec.by).copied().unwrap_or(0)),
+                Stage::Granted if exec.open() > 0 => (false, 0),
+                Stage::Running { .. } if !exec.replace.is_empty() && !exec.recalling() => (false, 0),
+                Stage::Granted
+                | Stage::Running { .. }
+                | Stage::Offered { .. }
+                | Stage::Stopping { .. }
+                | Stage::Assembling { .. } => return None,
+            };
+            Some((is_new, Reverse(exec.priority), held, exec.place()))
+        };
+        let mut ranked: Vec<(Rank, ExecutionId)> = queue.drain(..).filter_map(|id| Some((rank(&id)?, id))).collect();
+        ranked.sort_unstable();
+        queue.extend(ranked.into_iter().map(|(_, id)| id));
+    }
+
+    /// Decides about executions of the queue up to the first that may take room; returns how many these are.
+    fn judge_until_one_moves(
         &self,
         now: Timestamp,
-        queue: &'q [ExecutionId],
+        queue: &[ExecutionId],
         reserved: &mut Reserved,
-    ) -> (Vec<(ExecutionId, Verdict)>, &'q [ExecutionId]) {
+    ) -> (Vec<(ExecutionId, Verdict)>, usize) {
         let mut verdicts = Vec::new();
         let mut lab = None;
         for (n, id) in queue.iter().enumerate() {
@@ -95,10 +100,10 @@ impl Orchestrator {
             let moves = verdict.moves();
             verdicts.push((*id, verdict));
             if moves {
-                return (verdicts, &queue[n + 1..]);
+                return (verdicts, n + 1);
             }
         }
-        (verdicts, &[])
+        (verdicts, queue.len())
     }
 
     fn carry_out(&mut self, now: Timestamp, id: ExecutionId, verdict: Verdict) {

@@ -45,11 +45,15 @@ impl Orchestrator {
             FactKind::Submitted { .. } | FactKind::Snapshot { .. } => {}
             FactKind::Placed { placement } => exec.placements.push(*placement),
             FactKind::Granted { lablet, assignments, attempt } => {
-                exec.rounds += 1;
+                if exec.started() {
+                    exec.rounds = exec.rounds.max(1);
+                } else {
+                    exec.count_round(fact.epoch.counter);
+                }
                 exec.hold(lablet.clone(), Cell::new(now, fact.epoch.clone(), assignments.clone(), *attempt));
             }
             FactKind::Recovered { lablet, granted, assignments, attempt } => {
-                exec.rounds += 1;
+                exec.rounds = exec.rounds.max(1);
                 let mut cell = Cell::new(now, granted.clone(), assignments.clone(), *attempt);
                 cell.phase = Phase::Accepted;
                 exec.hold_recovered(lablet.clone(), cell);

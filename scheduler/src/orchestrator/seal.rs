@@ -9,7 +9,7 @@ use super::api::{AssembledResult, AssemblyOrder};
 use super::state::{Pull, Stage};
 use super::{Effect, Orchestrator, ms};
 
-/// Attempts to make a result before the execution ends without one.
+/// Attempts to make a result that will hardly come out otherwise, before the execution ends without one.
 const MAX_ASSEMBLY_TRIES: u32 = 5;
 
 impl Orchestrator {
@@ -25,6 +25,9 @@ impl Orchestrator {
             | Stage::Stopping { .. } => 1,
         };
         exec.stage = Stage::Assembling { tries, retry_at: None };
+        if tries == 1 {
+            exec.reason = String::new();
+        }
         if exec.ended_ms == 0 {
             exec.ended_ms = wall_ms;
         }
@@ -93,12 +96,15 @@ impl Orchestrator {
         self.finish(Finished { execution: id, result: Some(result.cid), term });
     }
 
-    pub(super) fn assemble_failed(&mut self, now: Timestamp, id: ExecutionId, reason: String) {
-        let again = now.after(ms(self.config.retry_ms));
+    /// Tries again, more and more rarely: what the lab did is not thrown away since its disk is full.
+    pub(super) fn assemble_failed(&mut self, now: Timestamp, id: ExecutionId, reason: String, may_pass: bool) {
         let Some(exec) = self.executions.get_mut(&id) else { return };
         let Stage::Assembling { tries, retry_at } = &mut exec.stage else { return };
-        if *tries < MAX_ASSEMBLY_TRIES {
-            *retry_at = Some(again);
+        if may_pass || *tries < MAX_ASSEMBLY_TRIES {
+            let doublings = tries.saturating_sub(1).min(16);
+            let pause = self.config.retry_ms.saturating_mul(1 << doublings).min(self.config.max_backoff_ms);
+            *retry_at = Some(now.after(ms(pause)));
+            exec.reason = reason;
             return;
         }
         let failure = Failure {

@@ -75,6 +75,8 @@ pub(super) struct Exec {
     pub epoch: u64,
     /// Rounds of grants before the start; after a replay at least one where there was one.
     pub rounds: u32,
+    /// Counter of the last of them.
+    pub round: u64,
     /// Placements, oldest first.
     pub placements: Vec<Cid>,
     /// The last placement.
@@ -236,6 +238,14 @@ impl Exec {
     /// are told apart by their times.
     pub(super) fn place(&self) -> (u64, u64) {
         (self.order, self.submitted_ms)
+    }
+
+    /// Counts the round of a grant: those of one round have one counter.
+    pub(super) fn count_round(&mut self, counter: u64) {
+        if self.rounds == 0 || self.round != counter {
+            self.rounds = self.rounds.saturating_add(1);
+            self.round = counter;
+        }
     }
 
     /// Whether cells were told to start.

@@ -175,7 +175,7 @@ impl Orchestrator {
                 exec.replace.remove(&instance);
             }
             exec.hold_recovered(from.clone(), cell);
-            exec.rounds = exec.rounds.saturating_add(1);
+            exec.rounds = exec.rounds.max(1);
             exec.epoch = exec.epoch.max(granted.counter);
             exec.assignments = merge(placed(exec));
             let kind = FactKind::Recovered {

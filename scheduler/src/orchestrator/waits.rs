@@ -18,8 +18,8 @@ pub(super) enum Waits<'a> {
     Replacement(usize),
     /// Receipts of what was stopped.
     Receipts,
-    /// The result.
-    Result,
+    /// The result, and why it could not be written yet; empty before that.
+    Result(Cow<'a, str>),
 }
 
 impl Waits<'_> {
@@ -30,7 +30,7 @@ impl Waits<'_> {
             Waits::Cells(prepared, cells) => Waits::Cells(prepared, cells),
             Waits::Replacement(count) => Waits::Replacement(count),
             Waits::Receipts => Waits::Receipts,
-            Waits::Result => Waits::Result,
+            Waits::Result(reason) => Waits::Result(Cow::Owned(reason.into_owned())),
         }
     }
 }
@@ -47,7 +47,8 @@ impl fmt::Display for Waits<'_> {
             }
             Waits::Replacement(count) => write!(f, "waits for lablets to replace {count} lost instances"),
             Waits::Receipts => f.write_str("waits for receipts of stopped instances"),
-            Waits::Result => f.write_str("waits for the result to be written"),
+            Waits::Result(reason) if reason.is_empty() => f.write_str("waits for the result to be written"),
+            Waits::Result(reason) => write!(f, "waits for the result to be written: {reason}"),
         }
     }
 }
@@ -72,7 +73,7 @@ impl Exec {
             Stage::Running { .. } if !self.replace.is_empty() => Some(Waits::Replacement(self.replace.len())),
             Stage::Running { .. } => None,
             Stage::Stopping { .. } => Some(Waits::Receipts),
-            Stage::Assembling { .. } => Some(Waits::Result),
+            Stage::Assembling { .. } => Some(Waits::Result(Cow::Borrowed(&self.reason))),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Commands that need no lab, no daemon and no network.
 
 use std::net::TcpListener;
+use std::path::Path;
 
 use iptl_e2e::{Foreground, Home, noise};
 
@@ -155,4 +156,26 @@ fn the_doctor_finds_a_port_that_another_program_holds() {
     let _taken = TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
     let output = home.run(&["doctor"]).exits(1);
     assert!(output.stdout.contains(&format!("tcp/{port}")), "{}", output.stdout);
+}
+
+#[test]
+fn hidden_files_are_left_out_by_the_profiles_of_others_unless_they_are_asked_for() {
+    let home = Home::new();
+    let (with, without) = (home.path().join("with"), home.path().join("without"));
+    for folder in [&with, &without] {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("seen"), "seen").unwrap();
+    }
+    std::fs::create_dir(with.join(".folder")).unwrap();
+    std::fs::write(with.join(".folder/inside"), "inside").unwrap();
+    std::fs::write(with.join(".file"), "hidden").unwrap();
+    let cid = |folder: &Path, options: &[&str]| {
+        home.run(&[&["publish", "data", &folder.display().to_string(), "-q"], options].concat()).exits(0).word()
+    };
+    for profile in ["unixfs-v1-2025", "unixfs-v0-2015"] {
+        let options = ["--profile", profile];
+        assert_eq!(cid(&with, &options), cid(&without, &options), "{profile}");
+        assert_ne!(cid(&with, &[&options[..], &["--hidden"]].concat()), cid(&without, &options), "{profile}");
+    }
+    assert_ne!(cid(&with, &[]), cid(&without, &[]), "the lab's own profile takes everything");
 }

@@ -132,18 +132,20 @@ fn a_plan_runs_whose_component_only_helia_had() {
 /// Nobody fetches it beforehand: whoever is connected with the node is asked.
 #[test]
 fn a_plan_finds_its_component_where_only_boxo_has_it() {
-    let lab = Lab::start(1);
-    let mut boxo = Witness::boxo(TCP);
-    let component = repository().join("plans/ping/target/wasm32-wasip2/release/ping.wasm");
-    let cid = boxo.ask(&format!("add unixfs-v1-2025 {}", component.display()));
-    boxo.ask(&format!("connect {}", address(&lab.orchestrator, "/tcp/")));
-    let manifest = std::fs::read_to_string(repository().join("plans/ping/plan.toml")).unwrap();
-    let dir = lab.path().join("foreign");
-    std::fs::create_dir(&dir).unwrap();
-    std::fs::write(dir.join("plan.toml"), of_component(&manifest, &cid)).unwrap();
-    let args = ["run", &dir.display().to_string(), "-g", "node=2", "-p", "rounds=3", "--json"];
-    let last = lab.run(&args).exits(0).last_json();
-    assert_eq!((last["verdict"].as_str(), last["ok"].as_u64()), (Some("pass"), Some(2)), "{last}");
+    for (listen, transport) in [(TCP, "/tcp/"), (QUIC, "/quic-v1")] {
+        let lab = Lab::start(1);
+        let mut boxo = Witness::boxo(listen);
+        let component = repository().join("plans/ping/target/wasm32-wasip2/release/ping.wasm");
+        let cid = boxo.ask(&format!("add unixfs-v1-2025 {}", component.display()));
+        boxo.ask(&format!("connect {}", address(&lab.orchestrator, transport)));
+        let manifest = std::fs::read_to_string(repository().join("plans/ping/plan.toml")).unwrap();
+        let dir = lab.path().join("foreign");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("plan.toml"), of_component(&manifest, &cid)).unwrap();
+        let args = ["run", &dir.display().to_string(), "-g", "node=2", "-p", "rounds=3", "--json"];
+        let last = lab.run(&args).exits(0).last_json();
+        assert_eq!((last["verdict"].as_str(), last["ok"].as_u64()), (Some("pass"), Some(2)), "{listen}: {last}");
+    }
 }
 
 /// Returns a manifest whose workload is a published one.

@@ -28,8 +28,9 @@ pub struct BetweenRegions {
 type Numbers = [u64; 13];
 
 impl BetweenRegions {
-    /// Most that a receipt has: all of a network with eight regions. Receipts are many, and each has its own.
-    pub const MAX: usize = 64;
+    /// Most that a receipt has: all of a network with eleven regions, which none of those that ship has more of. Receipts are
+    /// many, and each has its own.
+    pub const MAX: usize = 128;
 
     /// Returns those of them that receipts have, in the order of their regions: where there are too many, those that were
     /// offered the most packets.

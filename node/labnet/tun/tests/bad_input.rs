@@ -3,11 +3,12 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::mpsc;
 
-use iptl_labnet_tun::{Namespace, OpenError};
+use iptl_labnet_tun::{Namespace, OpenError, Report};
 
 use crate::privileged;
-use crate::support::{World, at, clean, interface, pass};
+use crate::support::{PATIENCE, World, at, clean, interface, pass};
 
 fn addr() -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, 1)
@@ -82,4 +83,31 @@ fn engine_that_dies_in_mid_run() {
     a.send_to(b"after", at(Ipv4Addr::new(10, 0, 0, 2), b.local_addr().unwrap().port())).unwrap();
     assert!(b.recv(&mut [0; 16]).is_err(), "nothing is delivered any more");
     pass(&living.udp(0), &living.udp(1), b"the neighbours");
+}
+
+#[test]
+fn flood_while_the_engine_cannot_keep_up_is_counted_as_lost_by_the_lab() {
+    privileged!();
+    const SENT: u64 = 5_000;
+    let world = World::of(&[clean(), clean()]);
+    let (a, b) = (world.udp(0), world.udp(1));
+    pass(&a, &b, b"before");
+    let ((held, is_held), (release, released)) = (mpsc::channel(), mpsc::channel::<()>());
+    world.network.report(move |_| {
+        held.send(()).unwrap();
+        // The thread of the engine stands still until the flood is over.
+        let _over = released.recv();
+    });
+    is_held.recv_timeout(PATIENCE).unwrap();
+    for _ in 0..SENT {
+        // Some kernels say that there was no room, others do not.
+        let _sent = a.send_to(b"x", b.local_addr().unwrap());
+    }
+    release.send(()).unwrap();
+    let all = |report: &Report| report.nodes[&0].up[0].offered + report.nodes[&0].overrun == SENT + 1;
+    let node = world.until("all taken or lost", all).nodes[&0].clone();
+    assert!(node.overrun > 0 && node.overrun < SENT, "{node:?}");
+    assert_eq!(node.lost_by_lab(), node.overrun, "{node:?}");
+    assert_eq!((node.up[0].lost, node.up[0].overflowed), (0, 0), "it is not the link that lost them: {node:?}");
+    pass(&world.udp(0), &world.udp(1), b"after");
 }

@@ -313,7 +313,10 @@ impl Model {
                     wrong.push(format!("seals {result}, which nobody made"));
                 }
             }
-            FactKind::Failed { .. } => log.over = true,
+            FactKind::Failed { reason, .. } => {
+                log.over = true;
+                wrong.push(format!("ends without a result: {reason}"));
+            }
             FactKind::TakenOver { .. } | FactKind::Recovered { .. } | FactKind::Snapshot { .. } => {}
         }
         self.check("log", wrong.is_empty(), || format!("log of {} {}", id.alias(), wrong.join(", and ")));

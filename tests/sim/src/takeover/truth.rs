@@ -160,12 +160,14 @@ impl Truth {
     pub(super) fn ended(&mut self, end: Finished, known: &BTreeSet<Option<Cid>>) {
         let (id, result) = (end.execution, end.result);
         let ends = self.ends.entry(id).or_default();
+        let is_sealed = result.is_some();
         let again = ends.iter().any(|before| before.term == end.term && before.result != result);
         let apart = ends.iter().any(|before| before.result != result);
         ends.push(end);
         if apart {
             self.at(Point::SealedApart);
         }
+        self.check("unsealed", is_sealed, || format!("{} ended without a result", id.alias()));
         self.check("sealed-twice", !again, || format!("{} has two results in one term", id.alias()));
         let other = !known.is_empty() && !known.contains(&result);
         self.check("sealed-twice", !other, || format!("{} has another result than lablets were told", id.alias()));

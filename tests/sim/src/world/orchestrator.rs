@@ -310,7 +310,7 @@ impl World {
         if by_chance || self.now < self.orchestrator.full_until {
             self.reached.at(Point::AssembleFailed);
             let reason = "disk full".into();
-            return self.tell_orchestrator(Input::AssembleFailed { execution, reason });
+            return self.tell_orchestrator(Input::AssembleFailed { execution, reason, may_pass: true });
         }
         let cid = codec::cid_of(&(execution, accepted, missing));
         self.orchestrator.results.insert(cid);

@@ -252,7 +252,7 @@ impl World {
         if by_chance || self.orchs[o].machine.is_full(self.now) {
             self.truth.at(Point::AssembleFailed);
             let reason = "disk full".into();
-            return self.tell_core(o, Input::AssembleFailed { execution, reason });
+            return self.tell_core(o, Input::AssembleFailed { execution, reason, may_pass: true });
         }
         let cid = codec::cid_of(&(execution, accepted, missing));
         let verdict = if missing > 0 { ResultVerdict::Inconclusive } else { ResultVerdict::Pass };
