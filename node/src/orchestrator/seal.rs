@@ -87,10 +87,10 @@ impl Sealer {
 
 /// Returns whether what failed may work later, with the same receipts.
 fn may_pass(error: &anyhow::Error) -> bool {
-    let is_full = |cause: &(dyn std::error::Error + 'static)| {
+    let passes = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Full { .. })) || cause.is::<std::io::Error>()
     };
-    error.chain().any(is_full)
+    error.chain().any(passes)
 }
 
 /// Checks the receipts of a chunk that is here.
