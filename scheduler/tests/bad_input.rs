@@ -10,7 +10,7 @@ use iptl_wire::control::FailureKind;
 use iptl_wire::session::{Bid, CellPhase, CellRef, Inventory, Slots, ToLablet, ToOrchestrator};
 use iptl_wire::takeover::LAST_COUNTER;
 
-use crate::cores::{Bench, cell, epoch, failure, grants, inventory, order, peer, persisted, run, sent_to, status};
+use crate::bench::{Bench, cell, epoch, failure, grants, inventory, order, peer, persisted, run, sent_to, status};
 use crate::lablet;
 use crate::log::{Writer, execution, granted, key, submitted, whole, writers};
 
@@ -335,7 +335,7 @@ fn a_run_of_ten_million_is_refused_before_anything_is_placed() {
     let groups: Vec<(String, u32)> = (0..5).map(|n| (format!("g{n}"), u32::MAX)).collect();
     let groups: Vec<(&str, u32)> = groups.iter().map(|(name, count)| (name.as_str(), *count)).collect();
     let (_, effects) = bench.submit_by(202, 9, run(&groups));
-    assert!(crate::cores::failure(&effects).is_some());
+    assert!(crate::bench::failure(&effects).is_some());
     // The lab goes on with what fits.
     let (id, effects) = bench.submit_by(202, 8, run(&[("a", 3)]));
     assert!(effects.iter().any(|e| matches!(e, Effect::PublishOffer(offer) if offer.execution == id)));

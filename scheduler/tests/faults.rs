@@ -5,7 +5,7 @@ use iptl_scheduler::Effect;
 use iptl_wire::control::Event;
 use iptl_wire::session::{MAX_FAULTS_TOLD, ToOrchestrator};
 
-use crate::cores::{Bench, cell, inventory, peer, persisted, run};
+use crate::bench::{Bench, cell, inventory, peer, persisted, run};
 
 fn done(due_us: u64) -> FaultDone {
     FaultDone { due_us, kind: FaultKind::Partition, done_us: due_us + 20, instances: 2 }

@@ -16,7 +16,7 @@ use iptl_wire::session::{
 use iptl_wire::takeover::{Finished, Orchestrators, Seat};
 use iptl_wire::{Timestamp, Verified, WallTime};
 
-use crate::cores::{both, cell, epoch, inventory, peer};
+use crate::bench::{both, cell, epoch, inventory, peer};
 
 const ME: u8 = 1;
 pub(crate) const ORCHESTRATOR: u8 = 200;

@@ -6,7 +6,7 @@ use iptl_dag::model::{self, FactKind};
 use iptl_scheduler::{Effect, Input};
 use iptl_wire::session::{CellPhase, CellStatus, ToLablet, ToOrchestrator};
 
-use crate::cores::{Bench, grants, peer, persisted, placements, run, sent_to, status};
+use crate::bench::{Bench, grants, peer, persisted, placements, run, sent_to, status};
 
 #[test]
 fn a_lablet_that_was_not_heard_since_a_restart_is_unknown_until_it_is_heard_or_lost() {

@@ -6,7 +6,7 @@ use iptl_scheduler::{AssemblyOrder, Effect, Input, ReceiptSummary};
 use iptl_wire::control::Event;
 use iptl_wire::session::{CellPhase, CellRef, CellStatus, Grant, ReceiptsReady, ToOrchestrator};
 
-use crate::cores::{Bench, cell, failure, grants, order, peer, persisted, result, run};
+use crate::bench::{Bench, cell, failure, grants, order, peer, persisted, result, run};
 
 /// Four instances: three of `a`, one of `b`, with what `a` says of losses.
 fn lossy(loss: GroupLoss) -> Run {

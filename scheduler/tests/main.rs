@@ -1,6 +1,7 @@
 //! The cores through their three verbs, and placement by properties.
 
 mod bad_input;
+mod bench;
 mod cores;
 mod faults;
 mod lablet;

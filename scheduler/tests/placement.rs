@@ -8,7 +8,7 @@ use iptl_scheduler::{GRANTED, egress_label, placement};
 use iptl_wire::session::{Inventory, MAX_HOLDS};
 use proptest::prelude::*;
 
-use crate::cores::{both, group, inventory, mixed, peer, run};
+use crate::bench::{both, group, inventory, mixed, peer, run};
 
 const MIB: u64 = 1 << 20;
 

@@ -3,7 +3,7 @@
 use iptl_dag::model::ExecutionId;
 use iptl_scheduler::{Effect, Input};
 
-use crate::cores::{Bench, both, mixed, order, result, run};
+use crate::bench::{Bench, both, mixed, order, result, run};
 
 fn offered(effects: &[Effect], id: ExecutionId) -> bool {
     effects.iter().any(|e| matches!(e, Effect::PublishOffer(offer) if offer.execution == id))
@@ -15,7 +15,7 @@ fn phase(bench: &Bench, id: ExecutionId) -> String {
 
 /// Ends an execution that was not started.
 fn end(bench: &mut Bench, id: ExecutionId) -> Vec<Effect> {
-    let effects = bench.give(Input::Cancel { execution: id, by: crate::cores::peer(202) });
+    let effects = bench.give(Input::Cancel { execution: id, by: crate::bench::peer(202) });
     assert!(order(&effects).is_some());
     bench.give(Input::Assembled { execution: id, result: result() })
 }
@@ -203,7 +203,7 @@ fn all_that_is_known_of_runs_that_wait_and_run_is_known_after_a_restart() {
 fn what_was_cancelled_before_its_start_says_so_after_a_restart() {
     let (mut bench, _, waiting) = full_with_a_queue();
     let said = |effects: &[Effect]| order(effects).expect("a result is ordered").missing;
-    let before = said(&bench.give(Input::Cancel { execution: waiting[0], by: crate::cores::peer(202) }));
+    let before = said(&bench.give(Input::Cancel { execution: waiting[0], by: crate::bench::peer(202) }));
     assert_eq!(said(&bench.restart()), before);
     assert!(before.values().all(|why| why == "cancelled before it was started"), "{before:?}");
 }

@@ -11,7 +11,7 @@ use iptl_wire::lab::Certificate;
 use iptl_wire::session::{CellPhase, CellStatus, ReceiptsReady, ToLablet, ToOrchestrator};
 use iptl_wire::takeover::{Claim, Finished};
 
-use crate::cores::{Bench, cell, epoch, grants, inventory, order, peer, persisted, result, run, sent_to};
+use crate::bench::{Bench, cell, epoch, grants, inventory, order, peer, persisted, result, run, sent_to};
 
 pub(crate) fn claim() -> Signed<Claim> {
     let body = Certificate {

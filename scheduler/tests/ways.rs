@@ -5,7 +5,7 @@ use iptl_scheduler::Effect;
 use iptl_wire::control::FailureKind;
 use iptl_wire::session::ToOrchestrator;
 
-use crate::cores::{Bench, cell, failure, peer, persisted, run};
+use crate::bench::{Bench, cell, failure, peer, persisted, run};
 
 fn way(to: u8, asked_us: u64, measured_us: Option<u64>) -> Way {
     let (from_region, to_region) = ("east".to_owned(), "west".to_owned());

@@ -58,7 +58,7 @@ impl Orchestrator {
                 cell.phase = Phase::Accepted;
                 exec.hold_recovered(lablet.clone(), cell);
             }
-            FactKind::TakenOver { .. } => exec.count_taken_over(),
+            FactKind::TakenOver { .. } => exec.note_takeover(),
             FactKind::Accepted { lablet } => {
                 if let Some(cell) = exec.cells.get_mut(lablet) {
                     cell.phase = cell.phase.max(Phase::Accepted);

@@ -252,8 +252,9 @@ impl Exec {
     /// anew before the start.
     ///
     /// TODO: without this, seed 19 of the simulator's profile `takeover-crowd` has a successor that was cut off from lablets
-    /// start an attempt which its predecessor had replaced already. Ending such an execution for want of lablets is safe.
-    pub(super) fn count_taken_over(&mut self) {
+    /// start an attempt which its predecessor had replaced already. Ending such an execution for want of lablets is safe; one
+    /// with fewer grants than rounds are tried is not ended by this, and no schedule has shown it of one.
+    pub(super) fn note_takeover(&mut self) {
         self.taken_over = true;
         self.rounds = self.rounds.saturating_add(u32::try_from(self.cells.len()).unwrap_or(u32::MAX));
     }

@@ -62,7 +62,7 @@ impl Orchestrator {
         for (id, exec) in &mut self.executions {
             let from = Epoch { counter: exec.epoch, peer: exec.leader.clone() };
             exec.epoch = exec.epoch.saturating_add(1);
-            exec.count_taken_over();
+            exec.note_takeover();
             exec.leader = self.config.peer.clone();
             lablets.extend(exec.live_cells().map(|(lablet, _)| lablet.clone()));
             taken.push((*id, from));

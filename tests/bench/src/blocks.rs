@@ -227,8 +227,8 @@ async fn read() -> Result<Row> {
         figure: format!("{:.0}/s by one reader, {:.0}/s by two", rates[0], rates[1]),
         reference: "–".into(),
         ratio: format!("{:.1} GB/s", best * READ_SIZE as f64 / 1e9),
-        goal: "≥ 50,000/s".into(),
-        reached: Some(best >= 50_000.0),
+        goal: "≥ 50,000/s by one".into(),
+        reached: Some(rates[0] >= 50_000.0),
         bound: "copying out of the page cache, and BLAKE3 over what was copied".into(),
     })
 }
